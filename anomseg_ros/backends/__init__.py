@@ -1,0 +1,32 @@
+"""Engines that run a bundle's graph: one file each, one table."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+from anomseg_ros.backends.options import BackendOptions
+from anomseg_ros.core.bundle import Bundle, load_bundle
+from anomseg_ros.core.detector import Backend, Detector
+from anomseg_ros.errors import ConfigError, unknown_name
+
+BACKENDS = {
+    "onnxruntime": "anomseg_ros.backends.onnxruntime:OnnxRuntimeBackend",
+}
+
+
+def open_backend(name: str, bundle: Bundle, options: BackendOptions | None = None) -> Backend:
+    """Load `bundle`'s graph into the backend called `name`. Raises ConfigError or BackendError."""
+    if name not in BACKENDS:
+        raise ConfigError(unknown_name("backend", name, BACKENDS))
+    module, _, attribute = BACKENDS[name].partition(":")
+    backend: Backend = getattr(importlib.import_module(module), attribute)(bundle, options or BackendOptions())
+    return backend
+
+
+def open_detector(
+    bundle: str | Path | Bundle, backend: str = "onnxruntime", options: BackendOptions | None = None
+) -> Detector:
+    """Load a bundle directory and run it on a backend. Raises BundleError, ConfigError or BackendError."""
+    loaded = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+    return Detector(loaded, open_backend(backend, loaded, options))

@@ -1,0 +1,1 @@
+"""The `anomseg` subcommands: each module parses its arguments, calls the library and prints."""

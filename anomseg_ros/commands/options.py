@@ -1,0 +1,50 @@
+"""Command-line options that several subcommands share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from anomseg_ros.backends import BACKENDS
+from anomseg_ros.backends.options import BackendOptions
+from anomseg_ros.core.frames import read_image
+from anomseg_ros.core.types import RgbImage
+
+
+def parser(command: str, description: str) -> argparse.ArgumentParser:
+    """Return the parser of `anomseg COMMAND`, which shows every default."""
+    return argparse.ArgumentParser(
+        prog=f"anomseg {command}", description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+
+
+def add_backend_options(target: argparse.ArgumentParser) -> None:
+    """Add --backend, --provider and --threads."""
+    defaults = BackendOptions()
+    target.add_argument("--backend", default="onnxruntime", choices=sorted(BACKENDS), help="engine that runs the graph")
+    target.add_argument("--provider", default=defaults.provider, help="execution provider: cpu, cuda, tensorrt, openvino")
+    target.add_argument("--threads", type=int, default=defaults.threads, help="processor threads; 0 = one per core")
+
+
+def backend_options(args: argparse.Namespace) -> BackendOptions:
+    """Return the BackendOptions of parsed arguments."""
+    return BackendOptions(threads=args.threads, provider=args.provider)
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Argument type: a comma-separated list."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def progress_bar() -> Progress:
+    """Return a progress bar with counts and time left, on standard error."""
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(TextColumn("{task.description}"), *columns, console=Console(stderr=True))
+
+
+def read_frames(paths: list[Path]) -> list[RgbImage]:
+    """Read image files as uint8 (H, W, 3) RGB."""
+    return [read_image(path) for path in paths]

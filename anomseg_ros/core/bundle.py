@@ -1,0 +1,268 @@
+"""The bundle: a directory that carries one deployable detector, the only bridge from the offline half to the run-time half.
+
+    <name>/bundle.yaml   the contract below, validated strictly on load
+    <name>/model.onnx    uint8 camera pixels in, uint8 labels and float32 scores out
+    <name>/model.pt2     optional: the quantized PyTorch program with the same inputs and outputs
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from anomseg_ros.core.labels import UNLABELLED, ClassInfo
+from anomseg_ros.core.schema import from_plain, to_plain
+from anomseg_ros.errors import BundleError, ConfigError, closest_first, unknown_name
+
+FORMAT_VERSION = 1
+CONTRACT_FILE = "bundle.yaml"
+GRAPH_FILE = "model.onnx"
+GRAPH_INPUT = "image"
+LABELS_OUTPUT = "labels"
+
+CHANNEL_ORDERS = ("rgb", "bgr")
+RESIZE_RULES = ("bilinear", "area", "nearest")
+PRECISIONS = ("fp32", "fp16", "int8")
+
+# A probability has a natural middle; -max z and the energy have no scale of their own.
+UNCALIBRATED_THRESHOLDS = {"void": 0.5, "msp": 0.5}
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """The tensor the graph takes: uint8 (1, height_px, width_px, 3); resize: how a frame of another size gets there."""
+
+    height_px: int
+    width_px: int
+    channel_order: str = "rgb"
+    resize: str = "bilinear"
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """One output of the graph."""
+
+    name: str
+    dtype: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class ThresholdTable:
+    """Thresholds of one score: false-positive rate on known pixels -> score above which a pixel is called anomalous."""
+
+    calibrated_on: str
+    by_target_fpr: Mapping[float, float]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the weights come from and what may be done with them."""
+
+    source_checkpoint: str | None = None
+    source_sha256: str | None = None
+    training_data: str | None = None
+    licence: str | None = None
+    command: str | None = None
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A threshold and how it came about, in words for logs and diagnostics."""
+
+    value: float
+    source: str
+    calibrated: bool
+
+
+@dataclass(frozen=True)
+class Contract:
+    """bundle.yaml, field by field. void_class: index into `classes` of the class that means anomaly, if there is one."""
+
+    format_version: int
+    name: str
+    network: str
+    precision: str
+    classes: tuple[ClassInfo, ...]
+    input: InputSpec
+    outputs: tuple[OutputSpec, ...]
+    files: Mapping[str, str]
+    void_class: int | None = None
+    temperature: float = 1.0
+    thresholds: Mapping[str, ThresholdTable] = field(default_factory=dict)
+    provenance: Provenance = Provenance()
+    quality: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """Names of the scores the graph computes, the default one first."""
+        return tuple(output.name for output in self.outputs if output.name != LABELS_OUTPUT)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A validated bundle directory."""
+
+    directory: Path
+    contract: Contract
+
+    @property
+    def graph_path(self) -> Path:
+        """Path of the ONNX graph."""
+        return self.directory / GRAPH_FILE
+
+    def check_score(self, score: str) -> str:
+        """Return `score`, or the bundle's default for an empty string; raise ConfigError if the graph does not have it."""
+        if not score:
+            return self.contract.score_names[0]
+        if score not in self.contract.score_names:
+            raise ConfigError(
+                f"bundle {self.contract.name!r}: {unknown_name('score', score, self.contract.score_names)}; "
+                "export the checkpoint again with --scores to add one"
+            )
+        return score
+
+    def threshold(self, score: str, target_fpr: float) -> Threshold | None:
+        """Return the threshold of `score` for the largest calibrated rate not above `target_fpr`.
+
+        Without a calibration, probabilities (void, msp) fall back to 0.5 and other scores have none. Raises ConfigError if
+        every calibrated rate is above `target_fpr`.
+        """
+        table = self.contract.thresholds.get(score)
+        if table is None:
+            value = UNCALIBRATED_THRESHOLDS.get(score)
+            return None if value is None else Threshold(value, f"default {value:g}, not calibrated", False)
+        rates = [rate for rate in table.by_target_fpr if rate <= target_fpr * (1 + 1e-9)]
+        if not rates:
+            known = ", ".join(f"{rate:g}" for rate in sorted(table.by_target_fpr))
+            raise ConfigError(f"target_fpr {target_fpr:g} is below every calibrated rate of score {score!r}: {known}")
+        rate = max(rates)
+        return Threshold(table.by_target_fpr[rate], f"target_fpr {rate:g} on {table.calibrated_on}", True)
+
+
+def load_bundle(directory: str | Path) -> Bundle:
+    """Read, validate and digest-check a bundle directory. Raises BundleError saying which file or key is wrong."""
+    directory = Path(directory)
+    contract = _read_contract(directory)
+    _check_values(contract, directory)
+    _check_digests(contract, directory)
+    return Bundle(directory, contract)
+
+
+def save_bundle(contract: Contract, files: Mapping[str, Path], directory: str | Path, *, overwrite: bool = False) -> Bundle:
+    """Write a bundle: copy `files` (name -> source), digest them, write the contract; beside first, then renamed.
+
+    The digests in `contract.files` are replaced by those of the files. Raises BundleError if `directory` exists and
+    `overwrite` is false, or holds anything that is not a bundle.
+    """
+    directory = Path(directory)
+    _refuse_existing(directory, overwrite)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        digests = {}
+        for name, source in files.items():
+            shutil.copyfile(source, staging / name)
+            digests[name] = sha256_of(staging / name)
+        plain = {**to_plain(contract), "files": digests}
+        (staging / CONTRACT_FILE).write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120))
+        staging.chmod(0o755)
+        load_bundle(staging)
+        if directory.exists():
+            shutil.rmtree(directory)
+        os.replace(staging, directory)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return load_bundle(directory)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _read_contract(directory: Path) -> Contract:
+    path = directory / CONTRACT_FILE
+    if directory.is_file():
+        raise BundleError(f"{directory} is a file, not a bundle directory; `anomseg export` makes one from a checkpoint")
+    if not path.is_file():
+        raise BundleError(f"{directory} has no {CONTRACT_FILE}; `anomseg export` makes a bundle from a checkpoint")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    _check_format_version(data, path)
+    try:
+        return from_plain(Contract, data, str(path))
+    except ConfigError as error:
+        raise BundleError(str(error)) from error
+
+
+def _check_format_version(data: object, path: Path) -> None:
+    # Before the keys: a newer format may well have keys that this version does not know.
+    version = data.get("format_version") if isinstance(data, Mapping) else None
+    if not isinstance(version, int):
+        raise BundleError(f"{path}: missing or bad format_version {version!r}; expected {FORMAT_VERSION}")
+    if version != FORMAT_VERSION:
+        remedy = "upgrade anomseg_ros" if version > FORMAT_VERSION else "export the checkpoint again"
+        raise BundleError(f"{path}: bundle format {version}, this anomseg_ros reads format {FORMAT_VERSION}; {remedy}")
+
+
+def _check_values(contract: Contract, directory: Path) -> None:
+    where = directory / CONTRACT_FILE
+    _check_choice(where, "precision", contract.precision, PRECISIONS)
+    _check_choice(where, "channel_order", contract.input.channel_order, CHANNEL_ORDERS)
+    _check_choice(where, "resize", contract.input.resize, RESIZE_RULES)
+    if contract.input.height_px < 1 or contract.input.width_px < 1:
+        raise BundleError(f"{where}: input size {contract.input.width_px}x{contract.input.height_px} is not positive")
+    if not contract.temperature > 0:
+        raise BundleError(f"{where}: temperature {contract.temperature!r} must be above 0")
+    if contract.void_class is not None and not 0 <= contract.void_class < len(contract.classes):
+        raise BundleError(f"{where}: void_class {contract.void_class} is not one of {len(contract.classes)} classes")
+    if any(not 0 <= info.train_id <= UNLABELLED for info in contract.classes):
+        raise BundleError(f"{where}: train ids must be 0 to {UNLABELLED}")
+    if LABELS_OUTPUT not in {output.name for output in contract.outputs} or not contract.score_names:
+        raise BundleError(f"{where}: outputs must name {LABELS_OUTPUT!r} and at least one score")
+    if GRAPH_FILE not in contract.files:
+        raise BundleError(f"{where}: files must list {GRAPH_FILE}")
+
+
+def _check_choice(where: Path, key: str, value: str, options: tuple[str, ...]) -> None:
+    if value not in options:
+        raise BundleError(f"{where}: {key} {value!r} is not one of {', '.join(closest_first(value, options))}")
+
+
+def _check_digests(contract: Contract, directory: Path) -> None:
+    for name, expected in contract.files.items():
+        path = directory / name
+        if path.name != name or path.is_symlink():
+            raise BundleError(f"{directory / CONTRACT_FILE}: file {name!r} must be a plain file inside the bundle")
+        if not path.is_file():
+            raise BundleError(f"{path} is missing; copy the whole bundle again")
+        actual = sha256_of(path)
+        if actual != expected:
+            raise BundleError(
+                f"{path} does not match its digest (sha256 {actual[:12]}…, bundle.yaml says {expected[:12]}…): "
+                "it was changed or damaged; copy or export the bundle again"
+            )
+
+
+def _refuse_existing(directory: Path, overwrite: bool) -> None:
+    if not directory.exists():
+        return
+    if not overwrite:
+        raise BundleError(f"{directory} exists; choose another output or pass --overwrite")
+    if not (directory / CONTRACT_FILE).is_file():
+        raise BundleError(f"{directory} exists and is not a bundle: not overwriting it")

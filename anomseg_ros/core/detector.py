@@ -1,0 +1,87 @@
+"""The detector: one bundle on one backend. Node, files, bags and evaluation all call this, so that they cannot differ."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from anomseg_ros.core.bundle import LABELS_OUTPUT, Bundle
+from anomseg_ros.core.preprocess import resized_labels, resized_scores, tensor_from_frame
+from anomseg_ros.core.types import Outputs, RgbImage
+
+
+class Backend(Protocol):
+    """An engine that runs a bundle's graph.
+
+    `requested` and `actual` name the engine and provider asked for and really in use, such as `onnxruntime:cpu`.
+    """
+
+    @property
+    def requested(self) -> str: ...
+
+    @property
+    def actual(self) -> str: ...
+
+    def run(self, tensor: RgbImage, outputs: Sequence[str]) -> list[npt.NDArray[np.generic]]:
+        """Run the graph on a uint8 (1, H, W, 3) tensor; return the named outputs, (1, H, W) each, in that order.
+
+        Only what those outputs need is computed, where the engine can. Raises BackendError.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the engine's memory."""
+        ...
+
+
+class Detector:
+    """Labels and anomaly scores of camera frames."""
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        self.bundle = bundle
+        self.backend = backend
+
+    def detect(
+        self,
+        frame: RgbImage,
+        scores: Iterable[str] | None = None,
+        *,
+        labels: bool = True,
+        source_size: bool = False,
+    ) -> Outputs:
+        """Return labels and scores of a uint8 (H, W, 3) RGB frame.
+
+        scores: names to compute; None means all the bundle has. Outputs have the bundle's input size, or the frame's
+        with `source_size`. Raises FrameError for an unusable frame, ConfigError for an unknown score, BackendError.
+        """
+        names = self.bundle.contract.score_names if scores is None else tuple(map(self.bundle.check_score, scores))
+        tensor = tensor_from_frame(frame, self.bundle.contract.input)
+        wanted = [LABELS_OUTPUT, *names] if labels else [*names]
+        started = time.perf_counter()
+        arrays = dict(zip(wanted, self.backend.run(tensor, wanted), strict=True)) if wanted else {}
+        network_ms = (time.perf_counter() - started) * 1e3
+        return _outputs(arrays, network_ms, frame.shape[:2] if source_size else None)
+
+    def warm_up(self) -> None:
+        """Run one grey frame through the whole graph, so that the first camera frame does not pay for allocation."""
+        spec = self.bundle.contract.input
+        self.detect(np.full((spec.height_px, spec.width_px, 3), 128, np.uint8))
+
+    def close(self) -> None:
+        """Release the backend."""
+        self.backend.close()
+
+
+def _outputs(arrays: dict[str, npt.NDArray[np.generic]], network_ms: float, size: tuple[int, ...] | None) -> Outputs:
+    labels = arrays.pop(LABELS_OUTPUT, None)
+    label_image = None if labels is None else np.asarray(labels[0], np.uint8)
+    score_maps = {name: np.asarray(array[0], np.float32) for name, array in arrays.items()}
+    if size is not None:
+        height, width = size
+        label_image = None if label_image is None else resized_labels(label_image, height, width)
+        score_maps = {name: resized_scores(scores, height, width) for name, scores in score_maps.items()}
+    return Outputs(label_image, score_maps, network_ms)

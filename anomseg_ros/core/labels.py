@@ -1,0 +1,87 @@
+"""Label sets: class names, colours and train ids of the datasets that road-scene networks are trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from anomseg_ros.errors import ConfigError, unknown_name
+
+UNLABELLED = 255
+"""Train id of pixels that belong to no known class: ignored in training, `void` in a prediction."""
+
+UNLABELLED_COLOR = (0, 0, 0)
+
+
+@dataclass(frozen=True)
+class ClassInfo:
+    """One class: its name, its RGB colour and the train id it has in label images (255 for void)."""
+
+    name: str
+    color: tuple[int, int, int]
+    train_id: int
+
+
+def _label_set(*rows: tuple[str, tuple[int, int, int]]) -> tuple[ClassInfo, ...]:
+    return tuple(ClassInfo(name, color, train_id) for train_id, (name, color) in enumerate(rows))
+
+
+# Names, order and colours of cityscapesScripts' labels.py (Cordts et al., CVPR 2016), the 19 evaluated classes.
+CITYSCAPES = _label_set(
+    ("road", (128, 64, 128)),
+    ("sidewalk", (244, 35, 232)),
+    ("building", (70, 70, 70)),
+    ("wall", (102, 102, 156)),
+    ("fence", (190, 153, 153)),
+    ("pole", (153, 153, 153)),
+    ("traffic light", (250, 170, 30)),
+    ("traffic sign", (220, 220, 0)),
+    ("vegetation", (107, 142, 35)),
+    ("terrain", (152, 251, 152)),
+    ("sky", (70, 130, 180)),
+    ("person", (220, 20, 60)),
+    ("rider", (255, 0, 0)),
+    ("car", (0, 0, 142)),
+    ("truck", (0, 0, 70)),
+    ("bus", (0, 60, 100)),
+    ("train", (0, 80, 100)),
+    ("motorcycle", (0, 0, 230)),
+    ("bicycle", (119, 11, 32)),
+)
+
+# CamVid's 11-class subset, in the order of SegNet's tutorial labels (Badrinarayanan et al., 2017).
+CAMVID = _label_set(
+    ("sky", (128, 128, 128)),
+    ("building", (128, 0, 0)),
+    ("pole", (192, 192, 128)),
+    ("road", (128, 64, 128)),
+    ("pavement", (60, 40, 222)),
+    ("tree", (128, 128, 0)),
+    ("sign symbol", (192, 128, 128)),
+    ("fence", (64, 64, 128)),
+    ("car", (64, 0, 128)),
+    ("pedestrian", (64, 64, 0)),
+    ("bicyclist", (0, 128, 192)),
+)
+
+LABEL_SETS: dict[str, tuple[ClassInfo, ...]] = {"cityscapes": CITYSCAPES, "camvid": CAMVID}
+
+VOID = ClassInfo("void", UNLABELLED_COLOR, UNLABELLED)
+
+
+def label_set(name: str) -> tuple[ClassInfo, ...]:
+    """Return the known classes of a label set, in train-id order."""
+    if name not in LABEL_SETS:
+        raise ConfigError(unknown_name("label set", name, LABEL_SETS))
+    return LABEL_SETS[name]
+
+
+def palette(classes: Sequence[ClassInfo]) -> npt.NDArray[np.uint8]:
+    """Return the (256, 3) uint8 RGB table from label value to colour; values without a class are black."""
+    table = np.zeros((256, 3), np.uint8)
+    for info in classes:
+        table[info.train_id] = info.color
+    return table

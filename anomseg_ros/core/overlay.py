@@ -1,0 +1,112 @@
+"""Pictures of a detector's outputs: what a person looks at instead of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from anomseg_ros.core.labels import UNLABELLED, ClassInfo, palette
+from anomseg_ros.core.preprocess import resized_labels, resized_scores
+from anomseg_ros.core.types import LabelImage, Mask, RgbImage, ScoreMap
+
+ANOMALY_COLOR = (255, 40, 0)
+HEAT_MAP = cv2.COLORMAP_TURBO
+LABEL_WEIGHT = 0.45
+ANOMALY_WEIGHT = 0.65
+
+
+def anomaly_mask(scores: ScoreMap, threshold: float) -> Mask:
+    """Return uint8 (H, W), 255 where the float32 (H, W) score is above the threshold."""
+    return np.asarray(cv2.compare(scores, float(threshold), cv2.CMP_GT), np.uint8)
+
+
+def label_colors(labels: LabelImage, colors: npt.NDArray[np.uint8]) -> RgbImage:
+    """Return uint8 (H, W, 3) RGB of a label image, by the (256, 3) palette."""
+    # cv2.LUT walks the image once; fancy indexing takes five times as long.
+    spread = cv2.merge([labels, labels, labels])
+    return np.asarray(cv2.LUT(spread, colors[np.newaxis]), np.uint8)
+
+
+def heat_map(scores: ScoreMap, low: float, high: float) -> RgbImage:
+    """Return uint8 (H, W, 3) RGB of a score map, `low` blue to `high` red."""
+    return np.asarray(cv2.cvtColor(cv2.applyColorMap(gray_scores(scores, low, high), HEAT_MAP), cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def gray_scores(scores: ScoreMap, low: float, high: float) -> npt.NDArray[np.uint8]:
+    """Return uint8 (H, W): `low` and below 0, `high` and above 255, linear between."""
+    scale = 255.0 / max(high - low, 1e-12)
+    # convertScaleAbs would fold negative values over, so clip first, in float.
+    return np.clip(scores * np.float32(scale) - np.float32(low * scale), 0, 255).astype(np.uint8)
+
+
+def score_range(name: str, num_classes: int) -> tuple[float, float]:
+    """Return the fixed range in which a score is drawn, so that colours mean the same in every frame.
+
+    Probabilities 0 to 1, entropy 0 to ln C; -max z and energy, which have no bounds, -20 to 0, where trained
+    road-scene networks live.
+    """
+    if name == "max_entropy":
+        return 0.0, float(np.log(num_classes))
+    return (-20.0, 0.0) if name in ("max_logit", "energy") else (0.0, 1.0)
+
+
+def overlay(image: RgbImage, labels: LabelImage, mask: Mask | None, colors: npt.NDArray[np.uint8]) -> RgbImage:
+    """Return the frame tinted by class colour, anomalous pixels bright orange-red with a white outline.
+
+    image: uint8 (H, W, 3) RGB; labels, mask: of any one size; the result has the image's size. Unlabelled pixels keep
+    the frame's own colour.
+    """
+    height, width = image.shape[:2]
+    labels = resized_labels(labels, height, width)
+    tinted = np.asarray(cv2.addWeighted(image, 1 - LABEL_WEIGHT, label_colors(labels, colors), LABEL_WEIGHT, 0), np.uint8)
+    cv2.copyTo(image, cv2.compare(labels, UNLABELLED, cv2.CMP_EQ), tinted)
+    return tinted if mask is None else _mark_anomalies(tinted, image, resized_labels(mask, height, width))
+
+
+def _mark_anomalies(canvas: RgbImage, image: RgbImage, mask: Mask) -> RgbImage:
+    if not cv2.hasNonZero(mask):
+        return canvas
+    flat = np.empty_like(image)
+    flat[:] = ANOMALY_COLOR
+    marked = cv2.addWeighted(image, 1 - ANOMALY_WEIGHT, flat, ANOMALY_WEIGHT, 0)
+    cv2.copyTo(marked, mask, canvas)
+    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    cv2.drawContours(canvas, contours, -1, (255, 255, 255), 1)
+    return canvas
+
+
+def panel(
+    image: RgbImage,
+    labels: LabelImage,
+    scores: ScoreMap,
+    mask: Mask,
+    classes: Sequence[ClassInfo],
+    drawn_range: tuple[float, float],
+    score_name: str,
+) -> RgbImage:
+    """Return input | labels | anomaly heat map | mask side by side in a 2x2 grid, captioned; uint8 (2H, 2W, 3) RGB.
+
+    Everything is brought to the label image's size.
+    """
+    height, width = labels.shape
+    small = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+    tiles = {
+        "input": small,
+        "labels": label_colors(labels, palette(classes)),
+        f"anomaly score: {score_name}": heat_map(resized_scores(scores, height, width), *drawn_range),
+        "anomaly mask on labels": overlay(small, labels, mask, palette(classes)),
+    }
+    captioned = [_caption(tile, text) for text, tile in tiles.items()]
+    return np.vstack([np.hstack(captioned[:2]), np.hstack(captioned[2:])])
+
+
+def _caption(tile: RgbImage, text: str) -> RgbImage:
+    size = max(tile.shape[1] / 1024, 0.4)
+    origin = (int(12 * size), int(34 * size))
+    tile = np.ascontiguousarray(tile)
+    for color, thickness in (((0, 0, 0), 4), ((255, 255, 255), 1)):
+        cv2.putText(tile, text, origin, cv2.FONT_HERSHEY_SIMPLEX, size, color, max(1, round(thickness * size)), cv2.LINE_AA)
+    return tile

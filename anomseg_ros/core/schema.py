@@ -1,0 +1,115 @@
+"""Plain data (parsed YAML) into frozen dataclasses and back, strictly: an unknown key is an error that names the closest known one.
+
+Why not a validation library: the ones in ROS distributions and on PyPI differ by a major version, and this package
+must install from either.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar, Union
+
+from anomseg_ros.errors import ConfigError, closest_first
+
+T = TypeVar("T")
+
+
+def from_plain(cls: type[T], data: object, where: str) -> T:
+    """Return an instance of the dataclass `cls` filled from a mapping.
+
+    `where` names the file and key in messages. Nested dataclasses, tuples, mappings, optional and scalar fields are
+    checked. Raises ConfigError for unknown or missing keys and values of another type.
+    """
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{where}: expected a mapping with the keys of {cls.__name__}, got {data!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls)) if field.init}
+    _refuse_unknown_keys(data, fields, where)
+    _refuse_missing_keys(data, fields, where)
+    values = {name: _convert(hints[name], value, f"{where}: {name}") for name, value in data.items()}
+    return cls(**values)
+
+
+def to_plain(value: Any) -> Any:
+    """Return dataclasses, tuples and mappings as the dicts and lists that YAML and JSON hold; None fields are left out."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        items = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+        return {name: to_plain(item) for name, item in items if item is not None}
+    if isinstance(value, Mapping):
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def _refuse_unknown_keys(data: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
+    for key in data:
+        if key not in known:
+            options = closest_first(str(key), known)
+            raise ConfigError(f"{where}: unknown key {key!r}; did you mean {options[0]!r}? Known: {', '.join(options)}")
+
+
+def _refuse_missing_keys(data: Mapping[str, Any], fields: Mapping[str, dataclasses.Field[Any]], where: str) -> None:
+    required = [
+        name
+        for name, field in fields.items()
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    missing = [name for name in required if name not in data]
+    if missing:
+        raise ConfigError(f"{where}: missing key(s) {', '.join(map(repr, missing))}")
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return _convert_optional(hint, value, where)
+    if dataclasses.is_dataclass(hint):
+        return from_plain(typing.cast(type, hint), value, where)
+    if origin is tuple:
+        return _convert_tuple(hint, value, where)
+    if origin in (dict, Mapping):
+        return _convert_mapping(hint, value, where)
+    return _convert_scalar(hint, value, where)
+
+
+def _convert_optional(hint: Any, value: Any, where: str) -> Any:
+    if value is None:
+        return None
+    (inner,) = (option for option in typing.get_args(hint) if option is not type(None))
+    return _convert(inner, value, where)
+
+
+def _convert_tuple(hint: Any, value: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{where}: expected a list, got {value!r}")
+    args = typing.get_args(hint)
+    if args[-1] is Ellipsis:
+        args = (args[0],) * len(value)
+    if len(value) != len(args):
+        raise ConfigError(f"{where}: expected {len(args)} values, got {value!r}")
+    return tuple(_convert(arg, item, f"{where}[{i}]") for i, (arg, item) in enumerate(zip(args, value, strict=True)))
+
+
+def _convert_mapping(hint: Any, value: Any, where: str) -> dict[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where}: expected a mapping, got {value!r}")
+    key_hint, item_hint = typing.get_args(hint)
+    return {
+        _convert(key_hint, key, f"{where}: key {key!r}"): _convert(item_hint, item, f"{where}: {key}")
+        for key, item in value.items()
+    }
+
+
+def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
+    if hint is Any:
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    # bool is an int to isinstance, but never what an integer field means.
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ConfigError(f"{where}: expected {hint.__name__}, got {value!r}")
+    return value

@@ -1,0 +1,301 @@
+"""Checkpoint to bundle: one ONNX graph from camera pixels to labels and scores, checked against the torch network.
+
+The graph casts, normalises, runs the network, takes the argmax and computes every requested score with its temperature.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from anomseg_ros.backends.onnxruntime import OnnxRuntimeBackend
+from anomseg_ros.backends.options import BackendOptions
+from anomseg_ros.core.bundle import (
+    FORMAT_VERSION,
+    GRAPH_FILE,
+    GRAPH_INPUT,
+    LABELS_OUTPUT,
+    Bundle,
+    Contract,
+    InputSpec,
+    OutputSpec,
+    Provenance,
+    load_bundle,
+    save_bundle,
+    sha256_of,
+)
+from anomseg_ros.core.labels import VOID, ClassInfo, label_set
+from anomseg_ros.core.preprocess import tensor_from_frame
+from anomseg_ros.core.scores import check_score_names, reference_score
+from anomseg_ros.core.types import RgbImage
+from anomseg_ros.errors import ConfigError, ExportError
+from anomseg_ros.networks.base import SegmentationNetwork
+from anomseg_ros.networks.checkpoints import load_checkpoint
+
+OPSET = 18
+
+SCORE_MEANINGS = {
+    "msp": "1 - max p",
+    "max_logit": "-max z",
+    "max_entropy": "-sum p log p",
+    "energy": "-T log sum exp(z / T)",
+    "void": "probability of the void class",
+}
+
+# float32 sums in another order; measured differences are some 1e-5.
+SCORE_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What to export. num_classes counts the void class, whose output index is void_class (None: there is none)."""
+
+    name: str
+    num_classes: int
+    void_class: int | None = None
+    label_set: str = "cityscapes"
+    height_px: int = 512
+    width_px: int = 1024
+    resize: str = "bilinear"
+    scores: tuple[str, ...] = ()
+    temperature: float = 1.0
+
+    def classes(self) -> tuple[ClassInfo, ...]:
+        """Return one entry per network output; raise ConfigError if the label set does not fit num_classes."""
+        known = list(label_set(self.label_set))
+        if self.void_class is not None:
+            if not 0 <= self.void_class < self.num_classes:
+                raise ConfigError(f"void class {self.void_class} is not one of the outputs 0 to {self.num_classes - 1}")
+            known.insert(self.void_class, VOID)
+        if len(known) != self.num_classes:
+            raise ConfigError(
+                f"label set {self.label_set!r} with void class {self.void_class} has {len(known)} classes, the network "
+                f"{self.num_classes}; give --label-set and, for a void classifier, --void-class"
+            )
+        return tuple(known)
+
+    def score_names(self) -> tuple[str, ...]:
+        """Return the scores to export: those asked for, else void first where there is a void class, then the rest."""
+        defaults = ("max_logit", "msp", "max_entropy")
+        names = self.scores or (("void", *defaults) if self.void_class is not None else defaults)
+        check_score_names(names, self.void_class)
+        return names
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far the graph is from the torch network on `frames` frames, and how often the argmax differs (near ties)."""
+
+    frames: int
+    max_score_difference: float
+    label_disagreement: float
+
+
+def export_checkpoint(
+    network_name: str,
+    checkpoint: Path,
+    config: ExportConfig,
+    output: Path,
+    *,
+    command: str | None = None,
+    frames: Sequence[RgbImage] = (),
+    overwrite: bool = False,
+) -> tuple[Bundle, Parity]:
+    """Load a checkpoint strictly and export it; see export_network. Raises CheckpointError, ConfigError, ExportError."""
+    config.classes()
+    network = load_checkpoint(checkpoint, network_name, config.num_classes)
+    provenance = Provenance(checkpoint.name, sha256_of(checkpoint), command=command)
+    return export_network(network, network_name, config, output, provenance, frames=frames, overwrite=overwrite)
+
+
+def export_network(
+    network: SegmentationNetwork,
+    network_name: str,
+    config: ExportConfig,
+    output: Path,
+    provenance: Provenance,
+    *,
+    frames: Sequence[RgbImage] = (),
+    overwrite: bool = False,
+) -> tuple[Bundle, Parity]:
+    """Write the bundle of a network and check it on random frames and on `frames` (uint8 (H, W, 3) RGB).
+
+    Returns the bundle and how far it is from the network. Raises ExportError, leaving nothing behind, if it is off.
+    """
+    contract = _contract(network_name, config, provenance)
+    graph = DetectorGraph(network, config).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        staged = save_bundle(contract, {GRAPH_FILE: _write_onnx(graph, config, Path(folder))}, Path(folder) / "bundle")
+        parity = check_parity(staged, network, [*_random_frames(config), *frames])
+        bundle = save_bundle(contract, {GRAPH_FILE: staged.graph_path}, output, overwrite=overwrite)
+    return bundle, parity
+
+
+class DetectorGraph(nn.Module):
+    """The whole computation from uint8 (1, H, W, 3) RGB to (labels, score, score…), each (1, H, W)."""
+
+    def __init__(self, network: SegmentationNetwork, config: ExportConfig) -> None:
+        super().__init__()
+        self.network = network
+        self.config = config
+        classes = config.classes()
+        train_ids = [info.train_id for info in classes]
+        self.known = [index for index in range(len(classes)) if index != config.void_class]
+        self.labels_are_indices = train_ids == list(range(len(classes)))
+        self.register_buffer("train_ids", torch.tensor(train_ids, dtype=torch.uint8))
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """image: uint8 (1, H, W, 3)."""
+        logits = self.network(pixels_to_input(image))
+        return self.labels(logits), *self.scores(logits)
+
+    def labels(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return uint8 (1, H, W) train ids, the void class as 255."""
+        index = logits.argmax(dim=1)
+        return index.to(torch.uint8) if self.labels_are_indices else self.train_ids[index]
+
+    def scores(self, logits: torch.Tensor) -> list[torch.Tensor]:
+        """Return one float32 (1, H, W) per score name, by formulas without Softmax: on the channel axis it takes
+        ten times as long as exp and sum in ONNX Runtime."""
+        return [self._score(name, logits) for name in self.config.score_names()]
+
+    def _score(self, name: str, logits: torch.Tensor) -> torch.Tensor:
+        temperature = self.config.temperature
+        if name == "void":
+            # 1 / sum exp(z - z_void): overflow gives 1 / inf = 0, which is what such a probability rounds to.
+            void = self.config.void_class
+            return 1.0 / torch.exp(_scaled(logits - logits[:, void : void + 1], temperature)).sum(dim=1)  # type: ignore[operator]
+        known = logits if len(self.known) == logits.shape[1] else self._known_logits(logits)
+        if name == "max_logit":
+            return -known.amax(dim=1)
+        peak = known.amax(dim=1, keepdim=True)
+        shifted = _scaled(known - peak, temperature)
+        exponentials = torch.exp(shifted)
+        total = exponentials.sum(dim=1)
+        if name == "msp":
+            return 1.0 - 1.0 / total
+        if name == "max_entropy":
+            return torch.log(total) - (exponentials * shifted).sum(dim=1) / total
+        return -(peak[:, 0] + temperature * torch.log(total))
+
+    def _known_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        if self.config.void_class == logits.shape[1] - 1:
+            return logits[:, :-1]
+        return logits[:, self.known]
+
+
+def _scaled(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    return logits if temperature == 1.0 else logits / temperature
+
+
+def pixels_to_input(image: torch.Tensor) -> torch.Tensor:
+    """Return float32 (N, 3, H, W) in 0 to 1 of uint8 (N, H, W, 3) camera pixels."""
+    return image.permute(0, 3, 1, 2).to(torch.float32) / 255.0
+
+
+def check_parity(bundle: Bundle, network: SegmentationNetwork, frames: Sequence[RgbImage]) -> Parity:
+    """Hold the bundle's graph equal to the torch network and the reference scores on frames of any size.
+
+    A score may differ by SCORE_TOLERANCE (absolute, or relative above 1); a label only where the two best logits are
+    that close. Raises ExportError naming the output and the frame.
+    """
+    backend = OnnxRuntimeBackend(bundle, BackendOptions())
+    names = bundle.contract.score_names
+    worst, disagreeing, pixels = 0.0, 0, 0
+    for index, frame in enumerate(frames):
+        tensor = tensor_from_frame(frame, bundle.contract.input)
+        with torch.inference_mode():
+            logits = network(pixels_to_input(torch.from_numpy(tensor.copy())))[0].numpy()
+        labels, *scores = backend.run(tensor, [LABELS_OUTPUT, *names])
+        disagreeing += _check_labels(bundle.contract, np.asarray(labels[0]), logits, index)
+        for name, score in zip(names, scores, strict=True):
+            worst = max(worst, _check_score(bundle.contract, name, np.asarray(score[0]), logits, index))
+        pixels += labels[0].size
+    backend.close()
+    return Parity(len(frames), worst, disagreeing / pixels)
+
+
+def _check_labels(contract: Contract, labels: npt.NDArray[np.generic], logits: npt.NDArray[np.float32], frame: int) -> int:
+    train_ids = np.array([info.train_id for info in contract.classes], np.uint8)
+    differing = labels != train_ids[logits.argmax(axis=0)]
+    second, first = np.partition(logits, -2, axis=0)[-2:]
+    wrong = int((differing & (first - second > SCORE_TOLERANCE)).sum())
+    if wrong:
+        raise ExportError(
+            f"bundle {contract.name!r}: frame {frame}: {wrong} of {labels.size} labels differ from the torch network's; "
+            "the exported graph is wrong, nothing was written"
+        )
+    return int(differing.sum())
+
+
+def _check_score(
+    contract: Contract, name: str, score: npt.NDArray[np.generic], logits: npt.NDArray[np.float32], frame: int
+) -> float:
+    reference = reference_score(name, logits, contract.void_class, contract.temperature)
+    difference = np.abs(score - reference)
+    if not np.all(difference <= SCORE_TOLERANCE * np.maximum(1.0, np.abs(reference))):
+        raise ExportError(
+            f"bundle {contract.name!r}: frame {frame}: score {name!r} is off its reference by up to "
+            f"{float(np.nanmax(difference)):.3g} (allowed {SCORE_TOLERANCE:g}); nothing was written"
+        )
+    return float(difference.max())
+
+
+def _contract(network_name: str, config: ExportConfig, provenance: Provenance) -> Contract:
+    names = config.score_names()
+    outputs = [OutputSpec(LABELS_OUTPUT, "uint8", "train ids, 255 = void or unlabelled")]
+    outputs += [OutputSpec(name, "float32", f"{SCORE_MEANINGS[name]}; higher = more anomalous") for name in names]
+    return Contract(
+        format_version=FORMAT_VERSION,
+        name=config.name,
+        network=network_name,
+        precision="fp32",
+        classes=config.classes(),
+        input=InputSpec(config.height_px, config.width_px, resize=config.resize),
+        outputs=tuple(outputs),
+        files={},
+        void_class=config.void_class,
+        temperature=config.temperature,
+        provenance=provenance,
+    )
+
+
+def _write_onnx(graph: DetectorGraph, config: ExportConfig, folder: Path) -> Path:
+    path = folder / GRAPH_FILE
+    pixels = torch.zeros((1, config.height_px, config.width_px, 3), dtype=torch.uint8)
+    # The exporter tells its progress through warnings and loggers that mean nothing to a user.
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        torch.onnx.export(
+            graph,
+            (pixels,),
+            str(path),
+            dynamo=True,
+            verbose=False,
+            external_data=False,
+            opset_version=OPSET,
+            input_names=[GRAPH_INPUT],
+            output_names=[LABELS_OUTPUT, *config.score_names()],
+        )
+    return path
+
+
+def _random_frames(config: ExportConfig) -> list[RgbImage]:
+    generator = np.random.default_rng(0)
+    noise = generator.integers(0, 256, (config.height_px, config.width_px, 3), dtype=np.uint8)
+    down, across = np.mgrid[: config.height_px, : config.width_px]
+    ramp = np.stack([down * 255 // config.height_px, across * 255 // config.width_px, (down + across) % 256], axis=2)
+    return [noise, ramp.astype(np.uint8)]
+
+
+__all__ = ["DetectorGraph", "ExportConfig", "Parity", "check_parity", "export_checkpoint", "export_network", "load_bundle"]
