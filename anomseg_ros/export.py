@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -29,7 +30,6 @@ from anomseg_ros.core.bundle import (
     InputSpec,
     OutputSpec,
     Provenance,
-    load_bundle,
     save_bundle,
     sha256_of,
 )
@@ -51,8 +51,12 @@ SCORE_MEANINGS = {
     "void": "probability of the void class",
 }
 
-# float32 sums in another order; measured differences are some 1e-5.
-SCORE_TOLERANCE = 1e-3
+# float32 sums in another order: the error grows with the size of the logits. Measured: some 1e-6 of it.
+RELATIVE_TOLERANCE = 5e-5
+USUAL_LOGIT = 20.0
+# Max-unpooling puts a value where the maximum was. Between pixels that are equal up to rounding that place is arbitrary,
+# so a few outputs near flat regions differ at will: 0.24 % at most in ENet on real frames, none on noise.
+UNPOOLING_SHARE = 0.005
 
 
 @dataclass(frozen=True)
@@ -205,49 +209,61 @@ def pixels_to_input(image: torch.Tensor) -> torch.Tensor:
 def check_parity(bundle: Bundle, network: SegmentationNetwork, frames: Sequence[RgbImage]) -> Parity:
     """Hold the bundle's graph equal to the torch network and the reference scores on frames of any size.
 
-    A score may differ by SCORE_TOLERANCE (absolute, or relative above 1); a label only where the two best logits are
-    that close. Raises ExportError naming the output and the frame.
+    A score may differ by 1e-3, or by 5e-5 of the largest logit where that is more; a label only where the two best
+    logits are that close. After the first frame, which should be noise, networks with max-unpooling may break this in
+    UNPOOLING_SHARE of the pixels. Raises ExportError naming the output and the frame.
     """
     backend = OnnxRuntimeBackend(bundle, BackendOptions())
-    names = bundle.contract.score_names
     worst, disagreeing, pixels = 0.0, 0, 0
     for index, frame in enumerate(frames):
+        spared = UNPOOLING_SHARE if index and network.max_unpooling else 0.0
         tensor = tensor_from_frame(frame, bundle.contract.input)
         with torch.inference_mode():
             logits = network(pixels_to_input(torch.from_numpy(tensor.copy())))[0].numpy()
-        labels, *scores = backend.run(tensor, [LABELS_OUTPUT, *names])
-        disagreeing += _check_labels(bundle.contract, np.asarray(labels[0]), logits, index)
-        for name, score in zip(names, scores, strict=True):
-            worst = max(worst, _check_score(bundle.contract, name, np.asarray(score[0]), logits, index))
+        frame_parity = _FrameParity(bundle.contract, logits, index, spared)
+        labels, *scores = backend.run(tensor, [LABELS_OUTPUT, *bundle.contract.score_names])
+        disagreeing += frame_parity.check_labels(np.asarray(labels[0]))
+        for name, score in zip(bundle.contract.score_names, scores, strict=True):
+            worst = max(worst, frame_parity.check_score(name, np.asarray(score[0])))
         pixels += labels[0].size
     backend.close()
     return Parity(len(frames), worst, disagreeing / pixels)
 
 
-def _check_labels(contract: Contract, labels: npt.NDArray[np.generic], logits: npt.NDArray[np.float32], frame: int) -> int:
-    train_ids = np.array([info.train_id for info in contract.classes], np.uint8)
-    differing = labels != train_ids[logits.argmax(axis=0)]
-    second, first = np.partition(logits, -2, axis=0)[-2:]
-    wrong = int((differing & (first - second > SCORE_TOLERANCE)).sum())
-    if wrong:
-        raise ExportError(
-            f"bundle {contract.name!r}: frame {frame}: {wrong} of {labels.size} labels differ from the torch network's; "
-            "the exported graph is wrong, nothing was written"
-        )
-    return int(differing.sum())
+@dataclass(frozen=True)
+class _FrameParity:
+    """Holds one frame's outputs against its logits, float32 (C, H, W), as the torch network gives them."""
 
+    contract: Contract
+    logits: npt.NDArray[np.float32]
+    frame: int
+    spared_share: float
 
-def _check_score(
-    contract: Contract, name: str, score: npt.NDArray[np.generic], logits: npt.NDArray[np.float32], frame: int
-) -> float:
-    reference = reference_score(name, logits, contract.void_class, contract.temperature)
-    difference = np.abs(score - reference)
-    if not np.all(difference <= SCORE_TOLERANCE * np.maximum(1.0, np.abs(reference))):
-        raise ExportError(
-            f"bundle {contract.name!r}: frame {frame}: score {name!r} is off its reference by up to "
-            f"{float(np.nanmax(difference)):.3g} (allowed {SCORE_TOLERANCE:g}); nothing was written"
-        )
-    return float(difference.max())
+    def check_labels(self, labels: npt.NDArray[np.generic]) -> int:
+        """Return how many labels differ; raise ExportError if any does that is no near tie."""
+        train_ids = np.array([info.train_id for info in self.contract.classes], np.uint8)
+        differing = labels != train_ids[self.logits.argmax(axis=0)]
+        second, first = np.partition(self.logits, -2, axis=0)[-2:]
+        self._refuse(differing & (first - second > self._tolerance()), LABELS_OUTPUT, "are not the torch network's")
+        return int(differing.sum())
+
+    def check_score(self, name: str, score: npt.NDArray[np.generic]) -> float:
+        """Return the largest difference to the reference score; raise ExportError if it is too large."""
+        reference = reference_score(name, self.logits, self.contract.void_class, self.contract.temperature)
+        difference = np.abs(score - reference)
+        worst = float(np.nan_to_num(difference, nan=np.inf).max())
+        self._refuse(~(difference <= self._tolerance()), f"score {name!r}", f"are off the reference, by up to {worst:.3g}")
+        return worst
+
+    def _refuse(self, wrong: npt.NDArray[np.bool_], output: str, fault: str) -> None:
+        if wrong.mean() > self.spared_share:
+            raise ExportError(
+                f"bundle {self.contract.name!r}: frame {self.frame}: {int(wrong.sum())} of {wrong.size} pixels of {output} "
+                f"{fault} (allowed {self._tolerance():.3g}); the exported graph is wrong, nothing was written"
+            )
+
+    def _tolerance(self) -> float:
+        return RELATIVE_TOLERANCE * max(USUAL_LOGIT, float(np.abs(self.logits).max()))
 
 
 def _contract(network_name: str, config: ExportConfig, provenance: Provenance) -> Contract:
@@ -293,9 +309,5 @@ def _write_onnx(graph: DetectorGraph, config: ExportConfig, folder: Path) -> Pat
 def _random_frames(config: ExportConfig) -> list[RgbImage]:
     generator = np.random.default_rng(0)
     noise = generator.integers(0, 256, (config.height_px, config.width_px, 3), dtype=np.uint8)
-    down, across = np.mgrid[: config.height_px, : config.width_px]
-    ramp = np.stack([down * 255 // config.height_px, across * 255 // config.width_px, (down + across) % 256], axis=2)
-    return [noise, ramp.astype(np.uint8)]
-
-
-__all__ = ["DetectorGraph", "ExportConfig", "Parity", "check_parity", "export_checkpoint", "export_network", "load_bundle"]
+    smooth = cv2.normalize(cv2.GaussianBlur(noise.astype(np.float32), (0, 0), 8.0), None, 0, 255, cv2.NORM_MINMAX)
+    return [noise, smooth.astype(np.uint8)]

@@ -54,7 +54,7 @@ def _open_session(bundle: Bundle, options: BackendOptions) -> ort.InferenceSessi
     provider = PROVIDERS[options.provider]
     available = ort.get_available_providers()
     # A missing provider is not an error here: onnxruntime falls back to the CPU, and `actual` says so.
-    providers = [name for name in (provider, PROVIDERS["cpu"]) if name in available]
+    providers = [name for name in dict.fromkeys((provider, PROVIDERS["cpu"])) if name in available]
     try:
         return ort.InferenceSession(str(bundle.graph_path), _session_options(options), providers=providers)
     except Exception as error:

@@ -62,6 +62,7 @@ def main(argv: list[str]) -> int:
     console.print(
         f"{bundle.directory}: scores {', '.join(bundle.contract.score_names)}; on {parity.frames} frames the graph differs "
         f"from the torch network by at most {parity.max_score_difference:.2g} in a score and in "
-        f"{parity.label_disagreement:.4%} of labels (near ties only)"
+        f"{parity.label_disagreement:.4%} of labels (near ties only)",
+        soft_wrap=True,
     )
     return 0

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from backend_contract import BackendContract
+from onnx import TensorProto, helper
+
+from anomseg_ros.backends import open_detector
+from anomseg_ros.backends.options import BackendOptions
+from anomseg_ros.core.bundle import CONTRACT_FILE, GRAPH_FILE, load_bundle, sha256_of
+from anomseg_ros.errors import BackendError
+
+
+class TestOnnxRuntime(BackendContract):
+    name = "onnxruntime"
+
+
+def test_a_foreign_onnx_file_is_told_apart(tiny_bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))
+    node = helper.make_node("Relu", ["x"], ["y"])
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, 8, 8]) for name in "xy"]
+    graph = helper.make_graph([node], "foreign", value[:1], value[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, copy / GRAPH_FILE)
+    old = load_bundle(tiny_bundle).contract.files[GRAPH_FILE]
+    (copy / CONTRACT_FILE).write_text((copy / CONTRACT_FILE).read_text().replace(old, sha256_of(copy / GRAPH_FILE)))
+    with pytest.raises(BackendError, match="is not an anomseg graph: its inputs are"):
+        open_detector(copy)
+
+
+def test_unknown_provider(tiny_bundle: Path) -> None:
+    with pytest.raises(BackendError, match="unknown onnxruntime provider 'gpu'"):
+        open_detector(tiny_bundle, options=BackendOptions(provider="gpu"))
+
+
+def test_a_provider_that_is_not_here_is_reported_not_hidden(tiny_bundle: Path) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
+    detector = open_detector(tiny_bundle, options=BackendOptions(provider="cuda"))
+    assert detector.backend.requested == "onnxruntime:cuda"
+    assert detector.backend.actual == "onnxruntime:cpu"
+    assert detector.detect(np.zeros((8, 8, 3), np.uint8)).labels is not None
