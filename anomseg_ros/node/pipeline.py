@@ -94,7 +94,7 @@ class FramePipeline:
         Raises FrameError for an unusable message, BackendError if the graph fails.
         """
         settings = self.settings
-        frame = _frame_of(msg)
+        frame = frame_of(msg)
         arrays = self._detect(frame, frozenset(wanted), settings)
         messages = {topic: self._message(topic, arrays, msg.header) for topic in wanted if topic != CAMERA_INFO}
         if CAMERA_INFO in wanted and camera_info is not None:
@@ -184,10 +184,10 @@ def read_ego_mask(path: str) -> Mask | None:
     return np.asarray(mask, np.uint8)
 
 
-def _frame_of(msg: Image | CompressedImage) -> RgbImage:
-    if isinstance(msg, CompressedImage):
-        return conversions.rgb_from_compressed(msg)
-    return conversions.rgb_from_image(msg)
+def frame_of(msg: Image | CompressedImage) -> RgbImage:
+    """Return the uint8 (H, W, 3) RGB frame of an image message, from ROS or read from a bag. Raises FrameError."""
+    # By its fields, not its class: a message that rosbags read has the fields, but a class of its own.
+    return conversions.rgb_from_compressed(msg) if hasattr(msg, "format") else conversions.rgb_from_image(msg)
 
 
 def _resized_frame(frame: RgbImage, shape: tuple[int, ...]) -> RgbImage:
