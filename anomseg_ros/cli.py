@@ -59,7 +59,9 @@ def usage() -> str:
     width = max(map(len, COMMANDS)) + 2
     rows = [f"  {name:<{width}}{summary}" for name, (_, summary) in COMMANDS.items()]
     head = "usage: anomseg COMMAND [OPTION]…\n\nRoad-anomaly detection for ROS 2.\n\ncommands:"
-    return "\n".join([head, *rows, "", "`anomseg COMMAND --help` describes one; `anomseg --version` prints the version."])
+    return "\n".join(
+        [head, *rows, "", "`anomseg COMMAND --help` describes one; `anomseg --version` prints the version."]
+    )
 
 
 def _command_name(words: list[str]) -> str | None:
@@ -76,7 +78,9 @@ def _unknown_command(words: list[str]) -> int:
         print(usage() if words[1:2] == ["--help"] else f"anomseg: {words[0]} has: {', '.join(family)}", file=sys.stderr)
         return 0 if words[1:2] == ["--help"] else 2
     given = " ".join(words[:2]) if len(words) > 1 else words[0]
-    print(f"anomseg: unknown command {words[0]!r}; did you mean {closest_first(given, COMMANDS)[0]!r}?", file=sys.stderr)
+    print(
+        f"anomseg: unknown command {words[0]!r}; did you mean {closest_first(given, COMMANDS)[0]!r}?", file=sys.stderr
+    )
     return 2
 
 

@@ -54,8 +54,8 @@ SCORE_MEANINGS = {
 # float32 sums in another order: the error grows with the size of the logits. Measured: some 1e-6 of it.
 RELATIVE_TOLERANCE = 5e-5
 USUAL_LOGIT = 20.0
-# Max-unpooling puts a value where the maximum was. Between pixels that are equal up to rounding that place is arbitrary,
-# so a few outputs near flat regions differ at will: 0.24 % at most in ENet on real frames, none on noise.
+# Max-unpooling puts a value where the maximum was. Between pixels that are equal up to rounding that place is
+# arbitrary, so a few outputs near flat regions differ at will: 0.24 % at most in ENet on real frames, none on noise.
 UNPOOLING_SHARE = 0.005
 
 
@@ -114,7 +114,7 @@ def export_checkpoint(
     frames: Sequence[RgbImage] = (),
     overwrite: bool = False,
 ) -> tuple[Bundle, Parity]:
-    """Load a checkpoint strictly and export it; see export_network. Raises CheckpointError, ConfigError, ExportError."""
+    """Load a checkpoint strictly and export it; see export_network. Raises CheckpointError too."""
     config.classes()
     network = load_checkpoint(checkpoint, network_name, config.num_classes)
     provenance = Provenance(checkpoint.name, sha256_of(checkpoint), command=command)
@@ -252,14 +252,16 @@ class _FrameParity:
         reference = reference_score(name, self.logits, self.contract.void_class, self.contract.temperature)
         difference = np.abs(score - reference)
         worst = float(np.nan_to_num(difference, nan=np.inf).max())
-        self._refuse(~(difference <= self._tolerance()), f"score {name!r}", f"are off the reference, by up to {worst:.3g}")
+        self._refuse(
+            ~(difference <= self._tolerance()), f"score {name!r}", f"are off the reference, by up to {worst:.3g}"
+        )
         return worst
 
     def _refuse(self, wrong: npt.NDArray[np.bool_], output: str, fault: str) -> None:
         if wrong.mean() > self.spared_share:
             raise ExportError(
-                f"bundle {self.contract.name!r}: frame {self.frame}: {int(wrong.sum())} of {wrong.size} pixels of {output} "
-                f"{fault} (allowed {self._tolerance():.3g}); the exported graph is wrong, nothing was written"
+                f"bundle {self.contract.name!r}: frame {self.frame}: {int(wrong.sum())} of {wrong.size} pixels of "
+                f"{output} {fault} (allowed {self._tolerance():.3g}); the exported graph is wrong, nothing was written"
             )
 
     def _tolerance(self) -> float:

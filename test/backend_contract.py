@@ -81,7 +81,9 @@ class BackendContract:
         copy = tmp_path / "copy"
         shutil.copytree(bundle.directory, copy)
         (copy / GRAPH_FILE).write_bytes(b"this is not an ONNX file")
-        contract = (copy / CONTRACT_FILE).read_text().replace(bundle.contract.files[GRAPH_FILE], sha256_of(copy / GRAPH_FILE))
+        contract = (
+            (copy / CONTRACT_FILE).read_text().replace(bundle.contract.files[GRAPH_FILE], sha256_of(copy / GRAPH_FILE))
+        )
         (copy / CONTRACT_FILE).write_text(contract)
         with pytest.raises(BackendError, match=r"model\.onnx cannot be loaded.*anomseg export"):
             self.open(load_bundle(copy))

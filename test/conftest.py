@@ -27,3 +27,21 @@ def shared_data() -> Path:
 def shared_weights() -> Path:
     """Folder of published checkpoints."""
     return _shared("ANOMSEG_WEIGHTS", "weights")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a small bundle with every score: MiDE-Net with seeded random weights, 64x128, class 19 is void."""
+    import torch
+
+    from anomseg_ros.core.bundle import Provenance
+    from anomseg_ros.core.scores import SCORE_NAMES
+    from anomseg_ros.export import ExportConfig, export_network
+    from anomseg_ros.networks import build_network
+
+    torch.manual_seed(0)
+    network = build_network("mide_net", 20).eval()
+    scores = ("void", *(name for name in SCORE_NAMES if name != "void"))
+    config = ExportConfig("tiny", 20, 19, height_px=64, width_px=128, scores=scores, temperature=1.5)
+    bundle, _ = export_network(network, "mide_net", config, tmp_path_factory.mktemp("bundles") / "tiny", Provenance())
+    return bundle.directory

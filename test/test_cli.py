@@ -22,7 +22,12 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [([], "usage: anomseg"), (["runn"], "did you mean 'run'"), (["bag"], "bag has: bag"), (["bag", "wirte"], "bag has: bag")],
+    [
+        ([], "usage: anomseg"),
+        (["runn"], "did you mean 'run'"),
+        (["bag"], "bag has: bag"),
+        (["bag", "wirte"], "bag has: bag"),
+    ],
 )
 def test_wrong_commands_exit_with_2(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(words) == 2
@@ -56,7 +61,9 @@ def test_other_missing_modules_are_not_explained_away(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("name", sorted(cli.COMMANDS))
 def test_every_command_has_help_that_starts_with_its_name(name: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "anomseg_ros.cli", *name.split(), "--help"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "anomseg_ros.cli", *name.split(), "--help"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"usage: anomseg {name}")
 

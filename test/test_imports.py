@@ -27,7 +27,16 @@ ALLOWED = {
 }
 EVERYWHERE = {"errors"}
 TORCH = {"torch", "onnx", "onnxscript", "safetensors", "torchao", "timm"}
-ROS = {"rclpy", "sensor_msgs", "std_msgs", "diagnostic_msgs", "rcl_interfaces", "lifecycle_msgs", "rosgraph_msgs", "vision_msgs"}
+ROS = {
+    "rclpy",
+    "sensor_msgs",
+    "std_msgs",
+    "diagnostic_msgs",
+    "rcl_interfaces",
+    "lifecycle_msgs",
+    "rosgraph_msgs",
+    "vision_msgs",
+}
 MAY_TORCH = {"networks", "training", "compression", "export"}
 TORCH_FILES = {PACKAGE / "backends" / "torch.py"}
 
@@ -85,7 +94,9 @@ sys.exit(cli.main(sys.argv[1:]))
 
 
 def run_without(blocked: set[str], arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    parts = [part for part in ("core", "backends", "datasets", "bags", "metrics", "evaluation") if (PACKAGE / part).is_dir()]
+    parts = [
+        part for part in ("core", "backends", "datasets", "bags", "metrics", "evaluation") if (PACKAGE / part).is_dir()
+    ]
     code = BLOCKED_RUN.format(blocked=blocked, parts=parts, left_out={"anomseg_ros.backends.torch"})
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT)
 

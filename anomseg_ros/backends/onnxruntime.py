@@ -41,7 +41,9 @@ class OnnxRuntimeBackend:
         try:
             return list(self._session.run(list(outputs), {GRAPH_INPUT: tensor}, self._run_options))
         except Exception as error:  # onnxruntime raises bare pybind exceptions of many classes
-            raise BackendError(f"onnxruntime failed on a {tensor.dtype} {tensor.shape} tensor: {_one_line(error)}") from error
+            raise BackendError(
+                f"onnxruntime failed on a {tensor.dtype} {tensor.shape} tensor: {_one_line(error)}"
+            ) from error
 
     def close(self) -> None:
         """Release the session."""

@@ -21,13 +21,15 @@ from anomseg_ros.commands import options
 from anomseg_ros.commands.demo_page import write_page
 from anomseg_ros.core.bundle import Bundle, load_bundle
 from anomseg_ros.core.overlay import panel, score_range
-from anomseg_ros.core.resources import find_bundle, share_file
+from anomseg_ros.core.resources import find_bundle
 from anomseg_ros.datasets.synthetic import SyntheticConfig, SyntheticSequence
 
 if TYPE_CHECKING:
     from anomseg_ros.node.recorder import OutputRecorder
 
-SYNTHETIC_SEED = 7
+# Beyond the seeds of the shipped bundle's training frames.
+SYNTHETIC_SEED = 1_000_100
+ANOMALY_SIZE_M = (0.4, 2.0)
 SYNTHETIC_FOLDER = "synthetic_bag"
 CLOCK_HZ = 100.0
 DRAIN_S = 10.0
@@ -67,8 +69,12 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = options.parser("demo", "Play a bag (default: a synthetic drive) through the node and write a page of pictures.")
-    parser.add_argument("bag", nargs="?", type=Path, help="MCAP or sqlite3 bag with a camera topic (default: synthetic)")
+    parser = options.parser(
+        "demo", "Play a bag (default: a synthetic drive) through the node and write a page of pictures."
+    )
+    parser.add_argument(
+        "bag", nargs="?", type=Path, help="MCAP or sqlite3 bag with a camera topic (default: synthetic)"
+    )
     parser.add_argument("--bundle", default="enet-synthetic", help="bundle directory or name of a shipped bundle")
     parser.add_argument("--topic", help="camera topic of the bag (default: its only one)")
     parser.add_argument("--rate", type=float, default=1.0, help="speed of the replay")
@@ -82,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def write_synthetic_bag(output: Path, frames: int, seed: int) -> Path:
     """Write a synthetic drive with labels and camera_info as an MCAP bag and return its directory."""
-    sequence = SyntheticSequence(seed, SyntheticConfig())
+    sequence = SyntheticSequence(seed, SyntheticConfig(anomaly_probability=1.0, anomaly_size_m=ANOMALY_SIZE_M))
     lens = sequence.camera
     camera = PinholeCamera(lens.width_px, lens.height_px, lens.fx, lens.fy, lens.cx, lens.cy)
     with options.progress_bar() as progress, BagWriter(output, overwrite=True) as bag:
@@ -93,15 +99,14 @@ def write_synthetic_bag(output: Path, frames: int, seed: int) -> Path:
 
 def play_through_node(bag: Path, bundle: Bundle, args: argparse.Namespace) -> tuple[DemoResult, OutputRecorder]:
     """Start the node in its own ROS domain, play the bag into it and listen to what it publishes."""
-    # Before rclpy is imported: domain and transport are read when ROS starts.
-    os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(share_file("config/fastdds.xml")))
-    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     import rclpy
 
     from anomseg_ros.node.bag_player import BagPlayer, PlayOptions
-    from anomseg_ros.node.process import NodeProcess, free_domain_id
+    from anomseg_ros.node.process import NodeProcess, free_domain_id, prefer_shared_memory
     from anomseg_ros.node.recorder import OutputRecorder
 
+    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+    prefer_shared_memory()
     with open_bag(bag) as opened:
         topic = args.topic or camera_topic(opened)
         duration_ns, frames = opened.end_ns - opened.start_ns, opened.counts[topic]

@@ -64,4 +64,5 @@ def _latency_table(result: DemoResult) -> str:
 def _figure(picture: Path) -> str:
     name = html.escape(picture.name)
     caption = "input, labels, anomaly score, mask"
-    return f'<figure><a href="{name}"><img src="{name}" alt="{caption}" loading="lazy"></a><figcaption>{caption}</figcaption></figure>'
+    image = f'<a href="{name}"><img src="{name}" alt="{caption}" loading="lazy"></a>'
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"

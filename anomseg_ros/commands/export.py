@@ -19,16 +19,22 @@ from anomseg_ros.networks import NETWORKS
 def main(argv: list[str]) -> int:
     """Parse the arguments and export."""
     defaults = ExportConfig("", 0)
-    parser = options.parser("export", "Turn a checkpoint into a bundle: one graph from camera pixels to labels and scores.")
+    parser = options.parser(
+        "export", "Turn a checkpoint into a bundle: one graph from camera pixels to labels and scores."
+    )
     parser.add_argument("--network", required=True, choices=sorted(NETWORKS), help="the checkpoint's network")
     parser.add_argument("--checkpoint", required=True, type=Path, help=".pth, .pt, .tar or .safetensors file")
-    parser.add_argument("--num-classes", required=True, type=int, help="outputs of the network, the void class included")
+    parser.add_argument(
+        "--num-classes", required=True, type=int, help="outputs of the network, the void class included"
+    )
     parser.add_argument("--output", required=True, type=Path, help="directory of the bundle to write")
     parser.add_argument("--void-class", type=int, help="index of the output that means anomaly, for void classifiers")
     parser.add_argument("--label-set", default=defaults.label_set, choices=sorted(LABEL_SETS), help="the known classes")
     parser.add_argument("--height", type=int, default=defaults.height_px, help="input height, pixels")
     parser.add_argument("--width", type=int, default=defaults.width_px, help="input width, pixels")
-    parser.add_argument("--resize", default=defaults.resize, choices=RESIZE_RULES, help="how frames are brought to that size")
+    parser.add_argument(
+        "--resize", default=defaults.resize, choices=RESIZE_RULES, help="how frames are brought to that size"
+    )
     score_help = f"scores in the graph, the default one first, of {', '.join(SCORE_NAMES)} (default: all but energy)"
     parser.add_argument("--scores", type=options.names, default=(), help=score_help)
     parser.add_argument("--temperature", type=float, default=defaults.temperature, help="T of softmax(z / T)")
@@ -60,8 +66,8 @@ def main(argv: list[str]) -> int:
             overwrite=args.overwrite,
         )
     console.print(
-        f"{bundle.directory}: scores {', '.join(bundle.contract.score_names)}; on {parity.frames} frames the graph differs "
-        f"from the torch network by at most {parity.max_score_difference:.2g} in a score and in "
+        f"{bundle.directory}: scores {', '.join(bundle.contract.score_names)}; on {parity.frames} frames the graph "
+        f"differs from the torch network by at most {parity.max_score_difference:.2g} in a score and in "
         f"{parity.label_disagreement:.4%} of labels (near ties only)",
         soft_wrap=True,
     )

@@ -25,7 +25,9 @@ def add_backend_options(target: argparse.ArgumentParser) -> None:
     """Add --backend, --provider and --threads."""
     defaults = BackendOptions()
     target.add_argument("--backend", default="onnxruntime", choices=sorted(BACKENDS), help="engine that runs the graph")
-    target.add_argument("--provider", default=defaults.provider, help="execution provider: cpu, cuda, tensorrt, openvino")
+    target.add_argument(
+        "--provider", default=defaults.provider, help="execution provider: cpu, cuda, tensorrt, openvino"
+    )
     target.add_argument("--threads", type=int, default=defaults.threads, help="processor threads; 0 = one per core")
 
 

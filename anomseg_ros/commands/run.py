@@ -21,13 +21,21 @@ from anomseg_ros.errors import AnomsegError
 
 def main(argv: list[str]) -> int:
     """Parse the arguments and run the detector over every frame."""
-    parser = options.parser("run", "Write NAME_labels.png, NAME_<score>.npy (float32) and NAME_overlay.png for every frame.")
+    parser = options.parser(
+        "run", "Write NAME_labels.png, NAME_<score>.npy (float32) and NAME_overlay.png for every frame."
+    )
     parser.add_argument("bundle", help="bundle directory or name of a shipped bundle")
     parser.add_argument("inputs", nargs="+", type=Path, help="images, folders of images, videos")
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--scores", type=options.names, default=(), help="scores to write, comma separated (default: all)")
-    parser.add_argument("--target-fpr", type=float, default=0.01, help="false-positive rate that picks the mask's threshold")
-    parser.add_argument("--threshold", type=float, help="score threshold of the mask (default: the bundle's for --target-fpr)")
+    parser.add_argument(
+        "--scores", type=options.names, default=(), help="scores to write, comma separated (default: all)"
+    )
+    parser.add_argument(
+        "--target-fpr", type=float, default=0.01, help="false-positive rate that picks the mask's threshold"
+    )
+    parser.add_argument(
+        "--threshold", type=float, help="score threshold of the mask (default: the bundle's for --target-fpr)"
+    )
     parser.add_argument("--source-size", action="store_true", help="outputs at the frame's size, not the network's")
     parser.add_argument("--no-overlay", action="store_true", help="leave the overlays out")
     options.add_backend_options(parser)

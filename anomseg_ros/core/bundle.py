@@ -1,8 +1,8 @@
-"""The bundle: a directory that carries one deployable detector, the only bridge from the offline half to the run-time half.
+"""The bundle: a directory that carries one deployable detector, the only bridge from the offline to the run-time half.
 
-    <name>/bundle.yaml   the contract below, validated strictly on load
-    <name>/model.onnx    uint8 camera pixels in, uint8 labels and float32 scores out
-    <name>/model.pt2     optional: the quantized PyTorch program with the same inputs and outputs
+<name>/bundle.yaml   the contract below, validated strictly on load
+<name>/model.onnx    uint8 camera pixels in, uint8 labels and float32 scores out
+<name>/model.pt2     optional: the quantized PyTorch program with the same inputs and outputs
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Contract:
-    """bundle.yaml, field by field. void_class: index into `classes` of the class that means anomaly, if there is one."""
+    """bundle.yaml, field by field. void_class: index into `classes` of the one that means anomaly, if there is one."""
 
     format_version: int
     name: str
@@ -120,7 +120,7 @@ class Bundle:
         return self.directory / GRAPH_FILE
 
     def check_score(self, score: str) -> str:
-        """Return `score`, or the bundle's default for an empty string; raise ConfigError if the graph does not have it."""
+        """Return `score`, or the bundle's default for an empty string; raise ConfigError if the graph lacks it."""
         if not score:
             return self.contract.score_names[0]
         if score not in self.contract.score_names:
@@ -133,8 +133,8 @@ class Bundle:
     def threshold(self, score: str, target_fpr: float) -> Threshold | None:
         """Return the threshold of `score` for the largest calibrated rate not above `target_fpr`.
 
-        Without a calibration, probabilities (void, msp) fall back to 0.5 and other scores have none. Raises ConfigError if
-        every calibrated rate is above `target_fpr`.
+        Without a calibration, probabilities (void, msp) fall back to 0.5 and other scores have none. Raises ConfigError
+        if every calibrated rate is above `target_fpr`.
         """
         table = self.contract.thresholds.get(score)
         if table is None:
@@ -157,7 +157,9 @@ def load_bundle(directory: str | Path) -> Bundle:
     return Bundle(directory, contract)
 
 
-def save_bundle(contract: Contract, files: Mapping[str, Path], directory: str | Path, *, overwrite: bool = False) -> Bundle:
+def save_bundle(
+    contract: Contract, files: Mapping[str, Path], directory: str | Path, *, overwrite: bool = False
+) -> Bundle:
     """Write a bundle: copy `files` (name -> source), digest them, write the contract; beside first, then renamed.
 
     The digests in `contract.files` are replaced by those of the files. Raises BundleError if `directory` exists and
@@ -196,7 +198,9 @@ def sha256_of(path: Path) -> str:
 def _read_contract(directory: Path) -> Contract:
     path = directory / CONTRACT_FILE
     if directory.is_file():
-        raise BundleError(f"{directory} is a file, not a bundle directory; `anomseg export` makes one from a checkpoint")
+        raise BundleError(
+            f"{directory} is a file, not a bundle directory; `anomseg export` makes one from a checkpoint"
+        )
     if not path.is_file():
         raise BundleError(f"{directory} has no {CONTRACT_FILE}; `anomseg export` makes a bundle from a checkpoint")
     try:

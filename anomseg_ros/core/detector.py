@@ -1,4 +1,4 @@
-"""The detector: one bundle on one backend. Node, files, bags and evaluation all call this, so that they cannot differ."""
+"""The detector: one bundle on one backend. Node, files, bags and evaluation all call this, so they cannot differ."""
 
 from __future__ import annotations
 

@@ -31,8 +31,10 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def read_image(path: Path) -> RgbImage:
-    """Read an image file as uint8 (H, W, 3) RGB; 16-bit files are scaled to 8 bits. Raises FrameError naming the file."""
-    bgr = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR) if path.is_file() and path.stat().st_size else None
+    """Read an image file as uint8 (H, W, 3) RGB; 16-bit files keep their upper 8 bits. Raises FrameError naming it."""
+    bgr = (
+        cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR) if path.is_file() and path.stat().st_size else None
+    )
     if bgr is None:
         raise FrameError(f"{path} cannot be read as an image; is it missing, empty or damaged?")
     return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)

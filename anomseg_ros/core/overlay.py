@@ -20,7 +20,9 @@ ANOMALY_WEIGHT = 0.65
 
 def anomaly_mask(scores: ScoreMap, threshold: float) -> Mask:
     """Return uint8 (H, W), 255 where the float32 (H, W) score is above the threshold."""
-    return np.asarray(cv2.compare(scores, float(threshold), cv2.CMP_GT), np.uint8)
+    mask: Mask = (scores > np.float32(threshold)).view(np.uint8)
+    mask *= 255  # in place, on the booleans' own bytes
+    return mask
 
 
 def label_colors(labels: LabelImage, colors: npt.NDArray[np.uint8]) -> RgbImage:
@@ -32,14 +34,19 @@ def label_colors(labels: LabelImage, colors: npt.NDArray[np.uint8]) -> RgbImage:
 
 def heat_map(scores: ScoreMap, low: float, high: float) -> RgbImage:
     """Return uint8 (H, W, 3) RGB of a score map, `low` blue to `high` red."""
-    return np.asarray(cv2.cvtColor(cv2.applyColorMap(gray_scores(scores, low, high), HEAT_MAP), cv2.COLOR_BGR2RGB), np.uint8)
+    return np.asarray(
+        cv2.cvtColor(cv2.applyColorMap(gray_scores(scores, low, high), HEAT_MAP), cv2.COLOR_BGR2RGB), np.uint8
+    )
 
 
 def gray_scores(scores: ScoreMap, low: float, high: float) -> npt.NDArray[np.uint8]:
     """Return uint8 (H, W): `low` and below 0, `high` and above 255, linear between."""
     scale = 255.0 / max(high - low, 1e-12)
     # convertScaleAbs would fold negative values over, so clip first, in float.
-    return np.clip(scores * np.float32(scale) - np.float32(low * scale), 0, 255).astype(np.uint8)
+    scaled: npt.NDArray[np.uint8] = np.clip(scores * np.float32(scale) - np.float32(low * scale), 0, 255).astype(
+        np.uint8
+    )
+    return scaled
 
 
 def score_range(name: str, num_classes: int) -> tuple[float, float]:
@@ -61,8 +68,10 @@ def overlay(image: RgbImage, labels: LabelImage, mask: Mask | None, colors: npt.
     """
     height, width = image.shape[:2]
     labels = resized_labels(labels, height, width)
-    tinted = np.asarray(cv2.addWeighted(image, 1 - LABEL_WEIGHT, label_colors(labels, colors), LABEL_WEIGHT, 0), np.uint8)
-    cv2.copyTo(image, cv2.compare(labels, UNLABELLED, cv2.CMP_EQ), tinted)
+    tinted = np.asarray(
+        cv2.addWeighted(image, 1 - LABEL_WEIGHT, label_colors(labels, colors), LABEL_WEIGHT, 0), np.uint8
+    )
+    cv2.copyTo(image, (labels == UNLABELLED).view(np.uint8), tinted)
     return tinted if mask is None else _mark_anomalies(tinted, image, resized_labels(mask, height, width))
 
 
@@ -104,9 +113,12 @@ def panel(
 
 
 def _caption(tile: RgbImage, text: str) -> RgbImage:
-    size = max(tile.shape[1] / 1024, 0.4)
-    origin = (int(12 * size), int(34 * size))
     tile = np.ascontiguousarray(tile)
-    for color, thickness in (((0, 0, 0), 4), ((255, 255, 255), 1)):
-        cv2.putText(tile, text, origin, cv2.FONT_HERSHEY_SIMPLEX, size, color, max(1, round(thickness * size)), cv2.LINE_AA)
+    scale = max(tile.shape[1] / 1024, 0.4)
+    (width, height), baseline = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+    margin = round(10 * scale)
+    # A dark band instead of an outline: from OpenCV 5 on, a thicker text is also a wider one.
+    cv2.rectangle(tile, (0, 0), (width + 2 * margin, height + baseline + margin), (0, 0, 0), cv2.FILLED)
+    origin = (margin, margin // 2 + height)
+    cv2.putText(tile, text, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), 1, cv2.LINE_AA)
     return tile

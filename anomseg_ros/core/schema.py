@@ -1,4 +1,4 @@
-"""Plain data (parsed YAML) into frozen dataclasses and back, strictly: an unknown key is an error that names the closest known one.
+"""Plain data (parsed YAML) into frozen dataclasses and back, strictly: an unknown key is an error naming the closest.
 
 Why not a validation library: the ones in ROS distributions and on PyPI differ by a major version, and this package
 must install from either.
@@ -34,7 +34,7 @@ def from_plain(cls: type[T], data: object, where: str) -> T:
 
 
 def to_plain(value: Any) -> Any:
-    """Return dataclasses, tuples and mappings as the dicts and lists that YAML and JSON hold; None fields are left out."""
+    """Return dataclasses, tuples and mappings as the dicts and lists of YAML and JSON; None fields are left out."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         items = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
         return {name: to_plain(item) for name, item in items if item is not None}

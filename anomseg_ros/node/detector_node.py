@@ -42,7 +42,7 @@ LATCHED_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durabi
 Frame = tuple[Any, float]
 
 
-class DetectorNode(LifecycleNode):  # type: ignore[misc]  # rclpy.lifecycle is untyped
+class DetectorNode(LifecycleNode):
     """Publishes labels, anomaly scores, masks and overlays of a camera's frames."""
 
     def __init__(self, **node_options: Any) -> None:
@@ -111,6 +111,7 @@ class DetectorNode(LifecycleNode):  # type: ignore[misc]  # rclpy.lifecycle is u
         return self.on_shutdown(state)
 
     def _load(self, fixed: Fixed) -> pipeline.FramePipeline:
+        self.get_logger().info(f"loading bundle {fixed.bundle}")
         bundle = load_bundle(find_bundle(fixed.bundle))
         contract = bundle.contract
         if fixed.precision not in ("auto", contract.precision):
@@ -171,7 +172,7 @@ class DetectorNode(LifecycleNode):  # type: ignore[misc]  # rclpy.lifecycle is u
 
     def _subscribe(self, transport: str) -> None:
         message_type, topic = (CompressedImage, "image/compressed") if transport == "compressed" else (Image, "image")
-        events = SubscriptionEventCallbacks(message_lost=lambda event: self.health.add(lost=event.total_count_change))
+        events = SubscriptionEventCallbacks(message_lost=self._on_lost)
         image = self.create_subscription(
             message_type,
             topic,
@@ -186,6 +187,9 @@ class DetectorNode(LifecycleNode):  # type: ignore[misc]  # rclpy.lifecycle is u
     def _on_image(self, msg: Image | CompressedImage) -> None:
         self.health.received()
         self._mailbox.put((msg, time.monotonic()))
+
+    def _on_lost(self, event: Any) -> None:
+        self.health.add(lost=event.total_count_change)
 
     def _on_camera_info(self, msg: CameraInfo) -> None:
         self._camera_info = msg
@@ -273,7 +277,9 @@ def _detector_status(name: str, running: pipeline.FramePipeline) -> DiagnosticSt
     level, message = health.OK, f"{contract.name} on {backend.actual}"
     if settings.threshold is None:
         level = health.WARN
-        message = f"score {settings.score!r} has no threshold, so no mask: set parameter threshold, or calibrate the bundle"
+        message = (
+            f"score {settings.score!r} has no threshold, so no mask: set parameter threshold, or calibrate the bundle"
+        )
     if backend.actual != backend.requested:
         level, message = health.ERROR, f"{backend.requested} was asked for, {backend.actual} is in use"
     values = {

@@ -41,8 +41,8 @@ class Parameter:
         if self.choices:
             descriptor.additional_constraints = f"one of: {', '.join(map(repr, self.choices))}"
         if self.limits and isinstance(self.default, int):
-            low, high = map(int, self.limits)
-            descriptor.integer_range = [IntegerRange(from_value=low, to_value=high, step=0)]
+            least, most = map(int, self.limits)
+            descriptor.integer_range = [IntegerRange(from_value=least, to_value=most, step=0)]
         elif self.limits:
             low, high = self.limits
             descriptor.floating_point_range = [FloatingPointRange(from_value=low, to_value=high, step=0.0)]
@@ -53,13 +53,17 @@ PARAMETERS = (
     Parameter("bundle", DEFAULT_BUNDLE, "Bundle directory, or the name of a bundle that ships with the package."),
     Parameter("backend", "onnxruntime", "Engine that runs the bundle's graph.", choices=tuple(BACKENDS)),
     Parameter("provider", "cpu", "Execution provider of the backend: cpu, cuda, tensorrt, openvino."),
-    Parameter("precision", "auto", "Precision the bundle must have; auto takes it as it is.", choices=("auto", *PRECISIONS)),
+    Parameter(
+        "precision", "auto", "Precision the bundle must have; auto takes it as it is.", choices=("auto", *PRECISIONS)
+    ),
     Parameter("threads", 0, "Processor threads for one frame; 0 = one per core.", limits=(0, 256)),
     Parameter("image_transport", "raw", "Subscribe to image or to image/compressed.", choices=IMAGE_TRANSPORTS),
     Parameter("ego_mask", "", "Image file, non-zero where the camera sees its own vehicle; those pixels are ignored."),
     Parameter("autostart", False, "Configure and activate without waiting for a lifecycle manager."),
     Parameter("score", "", "Anomaly score; empty = the bundle's default.", live=True, choices=ANY_SCORE),
-    Parameter("target_fpr", 0.01, "False-positive rate that picks the bundle's threshold.", live=True, limits=(0.0, 1.0)),
+    Parameter(
+        "target_fpr", 0.01, "False-positive rate that picks the bundle's threshold.", live=True, limits=(0.0, 1.0)
+    ),
     Parameter("threshold", math.nan, "Score threshold of the mask; nan = the bundle's for target_fpr.", live=True),
     Parameter("score_encoding", "32FC1", "Encoding of ~/anomaly/score.", live=True, choices=SCORE_ENCODINGS),
     Parameter("output_size", "network", "Size of the outputs: network or source.", live=True, choices=OUTPUT_SIZES),
@@ -71,8 +75,12 @@ PARAMETERS = (
         "left, top, right, bottom as fractions of the frame; pixels outside are ignored.",
         live=True,
     ),
-    Parameter("camera_timeout_s", 2.0, "Seconds without a frame that are an error; 0 = off.", live=True, limits=(0.0, 3600.0)),
-    Parameter("max_image_age_s", 1.0, "Stamp-to-output age that is a warning; 0 = off.", live=True, limits=(0.0, 3600.0)),
+    Parameter(
+        "camera_timeout_s", 2.0, "Seconds without a frame that are an error; 0 = off.", live=True, limits=(0.0, 3600.0)
+    ),
+    Parameter(
+        "max_image_age_s", 1.0, "Stamp-to-output age that is a warning; 0 = off.", live=True, limits=(0.0, 3600.0)
+    ),
     Parameter("max_processing_ms", 500.0, "Time per frame that is a warning; 0 = off.", live=True, limits=(0.0, 1e6)),
 )
 
@@ -154,7 +162,9 @@ def live_parameters(values: Mapping[str, Any]) -> Live:
 def _check_choices(values: Mapping[str, Any]) -> None:
     for parameter in PARAMETERS:
         if parameter.choices and values[parameter.name] not in parameter.choices:
-            raise ConfigError(unknown_name(f"value of parameter {parameter.name!r}:", values[parameter.name], parameter.choices))
+            raise ConfigError(
+                unknown_name(f"value of parameter {parameter.name!r}:", values[parameter.name], parameter.choices)
+            )
 
 
 def _region(fractions: Any) -> tuple[float, float, float, float]:

@@ -175,7 +175,7 @@ class FramePipeline:
 
 
 def read_ego_mask(path: str) -> Mask | None:
-    """Return the uint8 (H, W) mask in an image file, None for an empty path. Raises ConfigError if it cannot be read."""
+    """Return the uint8 (H, W) mask in an image file, None for an empty path. Raises ConfigError."""
     if not path:
         return None
     mask = cv2.imread(path, cv2.IMREAD_GRAYSCALE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,7 +42,7 @@ class OutputRecorder:
         self._last_kept_ns: int | None = None
         qos = QoSProfile(depth=QUEUE_DEPTH, reliability=ReliabilityPolicy.RELIABLE)
         for name in (LABELS, SCORE, MASK):
-            node.create_subscription(Image, f"/{NODE_NAME}/{name}", lambda msg, name=name: self._on_output(name, msg), qos)
+            node.create_subscription(Image, f"/{NODE_NAME}/{name}", functools.partial(self._on_output, name), qos)
         node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, QUEUE_DEPTH)
 
     @property

@@ -25,7 +25,9 @@ def test_the_issue_s_command_line(checkpoint: Path, tmp_path: Path, capsys: pyte
     assert contract.score_names == ("msp", "max_logit", "void")
     assert contract.name == "out"
     assert contract.provenance.source_sha256
-    assert contract.provenance.command is not None and contract.provenance.command.startswith("anomseg export --network")
+    assert contract.provenance.command is not None and contract.provenance.command.startswith(
+        "anomseg export --network"
+    )
     assert "differs from the torch network by at most" in capsys.readouterr().err
     assert main(["export", *words]) == 1
     assert "exists; choose another output or pass --overwrite" in capsys.readouterr().err

@@ -72,7 +72,10 @@ def test_newer_format_says_upgrade_before_complaining_of_keys(copy: Path) -> Non
         ({"input": {"height_px": 8, "width_px": 8, "resize": "bilinaer"}}, "resize 'bilinaer' is not one of bilinear"),
         ({"outputs": []}, "outputs must name 'labels' and at least one score"),
         ({"files": {}}, "files must list model.onnx"),
-        ({"classes": [{"name": "a", "color": [0, 0, 0], "train_id": 256}], "void_class": 0}, "train ids must be 0 to 255"),
+        (
+            {"classes": [{"name": "a", "color": [0, 0, 0], "train_id": 256}], "void_class": 0},
+            "train ids must be 0 to 255",
+        ),
     ],
 )
 def test_wrong_contract_is_refused(copy: Path, changes: dict[str, object], message: str) -> None:
@@ -129,7 +132,7 @@ def test_thresholds_come_from_the_table(copy: Path) -> None:
     for target, value in ((0.01, -2.0), (0.02, -2.0), (0.05, -3.0), (1.0, -3.0)):
         threshold = bundle.threshold("max_logit", target)
         assert threshold is not None and threshold.value == value and threshold.calibrated
-    with pytest.raises(ConfigError, match="below every calibrated rate of score 'max_logit': 0.01, 0.05"):
+    with pytest.raises(ConfigError, match=r"below every calibrated rate of score 'max_logit': 0\.01, 0\.05"):
         bundle.threshold("max_logit", 0.001)
 
 

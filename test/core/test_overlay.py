@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from anomseg_ros.core.labels import CITYSCAPES, UNLABELLED, VOID, palette
-from anomseg_ros.core.overlay import ANOMALY_COLOR, anomaly_mask, gray_scores, heat_map, label_colors, overlay, panel, score_range
+from anomseg_ros.core.overlay import (
+    ANOMALY_COLOR,
+    anomaly_mask,
+    gray_scores,
+    heat_map,
+    label_colors,
+    overlay,
+    panel,
+    score_range,
+)
 
 COLORS = palette((*CITYSCAPES, VOID))
 

@@ -49,7 +49,13 @@ def test_scores_are_interpolated() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), np.zeros((4, 4, 3), np.float32)]
+    "bad",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+    ],
 )
 def test_what_is_not_a_frame(bad: np.ndarray) -> None:
     with pytest.raises(FrameError, match=r"non-empty uint8 \(H, W, 3\) RGB"):

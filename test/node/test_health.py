@@ -58,7 +58,11 @@ def test_a_clock_that_jumps_back_forgets_latencies() -> None:
         (RUNNING, DiagnosticStatus.OK, "running"),
         (Snapshot(Counts()), DiagnosticStatus.OK, "waiting for the first frame"),
         (Snapshot(Counts(), silent_s=2.5), DiagnosticStatus.ERROR, "camera silent for 2.5 s"),
-        (Snapshot(Counts(received=3, bad=3), last_error="no step"), DiagnosticStatus.ERROR, "every frame is unusable: no step"),
+        (
+            Snapshot(Counts(received=3, bad=3), last_error="no step"),
+            DiagnosticStatus.ERROR,
+            "every frame is unusable: no step",
+        ),
         (Snapshot(Counts(received=3, bad=1), last_error="no step"), DiagnosticStatus.WARN, "1 unusable frames"),
         (Snapshot(Counts(received=3, idle=3)), DiagnosticStatus.OK, "nobody subscribes"),
         (Snapshot(Counts(received=3), processing_ms={95: 120.0}), DiagnosticStatus.WARN, "processing takes 120 ms"),

@@ -42,7 +42,11 @@ def message(frame: np.ndarray) -> Image:
 
 
 def array(msg: Image) -> np.ndarray:
-    return np.frombuffer(msg.data, np.float32 if msg.encoding == "32FC1" else np.uint8).reshape(msg.height, msg.width, -1).squeeze()
+    return (
+        np.frombuffer(msg.data, np.float32 if msg.encoding == "32FC1" else np.uint8)
+        .reshape(msg.height, msg.width, -1)
+        .squeeze()
+    )
 
 
 def test_messages_are_what_the_detector_says(detector: Detector, frame: np.ndarray) -> None:
@@ -59,7 +63,9 @@ def test_messages_are_what_the_detector_says(detector: Detector, frame: np.ndarr
 
 
 def test_stamp_and_frame_id_are_the_frame_s(detector: Detector, frame: np.ndarray) -> None:
-    published = make(detector).process(message(frame), (*IMAGES, pipeline.CAMERA_INFO), CameraInfo(width=160, height=90))
+    published = make(detector).process(
+        message(frame), (*IMAGES, pipeline.CAMERA_INFO), CameraInfo(width=160, height=90)
+    )
     assert len(published.messages) == 6
     for output in published.messages.values():
         assert (output.header.stamp.sec, output.header.stamp.nanosec, output.header.frame_id) == (12, 34, "front")
@@ -108,7 +114,9 @@ def test_region_of_interest_and_ego_mask(detector: Detector, frame: np.ndarray) 
     assert ((array(published[pipeline.MASK]) > 0) == expected).all()
     assert (array(published[pipeline.LABELS])[~expected] == 255).all()
     assert (array(published[pipeline.SCORE])[~expected] == 0).all()
-    assert (array(published[pipeline.SCORE])[expected] == detector.detect(frame, ["void"]).scores["void"][expected]).all()
+    assert (
+        array(published[pipeline.SCORE])[expected] == detector.detect(frame, ["void"]).scores["void"][expected]
+    ).all()
 
 
 def test_without_a_threshold_there_is_no_mask_but_all_else(detector: Detector, frame: np.ndarray) -> None:

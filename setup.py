@@ -1,0 +1,74 @@
+"""Metadata of the package, read by pip and by colcon; tool settings are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+NAME = "anomseg_ros"
+HERE = Path(__file__).resolve().parent
+
+
+def version() -> str:
+    text = (HERE / NAME / "__init__.py").read_text(encoding="utf-8")
+    return re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)[1]
+
+
+def shared(*folders: str) -> list[tuple[str, list[str]]]:
+    """Every file below these folders, to be installed under share/anomseg_ros with the same path."""
+    found: dict[str, list[str]] = {}
+    for folder in folders:
+        for path in sorted((HERE / folder).rglob("*")):
+            # setuptools wants paths relative to setup.py.
+            relative = path.relative_to(HERE)
+            if path.is_file() and "__pycache__" not in relative.parts:
+                found.setdefault(f"share/{NAME}/{relative.parent.as_posix()}", []).append(relative.as_posix())
+    return sorted(found.items())
+
+
+# 0.11 is the first that opens a single .mcap or .db3 file.
+BAGS = ["rosbags>=0.11,<0.12"]
+
+setup(
+    name=NAME,
+    version=version(),
+    description="Road-anomaly detection for ROS 2: semantic labels and calibrated anomaly maps from a camera",
+    author="anomseg_ros maintainers",
+    author_email="maintainers@anomseg-ros.example",
+    maintainer="anomseg_ros maintainers",
+    maintainer_email="maintainers@anomseg-ros.example",
+    license="Apache-2.0",
+    packages=find_packages(include=[NAME, f"{NAME}.*"]),
+    python_requires=">=3.10,<3.13",
+    install_requires=[
+        "numpy>=1.23,<3",
+        "opencv-python-headless>=4.8,<6",
+        "onnxruntime>=1.17,<2",
+        "PyYAML>=6,<7",
+        "rich>=13,<16",
+    ],
+    extras_require={
+        "bags": BAGS,
+        # The distribution's own names: the plain ros-... ones resolve to a newer ROS.
+        "ros": [
+            "ros-jazzy-rclpy>=7.1,<7.2",
+            "ros-jazzy-rmw-fastrtps-cpp>=8.4,<8.5",
+            "ros-jazzy-sensor-msgs>=5.3,<5.4",
+            "ros-jazzy-diagnostic-msgs>=5.3,<5.4",
+            "ros-jazzy-std-srvs>=5.3,<5.4",
+            "ros-jazzy-lifecycle-msgs>=2.0,<2.1",
+            *BAGS,
+        ],
+        "offline": ["torch>=2.6,<3", "onnx>=1.16,<2", "onnxscript>=0.2,<1", "safetensors>=0.4,<1"],
+        "dev": ["pytest>=7", "ruff>=0.6", "mypy>=1.8", "types-PyYAML>=6", "colcon-core>=0.15", "colcon-ros>=0.5"],
+    },
+    data_files=[
+        ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
+        (f"share/{NAME}", ["package.xml"]),
+        # colcon puts console scripts here by setup.cfg, pip puts them in bin: as a data file it is here either way.
+        (f"lib/{NAME}", ["scripts/detector"]),
+        *shared("launch", "config", "models"),
+    ],
+    entry_points={"console_scripts": [f"anomseg = {NAME}.cli:main"]},
+    zip_safe=False,
+)

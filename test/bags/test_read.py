@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rosbags", reason="needs the rosbags library: pip install '.[bags]'")
+
+from anomseg_ros.bags.read import camera_topic, image_topics, open_bag, read_images
+from anomseg_ros.bags.write import BagWriter
+from anomseg_ros.errors import BagError
+
+RGB = np.random.default_rng(5).integers(0, 256, (40, 60, 3), np.uint8)
+
+
+def make(path: Path, storage: str = "mcap", frames: int = 5, **options: object) -> Path:
+    with BagWriter(path, storage=storage, **options) as writer:
+        for index in range(frames):
+            writer.write_frame(index * 100_000_000, np.roll(RGB, index, axis=1), labels=RGB[..., 0])
+    return path
+
+
+@pytest.mark.parametrize(("storage", "suffix"), [("mcap", "mcap"), ("sqlite3", "db3")])
+def test_directory_file_and_metadata_open_the_same_bag(tmp_path: Path, storage: str, suffix: str) -> None:
+    folder = make(tmp_path / "bag", storage)
+    for path in (folder, folder / f"bag.{suffix}", folder / "metadata.yaml", str(folder)):
+        with open_bag(path) as bag:
+            assert [tuple(topic) for topic in image_topics(bag)] == [
+                ("/camera/image", "sensor_msgs/msg/Image", 5),
+                ("/camera/labels", "sensor_msgs/msg/Image", 5),
+            ]
+            assert (bag.start_ns, bag.end_ns, bag.is_ros2) == (0, 400_000_000, True)
+            assert len(list(read_images(bag, "/camera/image"))) == 5
+    (folder / "metadata.yaml").unlink()  # as a recorder that was killed leaves it
+    with open_bag(folder) as bag:
+        assert bag.counts["/camera/image"] == 5
+
+
+def test_the_camera_is_found_among_labels_and_several_cameras_are_named(tmp_path: Path) -> None:
+    with open_bag(make(tmp_path / "one")) as bag:
+        assert camera_topic(bag) == "/camera/image"
+        np.testing.assert_array_equal(next(read_images(bag)).message.data.reshape(RGB.shape), RGB)
+    with BagWriter(tmp_path / "two") as writer:
+        writer.write_frame(0, RGB)
+        writer.labels_topic, writer.image_topic = "/unused", "/rear/image"
+        writer.write_frame(1, RGB)
+    with open_bag(tmp_path / "two") as bag, pytest.raises(BagError, match=r"choose one of /camera/image, /rear/image"):
+        camera_topic(bag)
+
+
+def test_wrong_topics_name_those_there_are(tmp_path: Path) -> None:
+    with open_bag(make(tmp_path / "bag")) as bag:
+        with pytest.raises(BagError, match=r"no topic '/camera/imag'; it has /camera/image"):
+            next(read_images(bag, "/camera/imag"))
+        with pytest.raises(BagError, match=r"holds sensor_msgs/msg/CameraInfo, not images; .*/camera/image"):
+            next(read_images(bag, "/camera/camera_info"))
+
+
+def test_bag_without_images(tmp_path: Path) -> None:
+    with BagWriter(tmp_path / "bag"):
+        pass
+    with open_bag(tmp_path / "bag") as bag:
+        assert image_topics(bag) == [] and (bag.start_ns, bag.end_ns) == (0, 0)
+        with pytest.raises(BagError, match="has no images"):
+            camera_topic(bag)
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+@pytest.mark.parametrize("keep", [0, 5, 0.3, 0.999])
+def test_truncated_bags_say_so(tmp_path: Path, storage: str, keep: float) -> None:
+    folder = make(tmp_path / "bag", storage, frames=20)
+    file = folder / ("bag.mcap" if storage == "mcap" else "bag.db3")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(keep if keep >= 1 else keep * len(whole))])
+    for path in (folder, file):
+        with pytest.raises(BagError, match="not a readable bag"), open_bag(path) as bag:
+            list(read_images(bag, "/camera/image"))
+
+
+@pytest.mark.parametrize("name", ["bag.mcap", "bag.db3", "picture.png"])
+def test_what_is_no_bag_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"something else entirely, of some length" * 50)
+    with pytest.raises(BagError, match=f"{name}' is not a (readable )?bag"):
+        open_bag(tmp_path / name)
+
+
+def test_missing_and_empty_paths(tmp_path: Path) -> None:
+    with pytest.raises(BagError, match="there is no bag"):
+        open_bag(tmp_path / "absent")
+    with pytest.raises(BagError, match="neither metadata"):
+        open_bag(tmp_path)
+    (tmp_path / "metadata.yaml").write_text("a: [")
+    with pytest.raises(BagError, match="not a readable bag"):
+        open_bag(tmp_path)
+
+
+def test_messages_convert_without_ros(tmp_path: Path) -> None:
+    conversions = pytest.importorskip("anomseg_ros.node.conversions", reason="needs sensor_msgs", exc_type=ImportError)
+    with open_bag(make(tmp_path / "raw")) as bag:
+        np.testing.assert_array_equal(conversions.rgb_from_image(next(read_images(bag)).message), RGB)
+    with open_bag(make(tmp_path / "jpeg", compressed=True)) as bag:
+        assert (
+            conversions.rgb_from_compressed(next(read_images(bag, "/camera/image/compressed")).message).shape
+            == RGB.shape
+        )

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("rosbags", reason="needs the rosbags library: pip install '.[bags]'")
+
+from anomseg_ros.bags.image_files import images_in
+from anomseg_ros.bags.read import camera_topic, image_topics, open_bag, read_images
+from anomseg_ros.bags.write import BagWriter, EncodedImage, PinholeCamera, write_image_bag
+from anomseg_ros.errors import BagError
+
+RANDOM = np.random.default_rng(3)
+
+
+def frame(height_px: int = 12, width_px: int = 20) -> np.ndarray:
+    return RANDOM.integers(0, 256, (height_px, width_px, 3), np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Four images whose names sort differently as text and as numbers, one of another size."""
+    made = tmp_path / "images"
+    made.mkdir()
+    for name in ("frame10.png", "frame2.png", "frame1.jpg", "frame3.webp"):
+        cv2.imwrite(str(made / name), frame(*((8, 10) if "10" in name else (12, 20))))
+    (made / "notes.txt").write_text("not an image")
+    return made
+
+
+def pixels(message: object) -> np.ndarray:
+    return np.asarray(message.data).reshape(message.height, message.width, 3)
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_frames_come_back_in_natural_order_with_their_stamps(folder: Path, tmp_path: Path, storage: str) -> None:
+    output = tmp_path / "deep" / "bag"
+    calls: list[tuple[int, int]] = []
+    written = write_image_bag(
+        folder,
+        output,
+        4.0,
+        storage=storage,
+        frame_id="front",
+        start_time_s=1000.5,
+        progress=lambda done, total: calls.append((done, total)),
+    )
+    assert written == 4 and calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert {path.suffix for path in output.iterdir()} == {".yaml", ".mcap" if storage == "mcap" else ".db3"}
+    with open_bag(output) as bag:
+        assert bag.counts == {"/camera/camera_info": 4, "/camera/image": 4}
+        records = list(read_images(bag))
+    assert [record.stamp_ns for record in records] == [1_000_500_000_000 + i * 250_000_000 for i in range(4)]
+    for record, name in zip(records, ["frame1.jpg", "frame2.png", "frame3.webp", "frame10.png"], strict=True):
+        assert record.frame_id == "front" and record.message.encoding == "rgb8"
+        np.testing.assert_array_equal(pixels(record.message), cv2.imread(str(folder / name))[..., ::-1])
+    assert list(tmp_path.rglob("*.partial")) == []
+
+
+def test_camera_info_has_the_stamp_size_and_field_of_view_of_its_frame(folder: Path, tmp_path: Path) -> None:
+    write_image_bag(folder, tmp_path / "bag", 10.0, fov_deg=90.0, topic="/car/front/image", start_time_s=5.0)
+    with open_bag(tmp_path / "bag") as bag:
+        infos = [bag.deserialize(record) for record in bag.raw_messages(["/car/front/camera_info"])]
+        images = list(read_images(bag, "/car/front/image"))
+    for info, image in zip(infos, images, strict=True):
+        assert info.header == image.message.header
+        assert (info.width, info.height) == (image.message.width, image.message.height)
+        # With 90 degrees the left edge of the image is 45 degrees off the axis: as far out as the focal length.
+        assert info.k[0] == info.k[4] == info.p[0] == pytest.approx(info.width / 2)
+        assert (info.k[2], info.k[5]) == ((info.width - 1) / 2, (info.height - 1) / 2)
+        assert len(info.d) == 5 and not info.d.any() and info.distortion_model == "plumb_bob"
+
+
+def test_compressed_bag_holds_the_files_themselves(folder: Path, tmp_path: Path) -> None:
+    write_image_bag(folder, tmp_path / "bag", 10.0, compressed=True)
+    with open_bag(tmp_path / "bag") as bag:
+        assert [tuple(topic) for topic in image_topics(bag)] == [
+            ("/camera/image/compressed", "sensor_msgs/msg/CompressedImage", 4)
+        ]
+        messages = [record.message for record in read_images(bag)]
+    assert [message.format for message in messages] == ["jpeg", "png", "png", "png"]
+    assert messages[0].data.tobytes() == (folder / "frame1.jpg").read_bytes()
+    assert messages[1].data.tobytes() == (folder / "frame2.png").read_bytes()
+    webp = cv2.imread(str(folder / "frame3.webp"))
+    np.testing.assert_array_equal(cv2.imdecode(messages[2].data, cv2.IMREAD_COLOR), webp)
+
+
+def test_writer_takes_labels_and_a_camera(tmp_path: Path) -> None:
+    rgb, labels = frame(), RANDOM.integers(0, 20, (12, 20), np.uint8)
+    camera = PinholeCamera(20, 12, 30.0, 31.0, 9.0, 5.0, (0.1, 0.0, 0.0, 0.0, 0.0))
+    with BagWriter(tmp_path / "bag") as writer:
+        writer.write_frame(7, rgb[:, ::-1], camera, labels[::2])
+        writer.write_frame(8, rgb)
+    with open_bag(tmp_path / "bag") as bag:
+        assert bag.counts == {"/camera/camera_info": 2, "/camera/image": 2, "/camera/labels": 1}
+        assert camera_topic(bag) == "/camera/image"
+        (label,) = read_images(bag, "/camera/labels")
+        assert (label.message.encoding, label.message.step, label.stamp_ns) == ("mono8", 20, 7)
+        np.testing.assert_array_equal(label.message.data.reshape(6, 20), labels[::2])
+        np.testing.assert_array_equal(pixels(next(read_images(bag)).message), rgb[:, ::-1])
+        info = bag.deserialize(next(bag.raw_messages(["/camera/camera_info"])))
+        assert (info.k[0], info.k[4], info.k[2], info.k[5], info.d[0]) == (30.0, 31.0, 9.0, 5.0, 0.1)
+
+
+def test_array_in_a_compressed_bag_becomes_a_jpeg(tmp_path: Path) -> None:
+    y, x = np.mgrid[:32, :48]
+    rgb = np.stack([x * 5, y * 7, x + y], axis=-1).astype(np.uint8)
+    with BagWriter(tmp_path / "bag", compressed=True) as writer:
+        writer.write_frame(1, rgb)
+    with open_bag(tmp_path / "bag") as bag:
+        (record,) = read_images(bag)
+    assert record.message.format == "jpeg"
+    read = cv2.imdecode(record.message.data, cv2.IMREAD_COLOR)[..., ::-1]
+    assert np.abs(read.astype(int) - rgb).mean() < 3
+
+
+def test_nothing_is_left_after_an_error(folder: Path, tmp_path: Path) -> None:
+    (folder / "frame4.jpg").write_bytes((folder / "frame1.jpg").read_bytes()[:-20])
+    with pytest.raises(BagError, match=r"frame4\.jpg.*truncated JPEG"):
+        write_image_bag(folder, tmp_path / "bag", 10.0)
+    (folder / "frame4.jpg").write_bytes(b"text")
+    with pytest.raises(BagError, match=r"frame4\.jpg.*not an image"):
+        write_image_bag(folder, tmp_path / "bag", 10.0, compressed=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"images"}
+
+
+def test_overwriting_is_asked_for_and_spares_what_is_no_bag(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "bag"
+    write_image_bag(folder, output, 10.0)
+    before = (output / "bag.mcap").read_bytes()
+    with pytest.raises(BagError, match="exists"):
+        write_image_bag(folder, output, 10.0)
+    assert (output / "bag.mcap").read_bytes() == before
+    # A failed overwrite keeps the old bag.
+    with pytest.raises(BagError, match="cannot be read"):
+        write_image_bag([folder / "frame1.jpg", folder / "absent.png"], output, 10.0, overwrite=True)
+    assert (output / "bag.mcap").read_bytes() == before
+    write_image_bag([folder / "frame1.jpg"], output, 10.0, storage="sqlite3", overwrite=True)
+    assert {path.name for path in output.iterdir()} == {"bag.db3", "metadata.yaml"}
+    with pytest.raises(BagError, match="not a bag"):
+        write_image_bag([folder / "frame1.jpg"], folder, 10.0, overwrite=True)
+    assert len(images_in(folder)) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"rate_hz": 0.0}, r"rate of 0\.0"),
+        ({"rate_hz": float("nan")}, "rate of nan"),
+        ({"storage": "sqlite"}, "unknown bag storage 'sqlite'; known: sqlite3"),
+        ({"topic": "camera/image"}, "expected an absolute name"),
+        ({"fov_deg": 180.0}, r"field of view of 180\.0"),
+        ({"images": []}, "no images"),
+    ],
+)
+def test_wrong_options_say_what_was_expected(
+    folder: Path, tmp_path: Path, options: dict[str, object], text: str
+) -> None:
+    with pytest.raises(BagError, match=text):
+        write_image_bag(**{"images": folder, "output": tmp_path / "bag", "rate_hz": 1.0, **options})
+    assert not (tmp_path / "bag").exists()
+
+
+def test_folder_without_images(tmp_path: Path) -> None:
+    with pytest.raises(BagError, match="holds no image"):
+        images_in(tmp_path)
+    with pytest.raises(BagError, match="not a folder"):
+        images_in(tmp_path / "absent")
+
+
+def test_wrong_arrays_are_refused(tmp_path: Path) -> None:
+    with BagWriter(tmp_path / "bag") as writer:
+        with pytest.raises(BagError, match=r"expected .* uint8"):
+            writer.write_frame(1, frame().astype(np.float32))
+        with pytest.raises(BagError, match="labels of shape"):
+            writer.write_frame(1, frame(), None, frame())
+        with pytest.raises(BagError, match="compressed=True"):
+            writer.write_frame(1, EncodedImage(b"", "jpeg", 2, 2))
+
+
+def test_command_writes_what_its_options_say(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from anomseg_ros.commands.bag_write import main
+
+    output = tmp_path / "bag"
+    arguments = ["--images", str(folder), "--output", str(output), "--rate", "2", "--topic", "/front/image"]
+    assert main([*arguments, "--storage", "sqlite3", "--frame-id", "front", "--start-time", "3", "--compressed"]) == 0
+    assert capsys.readouterr().out == f"{output}: 4 frames on /front/image/compressed, 2.0 s at 2 Hz\n"
+    with open_bag(output) as bag:
+        records = list(read_images(bag))
+    assert [record.stamp_ns for record in records] == [3_000_000_000 + index * 500_000_000 for index in range(4)]
+    assert {record.frame_id for record in records} == {"front"} and (output / "bag.db3").is_file()
+    with pytest.raises(BagError, match="exists"):
+        main(arguments)
+    assert main([*arguments, "--overwrite"]) == 0
+    with open_bag(output) as bag:
+        assert bag.counts == {"/front/camera_info": 4, "/front/image": 4}
