@@ -14,7 +14,7 @@ from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image
 
-from anomseg_ros.node.process import prefer_shared_memory
+from anomseg_ros.node.transport import use_large_shared_memory
 
 NODE = "/detector"
 TOPICS = {"labels": Image, "anomaly/score": Image, "anomaly/mask": Image, "overlay": Image, "camera_info": CameraInfo}
@@ -26,7 +26,7 @@ class Client:
 
     def __init__(self, domain: int, topics: dict[str, type] | None = None) -> None:
         os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-        prefer_shared_memory()
+        use_large_shared_memory()
         self.context = rclpy.Context()
         self.context.init(domain_id=domain)
         self.node = rclpy.create_node("test_client", context=self.context)

@@ -9,7 +9,7 @@ import torch
 
 from anomseg_ros.backends import open_detector
 from anomseg_ros.core.bundle import Provenance, load_bundle
-from anomseg_ros.core.frames import read_image
+from anomseg_ros.core.image_files import read_image
 from anomseg_ros.core.scores import SCORE_NAMES, reference_score
 from anomseg_ros.errors import ConfigError, ExportError
 from anomseg_ros.export import (

@@ -24,7 +24,7 @@ from rosbags.interfaces import Connection
 from rosbags.rosbag2 import StoragePlugin, Writer, WriterError
 from rosbags.typesys import Stores, get_typestore
 
-from anomseg_ros.bags.image_files import decode_rgb, images_in
+from anomseg_ros.core.image_files import decode_rgb, image_files
 from anomseg_ros.errors import BagError, FrameError, unknown_name
 
 DEFAULT_TOPIC = "/camera/image"
@@ -97,7 +97,7 @@ def write_image_bag(
     Raises:
         BagError: no images, an unreadable image, an output that exists, a wrong rate, storage or topic.
     """
-    paths = images_in(images) if isinstance(images, Path) else list(images)
+    paths = _images(images)
     if not paths:
         raise BagError("got no images to write; give at least one")
     if not (math.isfinite(rate_hz) and rate_hz > 0):
@@ -296,6 +296,15 @@ def _pixels_of(path: Path) -> tuple[npt.NDArray[np.uint8], bytes]:
         return decode_rgb(np.frombuffer(data, np.uint8), f"image {str(path)!r}"), data
     except OSError as error:
         raise BagError(f"image {str(path)!r} cannot be read: {error.strerror or error}") from error
+    except FrameError as error:
+        raise BagError(str(error)) from error
+
+
+def _images(images: Sequence[Path] | Path) -> list[Path]:
+    if not isinstance(images, Path):
+        return list(images)
+    try:
+        return image_files(images)
     except FrameError as error:
         raise BagError(str(error)) from error
 

@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     import rclpy
     from rclpy.signals import SignalHandlerOptions
 
-    from anomseg_ros.node.bag_player import PlayOptions, use_large_shared_memory
+    from anomseg_ros.node.bag_player import PlayOptions
+    from anomseg_ros.node.transport import use_large_shared_memory
 
     play = PlayOptions(
         rate=options.rate,

@@ -102,11 +102,12 @@ def play_through_node(bag: Path, bundle: Bundle, args: argparse.Namespace) -> tu
     import rclpy
 
     from anomseg_ros.node.bag_player import BagPlayer, PlayOptions
-    from anomseg_ros.node.process import NodeProcess, free_domain_id, prefer_shared_memory
+    from anomseg_ros.node.process import NodeProcess, free_domain_id
     from anomseg_ros.node.recorder import OutputRecorder
+    from anomseg_ros.node.transport import use_large_shared_memory
 
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-    prefer_shared_memory()
+    use_large_shared_memory()
     with open_bag(bag) as opened:
         topic = args.topic or camera_topic(opened)
         duration_ns, frames = opened.end_ns - opened.start_ns, opened.counts[topic]

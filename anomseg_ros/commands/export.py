@@ -9,7 +9,7 @@ from rich.console import Console
 
 from anomseg_ros.commands import options
 from anomseg_ros.core.bundle import RESIZE_RULES
-from anomseg_ros.core.frames import image_files
+from anomseg_ros.core.image_files import image_files
 from anomseg_ros.core.labels import LABEL_SETS
 from anomseg_ros.core.scores import SCORE_NAMES
 from anomseg_ros.export import ExportConfig, export_checkpoint

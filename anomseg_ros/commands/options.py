@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from anomseg_ros.backends import BACKENDS
 from anomseg_ros.backends.options import BackendOptions
-from anomseg_ros.core.frames import read_image
+from anomseg_ros.core.image_files import read_image
 from anomseg_ros.core.types import RgbImage
 
 

@@ -42,11 +42,12 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     detector = open_detector(find_bundle(args.bundle), args.backend, options.backend_options(args))
-    source = FrameSource(args.inputs)
+    failures: list[AnomsegError] = []
+    source = FrameSource(args.inputs, failures.append)
     scores = tuple(map(detector.bundle.check_score, args.scores)) or detector.bundle.contract.score_names
     threshold = mask_threshold(detector, scores[0], args.threshold, args.target_fpr)
     args.output.mkdir(parents=True, exist_ok=True)
-    written = failed = 0
+    written = 0
     console = Console(stderr=True)
     with options.progress_bar() as progress:
         task = progress.add_task(detector.bundle.contract.name, total=source.count)
@@ -56,11 +57,13 @@ def main(argv: list[str]) -> int:
                 write_outputs(args.output, name, frame, outputs, detector, scores[0], threshold, not args.no_overlay)
                 written += 1
             except AnomsegError as error:
-                failed += 1
-                console.print(f"{name}: {error}")
+                failures.append(error)
             progress.advance(task)
-    console.print(f"{written} frames written to {args.output}, {failed} failed; backend {detector.backend.actual}")
-    return 1 if failed or not written else 0
+    for failure in failures:
+        console.print(f"failed: {failure}", style="red", soft_wrap=True, markup=False)
+    summary = f"{written} frames written to {args.output}, {len(failures)} failed; backend {detector.backend.actual}"
+    console.print(summary, soft_wrap=True)
+    return 1 if failures or not written else 0
 
 
 def mask_threshold(detector: Detector, score: str, given: float | None, target_fpr: float) -> float | None:

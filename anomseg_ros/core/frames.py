@@ -2,48 +2,27 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from anomseg_ros.core.image_files import image_files, read_image
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import FrameError
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v"})
 
 
-def natural_order(path: Path) -> list[tuple[int, int | str]]:
-    """Sort key under which frame 2 comes before frame 10."""
-    parts = re.split(r"(\d+)", path.name)
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in parts if part]
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Return the image files directly in a folder, in natural order. Raises FrameError if there is none."""
-    files = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
-    if not files:
-        raise FrameError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return sorted(files, key=natural_order)
-
-
-def read_image(path: Path) -> RgbImage:
-    """Read an image file as uint8 (H, W, 3) RGB; 16-bit files keep their upper 8 bits. Raises FrameError naming it."""
-    bgr = (
-        cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR) if path.is_file() and path.stat().st_size else None
-    )
-    if bgr is None:
-        raise FrameError(f"{path} cannot be read as an image; is it missing, empty or damaged?")
-    return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
-
-
 class FrameSource:
-    """Named frames of images, folders and videos, in the order given. Iterate it once or more; `count` may be None."""
+    """Named frames of images, folders and videos, in the order given; may be iterated more than once.
 
-    def __init__(self, inputs: Sequence[Path]) -> None:
+    on_error: is told of a file that cannot be read, which is then left out; without it the error is raised.
+    """
+
+    def __init__(self, inputs: Sequence[Path], on_error: Callable[[FrameError], None] | None = None) -> None:
+        self._on_error = on_error
         self._items: list[Path] = []
         for path in inputs:
             self._items += image_files(path) if path.is_dir() else [_checked(path)]
@@ -58,10 +37,14 @@ class FrameSource:
         """Yield (name, uint8 (H, W, 3) RGB); names are unique, frames of a video are numbered."""
         used: dict[str, int] = {}
         for path in self._items:
-            frames = _video_frames(path) if _is_video(path) else [(path.stem, read_image(path))]
-            for name, frame in frames:
-                used[name] = used.get(name, 0) + 1
-                yield (name if used[name] == 1 else f"{name}-{used[name]}"), frame
+            try:
+                for name, frame in _video_frames(path) if _is_video(path) else [(path.stem, read_image(path))]:
+                    used[name] = used.get(name, 0) + 1
+                    yield (name if used[name] == 1 else f"{name}-{used[name]}"), frame
+            except FrameError as error:
+                if self._on_error is None:
+                    raise
+                self._on_error(error)
 
 
 def _checked(path: Path) -> Path:

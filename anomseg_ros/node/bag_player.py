@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,8 +19,7 @@ from rosbags.interfaces import ConnectionExtRosbag2, QosDurability
 from rosgraph_msgs.msg import Clock
 
 from anomseg_ros.bags.read import RawRecord, open_bag
-from anomseg_ros.core.resources import share_file
-from anomseg_ros.errors import BagError, ConfigError, unknown_name
+from anomseg_ros.errors import BagError, unknown_name
 
 RELIABILITIES = {"reliable": ReliabilityPolicy.RELIABLE, "best_effort": ReliabilityPolicy.BEST_EFFORT}
 
@@ -32,10 +29,6 @@ QUEUE_DEPTH = 10
 SETTLE_S = 0.2
 # How long the last messages of a reliable publisher may take to be acknowledged before it is torn down.
 ACKNOWLEDGE_S = 2.0
-
-PROFILE_VARIABLE = "FASTRTPS_DEFAULT_PROFILES_FILE"
-# Segments of config/fastdds.xml for a player, a node and a listener.
-SHARED_MEMORY_BYTES = 3 * 72 * 2**20
 
 
 @dataclass(frozen=True)
@@ -254,24 +247,6 @@ class BagPlayer:
     def _progress(self, record: RawRecord, published: int, passes: int) -> PlayProgress:
         start_ns, end_ns = self.bag.start_ns, self.bag.end_ns
         return PlayProgress(published, self.total, (record.time_ns - start_ns) / 1e9, (end_ns - start_ns) / 1e9, passes)
-
-
-def use_large_shared_memory() -> bool:
-    """Let ROS contexts that this process creates from now on send through config/fastdds.xml; return whether they do.
-
-    Without it a best-effort subscriber in another process loses most frames of 512x1024 pixels. A transport that the
-    user has chosen stays, and so does the default where /dev/shm is too small, as in a container.
-    """
-    if PROFILE_VARIABLE in os.environ or "FASTDDS_BUILTIN_TRANSPORTS" in os.environ:
-        return False
-    try:
-        profile = share_file("config/fastdds.xml")
-        if shutil.disk_usage("/dev/shm").free < SHARED_MEMORY_BYTES:
-            return False
-    except (ConfigError, OSError):
-        return False
-    os.environ[PROFILE_VARIABLE] = str(profile)
-    return True
 
 
 def _message_class(kind: str) -> Any | None:

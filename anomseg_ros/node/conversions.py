@@ -21,7 +21,7 @@ import numpy.typing as npt
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, RegionOfInterest
 from std_msgs.msg import Header
 
-from anomseg_ros.bags.image_files import decode_rgb
+from anomseg_ros.core.image_files import decode_rgb
 from anomseg_ros.errors import FrameError, unknown_name
 
 U8 = npt.NDArray[np.uint8]

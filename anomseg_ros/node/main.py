@@ -17,7 +17,7 @@ from rclpy.signals import SignalHandlerOptions
 from anomseg_ros.errors import AnomsegError
 from anomseg_ros.node.detector_node import DetectorNode
 from anomseg_ros.node.parameters import PARAMETERS
-from anomseg_ros.node.process import prefer_shared_memory
+from anomseg_ros.node.transport import use_large_shared_memory
 
 EXECUTOR_STOP_S = 5.0
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the node until it is told to stop; return 0, or 1 if it could not start."""
     ros_arguments = _ros_arguments(list(sys.argv[1:] if argv is None else argv))
     stop = _stop_on_signals()
-    prefer_shared_memory()
+    use_large_shared_memory()
     rclpy.init(args=ros_arguments, signal_handler_options=SignalHandlerOptions.NO)
     try:
         return _run(stop)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from anomseg_ros.core.resources import share_file
 from anomseg_ros.errors import AnomsegError
 
 HIGHEST_DOMAIN = 100
@@ -40,14 +39,6 @@ def free_domain_id() -> int:
 def local_environment(domain: int) -> dict[str, str]:
     """Return this process's environment with a ROS domain that other machines do not see."""
     return {**os.environ, "ROS_DOMAIN_ID": str(domain), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
-
-
-def prefer_shared_memory() -> None:
-    """Let Fast DDS carry camera frames in a large shared-memory segment, unless the user has a profile of their own.
-
-    To be called before rclpy starts; processes started later inherit it. See config/fastdds.xml.
-    """
-    os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(share_file("config/fastdds.xml")))
 
 
 class NodeProcess:

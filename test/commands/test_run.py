@@ -8,7 +8,7 @@ import pytest
 
 from anomseg_ros.backends import open_detector
 from anomseg_ros.cli import main
-from anomseg_ros.core.frames import read_image
+from anomseg_ros.core.image_files import read_image
 
 
 @pytest.fixture()
@@ -42,13 +42,14 @@ def test_source_size_and_no_overlay(tiny_bundle: Path, images: Path, tmp_path: P
     assert not (out / "a_overlay.png").exists()
 
 
-def test_one_bad_image_stops_with_its_name(
+def test_a_bad_image_is_named_and_the_others_are_done(
     tiny_bundle: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (images / "c.png").write_bytes(b"\x89PNG broken")
+    (images / "a0.png").write_bytes(b"\x89PNG broken")
     assert main(["run", str(tiny_bundle), str(images), "--output", str(tmp_path / "out")]) == 1
-    assert "c.png cannot be read as an image" in capsys.readouterr().err
-    assert (tmp_path / "out" / "a_labels.png").is_file()
+    error = capsys.readouterr().err
+    assert "a0.png" in error and "2 frames written" in error and "1 failed" in error
+    assert (tmp_path / "out" / "a_labels.png").is_file() and (tmp_path / "out" / "b_labels.png").is_file()
 
 
 def test_unknown_score(tiny_bundle: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from anomseg_ros.core.frames import FrameSource, image_files, read_image
+from anomseg_ros.core.frames import FrameSource
 from anomseg_ros.errors import FrameError
 
 
@@ -15,29 +15,6 @@ def write(path: Path, value: int) -> Path:
     pixels[..., 0] = value  # blue, as OpenCV writes BGR
     assert cv2.imwrite(str(path), pixels)
     return path
-
-
-def test_natural_order(tmp_path: Path) -> None:
-    for name in ("10.png", "2.png", "1.png", "a3.png", "notes.txt"):
-        (tmp_path / name).write_bytes(b"") if name.endswith("txt") else write(tmp_path / name, 1)
-    assert [path.name for path in image_files(tmp_path)] == ["1.png", "2.png", "10.png", "a3.png"]
-
-
-def test_read_image_is_rgb(tmp_path: Path) -> None:
-    assert read_image(write(tmp_path / "a.png", 200))[0, 0].tolist() == [0, 0, 200]
-
-
-def test_bad_files(tmp_path: Path) -> None:
-    (tmp_path / "empty.png").touch()
-    (tmp_path / "text.png").write_text("not an image")
-    for name in ("empty.png", "text.png", "absent.png"):
-        with pytest.raises(FrameError, match=name):
-            read_image(tmp_path / name)
-    with pytest.raises(FrameError, match="holds no images"):
-        (tmp_path / "folder").mkdir()
-        image_files(tmp_path / "folder")
-    with pytest.raises(FrameError, match="does not exist"):
-        FrameSource([tmp_path / "absent.mp4"])
 
 
 def test_source_of_files_folders_and_videos(tmp_path: Path) -> None:
@@ -55,6 +32,11 @@ def test_source_of_files_folders_and_videos(tmp_path: Path) -> None:
     assert list(frames) == ["one", "one-2", "drive_000000", "drive_000001", "drive_000002"]
     assert frames["one-2"][0, 0].tolist() == [0, 0, 20]
     assert frames["drive_000001"].mean() == pytest.approx(100, abs=4)
+
+
+def test_absent_inputs(tmp_path: Path) -> None:
+    with pytest.raises(FrameError, match="does not exist"):
+        FrameSource([tmp_path / "absent.mp4"])
 
 
 def test_damaged_video(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from sensor_msgs.msg import CameraInfo, Image
 from anomseg_ros.bags.read import open_bag
 from anomseg_ros.bags.write import BagWriter
 from anomseg_ros.errors import BagError
-from anomseg_ros.node import bag_player
+from anomseg_ros.node import transport
 from anomseg_ros.node.bag_player import BagPlayer, PlayOptions
 
 FRAMES = 6
@@ -286,39 +286,11 @@ def test_command_ends_cleanly_on_a_signal(tmp_path: Path, domain: int, number: i
     assert "Traceback" not in err
 
 
-@pytest.fixture
-def no_transport_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    # setenv first, so that what the function sets is taken back as well.
-    for name in (bag_player.PROFILE_VARIABLE, "FASTDDS_BUILTIN_TRANSPORTS"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-
-
-def shared_memory_of(monkeypatch: pytest.MonkeyPatch, free_bytes: int) -> None:
-    usage = shutil.disk_usage("/")._replace(free=free_bytes)
-    monkeypatch.setattr(bag_player.shutil, "disk_usage", lambda _: usage)
-
-
-def test_profile_is_used_where_it_fits_and_nothing_else_was_chosen(
-    no_transport_chosen: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shared_memory_of(monkeypatch, 64 * 2**20)  # a container
-    assert not bag_player.use_large_shared_memory() and bag_player.PROFILE_VARIABLE not in os.environ
-    shared_memory_of(monkeypatch, 8 * 2**30)
-    assert bag_player.use_large_shared_memory()
-    assert os.environ[bag_player.PROFILE_VARIABLE].endswith("config/fastdds.xml")
-    monkeypatch.setenv(bag_player.PROFILE_VARIABLE, "/mine.xml")
-    assert not bag_player.use_large_shared_memory() and os.environ[bag_player.PROFILE_VARIABLE] == "/mine.xml"
-    monkeypatch.delenv(bag_player.PROFILE_VARIABLE)
-    monkeypatch.setenv("FASTDDS_BUILTIN_TRANSPORTS", "UDPv4")
-    assert not bag_player.use_large_shared_memory() and bag_player.PROFILE_VARIABLE not in os.environ
-
-
 def test_camera_sized_frames_of_the_command_reach_a_best_effort_subscriber(
     tmp_path: Path, listen: Callable[..., Listener], no_transport_chosen: None
 ) -> None:
     shared_memory = Path("/dev/shm")
-    if not shared_memory.is_dir() or shutil.disk_usage(shared_memory).free < bag_player.SHARED_MEMORY_BYTES:
+    if not shared_memory.is_dir() or shutil.disk_usage(shared_memory).free < transport.SHARED_MEMORY_BYTES:
         pytest.skip("needs more shared memory, such as docker run --shm-size=1g")
     with BagWriter(tmp_path / "bag") as writer:
         for index in range(10):

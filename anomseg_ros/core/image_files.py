@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from anomseg_ros.errors import BagError, FrameError
+from anomseg_ros.core.types import RgbImage
+from anomseg_ros.errors import FrameError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
@@ -20,21 +21,28 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts]
 
 
-def images_in(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
     """Return the image files directly inside a folder, in natural order of their names.
 
     Raises:
-        BagError: no such folder, or no image in it.
+        FrameError: no such folder, or no image in it.
     """
     if not folder.is_dir():
-        raise BagError(f"{str(folder)!r} is not a folder; give the folder that holds the images")
+        raise FrameError(f"{str(folder)!r} is not a folder; give the folder that holds the images")
     images = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
     if not images:
-        raise BagError(f"{str(folder)!r} holds no image; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
+        raise FrameError(f"{str(folder)!r} holds no image; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
     return sorted(images, key=lambda path: natural_key(path.name))
 
 
-def decode_rgb(data: npt.NDArray[np.uint8], what: str) -> npt.NDArray[np.uint8]:
+def read_image(path: Path) -> RgbImage:
+    """Return the pixels of an image file; see decode_rgb. Raises FrameError naming the file."""
+    if not path.is_file():
+        raise FrameError(f"image {str(path)!r} does not exist")
+    return decode_rgb(np.fromfile(path, np.uint8), f"image {str(path)!r}")
+
+
+def decode_rgb(data: npt.NDArray[np.uint8], what: str) -> RgbImage:
     """Return the pixels of a JPEG, PNG or WebP file as (height_px, width_px, 3) uint8 RGB.
 
     data: the file, flat. what: names it in errors. 16-bit files keep their upper 8 bits; grey is repeated, alpha left
@@ -42,9 +50,8 @@ def decode_rgb(data: npt.NDArray[np.uint8], what: str) -> npt.NDArray[np.uint8]:
 
     Raises:
         FrameError: empty, not an image, or ending early. OpenCV fills the missing part of a truncated JPEG with grey
-        and
-            reports success, so the end marker is checked here. Flipped bits inside the entropy-coded data of a complete
-            JPEG cannot be recognised.
+            and reports success, so the end marker is checked here. Flipped bits inside the entropy-coded data of a
+            complete JPEG cannot be recognised.
     """
     if data.size == 0:
         raise FrameError(f"{what} is empty; expected a JPEG, PNG or WebP file")
