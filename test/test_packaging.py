@@ -55,6 +55,7 @@ def pip_prefix(source_copy: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         "--no-build-isolation",
         "--no-index",
         "--no-warn-script-location",
+        "--ignore-installed",  # or pip takes the developer's own installation away
         "--prefix",
         str(prefix),
     ]

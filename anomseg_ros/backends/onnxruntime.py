@@ -58,7 +58,7 @@ def _open_session(bundle: Bundle, options: BackendOptions) -> ort.InferenceSessi
     # A missing provider is not an error here: onnxruntime falls back to the CPU, and `actual` says so.
     providers = [name for name in dict.fromkeys((provider, PROVIDERS["cpu"])) if name in available]
     try:
-        return ort.InferenceSession(str(bundle.graph_path), _session_options(options), providers=providers)
+        return ort.InferenceSession(str(bundle.graph_path), session_options(options), providers=providers)
     except Exception as error:
         raise BackendError(
             f"{bundle.graph_path} cannot be loaded by onnxruntime {ort.__version__}: {_one_line(error)}; "
@@ -66,7 +66,8 @@ def _open_session(bundle: Bundle, options: BackendOptions) -> ort.InferenceSessi
         ) from error
 
 
-def _session_options(options: BackendOptions) -> ort.SessionOptions:
+def session_options(options: BackendOptions) -> ort.SessionOptions:
+    """Return the session's settings for the user's options."""
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = options.threads
     settings.log_severity_level = _ERRORS_ONLY
