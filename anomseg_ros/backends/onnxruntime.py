@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from anomseg_ros.backends.graph_outputs import keep_outputs
 from anomseg_ros.backends.options import BackendOptions
-from anomseg_ros.core.bundle import GRAPH_INPUT, Bundle
+from anomseg_ros.core.bundle import GRAPH_INPUT, LABELS_OUTPUT, Bundle
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import BackendError, unknown_name
 
@@ -25,21 +26,30 @@ _DTYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
 
 
 class OnnxRuntimeBackend:
-    """Runs model.onnx in an onnxruntime.InferenceSession."""
+    """Runs model.onnx in an onnxruntime.InferenceSession.
+
+    There is one session at a time, for the labels and whichever scores were asked for last: another set of scores
+    makes another session, which takes some tenths of a second, once.
+    """
 
     def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
         self.requested = f"onnxruntime:{options.provider}"
-        self._session = _open_session(bundle, options)
+        self._bundle = bundle
+        self._options = options
+        self._model = bundle.graph_path.read_bytes()
+        self._outputs: frozenset[str] = frozenset()
+        # Checked whole, before anything is cut off.
+        self._session = _open_session(bundle, self._model, options)
         _check_graph(self._session, bundle)
+        self._prepare([LABELS_OUTPUT, bundle.contract.score_names[0]])
         self.actual = f"onnxruntime:{_provider_in_use(self._session)}"
-        self._run_options = ort.RunOptions()
-        # Scores nobody asked for cost nothing.
-        self._run_options.only_execute_path_to_fetches = True
 
     def run(self, tensor: RgbImage, outputs: Sequence[str]) -> list[npt.NDArray[np.generic]]:
         """Run the graph; see Backend.run."""
+        if not self._outputs.issuperset(outputs):
+            self._prepare([LABELS_OUTPUT, *outputs])
         try:
-            return list(self._session.run(list(outputs), {GRAPH_INPUT: tensor}, self._run_options))
+            return list(self._session.run(list(outputs), {GRAPH_INPUT: tensor}))
         except Exception as error:  # onnxruntime raises bare pybind exceptions of many classes
             raise BackendError(
                 f"onnxruntime failed on a {tensor.dtype} {tensor.shape} tensor: {_one_line(error)}"
@@ -49,8 +59,13 @@ class OnnxRuntimeBackend:
         """Release the session."""
         del self._session
 
+    def _prepare(self, outputs: Sequence[str]) -> None:
+        wanted = frozenset(outputs)
+        self._session = _open_session(self._bundle, keep_outputs(self._model, wanted), self._options)
+        self._outputs = wanted
 
-def _open_session(bundle: Bundle, options: BackendOptions) -> ort.InferenceSession:
+
+def _open_session(bundle: Bundle, model: bytes, options: BackendOptions) -> ort.InferenceSession:
     if options.provider not in PROVIDERS:
         raise BackendError(unknown_name("onnxruntime provider", options.provider, PROVIDERS))
     provider = PROVIDERS[options.provider]
@@ -58,7 +73,7 @@ def _open_session(bundle: Bundle, options: BackendOptions) -> ort.InferenceSessi
     # A missing provider is not an error here: onnxruntime falls back to the CPU, and `actual` says so.
     providers = [name for name in dict.fromkeys((provider, PROVIDERS["cpu"])) if name in available]
     try:
-        return ort.InferenceSession(str(bundle.graph_path), session_options(options), providers=providers)
+        return ort.InferenceSession(model, session_options(options), providers=providers)
     except Exception as error:
         raise BackendError(
             f"{bundle.graph_path} cannot be loaded by onnxruntime {ort.__version__}: {_one_line(error)}; "
