@@ -60,7 +60,18 @@ setup(
             *BAGS,
         ],
         "offline": ["torch>=2.6,<3", "onnx>=1.16,<2", "onnxscript>=0.2,<1", "safetensors>=0.4,<1"],
-        "dev": ["pytest>=7", "ruff>=0.6", "mypy>=1.8", "types-PyYAML>=6", "colcon-core>=0.15", "colcon-ros>=0.5"],
+        # Pillow only to check datasets/pil_resize.py against; 13 orders its passes otherwise.
+        "dev": [
+            "pytest>=7",
+            "ruff>=0.6",
+            "mypy>=1.8",
+            "types-PyYAML>=6",
+            "Pillow>=9.1,<13",
+            "colcon-core>=0.15",
+            "colcon-ros>=0.5",
+            "scikit-learn>=1.3",
+            "hypothesis>=6",
+        ],
     },
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),

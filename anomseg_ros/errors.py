@@ -42,6 +42,10 @@ class BagError(AnomsegError):
     """A bag cannot be read, written or played."""
 
 
+class MetricError(AnomsegError):
+    """Scores, labels or saved counts that cannot be measured: wrong shape or dtype, not finite, nothing to measure."""
+
+
 def closest_first(given: str, options: Iterable[str]) -> list[str]:
     """Return all options, those most similar to `given` first, the rest in alphabetical order."""
     names = sorted(options)

@@ -22,18 +22,20 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
 
 
 def add_backend_options(target: argparse.ArgumentParser) -> None:
-    """Add --backend, --provider and --threads."""
+    """Add the backend and the fields of BackendOptions."""
     defaults = BackendOptions()
     target.add_argument("--backend", default="onnxruntime", choices=sorted(BACKENDS), help="engine that runs the graph")
     target.add_argument(
         "--provider", default=defaults.provider, help="execution provider: cpu, cuda, tensorrt, openvino"
     )
     target.add_argument("--threads", type=int, default=defaults.threads, help="processor threads; 0 = one per core")
+    target.add_argument("--no-arena", action="store_true", help="give memory back after each frame: slower, smaller")
+    target.add_argument("--spin", action="store_true", help="let idle threads spin: lower latency, cores never rest")
 
 
 def backend_options(args: argparse.Namespace) -> BackendOptions:
     """Return the BackendOptions of parsed arguments."""
-    return BackendOptions(threads=args.threads, provider=args.provider)
+    return BackendOptions(threads=args.threads, provider=args.provider, arena=not args.no_arena, spin=args.spin)
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -57,6 +57,8 @@ PARAMETERS = (
         "precision", "auto", "Precision the bundle must have; auto takes it as it is.", choices=("auto", *PRECISIONS)
     ),
     Parameter("threads", 0, "Processor threads for one frame; 0 = one per core.", limits=(0, 256)),
+    Parameter("arena", True, "Keep freed memory for the next frame: faster, but more resident memory."),
+    Parameter("spin", False, "Let idle processor threads spin: lower latency, but cores that never rest."),
     Parameter("image_transport", "raw", "Subscribe to image or to image/compressed.", choices=IMAGE_TRANSPORTS),
     Parameter("ego_mask", "", "Image file, non-zero where the camera sees its own vehicle; those pixels are ignored."),
     Parameter("autostart", False, "Configure and activate without waiting for a lifecycle manager."),
@@ -129,7 +131,7 @@ def current_values(node: Node) -> dict[str, Any]:
 def fixed_parameters(values: Mapping[str, Any]) -> Fixed:
     """Return the read-once parameters, checked. Raises ConfigError."""
     _check_choices(values)
-    options = BackendOptions(threads=values["threads"], provider=values["provider"])
+    options = BackendOptions(**{name: values[name] for name in ("threads", "provider", "arena", "spin")})
     return Fixed(
         values["bundle"],
         values["backend"],

@@ -1,0 +1,101 @@
+"""Generated driving scenes as a dataset: `synthetic=SEED:FRAMES`, or a folder of such frames in the flat layout."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from anomseg_ros.core.labels import CITYSCAPES, ClassInfo
+from anomseg_ros.datasets.base import Dataset, FileDataset, Found, LabelledFrame
+from anomseg_ros.datasets.problems import FrameProblem
+from anomseg_ros.datasets.synthetic import SyntheticSequence
+from anomseg_ros.errors import DatasetError
+
+DEFAULT_FRAMES = 100
+SPEC = re.compile(r"(\d+)(?::(\d+))?")
+
+
+class SyntheticDataset:
+    """One drive: frames 0 to FRAMES - 1 of the sequence of a seed, with train ids and anomaly masks."""
+
+    name = "synthetic"
+    splits: ClassVar[Mapping[str, int]] = {}
+    default_split = ""
+    layouts = ("SEED or SEED:FRAMES, for example 7:100; nothing is read",)
+
+    def __init__(self, path: str, split: str | None = None) -> None:
+        """Lay out the drive of a seed. path: `SEED`, `SEED:FRAMES` or nothing (`0:100`). Raises DatasetError."""
+        match = SPEC.fullmatch(path or "0")
+        if match is None or split is not None:
+            given = path if split is None else f"{path}:{split}"
+            raise DatasetError(f"synthetic: {given!r} is neither SEED:FRAMES, as in 7:100, nor a folder of frames")
+        self.path, self.split, self.layout = path, "", "generated"
+        self.label_set: str | None = "cityscapes"
+        self.classes: tuple[ClassInfo, ...] | None = CITYSCAPES
+        self.has_anomalies = True
+        self.published_count: int | None = None
+        self.problems: tuple[FrameProblem, ...] = ()
+        self._seed = int(match[1])
+        self._count = int(match[2] or DEFAULT_FRAMES)
+        if self._count < 1:
+            raise DatasetError(f"synthetic: {path!r} asks for no frame; expected SEED:FRAMES with at least 1 frame")
+        self._local = threading.local()
+
+    def __len__(self) -> int:
+        """Return the number of frames."""
+        return self._count
+
+    def frame_id(self, index: int) -> str:
+        """Return seed and number of a frame."""
+        return f"{self._seed}_{index:06d}"
+
+    def load(self, index: int) -> LabelledFrame:
+        """Draw one frame."""
+        if not 0 <= index < self._count:
+            raise DatasetError(f"synthetic: frame {index!r} of {self._count} was asked for")
+        # A sequence keeps what it has laid out, so each thread has its own.
+        if not hasattr(self._local, "sequence"):
+            self._local.sequence = SyntheticSequence(self._seed)
+        frame = self._local.sequence.frame(index)
+        return LabelledFrame(self.frame_id(index), frame.image, frame.labels, frame.anomaly)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave the sequences behind when the dataset goes to another process."""
+        return {name: value for name, value in self.__dict__.items() if name != "_local"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        """Take over what another process sent."""
+        self.__dict__.update(state)
+        self._local = threading.local()
+
+
+class _SyntheticFolder(FileDataset):
+    name = "synthetic"
+    splits: ClassVar[Mapping[str, int]] = {"": 0}
+    default_split = ""
+    layouts = ("SEED:FRAMES",)
+
+    def __init__(self, path: str, split: str | None = None) -> None:
+        super().__init__(path, split)
+        self.published_count = None
+
+    def find_official(self, root: Path) -> Found | None:
+        """Return None: such folders are flat."""
+        return None
+
+
+class Synthetic:
+    """Opens either; see SyntheticDataset."""
+
+    splits = SyntheticDataset.splits
+    default_split = SyntheticDataset.default_split
+    layouts = SyntheticDataset.layouts
+
+    def __new__(cls, path: str, split: str | None = None) -> Dataset:  # type: ignore[misc]  # a choice of two classes
+        """Return the frames of a folder, or generated ones."""
+        if path and not SPEC.fullmatch(path) and Path(path).expanduser().is_dir():
+            return _SyntheticFolder(path, split)
+        return SyntheticDataset(path, split)
