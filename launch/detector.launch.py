@@ -16,6 +16,8 @@ from launch_ros.substitutions import FindPackageShare
 from lifecycle_msgs.msg import Transition
 
 BOOLEAN = ["true", "false"]
+BACKENDS = ["onnxruntime"]
+SCORES = ["msp", "max_logit", "max_entropy", "energy", "void"]
 PACKAGE = "anomseg_ros"
 NODE = "detector"
 
@@ -52,7 +54,7 @@ def declare_arguments() -> list[DeclareLaunchArgument]:
             "bundle", default_value="", description="Model: the directory of a bundle, or the name of a shipped one."
         ),
         DeclareLaunchArgument(
-            "backend", default_value="", description="What runs the model's graph, such as onnxruntime."
+            "backend", default_value="", choices=["", *BACKENDS], description="What runs the model's graph."
         ),
         DeclareLaunchArgument(
             "precision",
@@ -61,7 +63,7 @@ def declare_arguments() -> list[DeclareLaunchArgument]:
             description="Precision the model must have; auto takes it as it is.",
         ),
         DeclareLaunchArgument(
-            "score", default_value="", description="Anomaly score, one of those the bundle has, such as msp or void."
+            "score", default_value="", choices=["", *SCORES], description="Anomaly score, one of those the bundle has."
         ),
         DeclareLaunchArgument(
             "target_fpr",
@@ -92,6 +94,7 @@ def declare_arguments() -> list[DeclareLaunchArgument]:
 def start_detector(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     namespace = value(context, "namespace")
     image_topic = value(context, "image_topic")
+    camera_info = f"{image_topic.rpartition('/')[0]}/camera_info"
     detector = LifecycleNode(
         package=PACKAGE,
         executable="detector",
@@ -99,7 +102,11 @@ def start_detector(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         namespace=namespace,
         output="screen",
         parameters=[value(context, "params_file"), overrides(context)],
-        remappings=[("image", image_topic), ("image/compressed", f"{image_topic}/compressed")],
+        remappings=[
+            ("image", image_topic),
+            ("image/compressed", f"{image_topic}/compressed"),
+            ("camera_info", camera_info),
+        ],
         ros_arguments=["--log-level", value(context, "log_level")],
     )
     start = transitions(detector) if value(context, "autostart") == "true" else []

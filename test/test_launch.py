@@ -14,6 +14,9 @@ from types import ModuleType
 import pytest
 import yaml
 
+from anomseg_ros.backends import BACKENDS
+from anomseg_ros.core.scores import SCORE_NAMES
+
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "launch"
 CONFIG = ROOT / "config"
@@ -33,7 +36,7 @@ DETECTOR_ARGUMENTS = {
     "log_level",
     "rviz",
 }
-CLOSED_ARGUMENTS = {"image_transport", "precision", "use_sim_time", "autostart", "log_level", "rviz"}
+CLOSED_ARGUMENTS = {"image_transport", "precision", "use_sim_time", "autostart", "log_level", "rviz", "backend", "score"}
 
 
 def declared(path: Path) -> dict[str, dict[str, ast.expr]]:
@@ -68,6 +71,17 @@ def test_arguments_are_parameters_of_the_node() -> None:
     }
     for name in ("image_transport", "precision"):
         assert parameters[name] in ast.literal_eval(choices[name])
+
+
+def test_closed_choices_are_the_package_s_tables() -> None:
+    tree = ast.parse((LAUNCH / "detector.launch.py").read_text(encoding="utf-8"))
+    lists = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.List)
+    }
+    assert set(lists["BACKENDS"]) == set(BACKENDS)
+    assert set(lists["SCORES"]) == set(SCORE_NAMES)
 
 
 def test_rviz_and_foxglove_show_topics_of_the_node() -> None:
