@@ -33,15 +33,18 @@ def from_plain(cls: type[T], data: object, where: str) -> T:
     return cls(**values)
 
 
-def to_plain(value: Any) -> Any:
-    """Return dataclasses, tuples and mappings as the dicts and lists of YAML and JSON; None fields are left out."""
+def to_plain(value: Any, *, keep_none: bool = False) -> Any:
+    """Return dataclasses, tuples and mappings as the dicts and lists of YAML and JSON.
+
+    None fields are left out unless `keep_none`.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         items = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
-        return {name: to_plain(item) for name, item in items if item is not None}
+        return {name: to_plain(item, keep_none=keep_none) for name, item in items if keep_none or item is not None}
     if isinstance(value, Mapping):
-        return {key: to_plain(item) for key, item in value.items()}
+        return {key: to_plain(item, keep_none=keep_none) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return [to_plain(item) for item in value]
+        return [to_plain(item, keep_none=keep_none) for item in value]
     return value
 
 

@@ -1,0 +1,1 @@
+"""Measuring detectors: datasets and bags in, tables, JSON and reports out."""

@@ -1,0 +1,132 @@
+"""What an evaluation says, as plain data: written to JSON, read by the report and by `anomseg compare`.
+
+Fractions are 0 to 1; None means not measured (no anomaly pixel, no semantic labels, …). Times are milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from anomseg_ros.core.schema import from_plain, to_plain
+from anomseg_ros.errors import ConfigError
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class FrameResult:
+    """One frame: its pixels, its own AuPRC and FPR95 (None without anomaly pixels), its times."""
+
+    frame_id: str
+    known_px: int
+    anomaly_px: int
+    auprc: float | None = None
+    fpr95: float | None = None
+    inference_ms: float | None = None
+    network_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Points to draw: x and y of equal length. histogram: bin edges (n + 1) and pixel counts (n) of both kinds."""
+
+    recall: tuple[float, ...] = ()
+    precision: tuple[float, ...] = ()
+    fpr: tuple[float, ...] = ()
+    tpr: tuple[float, ...] = ()
+    histogram_edges: tuple[float, ...] = ()
+    histogram_known: tuple[int, ...] = ()
+    histogram_anomaly: tuple[int, ...] = ()
+    reliability_confidence: tuple[float, ...] = ()
+    reliability_accuracy: tuple[float, ...] = ()
+    reliability_share: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Components:
+    """SegmentMeIfYouCan's component metrics at the best-F1 threshold."""
+
+    siou: float
+    ppv: float
+    f1: float
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """One bundle on one dataset by one score and protocol; see metrics/protocols.py for what the numbers mean."""
+
+    bundle: str
+    dataset: str
+    score: str
+    protocol: str
+    frames: int
+    auprc: float | None
+    fpr95: float | None
+    auroc: float | None
+    miou: float | None
+    frames_skipped: int = 0
+    known_px: int = 0
+    anomaly_px: int = 0
+    auprc_error: float | None = None
+    auroc_error: float | None = None
+    fpr95_error: float | None = None
+    best_f1: float | None = None
+    best_f1_threshold: float | None = None
+    iou: Mapping[str, float] | None = None
+    components: Components | None = None
+    ece: float | None = None
+    inference_ms: Mapping[str, float] | None = None
+    network_ms: Mapping[str, float] | None = None
+    bundle_sha256: str | None = None
+    network: str | None = None
+    precision: str | None = None
+    backend: str | None = None
+    curves: Curves = Curves()
+    per_frame: tuple[FrameResult, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What makes two results comparable: bundle, dataset, score, protocol."""
+        return self.bundle, self.dataset, self.score, self.protocol
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results, and everything that is needed to repeat them."""
+
+    format_version: int
+    results: tuple[Result, ...]
+    created: str = ""
+    command: str = ""
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def save_evaluation(evaluation: Evaluation, path: Path) -> None:
+    """Write JSON, beside first and then renamed. NaN and infinity are refused: None is what was not measured."""
+    part = path.with_name(f".{path.name}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    part.write_text(
+        json.dumps(to_plain(evaluation, keep_none=True), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
+    os.replace(part, path)
+
+
+def load_evaluation(path: Path) -> Evaluation:
+    """Read what save_evaluation wrote. Raises ConfigError naming the file and what is wrong with it."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path} is not an evaluation: {error}; `anomseg evaluate --json {path.name}` writes one"
+        ) from error
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if version != FORMAT_VERSION:
+        raise ConfigError(f"{path}: evaluation format {version!r}, this anomseg_ros reads {FORMAT_VERSION}")
+    return from_plain(Evaluation, data, str(path))
