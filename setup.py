@@ -62,15 +62,16 @@ setup(
         "offline": ["torch>=2.6,<3", "onnx>=1.16,<2", "onnxscript>=0.2,<1", "safetensors>=0.4,<1"],
         # Pillow only to check datasets/pil_resize.py against; 13 orders its passes otherwise.
         "dev": [
-            "pytest>=7",
-            "ruff>=0.6",
-            "mypy>=1.8",
-            "types-PyYAML>=6",
+            "pytest>=7,<10",
+            # Formatting and checks change between minor versions; the tree is held to these.
+            "ruff>=0.17,<0.18",
+            "mypy>=2.4,<2.5",
+            "types-PyYAML>=6,<7",
             "Pillow>=9.1,<13",
-            "colcon-core>=0.15",
-            "colcon-ros>=0.5",
-            "scikit-learn>=1.3",
-            "hypothesis>=6",
+            "colcon-core>=0.15,<0.22",
+            "colcon-ros>=0.5,<0.6",
+            "scikit-learn>=1.3,<2",
+            "hypothesis>=6,<7",
         ],
     },
     data_files=[

@@ -1,0 +1,105 @@
+"""The official figures of the fixture, protocol by protocol, and what protocols do to frames."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from anomseg_ros.errors import ConfigError, MetricError
+from anomseg_ros.metrics.pixel_curves import PixelCurves
+from anomseg_ros.metrics.protocols import PROTOCOLS, PixelMetrics, protocol
+
+
+def measured(name: str, frames, score_dtype: str | None = None) -> PixelMetrics:
+    chosen = protocol(name)
+    if score_dtype is not None:
+        chosen = dataclasses.replace(chosen, score_dtype=score_dtype)
+    accumulator = chosen.new_accumulator()
+    for scores, labels in frames:
+        assert chosen.add(accumulator, scores, labels)
+    return chosen.read(accumulator)
+
+
+@pytest.mark.parametrize(
+    ("name", "score_dtype", "expected"),
+    [
+        ("fishyscapes", "float32", {"auprc": 0.73501757, "fpr95": 0.34642910, "auroc": 0.92438794}),
+        ("seeds", "float32", {"auprc": 0.73501757, "fpr95": 0.34642910, "auroc": 0.92438794}),
+        ("fishyscapes", "float16", {"auprc": 0.73460522}),
+        ("pebal", "float32", {"auprc": 0.73501757, "fpr95": 0.34785449}),
+        (
+            "smiyc",
+            "float32",
+            {"auprc": 0.73484340, "fpr95": 0.34815145, "best_f1": 0.63360820, "best_f1_threshold": 0.70167906},
+        ),
+        ("smiyc", None, {"auprc": 0.73478471, "fpr95": 0.34696362}),
+    ],
+)
+def test_official_figures(official_frames, name: str, score_dtype: str | None, expected: dict[str, float]) -> None:
+    metrics = measured(name, official_frames, score_dtype)
+    for field, value in expected.items():
+        assert getattr(metrics, field) == pytest.approx(value, abs=1e-7), field
+    assert (metrics.frames, metrics.known_px, metrics.anomaly_px) == (3, 33_675, 4_725)
+    assert metrics.auprc_bound == metrics.fpr95_bound == metrics.auroc_bound == metrics.best_f1_bound == 0
+    assert metrics.protocol == name
+
+
+def test_trapezoid_and_per_image_conventions(official_frames) -> None:
+    pooled = PixelCurves.merged(one_frame(*frame) for frame in official_frames).curve()
+    assert pooled.trapezoid_auprc() == pytest.approx(0.73499796, abs=1e-7)
+    curves = [one_frame(*frame).curve() for frame in official_frames]
+    assert np.mean([c.average_precision().value for c in curves]) == pytest.approx(0.73423835, abs=1e-7)
+    assert np.mean([c.fpr_at_recall(rule="nearest").value for c in curves]) == pytest.approx(0.35230883, abs=1e-7)
+
+
+def one_frame(scores, labels) -> PixelCurves:
+    curves = PixelCurves()
+    curves.add(scores, labels)
+    return curves
+
+
+def test_seeds_skips_frames_without_an_anomaly_and_the_others_do_not(official_frames) -> None:
+    scores, labels = official_frames[0]
+    known_only = np.where(labels == 1, 0, labels).astype(np.uint8)
+    for name in PROTOCOLS:
+        accumulator = protocol(name).new_accumulator()
+        assert protocol(name).add(accumulator, scores, known_only) is (name != "seeds")
+        assert accumulator.frames == (name != "seeds")
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_accumulators_merge_and_survive_saving(official_frames, name: str, tmp_path) -> None:
+    chosen = protocol(name)
+    parts = []
+    for index, (scores, labels) in enumerate(official_frames):
+        part = chosen.new_accumulator(exact=True)
+        chosen.add(part, scores, labels)
+        part.save(tmp_path / f"{index}.npz")
+        parts.append(chosen.load_accumulator(tmp_path / f"{index}.npz"))
+        assert parts[-1] == part
+    a, b, c = parts
+    assert a.merge(b).merge(c) == a.merge(b.merge(c)) == c.merge(b).merge(a) == type(a).merged([b, a, c])
+    assert chosen.read(a.merge(b).merge(c)) == measured(name, official_frames)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_bad_frames_and_empty_accumulators_are_refused(name: str) -> None:
+    chosen = protocol(name)
+    accumulator = chosen.new_accumulator()
+    with pytest.raises(MetricError, match="not finite"):
+        chosen.add(accumulator, np.full((2, 2), np.nan, np.float32), np.ones((2, 2), np.uint8))
+    with pytest.raises(MetricError, match="0 anomalous pixels"):
+        chosen.read(accumulator)
+
+
+def test_scores_that_overflow_float16_are_refused() -> None:
+    chosen = protocol("smiyc")
+    with pytest.raises(MetricError, match="1 infinite"):
+        chosen.add(chosen.new_accumulator(), np.array([[1e6, 0]], np.float32), np.array([[1, 0]], np.uint8))
+
+
+def test_an_unknown_protocol_lists_the_known() -> None:
+    with pytest.raises(ConfigError, match=r"unknown protocol 'seed'; known: seeds"):
+        protocol("seed")
