@@ -14,7 +14,25 @@ from typing import Any
 RESULTS = Path(__file__).resolve().parent / "results"
 
 # The packages whose version can change a number.
-_PACKAGES = ("numpy", "opencv-python-headless", "onnxruntime", "torch", "scikit-learn", "ros-rclpy", "ros-fastrtps", "rosbags")
+_PACKAGES = (
+    "numpy",
+    "opencv-python-headless",
+    "onnxruntime",
+    "torch",
+    "scikit-learn",
+    "ros-rclpy",
+    "ros-fastrtps",
+    "rosbags",
+)
+    "numpy",
+    "opencv-python-headless",
+    "onnxruntime",
+    "torch",
+    "scikit-learn",
+    "ros-rclpy",
+    "ros-fastrtps",
+    "rosbags",
+)
 
 
 def machine_description() -> dict[str, Any]:

@@ -36,7 +36,16 @@ DETECTOR_ARGUMENTS = {
     "log_level",
     "rviz",
 }
-CLOSED_ARGUMENTS = {"image_transport", "precision", "use_sim_time", "autostart", "log_level", "rviz", "backend", "score"}
+CLOSED_ARGUMENTS = {
+    "image_transport",
+    "precision",
+    "use_sim_time",
+    "autostart",
+    "log_level",
+    "rviz",
+    "backend",
+    "score",
+}
 
 
 def declared(path: Path) -> dict[str, dict[str, ast.expr]]:
