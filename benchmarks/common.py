@@ -24,15 +24,6 @@ _PACKAGES = (
     "ros-fastrtps",
     "rosbags",
 )
-    "numpy",
-    "opencv-python-headless",
-    "onnxruntime",
-    "torch",
-    "scikit-learn",
-    "ros-rclpy",
-    "ros-fastrtps",
-    "rosbags",
-)
 
 
 def machine_description() -> dict[str, Any]:
