@@ -14,11 +14,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "node": ("anomseg_ros.node.main:main", "start the ROS 2 detector node"),
     "demo": ("anomseg_ros.commands.demo:main", "play a bag through the node and make a page of pictures"),
     "bag write": ("anomseg_ros.commands.bag_write:main", "make an MCAP or sqlite3 bag from a folder of images"),
+    "bag evaluate": ("anomseg_ros.commands.bag_evaluate:main", "measure a bundle, or recorded outputs, on a bag"),
     "bag play": ("anomseg_ros.commands.bag_play:main", "publish a bag's messages through ROS 2"),
     "datasets list": ("anomseg_ros.commands.datasets_check:main_list", "name the datasets, their splits and layouts"),
     "datasets check": ("anomseg_ros.commands.datasets_check:main", "read datasets and say what is wrong with them"),
     "share": ("anomseg_ros.commands.share:main", "print where a file that ships with the package is"),
     "export": ("anomseg_ros.commands.export:main", "turn a checkpoint into a bundle"),
+    "report": ("anomseg_ros.commands.report:main", "make the HTML page of an evaluation's JSON"),
+    "compare": ("anomseg_ros.commands.compare:main", "say what changed between two evaluations"),
 }
 
 # What a missing module means to a user, by its top-level name.

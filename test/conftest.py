@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import os
+
+# Before numpy and torch are imported. Their thread pools spin while they wait, which on a busy machine makes a test of
+# small tensors ten times slower; tests are about results, and ONNX Runtime has a pool of its own.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 from pathlib import Path
 
 import pytest

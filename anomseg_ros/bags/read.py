@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from rosbags.highlevel import AnyReader, AnyReaderError
 from rosbags.interfaces import Connection
+from rosbags.rosbag2 import Reader as Rosbag2Reader
 from rosbags.typesys import Stores, get_typestore
 
 from anomseg_ros.errors import BagError, closest_first
@@ -91,6 +92,15 @@ class Bag:
         return counts
 
     @property
+    def facts(self) -> dict[str, str]:
+        """What BagWriter.state noted; empty in bags of others, and in a storage file without its metadata.yaml."""
+        stated: dict[str, str] = {}
+        for reader in self._reader.readers:
+            if isinstance(reader, Rosbag2Reader):
+                stated |= reader.storage.metadata.custom or {}
+        return stated
+
+    @property
     def connections(self) -> list[Connection]:
         """The connections as rosbags has them, with the recorded QoS."""
         return list(self._reader.connections)
@@ -105,8 +115,12 @@ class Bag:
         """Bag time of the last message; 0 in an empty bag."""
         return self._reader.end_time - 1 if self._reader.message_count else 0
 
-    def raw_messages(self, topics: list[str] | None = None) -> Iterator[RawRecord]:
+    def raw_messages(
+        self, topics: list[str] | None = None, start_ns: int | None = None, stop_ns: int | None = None
+    ) -> Iterator[RawRecord]:
         """Yield the messages in order of bag time, of all topics or of those given.
+
+        start_ns, stop_ns: only those at or after this bag time, and before that one.
 
         Raises:
             BagError: a topic that is not in the bag, or a bag that turns out to be damaged.
@@ -116,7 +130,7 @@ class Bag:
         chosen = [c for c in self._reader.connections if topics is None or c.topic in topics]
         if not chosen:
             return
-        messages = self._reader.messages(chosen)
+        messages = self._reader.messages(chosen, start_ns, stop_ns)
         while True:
             try:
                 connection, time_ns, data = next(messages)
@@ -134,6 +148,20 @@ class Bag:
             raise BagError(
                 f"a message of {record.topic!r} in bag {str(self.path)!r} is no {record.type}: {_reason(error)}"
             ) from error
+
+    def read_stamped(
+        self, topics: list[str], start_ns: int | None = None, stop_ns: int | None = None
+    ) -> Iterator[tuple[RawRecord, int, Any]]:
+        """Yield (raw record, its header's stamp in ns, message) of topics whose messages have a header.
+
+        start_ns, stop_ns as for raw_messages. Raises BagError, also for a type without a header.
+        """
+        for record in self.raw_messages(topics, start_ns, stop_ns):
+            message = self.deserialize(record)
+            if not hasattr(message, "header"):
+                raise BagError(f"topic {record.topic!r} holds {record.type}, which has no header with a stamp")
+            stamp = message.header.stamp
+            yield record, stamp.sec * 1_000_000_000 + stamp.nanosec, message
 
     def require_topic(self, topic: str) -> None:
         """Raise BagError, naming the topics there are, unless the bag has this one."""
@@ -199,10 +227,8 @@ def read_images(bag: Bag, topic: str | None = None) -> Iterator[ImageRecord]:
     if bag.topics[topic] not in IMAGE_TYPES:
         names = ", ".join(candidate.topic for candidate in image_topics(bag)) or "none"
         raise BagError(f"topic {topic!r} holds {bag.topics[topic]}, not images; topics of images: {names}")
-    for record in bag.raw_messages([topic]):
-        message = bag.deserialize(record)
-        stamp = message.header.stamp
-        yield ImageRecord(stamp.sec * 1_000_000_000 + stamp.nanosec, message.header.frame_id, message)
+    for _, stamp_ns, message in bag.read_stamped([topic]):
+        yield ImageRecord(stamp_ns, message.header.frame_id, message)
 
 
 def _is_colour(bag: Bag, topic: str) -> bool:

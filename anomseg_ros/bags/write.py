@@ -11,11 +11,11 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -35,6 +35,10 @@ STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
 
 # File formats that a CompressedImage carries as they are; others are re-encoded as PNG, which loses nothing.
 _VERBATIM = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png"}
+
+ANOMALY_TRUTH, LABELS_TRUTH = "ground_truth/anomaly", "ground_truth/labels"
+"""Topics of the ground truth below the namespace of the image: mono8 0 known, 1 anomaly, 255 ignored; mono8 train
+ids, 255 unlabelled."""
 
 Progress = Callable[[int, int], None]
 
@@ -73,6 +77,24 @@ class EncodedImage:
     height_px: int
 
 
+class LabelledImage(Protocol):
+    """A frame with its ground truth: image (H, W, 3) uint8 RGB, labels and anomaly (H, W) uint8 or None."""
+
+    @property
+    def image(self) -> npt.NDArray[np.uint8]: ...
+
+    @property
+    def labels(self) -> npt.NDArray[np.uint8] | None: ...
+
+    @property
+    def anomaly(self) -> npt.NDArray[np.uint8] | None: ...
+
+
+def namespace_of(image_topic: str) -> str:
+    """Return the namespace of an image topic, without a slash at its end: /camera for /camera/image/compressed."""
+    return image_topic.removesuffix("/compressed").rsplit("/", 1)[0]
+
+
 def write_image_bag(
     images: Sequence[Path] | Path,
     output: Path,
@@ -100,9 +122,7 @@ def write_image_bag(
     paths = _images(images)
     if not paths:
         raise BagError("got no images to write; give at least one")
-    if not (math.isfinite(rate_hz) and rate_hz > 0):
-        raise BagError(f"got a rate of {rate_hz!r} Hz; expected a number above 0")
-    start_ns = time.time_ns() if start_time_s is None else round(start_time_s * 1e9)
+    stamps_ns = _stamps_ns(rate_hz, start_time_s)
     with BagWriter(
         output,
         storage=storage,
@@ -114,18 +134,34 @@ def write_image_bag(
     ) as bag:
         for index, path in enumerate(paths):
             image = _encoded_file(path) if compressed else _pixels_of(path)[0]
-            bag.write_frame(start_ns + round(index * 1e9 / rate_hz), image, camera_info)
+            bag.write_frame(stamps_ns(index), image, camera_info)
             if progress is not None:
                 progress(index + 1, len(paths))
     return len(paths)
+
+
+def write_labelled_frames(
+    bag: BagWriter, frames: Iterable[LabelledImage], rate_hz: float, start_time_s: float | None = None
+) -> int:
+    """Write frames with their ground truth and return their number; a compressed bag gets PNG, which loses nothing.
+
+    rate_hz, start_time_s: as for write_image_bag. Raises BagError.
+    """
+    stamps_ns = _stamps_ns(rate_hz, start_time_s)
+    count = 0
+    for frame in frames:
+        image = _encoded(frame.image, ".png", []) if bag.compressed else frame.image
+        bag.write_frame(stamps_ns(count), image, labels=frame.labels, anomaly=frame.anomaly)
+        count += 1
+    return count
 
 
 class BagWriter:
     """A bag of camera frames that is being written; a context manager.
 
     Topics: `topic` (sensor_msgs/Image rgb8), or `topic`/compressed (CompressedImage) with compressed=True;
-    camera_info and labels (Image mono8) beside it in the same namespace. Messages of a frame share stamp and
-    frame_id, and the stamp is the bag's time of the message. Frames may differ in size.
+    camera_info, ground_truth/anomaly and ground_truth/labels (Image mono8) beside it in the same namespace. Messages
+    of a frame share stamp and frame_id, and the stamp is the bag's time of the message. Frames may differ in size.
 
     On leaving the block without an error the bag gets its name; on an error nothing is left.
 
@@ -153,10 +189,11 @@ class BagWriter:
         self.output = Path(output)
         self.overwrite = overwrite
         self._refuse_to_destroy()
-        namespace = topic.rsplit("/", 1)[0]
+        namespace = namespace_of(topic)
         self.image_topic = f"{topic}/compressed" if compressed else topic
         self.camera_info_topic = f"{namespace}/camera_info"
-        self.labels_topic = f"{namespace}/labels"
+        self.anomaly_topic = f"{namespace}/{ANOMALY_TRUTH}"
+        self.labels_topic = f"{namespace}/{LABELS_TRUTH}"
         self.compressed = compressed
         self.frame_id = frame_id
         self.fov_deg = fov_deg
@@ -187,19 +224,25 @@ class BagWriter:
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
 
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """Topics that have a message by now."""
+        return tuple(self._connections)
+
     def write_frame(
         self,
         stamp_ns: int,
         image: npt.NDArray[np.uint8] | EncodedImage,
         camera_info: PinholeCamera | None = None,
         labels: npt.NDArray[np.uint8] | None = None,
+        anomaly: npt.NDArray[np.uint8] | None = None,
     ) -> None:
         """Write one frame.
 
         image: (H, W, 3) uint8 RGB; in a compressed bag also an image file's bytes (an array is encoded as JPEG,
         quality 95).
-        camera_info: None writes a pinhole camera of the image's size with the writer's field of view. labels: (H, W)
-        uint8.
+        camera_info: None writes a pinhole camera of the image's size with the writer's field of view.
+        labels: (H, W) uint8 train ids, 255 unlabelled. anomaly: (H, W) uint8, 0 known, 1 anomaly, 255 ignored.
         """
         if isinstance(image, EncodedImage):
             if not self.compressed:
@@ -212,10 +255,20 @@ class BagWriter:
         camera = camera_info or PinholeCamera.with_field_of_view(width_px, height_px, self.fov_deg)
         self._write(stamp_ns, self.image_topic, *self._image_message(stamp_ns, image))
         self._write(stamp_ns, self.camera_info_topic, *self._camera_info_message(stamp_ns, camera))
-        if labels is not None:
-            if labels.dtype != np.uint8 or labels.ndim != 2 or labels.size == 0:
-                raise BagError(f"got labels of shape {labels.shape} and dtype {labels.dtype}; expected (H, W) uint8")
-            self._write(stamp_ns, self.labels_topic, *self._raw_message(stamp_ns, labels, "mono8"))
+        for name, topic, truth in (("labels", self.labels_topic, labels), ("anomaly", self.anomaly_topic, anomaly)):
+            if truth is None:
+                continue
+            if truth.dtype != np.uint8 or truth.ndim != 2 or truth.size == 0:
+                raise BagError(f"got {name} of shape {truth.shape} and dtype {truth.dtype}; expected (H, W) uint8")
+            self._write(stamp_ns, topic, *self._raw_message(stamp_ns, truth, "mono8"))
+
+    def write_serialized(self, time_ns: int, topic: str, type_name: str, data: bytes) -> None:
+        """Write a message's CDR bytes, as ROS 2 delivers them to a raw subscription. time_ns: the bag's time of it."""
+        self._put(time_ns, topic, type_name, data)
+
+    def state(self, key: str, value: str) -> None:
+        """Note a fact about the whole bag, such as its label set; Bag.facts reads them. Kept in metadata.yaml."""
+        self._writer.set_custom_data(key, value)
 
     def _image_message(self, stamp_ns: int, image: npt.NDArray[np.uint8] | EncodedImage) -> tuple[str, Any]:
         if not self.compressed:
@@ -268,10 +321,13 @@ class BagWriter:
         return self._types.types["std_msgs/msg/Header"](stamp=stamp, frame_id=self.frame_id)
 
     def _write(self, stamp_ns: int, topic: str, type_name: str, message: Any) -> None:
+        self._put(stamp_ns, topic, type_name, self._types.serialize_cdr(message, type_name))
+
+    def _put(self, time_ns: int, topic: str, type_name: str, data: bytes | memoryview) -> None:
         try:
             if topic not in self._connections:
                 self._connections[topic] = self._writer.add_connection(topic, type_name, typestore=self._types)
-            self._writer.write(self._connections[topic], stamp_ns, self._types.serialize_cdr(message, type_name))
+            self._writer.write(self._connections[topic], time_ns, data)
         except (WriterError, OSError) as error:
             raise BagError(f"bag {str(self.output)!r} cannot be written: {error}") from error
 
@@ -288,6 +344,14 @@ class BagWriter:
         if self.output.exists():
             self.output.rename(self._folder / "replaced")
         (self._folder / self.output.name).rename(self.output)
+
+
+def _stamps_ns(rate_hz: float, start_time_s: float | None) -> Callable[[int], int]:
+    """Return the function from a frame's number to its stamp."""
+    if not (math.isfinite(rate_hz) and rate_hz > 0):
+        raise BagError(f"got a rate of {rate_hz!r} Hz; expected a number above 0")
+    start_ns = time.time_ns() if start_time_s is None else round(start_time_s * 1e9)
+    return lambda index: start_ns + round(index * 1e9 / rate_hz)
 
 
 def _pixels_of(path: Path) -> tuple[npt.NDArray[np.uint8], bytes]:

@@ -9,17 +9,24 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from anomseg_ros.errors import MetricError
-from anomseg_ros.metrics.smiyc import QuantileCurves, _counts_between, _quantiles
+from anomseg_ros.metrics.smiyc import QuantileCurves, _counts_between, _quantiles, sorted_scores
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(hnp.arrays(st.sampled_from([np.float16, np.float32]), st.integers(1, 900), elements=st.floats(-4, 4, width=16)))
 def test_quantiles_and_counts_are_numpys(scores) -> None:
-    ordered = np.sort(scores)
-    expected = np.quantile(scores, np.linspace(0, 1, min(384, scores.size)))
+    ordered = sorted_scores(scores)
+    assert (ordered == np.array(sorted(scores.tolist()))).all()
+    expected = np.quantile(ordered, np.linspace(0, 1, min(384, scores.size)))
     np.testing.assert_allclose(_quantiles(ordered), expected, rtol=0, atol=1e-15)
     edges = np.unique(np.concatenate([[-5], expected, [5]]))
-    np.testing.assert_array_equal(_counts_between(ordered, edges), np.histogram(scores, edges)[0])
+    np.testing.assert_array_equal(_counts_between(ordered, edges), np.histogram(ordered.astype(np.float64), edges)[0])
+
+
+def test_negative_zeros_do_not_disturb_the_order() -> None:
+    scores = np.full(544, -0.0, np.float16)
+    scores[272] = -1
+    assert sorted_scores(scores)[0] == -1
 
 
 def test_with_few_pixels_the_curve_has_every_score() -> None:

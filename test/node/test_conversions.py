@@ -12,6 +12,7 @@ pytest.importorskip("sensor_msgs.msg", reason="needs the ROS message packages: p
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
+from anomseg_ros.core import encodings
 from anomseg_ros.errors import FrameError
 from anomseg_ros.node import conversions
 
@@ -347,7 +348,7 @@ def test_uncalibrated_camera_stays_so_and_a_sizeless_one_is_refused() -> None:
 
 def test_equal_to_cv_bridge_on_every_encoding() -> None:
     bridge = pytest.importorskip("cv_bridge").CvBridge()
-    for name, encoding in conversions.ENCODINGS.items():
+    for name, encoding in encodings.ENCODINGS.items():
         if name in ("nv12", "8UC1", "8UC3", "nv21"):  # cv_bridge has no colour conversion for these
             continue
         rows = RANDOM.integers(0, 256, (8, 12 * encoding.bytes_per_pixel), np.uint8)

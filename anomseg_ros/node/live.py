@@ -1,0 +1,179 @@
+"""Play a bag through the real node and keep every score and label message it publishes, as bytes, in another bag."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import Image
+
+from anomseg_ros.bags.read import open_bag
+from anomseg_ros.bags.write import BagWriter, namespace_of
+from anomseg_ros.errors import BagError
+from anomseg_ros.node.bag_player import BagPlayer, PlayOptions
+from anomseg_ros.node.detector_node import NODE_NAME
+from anomseg_ros.node.process import NodeProcess, free_domain_id
+from anomseg_ros.node.transport import use_large_shared_memory
+
+SCORE_TOPIC, LABELS_TOPIC = f"/{NODE_NAME}/anomaly/score", f"/{NODE_NAME}/labels"
+CLOCK_HZ = 100.0
+DRAIN_S = 10.0
+QUEUE_DEPTH = 10
+_IMAGE = "sensor_msgs/msg/Image"
+_COUNTS = ("received", "published", "dropped", "bad")
+
+Watch = Callable[[int, int], None]
+"""Called with (frames the node has received, frames in the bag)."""
+
+
+@dataclass(frozen=True)
+class LiveRun:
+    """What the node said of itself: see node.health for the counts. Latencies in milliseconds by percentile."""
+
+    frames: int
+    answered: int
+    received: int
+    dropped: int
+    bad: int
+    latency_ms: Mapping[str, float]
+    processing_ms: Mapping[str, float]
+
+    @property
+    def lost(self) -> int:
+        """Frames that were played and did not reach the node."""
+        return self.frames - self.received
+
+
+def play_and_record(
+    bag: Path, image_topic: str, output: Path, node_arguments: list[str], rate: float, log: Path, watch: Watch
+) -> LiveRun:
+    """Play the images (and camera_info) of a bag into a node of its own ROS domain; write its outputs to `output`.
+
+    node_arguments: of `anomseg node`, without the image topic. log: file for the node's log.
+
+    Raises:
+        BagError: a damaged bag, or an output that exists. NodeProcessError: the node did not start, or ended.
+    """
+    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+    use_large_shared_memory()
+    topics, frames = _topics(bag, image_topic)
+    play = PlayOptions(rate=rate, clock_hz=CLOCK_HZ, topics=topics, wait_s=30.0)
+    domain = free_domain_id()
+    context = rclpy.Context()
+    context.init(domain_id=domain)
+    try:
+        node: Any = rclpy.create_node("live_evaluation", context=context)
+        with BagWriter(output) as writer:
+            recorder = _LiveRecorder(node, writer)
+            with NodeProcess(domain, log, [*_image_arguments(image_topic), *node_arguments]) as process:
+                process.wait_for_log(" on ")
+                with BagPlayer(node, bag, play) as player:
+                    _play(player, node, context, recorder, frames, watch)
+                process.require_running()
+        node.destroy_node()
+    finally:
+        context.try_shutdown()
+    return recorder.run(frames)
+
+
+class _LiveRecorder:
+    """Writes the node's outputs as they come, unopened, and keeps its newest diagnostics."""
+
+    def __init__(self, node: Node, writer: BagWriter) -> None:
+        self.answered = 0
+        self.reports = 0
+        self._writer = writer
+        self._frames: dict[str, str] = {}
+        qos = QoSProfile(depth=QUEUE_DEPTH, reliability=ReliabilityPolicy.RELIABLE)
+        for topic in (SCORE_TOPIC, LABELS_TOPIC):
+            node.create_subscription(Image, topic, functools.partial(self._on_output, topic), qos, raw=True)
+        node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, QUEUE_DEPTH)
+
+    def count(self, name: str) -> int:
+        """Return one of the node's frame counts, 0 before its first report."""
+        return int(self._frames.get(name, 0))
+
+    @property
+    def settled(self) -> bool:
+        """Whether the node has dealt with every frame it received, and each answer has arrived."""
+        received, published, dropped, bad = map(self.count, _COUNTS)
+        return received == published + dropped + bad and self.answered >= published
+
+    def run(self, frames: int) -> LiveRun:
+        """Return what the node reported last."""
+        if not self._frames:
+            raise BagError("the node published no diagnostics while the bag was played; see its log")
+        latency, processing = (
+            {f"p{p}": float(self._frames[f"{kind}_p{p}"]) for p in (50, 95, 99) if f"{kind}_p{p}" in self._frames}
+            for kind in ("latency_ms", "processing_ms")
+        )
+        received, dropped, bad = (self.count(name) for name in ("received", "dropped", "bad"))
+        return LiveRun(frames, self.answered, received, dropped, bad, latency, processing)
+
+    def _on_output(self, topic: str, data: bytes) -> None:
+        self._writer.write_serialized(time.time_ns(), topic, _IMAGE, data)
+        self.answered += topic == SCORE_TOPIC
+
+    def _on_diagnostics(self, report: DiagnosticArray) -> None:
+        self.reports += 1
+        for status in report.status:
+            if status.name.endswith("frames"):
+                self._frames = {pair.key: pair.value for pair in status.values}
+
+
+def _play(
+    player: BagPlayer,
+    node: Node,
+    context: Any,
+    recorder: _LiveRecorder,
+    frames: int,
+    watch: Watch,
+) -> None:
+    """Play in a thread while this one listens; then wait until the node has answered for every frame it received."""
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    failures: list[BaseException] = []
+
+    def play() -> None:
+        try:
+            player.play()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=play, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        executor.spin_once(timeout_sec=0.05)
+        watch(recorder.count("received"), frames)
+    # The counts of a report may be older than the last frame: wait for two.
+    fresh, deadline = recorder.reports + 2, time.monotonic() + DRAIN_S
+    while (recorder.reports < fresh or not recorder.settled) and time.monotonic() < deadline:
+        executor.spin_once(timeout_sec=0.05)
+    watch(recorder.count("received"), frames)
+    executor.shutdown()
+    if failures:
+        raise failures[0]
+
+
+def _topics(bag: Path, image_topic: str) -> tuple[list[str], int]:
+    with open_bag(bag) as opened:
+        opened.require_topic(image_topic)
+        beside = f"{namespace_of(image_topic)}/camera_info"
+        return [image_topic, *([beside] if beside in opened.topics else [])], opened.counts[image_topic]
+
+
+def _image_arguments(image_topic: str) -> list[str]:
+    topic = image_topic.removesuffix("/compressed")
+    transport = "raw" if topic == image_topic else "compressed"
+    return ["--image-topic", topic, "--image-transport", transport, "--use-sim-time"]
