@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from anomseg_ros.node.recorder import OutputRecorder
 
 # Beyond the seeds of the shipped bundle's training frames.
-SYNTHETIC_SEED = 1_000_100
+SYNTHETIC_SEED = 1_000_105
 ANOMALY_SIZE_M = (0.4, 2.0)
 SYNTHETIC_FOLDER = "synthetic_bag"
 CLOCK_HZ = 100.0
@@ -93,7 +93,7 @@ def write_synthetic_bag(output: Path, frames: int, seed: int) -> Path:
     camera = PinholeCamera(lens.width_px, lens.height_px, lens.fx, lens.fy, lens.cx, lens.cy)
     with options.progress_bar() as progress, BagWriter(output, overwrite=True) as bag:
         for frame in progress.track(sequence.frames(frames), total=frames, description="drawing a synthetic drive"):
-            bag.write_frame(round(frame.time_s * 1e9) + 1_000_000_000, frame.image, camera, frame.labels)
+            bag.write_frame(round(frame.time_s * 1e9) + 1_000_000_000, frame.image, camera, frame.labels, frame.anomaly)
     return output
 
 

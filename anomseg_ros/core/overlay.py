@@ -16,6 +16,7 @@ ANOMALY_COLOR = (255, 40, 0)
 HEAT_MAP = cv2.COLORMAP_TURBO
 LABEL_WEIGHT = 0.45
 ANOMALY_WEIGHT = 0.65
+MAX_TILE_PX = 1024
 
 
 def anomaly_mask(scores: ScoreMap, threshold: float) -> Mask:
@@ -98,13 +99,14 @@ def panel(
 ) -> RgbImage:
     """Return input | labels | anomaly heat map | mask side by side in a 2x2 grid, captioned; uint8 (2H, 2W, 3) RGB.
 
-    Everything is brought to the label image's size.
+    Everything is brought to the frame's size, or to MAX_TILE_PX across where that is less.
     """
-    height, width = labels.shape
+    width = min(image.shape[1], MAX_TILE_PX)
+    height = round(image.shape[0] * width / image.shape[1])
     small = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
     tiles = {
         "input": small,
-        "labels": label_colors(labels, palette(classes)),
+        "labels": label_colors(resized_labels(labels, height, width), palette(classes)),
         f"anomaly score: {score_name}": heat_map(resized_scores(scores, height, width), *drawn_range),
         "anomaly mask on labels": overlay(small, labels, mask, palette(classes)),
     }

@@ -41,8 +41,8 @@ def test_pictures_are_four_tiles_of_one_frame(output: Path) -> None:
     assert 3 <= len(pictures) <= 6
     for path in pictures:
         picture = cv2.imread(str(path))
-        assert picture.shape == (128, 256, 3)
-        tiles = [picture[:64, :128], picture[:64, 128:], picture[64:, :128], picture[64:, 128:]]
+        assert picture.shape == (1024, 2048, 3)
+        tiles = [picture[:512, :1024], picture[:512, 1024:], picture[512:, :1024], picture[512:, 1024:]]
         assert all(tile.std() > 1 for tile in tiles)
         assert len({tile.tobytes() for tile in tiles}) == 4
 

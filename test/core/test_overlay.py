@@ -60,11 +60,14 @@ def test_score_ranges() -> None:
     assert score_range("energy", 19) == (-20.0, 0.0)
 
 
-def test_panel_has_four_tiles_of_the_label_size() -> None:
+def test_panel_has_four_tiles_of_the_frame_s_size() -> None:
     image = np.full((90, 160, 3), 50, np.uint8)
     labels = np.full((48, 96), 10, np.uint8)
     scores = np.zeros((48, 96), np.float32)
-    picture = panel(image, labels, scores, np.zeros((48, 96), np.uint8), (*CITYSCAPES, VOID), (0.0, 1.0), "void")
-    assert picture.shape == (96, 192, 3)
-    assert picture[40, 10].tolist() == [50, 50, 50]
-    assert picture[40, 110].tolist() == [70, 130, 180]
+    mask = np.zeros((48, 96), np.uint8)
+    picture = panel(image, labels, scores, mask, (*CITYSCAPES, VOID), (0.0, 1.0), "void")
+    assert picture.shape == (180, 320, 3)
+    assert picture[80, 10].tolist() == [50, 50, 50]
+    assert picture[80, 200].tolist() == [70, 130, 180]
+    wide = panel(np.zeros((300, 2048, 3), np.uint8), labels, scores, mask, (*CITYSCAPES, VOID), (0.0, 1.0), "void")
+    assert wide.shape == (300, 2048, 3)
