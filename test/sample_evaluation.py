@@ -90,7 +90,14 @@ def measured(known: np.ndarray, anomaly: np.ndarray) -> tuple[float, float, floa
         reliability_share=tuple(n / pixels for n in points_of.pixels),
     )  # fmt: skip
     fpr95 = float(fpr[np.searchsorted(recall, 0.95)])
-    return auprc, fpr95, float(np.trapezoid(recall, fpr)), points, float(f1.max()), float(scores[f1.argmax()])
+    return (
+        auprc,
+        fpr95,
+        float(np.sum(np.diff(fpr, prepend=0) * recall)),
+        points,
+        float(f1.max()),
+        float(scores[f1.argmax()]),
+    )
 
 
 @cache

@@ -41,7 +41,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_nothing_is_left_to_be_filled_in(page: Path) -> None:
-    assert not re.findall(r"\b[A-Z]+_[A-Z0-9_]+_(?:DEFAULT|PROFILE|GROWTH|SPEEDUP)\b|TODO|FIXME|XXX", page.read_text())
+    prose = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(), flags=re.DOTALL)
+    assert not re.findall(r"\b[A-Z]+_[A-Z0-9_]+\b|TODO|FIXME|XXX", prose)
 
 
 @pytest.mark.parametrize("target", ["demo", "test", "lint"])
