@@ -5,38 +5,18 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import platform
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parent / "results"
+from anomseg_ros.evaluation.machine import describe_machine, package_versions
 
-# The packages whose version can change a number.
-_PACKAGES = (
-    "numpy",
-    "opencv-python-headless",
-    "onnxruntime",
-    "torch",
-    "scikit-learn",
-    "ros-rclpy",
-    "ros-fastrtps",
-    "rosbags",
-)
+RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def machine_description() -> dict[str, Any]:
     """Return the processor, cores, memory, system, Python and package versions; no host names, users or paths."""
-    return {
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gib": _memory_gib(),
-        "system": f"{platform.system()} {platform.release()}",
-        "architecture": platform.machine(),
-        "python": platform.python_version(),
-        "packages": {name: version for name in _PACKAGES if (version := _version(name)) is not None},
-    }
+    return {**describe_machine(), "packages": package_versions()}
 
 
 def write_result(name: str, result: dict[str, Any]) -> Path:
@@ -55,26 +35,3 @@ def write_result(name: str, result: dict[str, Any]) -> Path:
     part.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     part.replace(path)
     return path
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or "unknown"
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
-    return models[0] if models else platform.processor() or "unknown"
-
-
-def _memory_gib() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (ValueError, OSError, AttributeError):
-        return None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -30,6 +30,10 @@ def generate_launch_description() -> LaunchDescription:
 
 
 def declare_arguments() -> list[DeclareLaunchArgument]:
+    return [*node_arguments(), *model_arguments(), *run_arguments()]
+
+
+def node_arguments() -> list[DeclareLaunchArgument]:
     return [
         DeclareLaunchArgument(
             "namespace", default_value="", description="Namespace of the node; its topics are NAMESPACE/detector/..."
@@ -50,6 +54,11 @@ def declare_arguments() -> list[DeclareLaunchArgument]:
             choices=["", "raw", "compressed"],
             description="Whether the camera sends sensor_msgs/Image or CompressedImage.",
         ),
+    ]
+
+
+def model_arguments() -> list[DeclareLaunchArgument]:
+    return [
         DeclareLaunchArgument(
             "bundle", default_value="", description="Model: the directory of a bundle, or the name of a shipped one."
         ),
@@ -70,6 +79,11 @@ def declare_arguments() -> list[DeclareLaunchArgument]:
             default_value="",
             description="False-positive rate, 0 to 1, that picks the mask's threshold from the bundle's table.",
         ),
+    ]
+
+
+def run_arguments() -> list[DeclareLaunchArgument]:
+    return [
         DeclareLaunchArgument(
             "use_sim_time", default_value="false", choices=BOOLEAN, description="Take the time from /clock."
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
 from pathlib import Path
 
@@ -18,30 +19,7 @@ from anomseg_ros.networks import NETWORKS
 
 def main(argv: list[str]) -> int:
     """Parse the arguments and export."""
-    defaults = ExportConfig("", 0)
-    parser = options.parser(
-        "export", "Turn a checkpoint into a bundle: one graph from camera pixels to labels and scores."
-    )
-    parser.add_argument("--network", required=True, choices=sorted(NETWORKS), help="the checkpoint's network")
-    parser.add_argument("--checkpoint", required=True, type=Path, help=".pth, .pt, .tar or .safetensors file")
-    parser.add_argument(
-        "--num-classes", required=True, type=int, help="outputs of the network, the void class included"
-    )
-    parser.add_argument("--output", required=True, type=Path, help="directory of the bundle to write")
-    parser.add_argument("--void-class", type=int, help="index of the output that means anomaly, for void classifiers")
-    parser.add_argument("--label-set", default=defaults.label_set, choices=sorted(LABEL_SETS), help="the known classes")
-    parser.add_argument("--height", type=int, default=defaults.height_px, help="input height, pixels")
-    parser.add_argument("--width", type=int, default=defaults.width_px, help="input width, pixels")
-    parser.add_argument(
-        "--resize", default=defaults.resize, choices=RESIZE_RULES, help="how frames are brought to that size"
-    )
-    score_help = f"scores in the graph, the default one first, of {', '.join(SCORE_NAMES)} (default: all but energy)"
-    parser.add_argument("--scores", type=options.names, default=(), help=score_help)
-    parser.add_argument("--temperature", type=float, default=defaults.temperature, help="T of softmax(z / T)")
-    parser.add_argument("--name", help="name of the bundle (default: that of --output)")
-    parser.add_argument("--frames", type=Path, help="folder of real frames to check parity on, besides random ones")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
 
     config = ExportConfig(
         name=args.name or args.output.resolve().name,
@@ -72,3 +50,30 @@ def main(argv: list[str]) -> int:
         soft_wrap=True,
     )
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    defaults = ExportConfig("", 0)
+    parser = options.parser(
+        "export", "Turn a checkpoint into a bundle: one graph from camera pixels to labels and scores."
+    )
+    parser.add_argument("--network", required=True, choices=sorted(NETWORKS), help="the checkpoint's network")
+    parser.add_argument("--checkpoint", required=True, type=Path, help=".pth, .pt, .tar or .safetensors file")
+    parser.add_argument(
+        "--num-classes", required=True, type=int, help="outputs of the network, the void class included"
+    )
+    parser.add_argument("--output", required=True, type=Path, help="directory of the bundle to write")
+    parser.add_argument("--void-class", type=int, help="index of the output that means anomaly, for void classifiers")
+    parser.add_argument("--label-set", default=defaults.label_set, choices=sorted(LABEL_SETS), help="the known classes")
+    parser.add_argument("--height", type=int, default=defaults.height_px, help="input height, pixels")
+    parser.add_argument("--width", type=int, default=defaults.width_px, help="input width, pixels")
+    parser.add_argument(
+        "--resize", default=defaults.resize, choices=RESIZE_RULES, help="how frames are brought to that size"
+    )
+    score_help = f"scores in the graph, the default one first, of {', '.join(SCORE_NAMES)} (default: all but energy)"
+    parser.add_argument("--scores", type=options.names, default=(), help=score_help)
+    parser.add_argument("--temperature", type=float, default=defaults.temperature, help="T of softmax(z / T)")
+    parser.add_argument("--name", help="name of the bundle (default: that of --output)")
+    parser.add_argument("--frames", type=Path, help="folder of real frames to check parity on, besides random ones")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
+    return parser
