@@ -19,6 +19,14 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# 10,000 frames through the node, watching its memory; minutes to an hour.
+soak: $(STAMP)
+	cd benchmarks && ../$(BIN)/python soak.py $(SOAK_OPTIONS)
+
+# Speed comparisons, each a ratio in one run, written to benchmarks/results.
+benchmarks: $(STAMP)
+	cd benchmarks && for each in frame_path mide_formulation shared_memory metrics_speed; do ../$(BIN)/python $$each.py || exit 1; done
+
 $(STAMP): setup.py setup.cfg constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ros,offline,dev]'
