@@ -59,6 +59,7 @@ setup(
             "ros-jazzy-lifecycle-msgs>=2.0,<2.1",
             *BAGS,
         ],
+        "cluster": ["ray>=2.9,<3"],
         "offline": ["torch>=2.6,<3", "onnx>=1.16,<2", "onnxscript>=0.2,<1", "safetensors>=0.4,<1"],
         # Pillow only to check datasets/pil_resize.py against; 13 orders its passes otherwise.
         "dev": [

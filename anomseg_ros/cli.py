@@ -20,6 +20,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "datasets check": ("anomseg_ros.commands.datasets_check:main", "read datasets and say what is wrong with them"),
     "share": ("anomseg_ros.commands.share:main", "print where a file that ships with the package is"),
     "export": ("anomseg_ros.commands.export:main", "turn a checkpoint into a bundle"),
+    "evaluate": ("anomseg_ros.commands.evaluate:main", "measure bundles on datasets: table, JSON and HTML report"),
+    "calibrate threshold": (
+        "anomseg_ros.commands.calibrate_threshold:main",
+        "find the thresholds that keep false-positive rates, and write them into a bundle",
+    ),
+    "calibrate temperature": (
+        "anomseg_ros.commands.calibrate_temperature:main",
+        "learn the softmax temperature on labelled frames, and export with it",
+    ),
+    "papers": ("anomseg_ros.commands.papers:main", "measure the published checkpoints and write benchmarks/papers.md"),
     "report": ("anomseg_ros.commands.report:main", "make the HTML page of an evaluation's JSON"),
     "compare": ("anomseg_ros.commands.compare:main", "say what changed between two evaluations"),
 }
@@ -32,6 +42,7 @@ REMEDIES = {
     "torch": "needs the offline half: pip install 'anomseg_ros[offline]'",
     "onnx": "needs the offline half: pip install 'anomseg_ros[offline]'",
     "onnxscript": "needs the offline half: pip install 'anomseg_ros[offline]'",
+    "ray": "needs Ray: pip install 'anomseg_ros[cluster]'",
     "safetensors": "needs the offline half: pip install 'anomseg_ros[offline]'",
 }
 

@@ -58,6 +58,65 @@ class Components:
 
 
 @dataclass(frozen=True)
+class DriveObject:
+    """One object of a drive, followed by overlap: when it appeared (seconds since the first frame), in how many frames
+    it was there and detected, its largest area, and the time from appearing to the first detection (None: never)."""
+
+    first_s: float
+    frames: int
+    largest_px: int
+    frames_detected: int
+    seconds_to_detection: float | None
+
+
+@dataclass(frozen=True)
+class DriveSize:
+    """Objects whose area was from_px or more and (None: no limit) less than below_px: object frames, and detected."""
+
+    from_px: int
+    below_px: int | None
+    frames: int
+    detected: int
+
+
+@dataclass(frozen=True)
+class Drive:
+    """A bag as a drive, see bag_drive.py: alarms by their onsets, objects by the time to their first detection."""
+
+    threshold: float
+    threshold_source: str
+    min_alarm_px: int
+    min_coverage: float
+    frames: int
+    duration_s: float
+    alarms: int
+    alarms_per_minute: float | None
+    alarm_onsets_s: tuple[float, ...] = ()
+    objects: tuple[DriveObject, ...] = ()
+    objects_detected: int = 0
+    median_seconds_to_detection: float | None = None
+    sizes: tuple[DriveSize, ...] = ()
+
+
+@dataclass(frozen=True)
+class Live:
+    """A bag played through the node. Frames of the bag, answered by the node, dropped by it (it took a newer one),
+    lost on the way to it, unusable; figure name -> live minus no-drop. Times by percentile name: the node's stamp to
+    output, its arrival to output, and from publishing a frame to a listener's having its score."""
+
+    rate: float
+    frames: int
+    answered: int
+    dropped: int
+    lost: int
+    bad: int
+    latency_ms: Mapping[str, float]
+    processing_ms: Mapping[str, float]
+    difference: Mapping[str, float]
+    age_ms: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Result:
     """One bundle on one dataset by one score and protocol; see metrics/protocols.py for what the numbers mean."""
 
@@ -89,6 +148,14 @@ class Result:
     backend: str | None = None
     curves: Curves = Curves()
     per_frame: tuple[FrameResult, ...] = ()
+    wall_ms: float | None = None
+    """Time per frame of the whole pipeline: loading, inference and measuring, which overlap."""
+    notes: tuple[str, ...] = ()
+    """What was not measured or may surprise, and why."""
+    drive: Drive | None = None
+    """Of a bag only, and of the score that makes the mask."""
+    live: Live | None = None
+    """Of a bag that was played through the node."""
 
     @property
     def key(self) -> tuple[str, str, str, str]:
@@ -106,6 +173,8 @@ class Evaluation:
     command: str = ""
     machine: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The request: bundles with their digests, datasets with their paths and frame counts, options."""
 
 
 def save_evaluation(evaluation: Evaluation, path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import struct
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.executors import SingleThreadedExecutor
@@ -27,10 +29,12 @@ from anomseg_ros.node.process import NodeProcess, free_domain_id
 from anomseg_ros.node.transport import use_large_shared_memory
 
 SCORE_TOPIC, LABELS_TOPIC = f"/{NODE_NAME}/anomaly/score", f"/{NODE_NAME}/labels"
-CLOCK_HZ = 100.0
+CLOCK_HZ = 500.0
+"""Latencies from stamp to output are read off this clock, so they come in steps of 2 ms."""
 DRAIN_S = 10.0
 QUEUE_DEPTH = 10
 _IMAGE = "sensor_msgs/msg/Image"
+PERCENTILES = (50, 95, 99)
 _COUNTS = ("received", "published", "dropped", "bad")
 
 Watch = Callable[[int, int], None]
@@ -39,7 +43,12 @@ Watch = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class LiveRun:
-    """What the node said of itself: see node.health for the counts. Latencies in milliseconds by percentile."""
+    """What the node said of itself (see node.health for the counts), and how old its scores were on arrival.
+
+    By percentile, in milliseconds of wall time whatever the rate. latency_ms: stamp to output, read off the simulated
+    clock and so in steps of 2 ms. processing_ms: arrival to output. age_ms: from publishing a frame to a listener's
+    having its score, both ways through ROS.
+    """
 
     frames: int
     answered: int
@@ -48,6 +57,7 @@ class LiveRun:
     bad: int
     latency_ms: Mapping[str, float]
     processing_ms: Mapping[str, float]
+    age_ms: Mapping[str, float]
 
     @property
     def lost(self) -> int:
@@ -67,7 +77,8 @@ def play_and_record(
     """
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     use_large_shared_memory()
-    topics, frames = _topics(bag, image_topic)
+    topics, stamps_ns = _topics(bag, image_topic)
+    frames = len(stamps_ns)
     play = PlayOptions(rate=rate, clock_hz=CLOCK_HZ, topics=topics, wait_s=30.0)
     domain = free_domain_id()
     context = rclpy.Context()
@@ -75,7 +86,7 @@ def play_and_record(
     try:
         node: Any = rclpy.create_node("live_evaluation", context=context)
         with BagWriter(output) as writer:
-            recorder = _LiveRecorder(node, writer)
+            recorder = _LiveRecorder(node, writer, stamps_ns)
             with NodeProcess(domain, log, [*_image_arguments(image_topic), *node_arguments]) as process:
                 process.wait_for_log(" on ")
                 with BagPlayer(node, bag, play) as player:
@@ -84,16 +95,22 @@ def play_and_record(
         node.destroy_node()
     finally:
         context.try_shutdown()
-    return recorder.run(frames)
+    return recorder.run(rate)
 
 
 class _LiveRecorder:
-    """Writes the node's outputs as they come, unopened, and keeps its newest diagnostics."""
+    """Writes the node's outputs as they come, unopened, and keeps its newest diagnostics.
 
-    def __init__(self, node: Node, writer: BagWriter) -> None:
+    stamps_ns: bag time -> stamp of the frames that are played.
+    """
+
+    def __init__(self, node: Node, writer: BagWriter, stamps_ns: Mapping[int, int]) -> None:
         self.answered = 0
         self.reports = 0
         self._writer = writer
+        self._stamps_ns = stamps_ns
+        self._sent_ns: dict[int, int] = {}
+        self._ages_ms: list[float] = []
         self._frames: dict[str, str] = {}
         qos = QoSProfile(depth=QUEUE_DEPTH, reliability=ReliabilityPolicy.RELIABLE)
         for topic in (SCORE_TOPIC, LABELS_TOPIC):
@@ -110,20 +127,34 @@ class _LiveRecorder:
         received, published, dropped, bad = map(self.count, _COUNTS)
         return received == published + dropped + bad and self.answered >= published
 
-    def run(self, frames: int) -> LiveRun:
-        """Return what the node reported last."""
+    def sent(self, bag_time_ns: int) -> None:
+        """Note that the messages of a bag time are on their way; called by the thread that plays."""
+        if bag_time_ns in self._stamps_ns:
+            self._sent_ns.setdefault(self._stamps_ns[bag_time_ns], time.monotonic_ns())
+
+    def run(self, rate: float) -> LiveRun:
+        """Return what the node reported last, and the ages of its scores."""
         if not self._frames:
             raise BagError("the node published no diagnostics while the bag was played; see its log")
         latency, processing = (
-            {f"p{p}": float(self._frames[f"{kind}_p{p}"]) for p in (50, 95, 99) if f"{kind}_p{p}" in self._frames}
+            {f"p{p}": float(self._frames[f"{kind}_p{p}"]) for p in PERCENTILES if f"{kind}_p{p}" in self._frames}
             for kind in ("latency_ms", "processing_ms")
         )
+        # The node reads stamp to output off the clock of the bag, which runs `rate` times as fast.
+        latency = {name: value / rate for name, value in latency.items()}
+        ages = np.percentile(self._ages_ms, PERCENTILES).tolist() if self._ages_ms else ()
+        age = {f"p{p}": value for p, value in zip(PERCENTILES, ages, strict=bool(ages))}
         received, dropped, bad = (self.count(name) for name in ("received", "dropped", "bad"))
-        return LiveRun(frames, self.answered, received, dropped, bad, latency, processing)
+        return LiveRun(len(self._stamps_ns), self.answered, received, dropped, bad, latency, processing, age)
 
     def _on_output(self, topic: str, data: bytes) -> None:
+        now_ns = time.monotonic_ns()
         self._writer.write_serialized(time.time_ns(), topic, _IMAGE, data)
-        self.answered += topic == SCORE_TOPIC
+        if topic == SCORE_TOPIC:
+            self.answered += 1
+            sent_ns = self._sent_ns.get(_stamp_ns(data))
+            if sent_ns is not None:
+                self._ages_ms.append((now_ns - sent_ns) / 1e6)
 
     def _on_diagnostics(self, report: DiagnosticArray) -> None:
         self.reports += 1
@@ -144,10 +175,11 @@ def _play(
     executor = SingleThreadedExecutor(context=context)
     executor.add_node(node)
     failures: list[BaseException] = []
+    start_ns = player.bag.start_ns
 
     def play() -> None:
         try:
-            player.play()
+            player.play(progress=lambda now: recorder.sent(start_ns + round(now.bag_time_s * 1e9)))
         except BaseException as error:
             failures.append(error)
 
@@ -166,11 +198,22 @@ def _play(
         raise failures[0]
 
 
-def _topics(bag: Path, image_topic: str) -> tuple[list[str], int]:
+def _topics(bag: Path, image_topic: str) -> tuple[list[str], dict[int, int]]:
+    """Return the topics to play, and bag time -> stamp of the images."""
     with open_bag(bag) as opened:
         opened.require_topic(image_topic)
         beside = f"{namespace_of(image_topic)}/camera_info"
-        return [image_topic, *([beside] if beside in opened.topics else [])], opened.counts[image_topic]
+        stamps_ns = {record.time_ns: stamp_ns for record, stamp_ns, _ in opened.read_stamped([image_topic])}
+        return [image_topic, *([beside] if beside in opened.topics else [])], stamps_ns
+
+
+def _stamp_ns(data: bytes) -> int:
+    """Return the stamp of a serialized message that begins with a header.
+
+    CDR (DDSI-RTPS 2.5, 10.2): four bytes that state the byte order in the lowest bit of the second, then the fields.
+    """
+    sec, nanosec = struct.unpack_from("<iI" if data[1] & 1 else ">iI", data, 4)
+    return int(sec) * 1_000_000_000 + int(nanosec)
 
 
 def _image_arguments(image_topic: str) -> list[str]:

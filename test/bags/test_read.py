@@ -27,8 +27,8 @@ def test_directory_file_and_metadata_open_the_same_bag(tmp_path: Path, storage: 
     for path in (folder, folder / f"bag.{suffix}", folder / "metadata.yaml", str(folder)):
         with open_bag(path) as bag:
             assert [tuple(topic) for topic in image_topics(bag)] == [
+                ("/camera/ground_truth/labels", "sensor_msgs/msg/Image", 5),
                 ("/camera/image", "sensor_msgs/msg/Image", 5),
-                ("/camera/labels", "sensor_msgs/msg/Image", 5),
             ]
             assert (bag.start_ns, bag.end_ns, bag.is_ros2) == (0, 400_000_000, True)
             assert len(list(read_images(bag, "/camera/image"))) == 5
@@ -104,3 +104,23 @@ def test_messages_convert_without_ros(tmp_path: Path) -> None:
             conversions.rgb_from_compressed(next(read_images(bag, "/camera/image/compressed")).message).shape
             == RGB.shape
         )
+
+
+def test_messages_of_a_span_of_bag_time(tmp_path: Path) -> None:
+    for storage in ("mcap", "sqlite3"):
+        with open_bag(make(tmp_path / storage, storage)) as bag:
+            spans = [(None, 100_000_001), (100_000_000, 300_000_000), (400_000_000, None), (1, 2)]
+            found = [[r.time_ns for r in bag.raw_messages(["/camera/image"], *span)] for span in spans]
+            assert found == [[0, 100_000_000], [100_000_000, 200_000_000], [400_000_000], []]
+            stamps = [stamp for _, stamp, _ in bag.read_stamped(["/camera/image", "/camera/camera_info"])]
+            assert stamps == sorted([100_000_000 * index for index in range(5)] * 2)
+
+
+def test_facts_are_kept_in_the_metadata(tmp_path: Path) -> None:
+    with BagWriter(tmp_path / "bag") as writer:
+        writer.write_frame(0, RGB)
+        writer.state("label_set", "camvid")
+    with open_bag(tmp_path / "bag") as bag:
+        assert bag.facts == {"label_set": "camvid"}
+    with open_bag(tmp_path / "bag" / "bag.mcap") as bag:
+        assert bag.facts == {}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 
 pytest.importorskip("rosbags", reason="needs the rosbags library: pip install '.[bags]'")
 
+from anomseg_ros.bags.pixels import frame_from_message
 from anomseg_ros.bags.read import camera_topic, image_topics, open_bag, read_images
-from anomseg_ros.bags.write import BagWriter, EncodedImage, PinholeCamera, write_image_bag
+from anomseg_ros.bags.write import BagWriter, EncodedImage, PinholeCamera, write_image_bag, write_labelled_frames
 from anomseg_ros.errors import BagError
 
 RANDOM = np.random.default_rng(3)
@@ -94,9 +96,9 @@ def test_writer_takes_labels_and_a_camera(tmp_path: Path) -> None:
         writer.write_frame(7, rgb[:, ::-1], camera, labels[::2])
         writer.write_frame(8, rgb)
     with open_bag(tmp_path / "bag") as bag:
-        assert bag.counts == {"/camera/camera_info": 2, "/camera/image": 2, "/camera/labels": 1}
+        assert bag.counts == {"/camera/camera_info": 2, "/camera/image": 2, "/camera/ground_truth/labels": 1}
         assert camera_topic(bag) == "/camera/image"
-        (label,) = read_images(bag, "/camera/labels")
+        (label,) = read_images(bag, "/camera/ground_truth/labels")
         assert (label.message.encoding, label.message.step, label.stamp_ns) == ("mono8", 20, 7)
         np.testing.assert_array_equal(label.message.data.reshape(6, 20), labels[::2])
         np.testing.assert_array_equal(pixels(next(read_images(bag)).message), rgb[:, ::-1])
@@ -195,3 +197,37 @@ def test_command_writes_what_its_options_say(folder: Path, tmp_path: Path, capsy
     assert main([*arguments, "--overwrite"]) == 0
     with open_bag(output) as bag:
         assert bag.counts == {"/front/camera_info": 4, "/front/image": 4}
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_ground_truth_has_the_stamps_and_frame_ids_of_its_image(tmp_path: Path, compressed: bool) -> None:
+    class Labelled(NamedTuple):
+        image: np.ndarray
+        labels: np.ndarray | None
+        anomaly: np.ndarray | None
+
+    mask = RANDOM.integers(0, 2, (12, 20), np.uint8)
+    frames = [Labelled(frame(), mask + 3, mask), Labelled(frame(), None, mask)]
+    with BagWriter(tmp_path / "bag", topic="/front/image", compressed=compressed, frame_id="lens") as writer:
+        assert write_labelled_frames(writer, frames, 4.0, 8.0) == 2
+        assert "/front/ground_truth/labels" in writer.topics
+    with open_bag(tmp_path / "bag") as bag:
+        image_topic = "/front/image/compressed" if compressed else "/front/image"
+        anomaly = list(read_images(bag, "/front/ground_truth/anomaly"))
+        labels = list(read_images(bag, "/front/ground_truth/labels"))
+        images = list(read_images(bag, image_topic))
+    assert [record.stamp_ns for record in images] == [record.stamp_ns for record in anomaly] == [8 * 10**9, 8250000000]
+    assert [record.stamp_ns for record in labels] == [8 * 10**9]
+    assert {record.frame_id for record in [*images, *anomaly, *labels]} == {"lens"}
+    np.testing.assert_array_equal(labels[0].message.data.reshape(12, 20), mask + 3)
+    for record, written in zip(images, frames, strict=True):  # PNG in a compressed bag: nothing is lost
+        np.testing.assert_array_equal(frame_from_message(record.message), written.image)
+
+
+def test_ground_truth_of_a_wrong_kind_is_refused(tmp_path: Path) -> None:
+    with (
+        pytest.raises(BagError, match=r"anomaly of shape \(2, 2\) and dtype float64"),
+        BagWriter(tmp_path / "bag") as writer,
+    ):
+        writer.write_frame(0, frame(), anomaly=np.zeros((2, 2)))
+    assert not (tmp_path / "bag").exists()

@@ -1,0 +1,89 @@
+"""`anomseg calibrate threshold`: the thresholds that the node's `target_fpr` picks from."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from anomseg_ros.commands import options
+from anomseg_ros.commands.evaluate import ProgressLines
+from anomseg_ros.core.bundle import Bundle, load_bundle
+from anomseg_ros.core.resources import find_bundle
+from anomseg_ros.datasets import open_named
+from anomseg_ros.datasets.base import Dataset
+from anomseg_ros.datasets.check import check
+from anomseg_ros.evaluation.calibrate import ThresholdChange, measure_scores, threshold_changes, write_thresholds
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print before and after, and write the bundle; returns 0."""
+    parser = options.parser(
+        "calibrate threshold",
+        "Write thresholds that keep false-positive rates on known pixels into a bundle.",
+    )
+    parser.add_argument("bundle", help="bundle directory or name of a shipped bundle")
+    parser.add_argument(
+        "--dataset", action="append", required=True, metavar="NAME=PATH", help="labelled frames, repeatable"
+    )
+    parser.add_argument("--score", type=options.names, default=(), help="scores, comma separated (default: all)")
+    parser.add_argument("--target-fpr", type=rates, default=(0.01,), help="shares of known pixels, such as 0.01,0.05")
+    parser.add_argument("--output", type=Path, help="where to write the bundle (default: where it is)")
+    parser.add_argument("--allow-partial", action="store_true", help="accept fewer or more frames than published")
+    options.add_backend_options(parser)
+    args = parser.parse_args(argv)
+
+    bundle = load_bundle(find_bundle(args.bundle))
+    scores = args.score or bundle.contract.score_names
+    datasets = [open_named(text) for text in args.dataset]
+    with ProgressLines() as lines:
+        for dataset in datasets:
+            check(dataset).require(args.allow_partial)
+        curves = measure_scores(bundle, datasets, scores, args.backend, options.backend_options(args), lines)
+    changes = threshold_changes(bundle, curves, args.target_fpr)
+    written = write_thresholds(bundle, changes, _calibrated_on(datasets), str(args.output or bundle.directory))
+    _print(changes, written)
+    return 0
+
+
+def rates(text: str) -> tuple[float, ...]:
+    """Argument type: comma-separated shares above 0 and below 1."""
+    try:
+        values = tuple(dict.fromkeys(float(part) for part in options.names(text)))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 0.01,0.05") from error
+    if not values or not all(0 < value < 1 for value in values):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected shares above 0 and below 1, such as 0.01,0.05")
+    return values
+
+
+def _calibrated_on(datasets: Sequence[Dataset]) -> str:
+    named = (f"{dataset.name}{f' {dataset.split}' if dataset.split else ''}" for dataset in datasets)
+    return ", ".join(f"{name} ({len(dataset)} frames)" for name, dataset in zip(named, datasets, strict=True))
+
+
+def _print(changes: Sequence[ThresholdChange], written: Bundle) -> None:
+    table = Table(title=f"{written.contract.name}: score > threshold is anomalous", title_justify="left")
+    for heading in ("score", "target FPR", "before", "its FPR", "now", "its FPR", "anomalous pixels found"):
+        table.add_column(heading, justify="left" if heading == "score" else "right")
+    for change in changes:
+        before = "none" if change.before is None else f"{change.before:.6g} ({change.before_source})"
+        table.add_row(
+            change.score,
+            f"{change.target_fpr:g}",
+            before,
+            _percent(change.fpr_before),
+            f"{change.threshold:.6g}",
+            _percent(change.achieved_fpr),
+            _percent(change.detected),
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"written to {written.directory}", soft_wrap=True, highlight=False)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.3f} %"

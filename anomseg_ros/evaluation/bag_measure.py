@@ -1,0 +1,284 @@
+"""One pass over one bag: the measures of `anomseg evaluate` and the drive's, from a detector or from recorded outputs.
+
+Views, accumulators and read-out are those of datasets, so the same frames give the same figures to the last digit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from anomseg_ros.backends import open_detector
+from anomseg_ros.backends.options import BackendOptions
+from anomseg_ros.core.preprocess import resized_scores
+from anomseg_ros.core.types import RgbImage, ScoreMap
+from anomseg_ros.errors import AnomsegError, MetricError
+from anomseg_ros.evaluation.bag import BagDataset
+from anomseg_ros.evaluation.bag_drive import MIN_ALARM_PX, DriveTracker
+from anomseg_ros.evaluation.bag_recorded import SCORE_TOPIC, RecordedOutputs
+from anomseg_ros.evaluation.measures import Measures, MeasureSpec, TimedOutputs
+from anomseg_ros.evaluation.part import PartTask
+from anomseg_ros.evaluation.results import Drive
+from anomseg_ros.evaluation.views import View, make_view
+
+LOADERS = 2
+FRAMES_AHEAD = 4
+FRAMES_BEHIND = 2
+
+Watch = Callable[[int, int], None]
+"""Called with (frames done, frames in all), in the thread that measures."""
+
+
+@dataclass(frozen=True)
+class BagSource:
+    """A bag with ground truth; the arguments of BagDataset."""
+
+    path: str
+    topic: str | None = None
+    anomaly_topic: str | None = None
+    labels_topic: str | None = None
+    label_set: str | None = None
+
+    def open(self) -> BagDataset:
+        """Open it and read its stamps. Raises BagError."""
+        return BagDataset(
+            self.path,
+            topic=self.topic,
+            anomaly_topic=self.anomaly_topic,
+            labels_topic=self.labels_topic,
+            label_set_name=self.label_set,
+        )
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A bundle that is run on every frame. sha256: of its graph."""
+
+    bundle: str
+    sha256: str
+    backend: str = "onnxruntime"
+    options: BackendOptions = field(default_factory=BackendOptions)
+
+
+@dataclass(frozen=True)
+class RecordedSource:
+    """Outputs in a bag (the same or another one), the arguments of RecordedOutputs."""
+
+    path: str
+    score_name: str
+    score_topic: str = SCORE_TOPIC
+    labels_topic: str | None = None
+
+    def open(self) -> RecordedOutputs:
+        """Open it and read its stamps. Raises BagError."""
+        return RecordedOutputs(self.path, self.score_name, self.score_topic, self.labels_topic)
+
+
+@dataclass(frozen=True)
+class DriveSpec:
+    """Which score makes the mask, above which value, and where that value is from."""
+
+    score: str
+    threshold: float
+    threshold_source: str
+    min_alarm_px: int = MIN_ALARM_PX
+
+
+@dataclass(frozen=True)
+class BagTask:
+    """What a worker needs to measure one bag; drive: None leaves the drive's figures out."""
+
+    bag: BagSource
+    outputs: ModelSource | RecordedSource
+    spec: MeasureSpec
+    drive: DriveSpec | None = None
+
+
+@dataclass(frozen=True)
+class BagMeasured:
+    """What was measured. notes: what a reader must know. failure: why the bag was left before its end, or None."""
+
+    measures: Measures
+    drive: Drive | None
+    notes: tuple[str, ...] = ()
+    failure: str | None = None
+
+
+Outputter = Callable[[RgbImage], TimedOutputs]
+"""What the detector says of an image, which is some view of one frame."""
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    index: int
+    frame_id: str
+    image: RgbImage
+    anomaly: npt.NDArray[np.uint8] | None
+    views: tuple[View, ...]
+
+
+def measure_bag(task: BagTask, watch: Watch = lambda done, total: None) -> BagMeasured:
+    """Measure the frames of a bag that have ground truth (and recorded outputs, where those are the source).
+
+    A frame that cannot be read ends the pass; what was measured before it is returned with the reason. Raises BagError
+    for a bag that cannot be opened or matched, MetricError for scores that cannot be measured.
+    """
+    with task.bag.open() as dataset:
+        if isinstance(task.outputs, RecordedSource):
+            return _measure_recorded(task, task.outputs, dataset, watch)
+        return _measure_model(task, task.outputs, dataset, watch)
+
+
+def part_task(task: BagTask, dataset: BagDataset) -> PartTask:
+    """Return the task of `anomseg evaluate` for the same frames. Raises MetricError where no model is run."""
+    if not isinstance(task.outputs, ModelSource):
+        raise MetricError("recorded outputs have no model to run; give a bundle instead of --recorded")
+    model = task.outputs
+    indices = tuple(range(len(dataset)))
+    return PartTask(model.bundle, model.sha256, dataset, indices, task.spec, model.backend, model.options)
+
+
+def _measure_model(task: BagTask, model: ModelSource, dataset: BagDataset, watch: Watch) -> BagMeasured:
+    detector = open_detector(model.bundle, model.backend, model.options)
+    with_labels = task.spec.num_classes is not None
+
+    def detect(image: RgbImage) -> TimedOutputs:
+        started = time.perf_counter()
+        outputs = detector.detect(image, task.spec.scores, labels=with_labels)
+        return TimedOutputs(outputs, (time.perf_counter() - started) * 1e3)
+
+    try:
+        detector.warm_up()
+        return _pass(task, dataset, lambda _: detect, dataset.unmatched, watch)
+    finally:
+        detector.close()
+
+
+def _measure_recorded(task: BagTask, recorded: RecordedSource, dataset: BagDataset, watch: Watch) -> BagMeasured:
+    outputs = recorded.open()
+    try:
+        known = outputs.stamps_ns
+        missing = sum(stamp_ns not in known for stamp_ns in dataset.stamps_ns)
+        notes = dataset.unmatched
+        if missing:
+            notes += (f"{missing} of {len(dataset)} labelled frames have no recorded output and are not counted",)
+
+        def of_frame(index: int) -> Outputter | None:
+            if dataset.stamps_ns[index] not in known:
+                return None
+            timed = TimedOutputs(outputs.outputs(dataset.stamps_ns[index]), 0.0)
+            return lambda _: timed
+
+        return _pass(task, dataset, of_frame, notes, watch)
+    finally:
+        outputs.close()
+
+
+def _pass(
+    task: BagTask,
+    dataset: BagDataset,
+    outputter: Callable[[int], Outputter | None],
+    notes: tuple[str, ...],
+    watch: Watch,
+) -> BagMeasured:
+    """Load ahead, ask for outputs, and measure behind, each in threads of its own; in the order of the stamps.
+
+    outputter: of a frame's index, None for a frame that was not answered: the drive has it, the measures do not.
+    """
+    gathering = _Gathering(task, dataset)
+    failure = None
+    measuring = ThreadPoolExecutor(1, thread_name_prefix="measure")
+    waiting: deque[Future[None]] = deque()
+    begun, started = 0, time.perf_counter()
+
+    def measure(loaded: _Loaded, answer: _Answer | None, done: int) -> None:
+        gathering.add(loaded, answer)
+        watch(done, len(dataset))
+
+    try:
+        for loaded in _loaded_ahead(task, dataset):
+            asked = outputter(loaded.index)
+            answer = None if asked is None else _answer(gathering.measures, loaded, asked, task.drive)
+            begun += 1
+            waiting.append(measuring.submit(measure, loaded, answer, begun))
+            while len(waiting) > FRAMES_BEHIND:
+                waiting.popleft().result()
+    except MetricError:  # half a frame may have been counted
+        raise
+    except AnomsegError as error:
+        failure = f"{begun} of {len(dataset)} frames were measured, then: {error}"
+    finally:
+        measuring.shutdown()
+    for future in waiting:
+        future.result()
+    gathering.measures.seconds = time.perf_counter() - started
+    return BagMeasured(gathering.measures, gathering.drive(), notes, failure)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """The views with their outputs, and the score map that the drive is judged by."""
+
+    seen: list[tuple[View, TimedOutputs | None]]
+    own: ScoreMap | None
+
+
+class _Gathering:
+    """Measures and drive of one pass; fed by one thread."""
+
+    def __init__(self, task: BagTask, dataset: BagDataset) -> None:
+        self.measures = Measures(task.spec)
+        self._stamps_ns = dataset.stamps_ns
+        spec = task.drive
+        self._tracker = None if spec is None else DriveTracker(spec.threshold, spec.threshold_source, spec.min_alarm_px)
+
+    def add(self, loaded: _Loaded, answer: _Answer | None) -> None:
+        """Count a frame."""
+        if answer is not None:
+            self.measures.add(loaded.index, loaded.frame_id, answer.seen)
+        if self._tracker is None or loaded.anomaly is None:
+            return
+        own = None if answer is None or answer.own is None else resized_scores(answer.own, *loaded.anomaly.shape)
+        self._tracker.add(self._stamps_ns[loaded.index], own, loaded.anomaly)
+
+    def drive(self) -> Drive | None:
+        """Return what is told of the drive so far."""
+        return self._tracker.result() if self._tracker is not None and self._tracker.stamps_ns else None
+
+
+def _loaded_ahead(task: BagTask, dataset: BagDataset) -> Iterator[_Loaded]:
+    def load(index: int) -> _Loaded:
+        frame = dataset.load(index)
+        views = tuple(make_view(frame.image, frame.labels, frame.anomaly, size) for size in task.spec.sizes)
+        return _Loaded(index, frame.id, frame.image, frame.anomaly, views)
+
+    loading = ThreadPoolExecutor(LOADERS, thread_name_prefix="load")
+    try:
+        ahead: deque[Future[_Loaded]] = deque()
+        for index in range(len(dataset)):
+            ahead.append(loading.submit(load, index))
+            if len(ahead) > FRAMES_AHEAD:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        loading.shutdown(cancel_futures=True)
+
+
+def _answer(measures: Measures, loaded: _Loaded, outputter: Outputter, drive: DriveSpec | None) -> _Answer:
+    known: dict[int, TimedOutputs] = {}
+
+    def outputs_of(image: RgbImage) -> TimedOutputs:
+        # A view of the frame's own size is the frame: one run serves both.
+        if id(image) not in known:
+            known[id(image)] = outputter(image)
+        return known[id(image)]
+
+    seen = [(view, outputs_of(view.image) if measures.needs(view) else None) for view in loaded.views]
+    return _Answer(seen, None if drive is None else outputs_of(loaded.image).outputs.scores[drive.score])

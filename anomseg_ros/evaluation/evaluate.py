@@ -1,0 +1,338 @@
+"""Measure bundles on datasets: every (bundle, dataset) is one job, whose frames the detector sees once per view."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from anomseg_ros.backends import open_detector
+from anomseg_ros.backends.options import BackendOptions
+from anomseg_ros.core.bundle import GRAPH_FILE, Bundle, load_bundle
+from anomseg_ros.datasets import DATASETS, dataset_type, open_named
+from anomseg_ros.datasets.base import Dataset
+from anomseg_ros.datasets.check import check
+from anomseg_ros.errors import AnomsegError, ConfigError, MetricError
+from anomseg_ros.evaluation.component_pass import ComponentTask, component_sums, components_of, merged_sums
+from anomseg_ros.evaluation.measures import Measures, MeasureSpec
+from anomseg_ros.evaluation.part import PartTask, evaluate_part
+from anomseg_ros.evaluation.pictures import PictureKey, draw_worst
+from anomseg_ros.evaluation.readout import Identity, read_results
+from anomseg_ros.evaluation.results import Components, Result
+from anomseg_ros.evaluation.state import JobState
+from anomseg_ros.evaluation.workers import Workers, run_parts
+from anomseg_ros.metrics.protocols import protocol
+
+PARTS_PER_WORKER = 4
+MAX_PART_FRAMES = 32
+"""A part is what is lost when a worker dies, and what a worker's start-up cost is spread over."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what, frames done, frames in all)."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure. bundles: directories; datasets: NAME=PATH, or opened ones; scores: empty for all a bundle has.
+
+    state: folder for what is measured so far, None for none; save_every_s: how often that is written. pictures: draw
+    overlays of the worst frames. network_only: time the network alone, measure nothing else. require_miou: a bundle
+    whose classes are not those of a labelled dataset is an error instead of a note.
+    """
+
+    bundles: tuple[Path, ...]
+    datasets: tuple[str | Dataset, ...]
+    scores: tuple[str, ...] = ()
+    protocols: tuple[str, ...] = ("seeds",)
+    exact: bool = False
+    allow_partial: bool = False
+    network_only: bool = False
+    require_miou: bool = False
+    pictures: bool = False
+    backend: str = "onnxruntime"
+    options: BackendOptions = field(default_factory=BackendOptions)
+    workers: Workers = field(default_factory=Workers)
+    state: Path | None = None
+    save_every_s: float = 15.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Results of the jobs that were finished, errors of those that were not, warnings, and overlays by frame."""
+
+    results: tuple[Result, ...]
+    errors: tuple[str, ...]
+    warnings: tuple[str, ...]
+    settings: dict[str, Any]
+    pictures: dict[PictureKey, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One bundle on one dataset, with the names they have in the results."""
+
+    bundle_name: str
+    bundle: Bundle
+    dataset_name: str
+    dataset: Dataset
+    spec: MeasureSpec
+    notes: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        return f"{self.bundle_name} on {self.dataset_name}"
+
+
+def evaluate(request: Request, progress: Progress = lambda what, done, total: None) -> Outcome:
+    """Measure every bundle on every dataset.
+
+    A job that fails is reported in `errors` and does not keep the others from being measured. Raises the package's
+    errors for what is wrong with the request, the bundles or the datasets, before any work starts.
+    """
+    bundles = _open_bundles(request)
+    datasets, warnings = _open_checked_datasets(request, progress)
+    results: list[Result] = []
+    errors: list[str] = []
+    pictures: dict[PictureKey, bytes] = {}
+    jobs = []
+    for (bundle_name, bundle), (dataset_name, dataset) in product(bundles, datasets):
+        try:
+            job = _plan(request, bundle_name, bundle, dataset_name, dataset)
+            jobs.append(job)
+            measured = _run(request, job, progress)
+            results += measured
+            if request.pictures:
+                pictures |= _draw(request, job, measured, progress)
+        except AnomsegError as error:
+            errors.append(f"{bundle_name} on {dataset_name}: {error}")
+    if not errors:
+        for job in jobs:
+            _state(request, job).remove()
+        _remove_if_empty(request.state)
+    warnings += [f"{result.bundle} on {result.dataset}: {note}" for result in results for note in result.notes]
+    return Outcome(
+        tuple(results), tuple(errors), tuple(dict.fromkeys(warnings)), _settings(request, bundles, datasets), pictures
+    )
+
+
+def _open_bundles(request: Request) -> list[tuple[str, Bundle]]:
+    if not request.bundles or not request.datasets:
+        raise ConfigError("nothing to measure; give at least one bundle and one --dataset NAME=PATH")
+    opened = [load_bundle(path) for path in request.bundles]
+    names = [bundle.contract.name for bundle in opened]
+    # Two exports of one network often share their name: tell them apart by their folders.
+    unique = [str(b.directory) if names.count(name) > 1 else name for b, name in zip(opened, names, strict=True)]
+    for name in request.protocols:
+        protocol(name)
+    return list(zip(unique, opened, strict=True))
+
+
+def _open_checked_datasets(request: Request, progress: Progress) -> tuple[list[tuple[str, Dataset]], list[str]]:
+    opened = [open_named(given) if isinstance(given, str) else given for given in request.datasets]
+    names = [_dataset_name(dataset) for dataset in opened]
+    named = [
+        (f"{name}={dataset.path}" if names.count(name) > 1 else name, dataset)
+        for name, dataset in zip(names, opened, strict=True)
+    ]
+    warnings = []
+    for name, dataset in named:
+        report = check(dataset, progress=partial(progress, f"checking {name}"))
+        report.require(request.allow_partial)
+        warnings += [f"{name}: {text}" for text in report.warnings]
+    return named, warnings
+
+
+def _dataset_name(dataset: Dataset) -> str:
+    default = dataset_type(dataset.name).default_split if dataset.name in DATASETS else ""
+    return dataset.name if dataset.split in ("", default) else f"{dataset.name}:{dataset.split}"
+
+
+def _plan(request: Request, bundle_name: str, bundle: Bundle, dataset_name: str, dataset: Dataset) -> _Job:
+    scores = tuple(dict.fromkeys(map(bundle.check_score, request.scores))) or bundle.contract.score_names
+    misfit = _class_misfit(bundle, dataset)
+    if misfit and request.require_miou:
+        raise ConfigError(f"{dataset.path!r}: {misfit}")
+    measured = dataset.classes is not None and misfit is None
+    spec = MeasureSpec(
+        scores=scores,
+        protocols=request.protocols,
+        num_classes=len(dataset.classes) if measured and dataset.classes is not None else None,
+        anomalies=dataset.has_anomalies,
+        exact=request.exact,
+    )
+    if not measured and not dataset.has_anomalies:
+        raise MetricError(
+            f"nothing can be measured in {dataset.path!r}: there are no anomaly masks, and "
+            f"{misfit or 'no semantic labels either'}"
+        )
+    return _Job(bundle_name, bundle, dataset_name, dataset, spec, (misfit,) if misfit else ())
+
+
+def _class_misfit(bundle: Bundle, dataset: Dataset) -> str | None:
+    """Return why mIoU cannot be measured; None where it can, or where the dataset has no semantic labels."""
+    if dataset.classes is None:
+        return None
+    void = bundle.contract.void_class
+    known = [info for index, info in enumerate(bundle.contract.classes) if index != void]
+    ours = {(info.train_id, info.name) for info in known}
+    theirs = {(info.train_id, info.name) for info in dataset.classes}
+    if ours == theirs:
+        return None
+    lacking = ", ".join(name for _, name in sorted(theirs - ours)[:3]) or "none"
+    return (
+        f"mIoU is not measured: the bundle's {len(ours)} classes are not the {len(theirs)} of {dataset.name} (it lacks "
+        f"{lacking}, …); export with --label-set {dataset.label_set} if they are"
+    )
+
+
+def _run(request: Request, job: _Job, progress: Progress) -> tuple[Result, ...]:
+    """Measure a job from where its state left off, and read the results."""
+    state = _state(request, job)
+    measures = state.load(job.spec)
+    remaining = [index for index in range(len(job.dataset)) if index not in measures.done]
+    for gathered in _gathered(request, job, remaining, measures, state, progress):
+        measures = gathered
+        progress(job.title, len(measures.done), len(job.dataset))
+    if remaining:
+        state.save(measures)
+    components, notes = _components(request, job, measures, progress)
+    detector_backend = _backend_in_use(request, job)
+    names = tuple(info.name for info in job.dataset.classes or ())
+    workers = max(1, request.workers.count)
+    identity = Identity(job.bundle_name, job.dataset_name, job.bundle.contract, detector_backend, names, workers)
+    results = read_results(measures, identity, components, (*job.notes, *notes))
+    if not request.network_only and all(result.auprc is None and result.miou is None for result in results):
+        reasons = "; ".join(dict.fromkeys(note for result in results for note in result.notes))
+        raise MetricError(f"nothing could be measured in {job.dataset.path!r}: {reasons}")
+    return results
+
+
+def _gathered(
+    request: Request, job: _Job, remaining: list[int], before: Measures, state: JobState, progress: Progress
+) -> Iterator[Measures]:
+    """Yield the measures after each part, those before included."""
+    measures = before
+    if request.workers.here and remaining:
+
+        def watch(now: Measures) -> None:
+            progress(job.title, len(before.done) + len(now.done), len(job.dataset))
+            if state.due:
+                state.save(before.merge(now))
+
+        yield before.merge(evaluate_part(_task(request, job, remaining), watch))
+        return
+    tasks = [_task(request, job, part) for part in _parts(remaining, request.workers.count)]
+    for part in run_parts(evaluate_part, tasks, request.workers):
+        measures = measures.merge(part)
+        if state.due:
+            state.save(measures)
+        yield measures
+
+
+def _parts(indices: Sequence[int], workers: int) -> list[list[int]]:
+    size = max(1, min(MAX_PART_FRAMES, -(-len(indices) // (workers * PARTS_PER_WORKER))))
+    return [list(indices[start : start + size]) for start in range(0, len(indices), size)]
+
+
+def _task(request: Request, job: _Job, indices: Sequence[int]) -> PartTask:
+    options, lanes = request.options, 1
+    # Threads that were asked for are kept, and the network's own time is taken with all of them.
+    if options.threads == 0 and options.provider == "cpu" and not request.network_only:
+        options, lanes = replace(options, threads=request.workers.threads), request.workers.lanes
+    return PartTask(
+        bundle=str(job.bundle.directory.resolve()),
+        bundle_sha256=job.bundle.contract.files[GRAPH_FILE],
+        dataset=job.dataset,
+        indices=tuple(indices),
+        spec=job.spec,
+        backend=request.backend,
+        options=options,
+        lanes=lanes,
+        network_only=request.network_only,
+    )
+
+
+def _components(
+    request: Request, job: _Job, measures: Measures, progress: Progress
+) -> tuple[dict[str, Components], list[str]]:
+    """Measure SegmentMeIfYouCan's component metrics where its protocol is asked for and has a threshold."""
+    if "smiyc" not in request.protocols or request.network_only:
+        return {}, []
+    read = {
+        score: protocol("smiyc").read(accumulator).best_f1_threshold
+        for (score, name), accumulator in measures.curves.items()
+        if name == "smiyc" and accumulator.anomaly_px and accumulator.known_px
+    }
+    if not read:
+        return {}, []
+    parts = [list(range(len(job.dataset)))]
+    if not request.workers.here:
+        parts = _parts(parts[0], request.workers.count)
+    tasks = [ComponentTask(_task(request, job, part), read) for part in parts]
+    title = f"components of {job.title}"
+    progress(title, 0, len(job.dataset))
+    sums = merged_sums(list(run_parts(component_sums, tasks, request.workers)))
+    progress(title, len(job.dataset), len(job.dataset))
+    components = components_of(sums, read)
+    return components, [f"no true component is large enough to rate: score {name}" for name in read.keys() - components]
+
+
+def _backend_in_use(request: Request, job: _Job) -> str:
+    detector = open_detector(job.bundle, request.backend, request.options)
+    try:
+        return detector.backend.actual
+    finally:
+        detector.close()
+
+
+def _draw(request: Request, job: _Job, results: Sequence[Result], progress: Progress) -> dict[PictureKey, bytes]:
+    detector = open_detector(job.bundle, request.backend, request.options)
+    try:
+        progress(f"pictures of {job.title}", 0, 1)
+        return draw_worst(detector, job.dataset, results)
+    finally:
+        progress(f"pictures of {job.title}", 1, 1)
+        detector.close()
+
+
+def _state(request: Request, job: _Job) -> JobState:
+    identity = {
+        "bundle": dict(job.bundle.contract.files),
+        "input": asdict(job.bundle.contract.input),
+        "dataset": [job.dataset.name, job.dataset.split, str(Path(job.dataset.path).expanduser().absolute())],
+        "frames": [job.dataset.frame_id(index) for index in range(len(job.dataset))],
+        "spec": asdict(job.spec),
+        "backend": [request.backend, request.options.provider],
+        "network_only": request.network_only,
+    }
+    return JobState(request.state, identity, request.save_every_s)
+
+
+def _remove_if_empty(folder: Path | None) -> None:
+    if folder is not None and folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _settings(
+    request: Request, bundles: Sequence[tuple[str, Bundle]], datasets: Sequence[tuple[str, Dataset]]
+) -> dict[str, Any]:
+    return {
+        "bundles": {
+            name: {"files": dict(bundle.contract.files), "temperature": bundle.contract.temperature}
+            for name, bundle in bundles
+        },
+        "datasets": {
+            name: {"path": dataset.path, "split": dataset.split, "layout": dataset.layout, "frames": len(dataset)}
+            for name, dataset in datasets
+        },
+        "scores": list(request.scores),
+        "protocols": list(request.protocols),
+        "exact": request.exact,
+        "network_only": request.network_only,
+        "backend": request.backend,
+        "options": asdict(request.options),
+        "workers": asdict(request.workers),
+    }

@@ -1,0 +1,85 @@
+"""Small overlays of the frames on which a detector does worst, for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from anomseg_ros.core.bundle import Contract
+from anomseg_ros.core.detector import Detector
+from anomseg_ros.core.labels import palette
+from anomseg_ros.core.overlay import ANOMALY_COLOR, heat_map, overlay, score_range
+from anomseg_ros.core.preprocess import resized_labels, resized_scores
+from anomseg_ros.core.types import Outputs
+from anomseg_ros.datasets.base import ANOMALY, Dataset, LabelledFrame
+from anomseg_ros.evaluation.readout import worst_first
+from anomseg_ros.evaluation.results import Result
+
+WIDTH_PX = 640
+WORST_FRAMES = 12
+JPEG_QUALITY = 80
+HEAT_WEIGHT = 0.5
+
+PictureKey = tuple[str, str, str, str, str]
+"""A result's key and the frame's id."""
+
+
+def draw_worst(
+    detector: Detector, dataset: Dataset, results: Sequence[Result], count: int = WORST_FRAMES
+) -> dict[PictureKey, bytes]:
+    """Return JPEG overlays of the `count` worst frames of each result on this dataset, each frame detected once more.
+
+    The score as a heat map over the frame, 640 px wide; true anomalies are outlined. Results without anomaly
+    pixels get their first frames with the predicted classes instead.
+    """
+    wanted: dict[str, list[Result]] = {}
+    for result in results:
+        for frame_id in _chosen(result, dataset, count):
+            wanted.setdefault(frame_id, []).append(result)
+    pictures: dict[PictureKey, bytes] = {}
+    for index in range(len(dataset)):
+        frame_id = dataset.frame_id(index)
+        if frame_id in wanted:
+            frame = dataset.load(index)
+            outputs = detector.detect(frame.image)
+            for result in wanted[frame_id]:
+                picture = _draw(frame, outputs, result, detector.bundle.contract)
+                bundle, name, score, protocol = result.key
+                pictures[bundle, name, score, protocol, frame_id] = picture
+    return pictures
+
+
+def _chosen(result: Result, dataset: Dataset, count: int) -> list[str]:
+    worst = [frame.frame_id for frame in worst_first(result.per_frame)[:count]]
+    return worst or [dataset.frame_id(index) for index in range(min(count, len(dataset)))]
+
+
+def _draw(frame: LabelledFrame, outputs: Outputs, result: Result, contract: Contract) -> bytes:
+    height = round(WIDTH_PX * frame.image.shape[0] / frame.image.shape[1])
+    small = np.asarray(cv2.resize(frame.image, (WIDTH_PX, height), interpolation=cv2.INTER_AREA), np.uint8)
+    if result.auprc is None:
+        assert outputs.labels is not None
+        canvas = overlay(small, resized_labels(outputs.labels, height, WIDTH_PX), None, palette(contract.classes))
+    else:
+        scores = resized_scores(outputs.scores[result.score], height, WIDTH_PX)
+        heat = heat_map(scores, *_range(result, contract))
+        canvas = np.asarray(cv2.addWeighted(small, 1 - HEAT_WEIGHT, heat, HEAT_WEIGHT, 0), np.uint8)
+    if frame.anomaly is not None:
+        truth = (resized_labels(frame.anomaly, height, WIDTH_PX) == ANOMALY).astype(np.uint8)
+        contours, _ = cv2.findContours(truth, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        cv2.drawContours(canvas, contours, -1, ANOMALY_COLOR, 3)
+        cv2.drawContours(canvas, contours, -1, (255, 255, 255), 1)
+    encoded, buffer = cv2.imencode(
+        ".jpg", cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    )
+    return buffer.tobytes() if encoded else b""
+
+
+def _range(result: Result, contract: Contract) -> tuple[float, float]:
+    """Return the range to draw in: that of the scores met, where the score has no natural one."""
+    edges = result.curves.histogram_edges
+    if result.score in ("max_logit", "energy") and edges:
+        return edges[0], edges[-1]
+    return score_range(result.score, len(contract.classes))
