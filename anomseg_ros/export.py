@@ -324,5 +324,6 @@ def _write_onnx(graph: DetectorGraph, config: ExportConfig, folder: Path) -> Pat
 def _random_frames(config: ExportConfig) -> list[RgbImage]:
     generator = np.random.default_rng(0)
     noise = generator.integers(0, 256, (config.height_px, config.width_px, 3), dtype=np.uint8)
-    smooth = cv2.normalize(cv2.GaussianBlur(noise.astype(np.float32), (0, 0), 8.0), None, 0, 255, cv2.NORM_MINMAX)
+    blurred = np.asarray(cv2.GaussianBlur(noise.astype(np.float32), (0, 0), 8.0))
+    smooth = (blurred - blurred.min()) * (255.0 / np.ptp(blurred))
     return [noise, smooth.astype(np.uint8)]

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("bundle", help="bundle directory or name of a shipped bundle")
     parser.add_argument(
-        "--dataset", action="append", required=True, metavar="NAME=PATH", help="labelled frames, repeatable"
+        "--dataset", nargs="+", action="extend", required=True, metavar="NAME=PATH", help="labelled frames"
     )
     parser.add_argument("--score", type=options.names, default=(), help="scores, comma separated (default: all)")
     parser.add_argument("--target-fpr", type=rates, default=(0.01,), help="shares of known pixels, such as 0.01,0.05")

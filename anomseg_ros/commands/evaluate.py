@@ -25,12 +25,12 @@ from anomseg_ros.evaluation.evaluate import Outcome, Request, evaluate
 from anomseg_ros.evaluation.machine import describe_machine, package_versions
 from anomseg_ros.evaluation.results import FORMAT_VERSION, Evaluation, Result, save_evaluation
 from anomseg_ros.evaluation.workers import LOCAL_RAY, Workers
-from anomseg_ros.metrics.protocols import PROTOCOLS
+from anomseg_ros.metrics.protocols import PROTOCOLS, protocol
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate, print the table and write the files; returns 0 if everything was measured, else 1."""
-    args = _parser().parse_args(argv)
+    args = _parse(argv)
     console = Console(stderr=True)
     with ExitStack() as stack:
         bundles = [find_bundle(name) for name in args.bundles]
@@ -65,9 +65,9 @@ def evaluation_of(outcome: Outcome, command: str) -> Evaluation:
 
 def print_tables(console: Console, results: Sequence[Result]) -> None:
     """Print a table per protocol, like the papers': a row per bundle and score, AuPRC and FPR95 per dataset."""
-    for protocol in dict.fromkeys(result.protocol for result in results):
-        own = [result for result in results if result.protocol == protocol]
-        for table in _tables(protocol, own, console):
+    for name in dict.fromkeys(result.protocol for result in results):
+        own = [result for result in results if result.protocol == name]
+        for table in _tables(name, own, console):
             console.print(table, crop=False, no_wrap=True, overflow="ignore")
     timed = {(result.bundle, result.dataset): result for result in results if result.inference_ms and result.network_ms}
     for (bundle, dataset), result in timed.items():
@@ -97,19 +97,25 @@ class ProgressLines:
         self._bar.update(self._tasks[what], completed=done, total=total)
 
 
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    args = _parser().parse_args(argv)
+    # A bundle that follows an option of several values is taken for one of them.
+    args.bundles += [text for text in args.dataset if "=" not in text]
+    args.dataset = [text for text in args.dataset if "=" in text]
+    args.score = options.several(args.score)
+    args.protocol = [protocol(name).name for name in options.several(args.protocol or ["seeds"])]
+    return args
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = options.parser("evaluate", "Measure bundles on datasets: anomaly and semantic figures, and speed.")
     parser.add_argument("bundles", nargs="*", help="bundle directories, or names of shipped bundles")
-    dataset_help = f"a dataset and its folder, repeatable; names: {', '.join(DATASETS)}"
-    parser.add_argument("--dataset", action="append", default=[], metavar="NAME=PATH", help=dataset_help)
-    parser.add_argument("--score", type=options.names, default=(), help="scores, comma separated (default: all)")
-    parser.add_argument(
-        "--protocol",
-        nargs="+",
-        choices=sorted(PROTOCOLS),
-        default=["seeds"],
-        help="how figures are defined; docs/evaluate.md",
-    )
+    dataset_help = f"datasets and their folders; names: {', '.join(DATASETS)}"
+    parser.add_argument("--dataset", nargs="+", action="extend", default=[], metavar="NAME=PATH", help=dataset_help)
+    score_help = "scores to measure (default: all the bundle has)"
+    parser.add_argument("--score", nargs="+", action="extend", default=[], metavar="SCORE", help=score_help)
+    protocol_help = f"how figures are defined, see docs/evaluate.md: {', '.join(PROTOCOLS)} (default: seeds)"
+    parser.add_argument("--protocol", nargs="+", action="extend", default=[], metavar="PROTOCOL", help=protocol_help)
     parser.add_argument("--json", type=Path, help="file for everything measured, and how")
     parser.add_argument("--html", type=Path, help="file for the report, one self-contained page")
     parser.add_argument("--exact", action="store_true", help="no score is rounded, whatever memory that takes")
@@ -151,7 +157,7 @@ def _request(args: argparse.Namespace, bundles: list[Path]) -> Request:
         bundles=tuple(bundles),
         datasets=tuple(args.dataset),
         scores=args.score,
-        protocols=tuple(dict.fromkeys(args.protocol)),
+        protocols=tuple(args.protocol),
         exact=args.exact,
         allow_partial=args.allow_partial,
         network_only=args.network_only,

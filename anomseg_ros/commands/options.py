@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
@@ -14,11 +15,17 @@ from anomseg_ros.core.image_files import read_image
 from anomseg_ros.core.types import RgbImage
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, but none where there is nothing to show, or where the help text says it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        empty = action.default in (None, (), [], False)
+        return action.help if empty or "(default" in (action.help or "") else super()._get_help_string(action)
+
+
 def parser(command: str, description: str) -> argparse.ArgumentParser:
     """Return the parser of `anomseg COMMAND`, which shows every default."""
-    return argparse.ArgumentParser(
-        prog=f"anomseg {command}", description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    return argparse.ArgumentParser(prog=f"anomseg {command}", description=description, formatter_class=_HelpFormatter)
 
 
 def add_backend_options(target: argparse.ArgumentParser) -> None:
@@ -41,6 +48,11 @@ def backend_options(args: argparse.Namespace) -> BackendOptions:
 def names(text: str) -> tuple[str, ...]:
     """Argument type: a comma-separated list."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def several(values: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of an option that takes several: `a,b c` is a, b and c; each once, in order."""
+    return tuple(dict.fromkeys(name for value in values for name in names(value)))
 
 
 def progress_bar() -> Progress:
