@@ -109,6 +109,12 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture()
+def fresh_workplace(workplace: Path, tmp_path: Path) -> Path:
+    """A copy of it for one page, whose commands may make what another page's make as well."""
+    return Path(shutil.copytree(workplace, tmp_path / "place"))
+
+
 def fresh_weight(key: str, shape: tuple[int, ...]) -> object:
     """Return a value such as a network has before training."""
     import torch
@@ -120,7 +126,8 @@ def fresh_weight(key: str, shape: tuple[int, ...]) -> object:
 
 
 @pytest.mark.slow
-def test_commands_run_in_order(workplace: Path) -> None:
+def test_commands_run_in_order(fresh_workplace: Path) -> None:
+    workplace = fresh_workplace
     lines = [line for line in README_COMMANDS if not line.startswith(HANDLED_ELSEWHERE)]
     assert len(lines) >= 7
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "ROS_DOMAIN_ID": "61"}
@@ -137,7 +144,8 @@ def test_commands_run_in_order(workplace: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: str(page.relative_to(ROOT)))
-def test_commands_of_the_other_pages(page: Path, workplace: Path) -> None:
+def test_commands_of_the_other_pages(page: Path, fresh_workplace: Path) -> None:
+    workplace = fresh_workplace
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     for line in commands(page):
         if line.startswith(HANDLED_ELSEWHERE):

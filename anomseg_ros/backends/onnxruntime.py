@@ -28,8 +28,8 @@ _DTYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
 class OnnxRuntimeBackend:
     """Runs model.onnx in an onnxruntime.InferenceSession.
 
-    There is one session at a time, for the labels and whichever scores were asked for last: another set of scores
-    makes another session, which takes some tenths of a second, once.
+    There is one session at a time, of the scores that were asked for last and, once they were asked for, the labels:
+    another set of scores makes another session, which takes some tenths of a second, once.
     """
 
     def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
@@ -37,17 +37,15 @@ class OnnxRuntimeBackend:
         self._bundle = bundle
         self._options = options
         self._model = bundle.graph_path.read_bytes()
-        self._outputs: frozenset[str] = frozenset()
         # Checked whole, before anything is cut off.
         self._session = _open_session(bundle, self._model, options)
         _check_graph(self._session, bundle)
-        self._prepare([LABELS_OUTPUT, bundle.contract.score_names[0]])
+        self._outputs: frozenset[str] = frozenset()
         self.actual = f"onnxruntime:{_provider_in_use(self._session)}"
 
     def run(self, tensor: RgbImage, outputs: Sequence[str]) -> list[npt.NDArray[np.generic]]:
         """Run the graph; see Backend.run."""
-        if not self._outputs.issuperset(outputs):
-            self._prepare([LABELS_OUTPUT, *outputs])
+        self._prepare(frozenset(outputs))
         try:
             return list(self._session.run(list(outputs), {GRAPH_INPUT: tensor}))
         except Exception as error:  # onnxruntime raises bare pybind exceptions of many classes
@@ -59,10 +57,15 @@ class OnnxRuntimeBackend:
         """Release the session."""
         del self._session
 
-    def _prepare(self, outputs: Sequence[str]) -> None:
-        wanted = frozenset(outputs)
-        self._session = _open_session(self._bundle, keep_outputs(self._model, wanted), self._options)
-        self._outputs = wanted
+    def _prepare(self, wanted: frozenset[str]) -> None:
+        """Have a session that computes what is wanted, and no other score."""
+        scores = wanted - {LABELS_OUTPUT}
+        # A subscriber of the labels alone comes and goes; that is not worth a new session each time.
+        if wanted <= self._outputs and (not scores or scores == self._outputs - {LABELS_OUTPUT}):
+            return
+        outputs = wanted | (self._outputs & {LABELS_OUTPUT})
+        self._session = _open_session(self._bundle, keep_outputs(self._model, outputs), self._options)
+        self._outputs = outputs
 
 
 def _open_session(bundle: Bundle, model: bytes, options: BackendOptions) -> ort.InferenceSession:

@@ -66,10 +66,10 @@ class Detector:
         network_ms = (time.perf_counter() - started) * 1e3
         return _outputs(arrays, network_ms, frame.shape[:2] if source_size else None)
 
-    def warm_up(self) -> None:
-        """Run one grey frame through the whole graph, so that the first camera frame does not pay for allocation."""
+    def warm_up(self, scores: Iterable[str] | None = None, *, labels: bool = True) -> None:
+        """Run one grey frame, so that the first camera frame does not pay for allocation; arguments as in detect."""
         spec = self.bundle.contract.input
-        self.detect(np.full((spec.height_px, spec.width_px, 3), 128, np.uint8))
+        self.detect(np.full((spec.height_px, spec.width_px, 3), 128, np.uint8), scores, labels=labels)
 
     def close(self) -> None:
         """Release the backend."""

@@ -113,12 +113,15 @@ class Measures:
     def add(self, index: int, frame_id: str, seen: list[tuple[View, TimedOutputs | None]]) -> None:
         """Count a frame: its views with the detector's outputs, None for a view that is not needed.
 
-        Raises MetricError that names the frame and the score; the measures are then of no more use.
+        Raises MetricError that names the frame and the score; nothing of the frame is then counted.
         """
         if index in self.done:
             raise MetricError(f"frame {index} ({frame_id!r}) was counted before; give each frame once")
+        # All that can be refused is looked at before anything is counted: figures of half a frame are of no use.
+        self._require_measurable(frame_id, seen)
+        compared = {view.size_px: self._compared(frame_id, view, timed) for view, timed in seen}
         for view, timed in seen:
-            self._add_view(index, frame_id, view, timed)
+            self._add_view(index, frame_id, view, timed, compared[view.size_px])
         self.add_times(index, frame_id, seen)
 
     def add_times(self, index: int, frame_id: str, seen: list[tuple[View, TimedOutputs | None]]) -> None:
@@ -196,9 +199,35 @@ class Measures:
     def _protocols(self, size: Size) -> list[Protocol]:
         return [chosen for chosen in map(protocol, self.spec.protocols) if chosen.size_px == size]
 
-    def _add_view(self, index: int, frame_id: str, view: View, timed: TimedOutputs | None) -> None:
-        if timed is not None and view.labels is not None and self.spec.num_classes is not None:
-            self._add_semantics(frame_id, view, timed.outputs)
+    def _require_measurable(self, frame_id: str, seen: list[tuple[View, TimedOutputs | None]]) -> None:
+        halves = any(protocol(name).score_dtype == "float16" for name in self.spec.protocols)
+        for view, timed in seen:
+            if timed is None:
+                continue
+            names = self.spec.scores if self.spec.anomalies and view.anomaly is not None else ()
+            names = names or ((CONFIDENCE_SCORE,) if self.spec.calibrated else ())
+            for name in names:
+                require_finite(frame_id, name, timed.outputs.scores[name], as_float16=halves)
+
+    def _compared(self, frame_id: str, view: View, timed: TimedOutputs | None) -> ConfusionMatrix | None:
+        """Return the frame's own confusion matrix, None where there is nothing to compare."""
+        if timed is None or view.labels is None or self.spec.num_classes is None:
+            return None
+        assert timed.outputs.labels is not None
+        matrix = ConfusionMatrix(self.spec.num_classes)
+        try:
+            matrix.add(resized_labels(timed.outputs.labels, *view.labels.shape), view.labels)
+        except MetricError as error:
+            raise MetricError(f"frame {frame_id!r}, labels: {error}") from error
+        return matrix
+
+    def _add_view(
+        self, index: int, frame_id: str, view: View, timed: TimedOutputs | None, compared: ConfusionMatrix | None
+    ) -> None:
+        if compared is not None and timed is not None:
+            self.confusion[view.size_px] = self.confusion[view.size_px].merge(compared)
+            if self.spec.calibrated:
+                self._add_mistakes(frame_id, view, timed.outputs)
         if not self.spec.anomalies or view.anomaly is None:
             return
         for chosen in self._protocols(view.size_px):
@@ -228,16 +257,14 @@ class Measures:
         )
         self.rows[key].append(_Row(index, result))
 
-    def _add_semantics(self, frame_id: str, view: View, outputs: Outputs) -> None:
+    def _add_mistakes(self, frame_id: str, view: View, outputs: Outputs) -> None:
         assert view.labels is not None and outputs.labels is not None
         predicted = resized_labels(outputs.labels, *view.labels.shape)
+        wrong = np.where(view.labels == UNLABELLED, UNLABELLED, predicted != view.labels).astype(np.uint8)
         try:
-            self.confusion[view.size_px].add(predicted, view.labels)
-            if self.spec.calibrated:
-                wrong = np.where(view.labels == UNLABELLED, UNLABELLED, predicted != view.labels).astype(np.uint8)
-                self.mistakes[view.size_px].add(_scores_of_size(outputs, CONFIDENCE_SCORE, wrong.shape), wrong)
+            self.mistakes[view.size_px].add(_scores_of_size(outputs, CONFIDENCE_SCORE, wrong.shape), wrong)
         except MetricError as error:
-            raise MetricError(f"frame {frame_id!r}, labels and score {CONFIDENCE_SCORE!r}: {error}") from error
+            raise MetricError(f"frame {frame_id!r}, score {CONFIDENCE_SCORE!r}: {error}") from error
 
 
 def without_times(measures: Measures) -> Measures:
@@ -247,6 +274,24 @@ def without_times(measures: Measures) -> Measures:
         for key, rows in measures.rows.items()
     }
     return replace(measures, rows=bare, times={}, seconds=0.0)
+
+
+def require_finite(frame_id: str, name: str, scores: ScoreMap, *, as_float16: bool = False) -> None:
+    """Raise MetricError that names frame and score unless scores (H, W) are finite, if asked also as float16."""
+    lowest, highest = float(scores.min()), float(scores.max())  # NaN if any is
+    if not (np.isfinite(lowest) and np.isfinite(highest)):
+        bad = ~np.isfinite(scores)
+        first = tuple(int(position) for position in np.argwhere(bad)[0])
+        nan_px = int(np.isnan(scores).sum())
+        raise MetricError(
+            f"frame {frame_id!r}, score {name!r}: {int(bad.sum())} of {scores.size} scores are not finite ({nan_px} "
+            f"NaN), the first at (row, column) {first}; expected finite scores: mend what computes them"
+        )
+    if as_float16 and max(-lowest, highest) > np.finfo(np.float16).max:
+        raise MetricError(
+            f"frame {frame_id!r}, score {name!r}: scores from {lowest:g} to {highest:g} are not finite as float16, "
+            "which protocol 'smiyc' rounds them to; scale them, or choose another protocol"
+        )
 
 
 def _scores_of_size(outputs: Outputs, name: str, shape: tuple[int, ...]) -> ScoreMap:

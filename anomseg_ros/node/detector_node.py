@@ -122,7 +122,7 @@ class DetectorNode(LifecycleNode):
         settings = pipeline.resolve(live_parameters(current_values(self)), bundle)
         ego_mask = pipeline.read_ego_mask(fixed.ego_mask)
         detector = open_detector(bundle, fixed.backend, fixed.options)
-        detector.warm_up()
+        detector.warm_up((settings.score,))
         size = f"{contract.input.width_px}x{contract.input.height_px}"
         self.get_logger().info(f"bundle {contract.name} ({contract.network}, {size}) on {detector.backend.actual}")
         return pipeline.FramePipeline(detector, settings, ego_mask)

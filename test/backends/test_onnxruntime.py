@@ -32,6 +32,25 @@ def test_a_foreign_onnx_file_is_told_apart(tiny_bundle: Path, tmp_path: Path) ->
         open_detector(copy)
 
 
+def test_scores_nobody_asks_for_are_not_in_the_session(tiny_bundle: Path) -> None:
+    detector = open_detector(tiny_bundle)
+    frame = np.zeros((64, 128, 3), np.uint8)
+
+    def computed() -> set[str]:
+        return {output.name for output in detector.backend._session.get_outputs()}  # type: ignore[attr-defined]
+
+    detector.detect(frame)
+    assert computed() == {"labels", *detector.bundle.contract.score_names}
+    detector.detect(frame, ["msp"])
+    assert computed() == {"labels", "msp"}
+    for scores, labels in (([], True), (["msp"], False)):  # no new session for these
+        detector.detect(frame, scores, labels=labels)
+        assert computed() == {"labels", "msp"}
+    alone = open_detector(tiny_bundle)
+    alone.detect(frame, ["void"], labels=False)
+    assert {output.name for output in alone.backend._session.get_outputs()} == {"void"}  # type: ignore[attr-defined]
+
+
 def test_unknown_provider(tiny_bundle: Path) -> None:
     with pytest.raises(BackendError, match="unknown onnxruntime provider 'gpu'"):
         open_detector(tiny_bundle, options=BackendOptions(provider="gpu"))
