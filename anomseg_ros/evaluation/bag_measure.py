@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from statistics import median
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +19,11 @@ from anomseg_ros.backends import open_detector
 from anomseg_ros.backends.options import BackendOptions
 from anomseg_ros.core.preprocess import resized_scores
 from anomseg_ros.core.types import RgbImage, ScoreMap
-from anomseg_ros.errors import AnomsegError, MetricError
+from anomseg_ros.errors import AnomsegError, BagError, DatasetError, FrameError, MetricError
 from anomseg_ros.evaluation.bag import BagDataset
 from anomseg_ros.evaluation.bag_drive import MIN_ALARM_PX, DriveTracker
 from anomseg_ros.evaluation.bag_recorded import SCORE_TOPIC, RecordedOutputs
-from anomseg_ros.evaluation.measures import Measures, MeasureSpec, TimedOutputs
+from anomseg_ros.evaluation.measures import Measures, MeasureSpec, TimedOutputs, require_finite
 from anomseg_ros.evaluation.part import PartTask
 from anomseg_ros.evaluation.results import Drive
 from anomseg_ros.evaluation.views import View, make_view
@@ -68,7 +69,7 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class RecordedSource:
-    """Outputs in a bag (the same or another one), the arguments of RecordedOutputs."""
+    """Outputs in a bag, the arguments of RecordedOutputs. path: empty for the bag that is measured."""
 
     path: str
     score_name: str
@@ -92,22 +93,57 @@ class DriveSpec:
 
 @dataclass(frozen=True)
 class BagTask:
-    """What a worker needs to measure one bag; drive: None leaves the drive's figures out."""
+    """What a worker needs to measure one bag; drive: None leaves the drive's figures out.
+
+    Of several bags, number tells them apart, first_index is that of its first frame among the frames of all, and
+    prefix goes before the ids of its frames.
+    """
 
     bag: BagSource
     outputs: ModelSource | RecordedSource
     spec: MeasureSpec
     drive: DriveSpec | None = None
+    number: int = 0
+    first_index: int = 0
+    prefix: str = ""
 
 
 @dataclass(frozen=True)
 class BagMeasured:
-    """What was measured. notes: what a reader must know. failure: why the bag was left before its end, or None."""
+    """What was measured of the bag of a task's number. notes: what a reader must know. failure: why the bag was left
+    before its end (without any frame, if it could not be opened), or None."""
 
+    number: int
     measures: Measures
     drive: Drive | None
     notes: tuple[str, ...] = ()
     failure: str | None = None
+
+
+def pooled_drive(drives: Sequence[Drive]) -> Drive | None:
+    """Return the drives one after the other as one: times count on, counts add up. None without any."""
+    if len(drives) < 2:
+        return drives[0] if drives else None
+    starts_s = [sum(drive.duration_s for drive in drives[:number]) for number in range(len(drives))]
+    timed = list(zip(starts_s, drives, strict=True))
+    duration_s, alarms = sum(drive.duration_s for drive in drives), sum(drive.alarms for drive in drives)
+    objects = [replace(seen, first_s=start_s + seen.first_s) for start_s, drive in timed for seen in drive.objects]
+    delays = [seen.seconds_to_detection for seen in objects if seen.seconds_to_detection is not None]
+    return replace(
+        drives[0],
+        frames=sum(drive.frames for drive in drives),
+        duration_s=duration_s,
+        alarms=alarms,
+        alarms_per_minute=alarms * 60 / duration_s if duration_s else None,
+        alarm_onsets_s=tuple(start_s + onset_s for start_s, drive in timed for onset_s in drive.alarm_onsets_s),
+        objects=tuple(objects),
+        objects_detected=len(delays),
+        median_seconds_to_detection=median(delays) if delays else None,
+        sizes=tuple(
+            replace(same[0], frames=sum(size.frames for size in same), detected=sum(size.detected for size in same))
+            for same in zip(*(drive.sizes for drive in drives), strict=True)
+        ),
+    )
 
 
 Outputter = Callable[[RgbImage], TimedOutputs]
@@ -126,21 +162,24 @@ class _Loaded:
 def measure_bag(task: BagTask, watch: Watch = lambda done, total: None) -> BagMeasured:
     """Measure the frames of a bag that have ground truth (and recorded outputs, where those are the source).
 
-    A frame that cannot be read ends the pass; what was measured before it is returned with the reason. Raises BagError
-    for a bag that cannot be opened or matched, MetricError for scores that cannot be measured.
+    A frame that cannot be read or measured ends the pass; what was measured before it is returned with the reason. So
+    it is for a bag that cannot be opened, lest it end the work on others. Raises BundleError, ConfigError and
+    BackendError for a model that cannot be run, which no bag can do without.
     """
-    with task.bag.open() as dataset:
-        if isinstance(task.outputs, RecordedSource):
-            return _measure_recorded(task, task.outputs, dataset, watch)
-        return _measure_model(task, task.outputs, dataset, watch)
+    try:
+        with task.bag.open() as dataset:
+            if isinstance(task.outputs, RecordedSource):
+                return _measure_recorded(task, task.outputs, dataset, watch)
+            return _measure_model(task, task.outputs, dataset, watch)
+    except (BagError, DatasetError, FrameError, MetricError) as error:
+        return BagMeasured(task.number, Measures(task.spec), None, failure=str(error))
 
 
-def part_task(task: BagTask, dataset: BagDataset) -> PartTask:
-    """Return the task of `anomseg evaluate` for the same frames. Raises MetricError where no model is run."""
+def part_task(task: BagTask, dataset: BagDataset, indices: tuple[int, ...]) -> PartTask:
+    """Return the task of `anomseg evaluate` for frames of the bag. Raises MetricError where no model is run."""
     if not isinstance(task.outputs, ModelSource):
         raise MetricError("recorded outputs have no model to run; give a bundle instead of --recorded")
     model = task.outputs
-    indices = tuple(range(len(dataset)))
     return PartTask(model.bundle, model.sha256, dataset, indices, task.spec, model.backend, model.options)
 
 
@@ -191,34 +230,31 @@ def _pass(
 
     outputter: of a frame's index, None for a frame that was not answered: the drive has it, the measures do not.
     """
-    gathering = _Gathering(task, dataset)
-    failure = None
+    gathering = _Gathering(task, dataset, watch)
+    unread = None
     measuring = ThreadPoolExecutor(1, thread_name_prefix="measure")
     waiting: deque[Future[None]] = deque()
-    begun, started = 0, time.perf_counter()
-
-    def measure(loaded: _Loaded, answer: _Answer | None, done: int) -> None:
-        gathering.add(loaded, answer)
-        watch(done, len(dataset))
-
+    started = time.perf_counter()
     try:
         for loaded in _loaded_ahead(task, dataset):
             asked = outputter(loaded.index)
             answer = None if asked is None else _answer(gathering.measures, loaded, asked, task.drive)
-            begun += 1
-            waiting.append(measuring.submit(measure, loaded, answer, begun))
+            waiting.append(measuring.submit(gathering.add, loaded, answer))
             while len(waiting) > FRAMES_BEHIND:
                 waiting.popleft().result()
-    except MetricError:  # half a frame may have been counted
-        raise
+            if gathering.failure is not None:
+                break
     except AnomsegError as error:
-        failure = f"{begun} of {len(dataset)} frames were measured, then: {error}"
+        unread = str(error)
     finally:
         measuring.shutdown()
     for future in waiting:
         future.result()
     gathering.measures.seconds = time.perf_counter() - started
-    return BagMeasured(gathering.measures, gathering.drive(), notes, failure)
+    # Frames are read ahead, so the one that could not be measured is the earlier of the two.
+    reason = gathering.failure or unread
+    failure = reason and f"{gathering.frames} of {len(dataset)} frames were measured, then: {reason}"
+    return BagMeasured(task.number, gathering.measures, gathering.drive(), notes, failure)
 
 
 @dataclass(frozen=True)
@@ -230,22 +266,40 @@ class _Answer:
 
 
 class _Gathering:
-    """Measures and drive of one pass; fed by one thread."""
+    """Measures and drive of one pass; fed by one thread. failure: why a frame was refused; none is taken after it."""
 
-    def __init__(self, task: BagTask, dataset: BagDataset) -> None:
+    def __init__(self, task: BagTask, dataset: BagDataset, watch: Watch) -> None:
         self.measures = Measures(task.spec)
+        self.frames = 0
+        self.failure: str | None = None
+        self._task, self._watch = task, watch
         self._stamps_ns = dataset.stamps_ns
         spec = task.drive
         self._tracker = None if spec is None else DriveTracker(spec.threshold, spec.threshold_source, spec.min_alarm_px)
 
     def add(self, loaded: _Loaded, answer: _Answer | None) -> None:
-        """Count a frame."""
+        """Count a frame, or say why not; frames that were already under way after that one are left alone."""
+        if self.failure is not None:
+            return
+        try:
+            self._add(loaded, answer)
+        except AnomsegError as error:
+            self.failure = str(error)
+            return
+        self.frames += 1
+        self._watch(self.frames, len(self._stamps_ns))
+
+    def _add(self, loaded: _Loaded, answer: _Answer | None) -> None:
+        frame_id = self._task.prefix + loaded.frame_id
+        own = None if answer is None else answer.own
+        if own is not None and self._task.drive is not None:
+            require_finite(frame_id, self._task.drive.score, own)
         if answer is not None:
-            self.measures.add(loaded.index, loaded.frame_id, answer.seen)
+            self.measures.add(self._task.first_index + loaded.index, frame_id, answer.seen)
         if self._tracker is None or loaded.anomaly is None:
             return
-        own = None if answer is None or answer.own is None else resized_scores(answer.own, *loaded.anomaly.shape)
-        self._tracker.add(self._stamps_ns[loaded.index], own, loaded.anomaly)
+        scores = None if own is None else resized_scores(own, *loaded.anomaly.shape)
+        self._tracker.add(self._stamps_ns[loaded.index], scores, loaded.anomaly)
 
     def drive(self) -> Drive | None:
         """Return what is told of the drive so far."""
