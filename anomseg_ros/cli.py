@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from anomseg_ros import __version__
 from anomseg_ros.errors import AnomsegError, closest_first
@@ -101,9 +101,10 @@ def _unknown_command(words: list[str]) -> int:
     return 2
 
 
-def _load(name: str):  # type: ignore[no-untyped-def]  # Callable[[list[str]], int], whatever module it lives in
+def _load(name: str) -> Callable[[list[str]], int]:
     module, _, attribute = COMMANDS[name][0].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    command: Callable[[list[str]], int] = getattr(importlib.import_module(module), attribute)
+    return command
 
 
 def _fail(message: str) -> int:

@@ -168,7 +168,7 @@ class DetectorGraph(nn.Module):
         if self.config.void_class is None:
             return index.to(torch.uint8)  # label sets are in train-id order
         if not self.void_is_last:
-            return self.train_ids[index]
+            return self.get_buffer("train_ids")[index]
         # Comparing takes a fifth of the time of looking every pixel up.
         small = index.to(torch.uint8)
         return torch.where(small == self.config.void_class, torch.tensor(VOID.train_id, dtype=torch.uint8), small)
@@ -263,7 +263,7 @@ class _FrameParity:
     def check_score(self, name: str, score: npt.NDArray[np.generic]) -> float:
         """Return the largest difference to the reference score; raise ExportError if it is too large."""
         reference = reference_score(name, self.logits, self.contract.void_class, self.contract.temperature)
-        difference = np.abs(score - reference)
+        difference = np.abs(np.asarray(score, np.float32) - reference)
         worst = float(np.nan_to_num(difference, nan=np.inf).max())
         self._refuse(
             ~(difference <= self._tolerance()), f"score {name!r}", f"are off the reference, by up to {worst:.3g}"

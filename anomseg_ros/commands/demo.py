@@ -200,7 +200,7 @@ def write_panels(bag: Path, topic: str | None, recorder: OutputRecorder, bundle:
     kept = {outputs.stamp_ns: outputs.arrays for outputs in recorder.complete}
     score = recorder.values("detector").get("score", bundle.contract.score_names[0])
     known = len(bundle.contract.classes) - (bundle.contract.void_class is not None)
-    pictures = []
+    pictures: list[Path] = []
     with open_bag(bag) as opened:
         for record in read_images(opened, topic):
             arrays = kept.get(record.stamp_ns)
