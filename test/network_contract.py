@@ -171,6 +171,7 @@ class NetworkContract:
         torch.onnx.export(network.eval(), (images,), path, dynamo=True, opset_version=OPSET, verbose=False)
         return path
 
+    @pytest.mark.slow
     def test_the_exported_graph_computes_the_same(self, network, exported):
         images = random_images(64, 96)
         session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])

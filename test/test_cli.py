@@ -60,12 +60,16 @@ def test_other_missing_modules_are_not_explained_away(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("name", sorted(cli.COMMANDS))
-def test_every_command_has_help_that_starts_with_its_name(name: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "anomseg_ros.cli", *name.split(), "--help"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"usage: anomseg {name}")
+def test_every_command_has_help_that_starts_with_its_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*name.split(), "--help"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: anomseg {name}")
+
+
+def test_the_module_runs_as_a_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "anomseg_ros.cli", "run", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("usage: anomseg run")
 
 
 def test_error_classes_share_a_base() -> None:

@@ -17,6 +17,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_issue_s_command_line(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--network", "mide_net", "--checkpoint", str(checkpoint), "--num-classes", "20", "--void-class", "19"]
     words += ["--height", "64", "--width", "128", "--scores", "msp,max_logit,void", "--output", str(tmp_path / "out")]

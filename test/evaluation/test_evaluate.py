@@ -54,6 +54,7 @@ def test_everything_is_measured_in_one_run(request_: Request) -> None:
     assert cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR).shape == (320, 640, 3)
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_to_the_last_digit(request_: Request) -> None:
     assert timeless(evaluate(replace(request_, workers=Workers(2)))) == timeless(evaluate(request_))
 
@@ -67,6 +68,7 @@ def test_ray_gives_the_same_to_the_last_digit(request_: Request) -> None:
         ray.shutdown()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = replace(request_, state=tmp_path / "state", save_every_s=0.0)
     keep, snapshots = JobState.save, []

@@ -165,6 +165,7 @@ def test_compressed_input_with_a_corrupt_jpeg(tmp_path: Path, tiny_bundle: Path,
         run.close()
 
 
+@pytest.mark.slow
 def test_only_what_has_a_subscriber_is_computed(tmp_path: Path, tiny_bundle: Path, frame: np.ndarray) -> None:
     run = Running(tmp_path, tiny_bundle, *RELIABLE_INPUT, topics={})
     try:
@@ -252,6 +253,7 @@ def test_a_backend_that_is_not_the_one_asked_for_is_an_error(tmp_path: Path, tin
         run.close()
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_back(tmp_path: Path, tiny_bundle: Path, frame: np.ndarray) -> None:
     from rosgraph_msgs.msg import Clock
 
