@@ -15,6 +15,7 @@ from anomseg_ros.core.bundle import GRAPH_FILE, Bundle, load_bundle
 from anomseg_ros.datasets import DATASETS, dataset_type, open_named
 from anomseg_ros.datasets.base import Dataset
 from anomseg_ros.datasets.check import check
+from anomseg_ros.datasets.kept import keep_frames
 from anomseg_ros.errors import AnomsegError, ConfigError, MetricError
 from anomseg_ros.evaluation.component_pass import ComponentTask, component_sums, components_of, merged_sums
 from anomseg_ros.evaluation.measures import Measures, MeasureSpec
@@ -28,6 +29,7 @@ from anomseg_ros.metrics.protocols import protocol
 
 PARTS_PER_WORKER = 4
 MAX_PART_FRAMES = 32
+KEPT_BYTES = 768 * 2**20
 """A part is what is lost when a worker dies, and what a worker's start-up cost is spread over."""
 
 Progress = Callable[[str, int, int], None]
@@ -132,6 +134,9 @@ def _open_bundles(request: Request) -> list[tuple[str, Bundle]]:
 
 def _open_checked_datasets(request: Request, progress: Progress) -> tuple[list[tuple[str, Dataset]], list[str]]:
     opened = [open_named(given) if isinstance(given, str) else given for given in request.datasets]
+    if request.workers.here:
+        # The check reads every frame, and so does every bundle: what fits in memory is decoded once.
+        opened = [keep_frames(dataset, KEPT_BYTES // len(opened)) for dataset in opened]
     names = [_dataset_name(dataset) for dataset in opened]
     named = [
         (f"{name}={dataset.path}" if names.count(name) > 1 else name, dataset)

@@ -1,0 +1,51 @@
+"""A dataset that keeps the frames it has read, up to a limit: what reads them again need not decode them again."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, cast
+
+from anomseg_ros.datasets.base import Dataset, LabelledFrame
+
+
+def keep_frames(dataset: Dataset, limit_bytes: int) -> Dataset:
+    """Return the same dataset, whose first frames, as many as fit in `limit_bytes`, are read only once.
+
+    For one process: a copy that is sent to another process starts without frames. Frames are shared: do not write to
+    their arrays.
+    """
+    return cast(Dataset, _KeptFrames(dataset, limit_bytes))
+
+
+class _KeptFrames:
+    def __init__(self, dataset: Dataset, limit_bytes: int) -> None:
+        self._dataset = dataset
+        self._left_bytes = limit_bytes
+        self._frames: dict[int, LabelledFrame] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # not there yet while an instance is being unpickled
+            raise AttributeError(name)
+        return getattr(self._dataset, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _KeptFrames, (self._dataset, 0)
+
+    def load(self, index: int) -> LabelledFrame:
+        """Return one frame, from memory if it was kept; see Dataset.load."""
+        frame = self._frames.get(index)
+        if frame is None:
+            frame = self._dataset.load(index)
+            self._keep(index, frame)
+        return frame
+
+    def _keep(self, index: int, frame: LabelledFrame) -> None:
+        size = sum(array.nbytes for array in (frame.image, frame.labels, frame.anomaly) if array is not None)
+        with self._lock:
+            if index not in self._frames and size <= self._left_bytes:
+                self._frames[index] = frame
+                self._left_bytes -= size
