@@ -41,8 +41,8 @@ class BackendContract:
         (alone,) = backend.run(tensor, ["void"])
         assert (alone == void).all()
 
-    def test_scores_and_labels_equal_the_network_and_the_reference(self, bundle: Bundle, tensor: np.ndarray) -> None:
-        # The graph without its scores is not at hand here: relations between outputs hold whatever the logits are.
+    def test_scores_stand_in_the_relations_that_hold_for_any_logits(self, bundle: Bundle, tensor: np.ndarray) -> None:
+        # That they equal the reference is test_export.py's to say, which has the logits.
         backend = self.open(bundle)
         outputs = dict(zip(SCORE_NAMES, backend.run(tensor, SCORE_NAMES), strict=True))
         assert ((outputs["void"] >= 0) & (outputs["void"] <= 1)).all()
