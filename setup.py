@@ -60,7 +60,14 @@ setup(
             *BAGS,
         ],
         "cluster": ["ray>=2.9,<3"],
-        "offline": ["torch>=2.6,<3", "onnx>=1.16,<2", "onnxscript>=0.2,<1", "safetensors>=0.4,<1"],
+        "offline": [
+            "torch>=2.6,<3",
+            "onnx>=1.16,<2",
+            "onnxscript>=0.2,<1",
+            "safetensors>=0.4,<1",
+            "lightning-fabric>=2.5,<3",
+            "tensorboard>=2.15,<3",
+        ],
         # Pillow only to check datasets/pil_resize.py against; 13 orders its passes otherwise.
         "dev": [
             "pytest>=7,<10",

@@ -18,6 +18,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bag play": ("anomseg_ros.commands.bag_play:main", "publish a bag's messages through ROS 2"),
     "datasets list": ("anomseg_ros.commands.datasets_check:main_list", "name the datasets, their splits and layouts"),
     "datasets check": ("anomseg_ros.commands.datasets_check:main", "read datasets and say what is wrong with them"),
+    "models list": ("anomseg_ros.commands.models:main_list", "name the bundles and the published checkpoints"),
+    "models show": ("anomseg_ros.commands.models:main_show", "print all that is known of a bundle or checkpoint"),
+    "models verify": ("anomseg_ros.commands.models_verify:main", "check digests, and run one frame through each graph"),
+    "models fetch": ("anomseg_ros.commands.models_fetch:main", "download a published checkpoint"),
+    "datasets cut-paste": ("anomseg_ros.commands.datasets_cut_paste:main", "paste outliers into labelled frames"),
     "share": ("anomseg_ros.commands.share:main", "print where a file that ships with the package is"),
     "export": ("anomseg_ros.commands.export:main", "turn a checkpoint into a bundle"),
     "evaluate": ("anomseg_ros.commands.evaluate:main", "measure bundles on datasets: table, JSON and HTML report"),
@@ -29,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "anomseg_ros.commands.calibrate_temperature:main",
         "learn the softmax temperature on labelled frames, and export with it",
     ),
+    "train": ("anomseg_ros.commands.train:main", "train a network by a configuration, to a checkpoint and a bundle"),
     "papers": ("anomseg_ros.commands.papers:main", "measure the published checkpoints and write benchmarks/papers.md"),
     "report": ("anomseg_ros.commands.report:main", "make the HTML page of an evaluation's JSON"),
     "compare": ("anomseg_ros.commands.compare:main", "say what changed between two evaluations"),
@@ -43,6 +49,8 @@ REMEDIES = {
     "onnx": "needs the offline half: pip install 'anomseg_ros[offline]'",
     "onnxscript": "needs the offline half: pip install 'anomseg_ros[offline]'",
     "ray": "needs Ray: pip install 'anomseg_ros[cluster]'",
+    "lightning_fabric": "needs the offline half: pip install 'anomseg_ros[offline]'",
+    "tensorboard": "needs the offline half: pip install 'anomseg_ros[offline]'",
     "safetensors": "needs the offline half: pip install 'anomseg_ros[offline]'",
 }
 

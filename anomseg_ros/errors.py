@@ -34,6 +34,10 @@ class ExportError(AnomsegError):
     """An exported graph does not compute what the network computes."""
 
 
+class TrainingError(AnomsegError):
+    """A training run cannot go on: the loss is not finite, or its state cannot be written."""
+
+
 class DatasetError(AnomsegError):
     """A dataset is missing, incomplete or inconsistent."""
 

@@ -15,6 +15,7 @@ PACKAGE = ROOT / "anomseg_ros"
 ALLOWED = {
     "core": set(),
     "backends": {"core"},
+    "catalog": {"core"},
     "datasets": {"core"},
     "bags": {"core"},
     "metrics": {"core"},
@@ -95,7 +96,9 @@ sys.exit(cli.main(sys.argv[1:]))
 
 def run_without(blocked: set[str], arguments: list[str]) -> subprocess.CompletedProcess[str]:
     parts = [
-        part for part in ("core", "backends", "datasets", "bags", "metrics", "evaluation") if (PACKAGE / part).is_dir()
+        part
+        for part in ("core", "backends", "catalog", "datasets", "bags", "metrics", "evaluation")
+        if (PACKAGE / part).is_dir()
     ]
     code = BLOCKED_RUN.format(blocked=blocked, parts=parts, left_out={"anomseg_ros.backends.torch"})
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT)

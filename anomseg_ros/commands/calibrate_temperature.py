@@ -7,21 +7,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from anomseg_ros.commands import options
 from anomseg_ros.commands.evaluate import ProgressLines
 from anomseg_ros.core.bundle import Bundle, Contract, Provenance, load_bundle, save_bundle, sha256_of
 from anomseg_ros.core.labels import LABEL_SETS
-from anomseg_ros.core.preprocess import resized_labels, tensor_from_frame
 from anomseg_ros.core.resources import find_bundle
 from anomseg_ros.datasets import open_named
 from anomseg_ros.datasets.base import Dataset
 from anomseg_ros.datasets.check import check
+from anomseg_ros.deploy import fit_temperature
 from anomseg_ros.errors import CheckpointError, ConfigError, DatasetError
-from anomseg_ros.export import ExportConfig, export_network, pixels_to_input
-from anomseg_ros.metrics.calibration import FittedTemperature, TemperatureFit
+from anomseg_ros.export import ExportConfig, export_network
+from anomseg_ros.metrics.calibration import FittedTemperature
 from anomseg_ros.networks.base import SegmentationNetwork
 from anomseg_ros.networks.checkpoints import load_checkpoint
 
@@ -75,23 +74,6 @@ def export_config_of(contract: Contract) -> ExportConfig:
         scores=contract.score_names,
         temperature=contract.temperature,
     )
-
-
-def fit_temperature(
-    network: SegmentationNetwork, contract: Contract, dataset: Dataset, stride_px: int, progress: ProgressLines
-) -> FittedTemperature:
-    """Return the temperature of least NLL of the known classes' logits, labels nearest to the network's size."""
-    fit = TemperatureFit()
-    known = [index for index in range(len(contract.classes)) if index != contract.void_class]
-    for index in range(len(dataset)):
-        frame = dataset.load(index)
-        assert frame.labels is not None
-        tensor = tensor_from_frame(frame.image, contract.input)
-        with torch.inference_mode():
-            logits = network(pixels_to_input(torch.from_numpy(tensor.copy())))[0, known].numpy()
-        fit.add(logits, resized_labels(frame.labels, *logits.shape[1:]), stride_px)
-        progress(dataset.name, index + 1, len(dataset))
-    return fit.fit()
 
 
 def _load_same(bundle: Bundle, checkpoint: Path, config: ExportConfig) -> SegmentationNetwork:

@@ -22,6 +22,7 @@ DATASETS: dict[str, str] = {
     "road_anomaly": "anomseg_ros.datasets.road_anomaly:RoadAnomaly",
     "ade_ood": "anomseg_ros.datasets.ade_ood:AdeOod",
     "street_hazards": "anomseg_ros.datasets.street_hazards:StreetHazards",
+    "cut_paste": "anomseg_ros.datasets.cut_paste_dataset:CutPaste",
     "synthetic": "anomseg_ros.datasets.synthetic_dataset:Synthetic",
 }
 

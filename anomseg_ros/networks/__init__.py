@@ -15,6 +15,7 @@ NETWORKS: dict[str, str] = {
     "bisenet_v2": "anomseg_ros.networks.bisenet_v2:BiSeNetV2",
     "enet": "anomseg_ros.networks.enet:ENet",
     "erfnet": "anomseg_ros.networks.erfnet:ERFNet",
+    "erfnet_encoder": "anomseg_ros.networks.erfnet:ERFNetEncoder",
     "mide_net": "anomseg_ros.networks.mide_net:MiDENet",
 }
 """Network name -> "module:Class". The modules are imported on first use, so that this table costs no torch import."""

@@ -104,7 +104,9 @@ class AuxiliarySegmentationNetwork(SegmentationNetwork):
         """Return `classify`'s logits, then those of each auxiliary head at that head's own size."""
 
     def forward_with_auxiliary(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return (logits, auxiliary logits...), each (N, C, H, W) float32, of images as for `forward`.
+        """Return (logits (N, C, H, W), auxiliary logits..., each at its head's own size) of images as for `forward`.
+
+        Auxiliary logits cover the padded image; upsampling them is left to the loss, which may not need all of them.
 
         Raises ConfigError where the network was built without auxiliary heads.
         """
@@ -114,5 +116,5 @@ class AuxiliarySegmentationNetwork(SegmentationNetwork):
                 "use forward(), or build it with auxiliary_heads=True"
             )
         height_px, width_px = images.shape[-2:]
-        outputs = self.classify_with_auxiliary(self._pad(self._normalise(images)))
-        return tuple(self._resize(logits, height_px, width_px) for logits in outputs)
+        logits, *auxiliary = self.classify_with_auxiliary(self._pad(self._normalise(images)))
+        return self._resize(logits, height_px, width_px), *auxiliary

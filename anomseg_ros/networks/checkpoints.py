@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -32,6 +33,17 @@ NAMED_KEYS = 3
 
 _TORCH_SUFFIXES = (".pth", ".pt", ".tar", ".ckpt")
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
+
+
+# Published files keep figures such as their mIoU beside the weights as numpy numbers: plain data, like the weights.
+_scalar = (np._core if hasattr(np, "_core") else np.core).multiarray.scalar
+_NUMPY_NUMBERS = [
+    (_scalar, "numpy._core.multiarray.scalar"),
+    (_scalar, "numpy.core.multiarray.scalar"),
+    np.dtype,
+    type(np.dtype("f8")),
+    type(np.dtype("f4")),
+]
 
 
 @dataclass(frozen=True)
@@ -152,7 +164,8 @@ def _read_torch(path: Path) -> Any:
         with warnings.catch_warnings():
             # Quantized tensors and old storages load with deprecation notes that the reader can do nothing about.
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_NUMPY_NUMBERS):
+                return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile pickle can fail in any way
         raise CheckpointError(
             f"{path} cannot be loaded as weights only ({_short(error)}); it is damaged or holds Python objects, which "

@@ -73,6 +73,16 @@ class _Upsampler(nn.Module):
         return torch.relu(self.norm(self.conv(features)))
 
 
+def _encoder() -> nn.Sequential:
+    return nn.Sequential(
+        _Downsampler(3, 16),
+        _Downsampler(16, 64),
+        *(_Residual(64, dropout=0.03, dilation=1) for _ in range(5)),
+        _Downsampler(64, 128),
+        *(_Residual(128, dropout=0.3, dilation=rate) for rate in (2, 4, 8, 16, 2, 4, 8, 16)),
+    )
+
+
 class ERFNet(SegmentationNetwork):
     """ERFNet with its decoder."""
 
@@ -82,13 +92,7 @@ class ERFNet(SegmentationNetwork):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)
-        self.encoder = nn.Sequential(
-            _Downsampler(3, 16),
-            _Downsampler(16, 64),
-            *(_Residual(64, dropout=0.03, dilation=1) for _ in range(5)),
-            _Downsampler(64, 128),
-            *(_Residual(128, dropout=0.3, dilation=rate) for rate in (2, 4, 8, 16, 2, 4, 8, 16)),
-        )
+        self.encoder = _encoder()
         self.decoder = nn.Sequential(
             _Upsampler(128, 64),
             *(_Residual(64, dropout=0.0, dilation=1) for _ in range(2)),
@@ -99,4 +103,21 @@ class ERFNet(SegmentationNetwork):
 
     def classify(self, images: Tensor) -> Tensor:
         logits: Tensor = self.classifier(self.decoder(self.encoder(images)))
+        return logits
+
+
+class ERFNetEncoder(SegmentationNetwork):
+    """ERFNet's encoder with a classifier of its own, at an eighth of the size: what the paper trains first (IV-B)."""
+
+    name = "erfnet_encoder"
+    stride = 8
+    class_parameter = ("classifier.weight", 0)
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.encoder = _encoder()
+        self.classifier = nn.Conv2d(128, num_classes, 1)
+
+    def classify(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.encoder(images))
         return logits

@@ -91,7 +91,7 @@ def test_cityscapes_train_id_files(tmp_path: Path) -> None:
 
 
 def test_every_name_opens_and_says_its_name(tmp_path: Path) -> None:
-    assert set(DATASETS) == {*OFFICIAL, "synthetic"}
+    assert set(DATASETS) == {*OFFICIAL, "synthetic", "cut_paste"}
     for name in OFFICIAL:
         kind = dataset_type(name)
         assert kind.default_split in kind.splits and kind.layouts

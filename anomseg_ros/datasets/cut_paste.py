@@ -1,0 +1,280 @@
+"""Paste outliers into labelled frames, so that a network sees during training what it must not know.
+
+After sections 3.5 and 3.6 of "Efficient Anomaly Segmentation via Angular Margins and Low-Rank Adaptation" (Ziccardi,
+Sanna et al.): 1 to 3 objects, scaled by 0.5 to 1.5, blended by a Gaussian-blurred mask, equation 5:
+I' = I (1 - A) + I_obj A. Where we deviate, and why:
+
+- A pixel gets the label 254 where A is at least one half, not wherever the mask is: blurring thins legs and rounds
+  corners, and what shows mostly the frame should not be called an outlier.
+- The paper's mask cuts objects out of pictures, whose background then shines through the blurred rim. Here the object's
+  own colours are continued beyond its mask.
+- Scales are drawn log-uniformly, and only from those at which the object is large and small enough: nothing is thrown
+  away, and distant (small) objects are as frequent as near ones.
+- 40 % bounds all objects of a frame together, where the paper bounds each by itself.
+- The object's brightness is moved a little towards that of the place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from anomseg_ros.core.types import LabelImage, RgbImage
+from anomseg_ros.datasets.outlier_objects import ObjectSource, OutlierObject
+from anomseg_ros.errors import ConfigError, DatasetError
+
+OUTLIER = 254
+"""Label of pasted pixels in label images (section 3.7)."""
+
+_DRAWS = 20
+_FITTINGS = 6
+_PLACES = 8
+_HALF = 128
+"""Alpha, 0 to 255, from which on a pixel is the object's."""
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class PasteConfig:
+    """How objects are pasted.
+
+    objects: fewest and most per frame, both included. scale: bounds of the factor on the object's size; an object that
+    would be too small or too large at any of them is scaled beyond. max_share: of the frame's pixels that all objects
+    may cover together. feather_radius_px: standard deviation of the blur of the mask, as Pillow's GaussianBlur(radius)
+    has it (cv2: sigma); 0 for hard edges. The paper's 5 is for 1024x2048; 1 to 2 suits frames of 480x360.
+    min_area_px: fewest pixels labelled per object; one that is later partly covered by the next may have fewer.
+    low_share: probability that an object stands in the lower two thirds, where the road is, else it may be anywhere.
+    tone_match: share, 0 to 1, by which the object's mean brightness is moved to that of the place.
+    """
+
+    objects: tuple[int, int] = (1, 3)
+    scale: tuple[float, float] = (0.5, 1.5)
+    max_share: float = 0.4
+    feather_radius_px: float = 5.0
+    min_area_px: int = 1000
+    low_share: float = 0.8
+    tone_match: float = 0.4
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for values that cannot be."""
+        for name, fits, expected in (
+            ("objects", 1 <= self.objects[0] <= self.objects[1], "1 <= fewest <= most"),
+            ("scale", 0 < self.scale[0] <= self.scale[1] < float("inf"), "0 < smallest <= largest"),
+            ("max_share", 0 < self.max_share <= 1, "a share above 0, at most 1"),
+            ("feather_radius_px", 0 <= self.feather_radius_px <= 100, "0 (hard edges) to 100 px"),
+            ("min_area_px", self.min_area_px >= 1, "at least 1 px"),
+            ("low_share", 0 <= self.low_share <= 1, "a probability"),
+            ("tone_match", 0 <= self.tone_match <= 1, "a share of 0 to 1"),
+        ):
+            if not fits:
+                raise ConfigError(f"paste: {name} is {getattr(self, name)!r}; expected {expected}")
+
+
+def paste_objects(
+    image: RgbImage,
+    labels: LabelImage,
+    source: ObjectSource,
+    rng: np.random.Generator,
+    config: PasteConfig,
+    other_frames: Sequence[RgbImage] = (),
+) -> tuple[RgbImage, LabelImage]:
+    """Return a copy of a frame with objects pasted in, and its labels with OUTLIER where they are.
+
+    image: uint8 (H, W, 3) RGB. labels: uint8 (H, W) train ids, 255 unlabelled. other_frames: uint8 RGB, given to the
+    source for textures; without any it is given this frame. The result depends on the arguments and the state of `rng`
+    alone. Where the frame has no room for as many objects as drawn, fewer are pasted, but never fewer than
+    `config.objects[0]`.
+
+    Raises:
+        ConfigError: the frame is too small for `config.objects[0]` objects of `min_area_px` within `max_share`, or none
+            of 20 objects could be scaled to fit.
+        DatasetError: shapes or dtypes that do not belong together, labels that hold OUTLIER already, an empty mask.
+    """
+    _require_frame(image, labels)
+    count = _draw_count(rng, config, labels.shape)
+    pasted, marked = image.copy(), labels.copy()
+    for number in range(count):
+        room_px = _room_px(marked, count - number - 1, config)
+        cut = _draw_cut(rng, source, other_frames or (image,), config, labels.shape, room_px)
+        if cut is not None:
+            _blend(pasted, marked, cut, _draw_place(rng, cut, marked, config), config.tone_match)
+        elif number < config.objects[0]:
+            raise ConfigError(
+                f"paste: none of {_DRAWS} objects has {config.min_area_px} to {room_px} px at a size that fits a frame "
+                f"of {image.shape[1]}x{image.shape[0]}; lower min_area_px, or give less elongated objects"
+            )
+    return pasted, marked
+
+
+@dataclass(frozen=True, eq=False)
+class _Cut:
+    """A scaled object. image: uint8 (h, w, 3). alpha: uint8 (h, w), 255 = object. pad_px: rim around the mask's box."""
+
+    image: RgbImage
+    alpha: Bytes
+    pad_px: int
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """Height and width without the rim."""
+        return self.alpha.shape[0] - 2 * self.pad_px, self.alpha.shape[1] - 2 * self.pad_px
+
+    @property
+    def area_px(self) -> int:
+        """Pixels that are the object's."""
+        return int(np.count_nonzero(self.alpha >= _HALF))
+
+
+def _require_frame(image: RgbImage, labels: LabelImage) -> None:
+    if image.dtype != np.uint8 or labels.dtype != np.uint8 or image.shape != (*labels.shape, 3):
+        raise DatasetError(
+            f"cannot paste into an image {image.dtype} {image.shape} with labels {labels.dtype} {labels.shape}; "
+            "expected uint8 (H, W, 3) and uint8 (H, W)"
+        )
+    if bool((labels == OUTLIER).any()):
+        raise DatasetError(
+            f"labels hold {OUTLIER} already, which marks pasted pixels; expected train ids below it, and 255"
+        )
+
+
+def _draw_count(rng: np.random.Generator, config: PasteConfig, size_px: tuple[int, ...]) -> int:
+    fewest, most = config.objects
+    possible = int(config.max_share * size_px[0] * size_px[1]) // config.min_area_px
+    if possible < fewest:
+        raise ConfigError(
+            f"paste: a frame of {size_px[1]}x{size_px[0]} has no room for {fewest} object(s) of "
+            f"min_area_px {config.min_area_px} within max_share {config.max_share}; lower min_area_px, or paste into "
+            "larger frames"
+        )
+    return min(int(rng.integers(fewest, most + 1)), possible)
+
+
+def _room_px(marked: LabelImage, left: int, config: PasteConfig) -> int:
+    """Return how many pixels the next object may have; left: how many come after it, for which room is kept."""
+    free_px = int(config.max_share * marked.size) - int(np.count_nonzero(marked == OUTLIER))
+    return max(free_px // (left + 1), free_px - 2 * left * config.min_area_px)
+
+
+def _draw_cut(
+    rng: np.random.Generator,
+    source: ObjectSource,
+    frames: Sequence[RgbImage],
+    config: PasteConfig,
+    size_px: tuple[int, ...],
+    room_px: int,
+) -> _Cut | None:
+    """Return an object scaled so that min_area_px <= its pixels <= room_px, its box in the frame; None if none fits."""
+    for _ in range(_DRAWS):
+        drawn = source.draw(rng, frames)
+        if drawn.mask.shape != drawn.image.shape[:2] or not drawn.mask.any():
+            raise DatasetError(f"object {drawn.kind!r}: its mask is empty, or not of its image's size")
+        position, flipped = rng.random(), rng.random() < 0.5
+        largest = min(size_px[0] / drawn.mask.shape[0], size_px[1] / drawn.mask.shape[1])
+        cut = _fitted(drawn, config, position, largest, room_px)
+        if cut is not None:
+            return _Cut(cut.image[:, ::-1], cut.alpha[:, ::-1], cut.pad_px) if flipped else cut
+    return None
+
+
+def _fitted(drawn: OutlierObject, config: PasteConfig, position: float, largest: float, room_px: int) -> _Cut | None:
+    """Return the object scaled, log-uniformly by `position` in 0 to 1, or None where no scale fits."""
+    area_px = int(np.count_nonzero(drawn.mask))
+    low = float(np.sqrt(config.min_area_px / area_px))
+    high = min(float(np.sqrt(room_px / area_px)), largest)
+    start, end = np.clip(config.scale, min(low, high), high)
+    scale = float(start * (end / start) ** position)
+    middle_px = float(np.sqrt(config.min_area_px * room_px))
+    for _ in range(_FITTINGS):
+        cut = _cut(drawn, scale, config.feather_radius_px)
+        if config.min_area_px <= cut.area_px <= room_px:
+            return cut
+        # Rounding and blurring change the area, that of thin objects most.
+        wanted_px = min(1.05 * config.min_area_px, middle_px)
+        if cut.area_px > room_px:
+            wanted_px = max(0.95 * room_px, middle_px)
+        scale *= float(np.clip(np.sqrt(wanted_px / max(cut.area_px, 1)), 0.5, 2.0))
+        if scale > largest:
+            return None
+    return None
+
+
+def _cut(drawn: OutlierObject, scale: float, sigma_px: float) -> _Cut:
+    """Return the object at a scale, with the alpha of equation 5 and the rim that it needs."""
+    height, width = (max(1, int(side * scale)) for side in drawn.mask.shape)
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    image = cv2.resize(drawn.image, (width, height), interpolation=method)
+    solid = cv2.resize(drawn.mask.astype(np.uint8) * np.uint8(255), (width, height), interpolation=method)
+    _, mask = cv2.threshold(solid, _HALF - 1, 255, cv2.THRESH_BINARY)
+    pad_px = int(np.ceil(3 * sigma_px))
+    if pad_px == 0:
+        return _Cut(np.asarray(image, np.uint8), np.asarray(mask, np.uint8), 0)
+    border = (pad_px,) * 4
+    mask = cv2.copyMakeBorder(mask, *border, cv2.BORDER_CONSTANT, value=0)
+    image = cv2.copyMakeBorder(image, *border, cv2.BORDER_REPLICATE)
+    # The kernel ends at the rim, so that no pixel beyond it changes.
+    alpha = cv2.GaussianBlur(mask, (2 * pad_px + 1,) * 2, sigma_px, borderType=cv2.BORDER_CONSTANT)
+    filled = _continued(np.asarray(image, np.uint8), np.asarray(mask, np.uint8), sigma_px)
+    return _Cut(filled, np.asarray(alpha, np.uint8), pad_px)
+
+
+def _continued(image: RgbImage, mask: Bytes, sigma_px: float) -> RgbImage:
+    """Return the image with the pixels outside the mask replaced by the object's nearest colours.
+
+    Weighted means of what is inside, made on fewer pixels: they are smooth, and only their rim is seen.
+    """
+    height, width = mask.shape
+    step = max(1.0, sigma_px / 1.5)
+    small_size = (max(1, int(width / step)), max(1, int(height / step)))
+    inside = cv2.bitwise_and(image, image, mask=mask)
+    small = cv2.merge(
+        [
+            *cv2.split(cv2.resize(inside, small_size, interpolation=cv2.INTER_AREA)),
+            cv2.resize(mask, small_size, interpolation=cv2.INTER_AREA),
+        ]
+    ).astype(np.float32)
+    blurred = cv2.GaussianBlur(small, (0, 0), max(1.5, sigma_px / step), borderType=cv2.BORDER_CONSTANT)
+    colors = blurred[:, :, :3] / np.maximum(blurred[:, :, 3:] / 255, np.float32(1e-4))
+    around = cv2.resize(np.clip(colors, 0, 255), (width, height), interpolation=cv2.INTER_LINEAR)
+    filled = np.asarray(around, np.uint8)
+    cv2.copyTo(image, mask, filled)
+    return filled
+
+
+def _draw_place(rng: np.random.Generator, cut: _Cut, marked: LabelImage, config: PasteConfig) -> tuple[int, int]:
+    """Return top and left of the object's box, where it covers no other object if such a place is soon found."""
+    (height, width), (frame_height, frame_width) = cut.size_px, marked.shape
+    low = rng.random() < config.low_share
+    highest_bottom = max(height, frame_height // 3 if low else 0)
+    for _ in range(_PLACES):
+        top = int(rng.integers(highest_bottom, frame_height + 1)) - height
+        left = int(rng.integers(frame_width - width + 1))
+        if not bool((marked[top : top + height, left : left + width] == OUTLIER).any()):
+            break
+    return top, left
+
+
+def _blend(pasted: RgbImage, marked: LabelImage, cut: _Cut, place_px: tuple[int, int], tone_match: float) -> None:
+    """Blend an object into a frame and its labels, in place; place_px: top and left of its box without the rim."""
+    start = np.array(place_px) - cut.pad_px
+    end = start + cut.alpha.shape
+    first, last = np.maximum(start, 0), np.minimum(end, marked.shape)
+    place = (slice(first[0], last[0]), slice(first[1], last[1]))
+    window = tuple(slice(a, b) for a, b in zip(first - start, last - start, strict=True))
+    alpha, image, below = cut.alpha[window], cut.image[window], pasted[place]
+    weight = alpha.astype(np.float32)[:, :, None] / np.float32(255)
+    lit = image * np.float32(_tone(image, alpha, below, tone_match))
+    mixed = below + (np.minimum(lit, 255) - below) * weight
+    pasted[place] = np.round(mixed).astype(np.uint8)
+    marked[place][alpha >= _HALF] = OUTLIER
+
+
+def _tone(image: RgbImage, alpha: Bytes, below: RgbImage, tone_match: float) -> float:
+    """Return the factor on the object's brightness."""
+    own = np.mean(cv2.mean(np.ascontiguousarray(image), (alpha >= _HALF).astype(np.uint8))[:3])
+    place = np.mean(cv2.mean(np.ascontiguousarray(below))[:3])
+    return float((1 - tone_match) + tone_match * np.clip(place / max(own, 1.0), 0.4, 2.0))

@@ -1,0 +1,145 @@
+"""A cut-paste dataset on disk, as `anomseg datasets cut-paste` writes it, read like any other dataset.
+
+images/ID.png     the frame with what was pasted
+labels/ID.png     train ids, 255 unlabelled, 254 pasted
+preview.jpg       some frames, the pasted objects outlined
+cut_paste.yaml    what it was made of; written last, so that a folder without it is unfinished
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import yaml
+
+from anomseg_ros.core.labels import UNLABELLED, ClassInfo
+from anomseg_ros.core.schema import from_plain
+from anomseg_ros.datasets.base import ANOMALY, KNOWN, VOID, FileDataset, Found, LabelCodes, files_in, pair
+from anomseg_ros.datasets.cut_paste import OUTLIER, PasteConfig
+from anomseg_ros.datasets.outlier_objects import SourceInfo
+from anomseg_ros.errors import ConfigError, DatasetError
+
+MANIFEST, STARTED = "cut_paste.yaml", "cut_paste.started.yaml"
+IMAGES, LABELS, PREVIEW = "images", "labels", "preview.jpg"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class CutPasteSpec:
+    """All that the bytes of a dataset depend on.
+
+    source, split: the dataset that was pasted into. source_sha256: of its frames' names and its first frame's pixels.
+    frames: how many of its frames were taken, from the first on. made_with: versions of the code that made it.
+    """
+
+    format: int
+    made_with: str
+    source: str
+    split: str
+    source_sha256: str
+    label_set: str | None
+    classes: tuple[ClassInfo, ...]
+    seed: int
+    frames: int
+    copies: int
+    paste: PasteConfig
+    objects: SourceInfo
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Contents of cut_paste.yaml. count: frames written. sha256: of all images and labels, in order."""
+
+    made_of: CutPasteSpec
+    count: int
+    sha256: str
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read FOLDER/cut_paste.yaml. Raises DatasetError: missing, unfinished, damaged, or of another format."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        if (folder / STARTED).is_file():
+            raise DatasetError(
+                f"cut_paste: {str(folder)!r} is unfinished; run the same `anomseg datasets cut-paste` again, it goes "
+                "on where it was"
+            )
+        raise DatasetError(f"cut_paste: no {MANIFEST} in {str(folder)!r}; `anomseg datasets cut-paste` writes it")
+    try:
+        return from_plain(Manifest, _of_this_format(path), str(path))
+    except (OSError, ConfigError, yaml.YAMLError, UnicodeDecodeError) as error:
+        text = " ".join(str(error).split())
+        raise DatasetError(f"cut_paste: {str(path)!r} cannot be used: {text}; write the dataset again") from None
+
+
+def _of_this_format(path: Path) -> object:
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    made_of = data.get("made_of") if isinstance(data, dict) else None
+    found = made_of.get("format") if isinstance(made_of, dict) else None
+    if isinstance(found, int) and found != FORMAT:
+        raise ConfigError(f"it is of format {found}, this version reads {FORMAT}")
+    return data
+
+
+class CutPaste(FileDataset):
+    """The frames of a folder. Pasted pixels are 255 (unlabelled) in `labels` and 1 (anomaly) in `anomaly`."""
+
+    name = "cut_paste"
+    splits: ClassVar[Mapping[str, int]] = {}
+    default_split = ""
+    layouts = (f"{IMAGES}/ID.png with {LABELS}/ID.png and {MANIFEST}",)
+
+    def __init__(self, path: str, split: str | None = None) -> None:
+        """Read the manifest and find the files. path: the folder; there are no splits. Raises DatasetError."""
+        if split:
+            raise DatasetError(f"cut_paste has no splits, {split!r} was given; expected the folder alone")
+        root = Path(path).expanduser()
+        if not root.is_dir():
+            raise DatasetError(f"cut_paste: {path!r} is not a folder; give what `datasets cut-paste` wrote")
+        self.manifest = read_manifest(root)
+        made_of = self.manifest.made_of
+        self.path, self.split = path, ""
+        self.published_count = self.manifest.count
+        self.label_set, self.classes = made_of.label_set, made_of.classes
+        self._codes = label_codes(made_of.classes)
+        found = self.find_official(root)
+        self.layout, self.samples, self.problems = found.layout, found.samples, found.problems
+        self.has_anomalies = True
+
+    def find_official(self, root: Path) -> Found:
+        """Return images/* with labels/*.png."""
+        samples, problems = pair(
+            ((path.stem, path) for path in files_in(root / IMAGES)),
+            ((path.stem, path) for path in files_in(root / LABELS, "*.png")),
+        )
+        return Found("official", samples, self._codes, problems)
+
+
+def label_codes(classes: tuple[ClassInfo, ...]) -> LabelCodes:
+    """Return what the values of labels/*.png mean."""
+    known = [info.train_id for info in classes]
+    return LabelCodes(
+        f"train ids {min(known)} to {max(known)}, {OUTLIER} pasted, {UNLABELLED} unlabelled",
+        labels={**{train_id: train_id for train_id in known}, OUTLIER: UNLABELLED, UNLABELLED: UNLABELLED},
+        anomaly={**dict.fromkeys(known, KNOWN), OUTLIER: ANOMALY, UNLABELLED: VOID},
+    )
+
+
+def differences(there: object, here: object, name: str = "") -> list[str]:
+    """Return in words what two specs, as plain data, differ in: `seed: 0 there, 1 here`."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        keys = sorted({*there, *here})
+        return [
+            text
+            for key in keys
+            for text in differences(there.get(key), here.get(key), f"{name}.{key}" if name else str(key))
+        ]
+    return [] if there == here else [f"{name}: {_short(there)} there, {_short(here)} here"]
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -1,0 +1,210 @@
+"""The objects of a folder: COCO annotations, pictures with masks, or pictures with an alpha channel."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from anomseg_ros.core.types import RgbImage
+from anomseg_ros.datasets.base import files_in, in_order, pair
+from anomseg_ros.datasets.coco import CocoObject, read_instances
+from anomseg_ros.datasets.pixel_files import read_label, read_picture
+from anomseg_ros.errors import ConfigError, DatasetError, closest_first
+
+PAPER_OVERLAP_CLASSES = ("person", "car", "truck", "bus", "train", "bicycle", "motorcycle")
+OVERLAP_CLASSES = (
+    *PAPER_OVERLAP_CLASSES,
+    "traffic light",
+    "stop sign",
+    "fire hydrant",
+    "parking meter",
+    "bench",
+)
+"""COCO classes that are no outliers on a road. The first seven are the paper's C_overlap (section 3.5). Traffic lights
+and stop signs are left out for the same reason, being classes of Cityscapes and CamVid; hydrants, parking meters and
+benches because ordinary street scenes hold them, unlabelled or as part of what is behind: calling them outliers would
+contradict the frames."""
+
+_OBJECT_ALPHA = 128
+Pixels = tuple[RgbImage, npt.NDArray[np.bool_]]
+
+
+class Entry(Protocol):
+    """One object that can be read."""
+
+    @property
+    def kind(self) -> str:
+        """Its class."""
+        ...
+
+    def read(self) -> Pixels:
+        """Return the picture, uint8 (H, W, 3) RGB, and the object's mask, bool (H, W), not empty."""
+        ...
+
+
+_E = TypeVar("_E", bound=Entry)
+
+
+@dataclass(frozen=True)
+class FolderFiles:
+    """What find_objects found. sha256: of the annotations, or of the names and sizes of the files."""
+
+    layout: str
+    objects: Sequence[Entry]
+    kinds: tuple[str, ...]
+    excluded: tuple[str, ...]
+    min_area_px: int | None
+    sha256: str
+
+
+def find_objects(folder: Path, exclude: tuple[str, ...], min_area_px: int) -> FolderFiles:
+    """Return the objects of a folder; the layouts and errors are those of FolderObjects."""
+    if not folder.is_dir():
+        raise DatasetError(f"objects: {str(folder)!r} is not a folder; give one with cut-out objects, or `procedural`")
+    if (folder / "annotations").is_dir():
+        return _find_coco(folder, exclude, min_area_px)
+    layout, objects = "images and masks", _find_pairs(folder)
+    if not objects:
+        layout, objects = "cut-outs", _find_cut_outs(folder)
+    kept = _without(objects, {entry.kind for entry in objects}, exclude, str(folder))
+    if not kept:
+        raise DatasetError(
+            f"objects: none in {str(folder)!r} ({len(objects)} found, excluded: {', '.join(exclude)}); expected "
+            "annotations/instances_*.json (COCO), images/ID.* with masks/ID.png, or PNG files with an alpha channel"
+        )
+    digest = _digest_of_names(folder, (path for entry in objects for path in entry.files))
+    kinds = tuple(sorted({entry.kind for entry in kept}))
+    return FolderFiles(layout, kept, kinds, exclude, None, digest)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    image_path: Path
+    mask_path: Path
+    kind: str = "object"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.image_path, self.mask_path)
+
+    def read(self) -> Pixels:
+        image, mask = read_picture(self.image_path), read_label(self.mask_path) > 0
+        if mask.shape != image.shape[:2]:
+            raise DatasetError(
+                f"mask {str(self.mask_path)!r} is {mask.shape[1]}x{mask.shape[0]}, its picture "
+                f"{image.shape[1]}x{image.shape[0]}; both must be of one size"
+            )
+        return image, require_object(mask, f"mask {str(self.mask_path)!r}")
+
+
+@dataclass(frozen=True)
+class _CutOut:
+    path: Path
+    kind: str
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path,)
+
+    def read(self) -> Pixels:
+        image = read_picture(self.path)  # refuses damaged files, but leaves the alpha channel out
+        whole = cv2.imdecode(np.fromfile(self.path, np.uint8), cv2.IMREAD_UNCHANGED)
+        if whole is None or whole.ndim != 3 or whole.shape[2] != 4:
+            raise DatasetError(
+                f"object {str(self.path)!r} has no alpha channel; cut it out, or give images/ and masks/"
+            )
+        alpha = whole[:, :, 3]
+        opaque = alpha >= (_OBJECT_ALPHA if alpha.dtype == np.uint8 else _OBJECT_ALPHA << 8)
+        return image, require_object(np.asarray(opaque), f"object {str(self.path)!r}")
+
+
+@dataclass(frozen=True)
+class _CocoEntry:
+    found: CocoObject
+    kind: str
+
+    def read(self) -> Pixels:
+        image = read_picture(self.found.image_path)
+        if image.shape[:2] != self.found.size_px:
+            height, width = self.found.size_px
+            raise DatasetError(
+                f"picture {str(self.found.image_path)!r} is {image.shape[1]}x{image.shape[0]}, its annotations say "
+                f"{width}x{height}; unpack the pictures of the same release"
+            )
+        return image, require_object(self.found.mask(), self.found.title)
+
+
+def require_object(mask: npt.NDArray[np.bool_], what: str) -> npt.NDArray[np.bool_]:
+    """Return a mask that is not empty. Raises DatasetError."""
+    if not mask.any():
+        raise DatasetError(f"{what} holds no pixel of an object; remove it, or draw its mask again")
+    return mask
+
+
+def _find_pairs(folder: Path) -> list[_Pair | _CutOut]:
+    images, masks = folder / "images", folder / "masks"
+    if not images.is_dir() or not masks.is_dir():
+        return []
+    samples, problems = pair(
+        ((path.stem, path) for path in files_in(images)), ((path.stem, path) for path in files_in(masks, "*.png"))
+    )
+    if problems:
+        raise problems[0]
+    return [_Pair(sample.image_path, sample.label_path) for sample in samples]
+
+
+def _find_cut_outs(folder: Path) -> list[_Pair | _CutOut]:
+    by_name = {path.relative_to(folder).as_posix(): path for path in files_in(folder, "**/*.png")}
+    named = [(by_name[name], name.split("/")) for name in in_order(by_name)]
+    return [_CutOut(path, words[0] if len(words) > 1 else "object") for path, words in named]
+
+
+def _find_coco(folder: Path, exclude: tuple[str, ...], min_area_px: int) -> FolderFiles:
+    instances = read_instances(folder)
+    objects = [_CocoEntry(found, instances.classes[found.category_id]) for found in instances.objects]
+    kept = [
+        entry
+        for entry in _without(objects, instances.classes.values(), exclude, str(folder))
+        if entry.found.area_px >= min_area_px
+    ]
+    if not kept:
+        raise DatasetError(
+            f"objects: none in {str(folder)!r} is left of {len(objects)} annotations, without {', '.join(exclude)} and "
+            f"objects below {min_area_px} px; exclude fewer classes, or give a smaller area"
+        )
+    _require_pictures(kept)
+    kinds = tuple(sorted({entry.kind for entry in kept}))
+    return FolderFiles("coco", kept, kinds, exclude, min_area_px, instances.sha256)
+
+
+def _without(objects: Sequence[_E], known: Iterable[str], exclude: tuple[str, ...], where: str) -> list[_E]:
+    names = {*known, *OVERLAP_CLASSES}  # the default may be named although a folder holds none of them
+    for name in exclude:
+        if name not in names:
+            options = ", ".join(closest_first(name, names)[:8])
+            raise ConfigError(f"exclude names {name!r}, which is no class of {where!r}; the closest: {options}")
+    return [entry for entry in objects if entry.kind not in exclude]
+
+
+def _require_pictures(entries: Sequence[_CocoEntry]) -> None:
+    """Raise DatasetError unless all pictures are there; whole folders are listed, which is quicker than asking each."""
+    wanted = {entry.found.image_path for entry in entries}
+    there = {folder: {path.name for path in folder.iterdir()} for folder in {path.parent for path in wanted}}
+    missing = sorted(str(path) for path in wanted if path.name not in there[path.parent])
+    if missing:
+        raise DatasetError(
+            f"{len(missing)} of {len(wanted)} pictures that annotations name are missing, the first {missing[0]!r}; "
+            "unpack the pictures again"
+        )
+
+
+def _digest_of_names(folder: Path, files: Iterable[Path]) -> str:
+    rows = sorted(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n" for path in files)
+    return hashlib.sha256("".join(rows).encode()).hexdigest()

@@ -1,0 +1,116 @@
+"""Augmentation of training frames: geometry for image and labels together, then colours of the image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from anomseg_ros.core.labels import UNLABELLED
+from anomseg_ros.core.types import LabelImage, RgbImage
+from anomseg_ros.errors import ConfigError
+
+PADDING = (124, 116, 104)
+"""ImageNet's mean colour, put where a shrunken frame does not fill the crop; its label is 255."""
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What is drawn for each frame. Shares are probabilities; ranges are (low, high), drawn evenly unless said.
+
+    scale: log-evenly. aspect: width over height, relative to the frame's own, log-evenly: bundles stretch frames of any
+    shape to their input. grey: share of frames drawn towards grey, by a random amount. gain, gamma: of all channels. tint: largest relative gain of single channels. blur_sigma_px and
+    noise_sigma (in grey levels) are drawn up to these values, each for a quarter of the frames.
+    """
+
+    crop_height_px: int
+    crop_width_px: int
+    scale: tuple[float, float] = (1.0, 1.0)
+    aspect: tuple[float, float] = (1.0, 1.0)
+    flip: float = 0.5
+    gain: tuple[float, float] = (1.0, 1.0)
+    gamma: tuple[float, float] = (1.0, 1.0)
+    tint: float = 0.0
+    grey: float = 0.0
+    blur_sigma_px: float = 0.0
+    noise_sigma: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for empty crops, negative amounts and ranges that are not low to high."""
+        if min(self.crop_height_px, self.crop_width_px) < 1:
+            raise ConfigError(f"crop {self.crop_width_px}x{self.crop_height_px} is empty; give at least 1x1")
+        for name in ("scale", "aspect", "gain", "gamma"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ConfigError(f"augment.{name} is {[low, high]!r}; give two numbers above 0, the lower one first")
+        for name in ("flip", "tint", "grey", "blur_sigma_px", "noise_sigma"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"augment.{name} is {getattr(self, name)!r}; give 0 or more")
+
+
+def augment(
+    image: RgbImage, labels: LabelImage, config: AugmentConfig, rng: np.random.Generator
+) -> tuple[RgbImage, LabelImage]:
+    """Return a flipped, scaled, cropped and recoloured copy: uint8 (h, w, 3) and uint8 (h, w) of the crop's size.
+
+    Everything drawn comes from `rng`, so that the same state gives the same sample.
+    """
+    if rng.random() < config.flip:
+        image, labels = image[:, ::-1], labels[:, ::-1]
+    image, labels = _scaled_crop(image, labels, config, rng)
+    return _recolour(image, config, rng), labels
+
+
+def _scaled_crop(
+    image: RgbImage, labels: LabelImage, config: AugmentConfig, rng: np.random.Generator
+) -> tuple[RgbImage, LabelImage]:
+    """Cut the part that becomes the crop, then resize: only pixels that are used are resized."""
+    height, width = labels.shape
+    scale, aspect = _log_even(config.scale, rng), _log_even(config.aspect, rng)
+    part_h, part_w = round(config.crop_height_px / scale), round(config.crop_width_px / (scale * aspect))
+    part_h, part_w = max(1, part_h), max(1, part_w)
+    top = int(rng.integers(0, max(1, height - part_h + 1)))
+    left = int(rng.integers(0, max(1, width - part_w + 1)))
+    image = image[top : top + part_h, left : left + part_w]
+    labels = labels[top : top + part_h, left : left + part_w]
+    below, right = part_h - labels.shape[0], part_w - labels.shape[1]
+    if below or right:
+        edges = (0, below, 0, right, cv2.BORDER_CONSTANT)
+        image = np.asarray(cv2.copyMakeBorder(np.ascontiguousarray(image), *edges, value=PADDING), np.uint8)
+        labels = np.asarray(cv2.copyMakeBorder(np.ascontiguousarray(labels), *edges, value=UNLABELLED), np.uint8)
+    size = (config.crop_width_px, config.crop_height_px)
+    if (part_w, part_h) == size:
+        return np.ascontiguousarray(image), np.ascontiguousarray(labels)
+    # Area averaging keeps thin things visible where the frame shrinks.
+    smooth = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    resized = cv2.resize(np.ascontiguousarray(image), size, interpolation=smooth)
+    nearest = cv2.resize(np.ascontiguousarray(labels), size, interpolation=cv2.INTER_NEAREST_EXACT)
+    return np.asarray(resized, np.uint8), np.asarray(nearest, np.uint8)
+
+
+def _log_even(limits: tuple[float, float], rng: np.random.Generator) -> float:
+    low, high = limits
+    return float(np.exp(rng.uniform(np.log(low), np.log(high)))) if low < high else low
+
+
+def _recolour(image: RgbImage, config: AugmentConfig, rng: np.random.Generator) -> RgbImage:
+    """Change exposure, contrast and colour balance by one table per channel, and at times sharpness and noise."""
+    gain, gamma = rng.uniform(*config.gain), rng.uniform(*config.gamma)
+    tint = rng.uniform(1 - config.tint, 1 + config.tint, 3)
+    level = np.arange(256, dtype=np.float64)[:, None] / 255.0
+    table = np.rint(255.0 * np.clip(level * gain * tint, 0, 1) ** gamma).astype(np.uint8)
+    recoloured = np.asarray(cv2.LUT(image, table[:, None, :]), np.uint8)
+    if config.grey > 0 and rng.random() < config.grey:
+        grey = cv2.cvtColor(cv2.cvtColor(recoloured, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+        share = float(rng.uniform(0.3, 1.0))
+        recoloured = np.asarray(cv2.addWeighted(grey, share, recoloured, 1 - share, 0), np.uint8)
+    if config.blur_sigma_px > 0 and rng.random() < 0.25:
+        sigma = float(rng.uniform(0.2, 1.0)) * config.blur_sigma_px
+        recoloured = np.asarray(cv2.GaussianBlur(recoloured, (0, 0), sigma), np.uint8)
+    if config.noise_sigma > 0 and rng.random() < 0.25:
+        noise: npt.NDArray[np.float32] = rng.standard_normal(image.shape, np.float32)
+        noise *= float(rng.uniform(0.2, 1.0)) * config.noise_sigma
+        recoloured = np.asarray(np.clip(recoloured + noise, 0, 255), np.uint8)
+    return recoloured

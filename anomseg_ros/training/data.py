@@ -1,0 +1,173 @@
+"""Batches for the trainer: which frame comes when follows from seed and step alone, so that any run can be repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from anomseg_ros.core.labels import UNLABELLED
+from anomseg_ros.datasets.cut_paste import OUTLIER, paste_objects
+from anomseg_ros.datasets.outlier_objects import FolderObjects, ObjectSource, ProceduralObjects
+from anomseg_ros.datasets.transforms import AugmentConfig, augment
+from anomseg_ros.training.config import CutPasteConfig, TrainConfig
+from anomseg_ros.training.frame_cache import Frames
+
+OTHER_FRAMES = 2
+"""Frames that pasted objects may take parts of."""
+
+PASTED_SHARE = 0.05
+"""Share of a frame that pasted objects cover on average, as measured with PasteConfig's defaults."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """images: uint8 (B, H, W, 3) RGB. target: int64 (B, H, W), class indices, 254 outlier, 255 ignored. names: B ids."""
+
+    images: Tensor
+    target: Tensor
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which samples each step takes: one endless row of epochs, each a fresh permutation of all frames."""
+
+    frames: int
+    seed: int
+    batch_size: int
+    accumulate: int
+    processes: int
+    epochs: int
+
+    @property
+    def step_samples(self) -> int:
+        """Samples of one optimizer step over all processes."""
+        return self.batch_size * self.accumulate * self.processes
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return -(-self.epochs * self.frames // self.step_samples)
+
+    def epoch_of(self, step: int) -> int:
+        """Return the epoch (from 0) that a step's first sample belongs to."""
+        return step * self.step_samples // self.frames
+
+    def batches(self, first_step: int, process: int) -> Iterator[list[tuple[int, int]]]:
+        """Yield (position in the row, frame) for every batch of one process, from a step on."""
+        start = first_step * self.step_samples
+        order, epoch = np.empty(0, np.int64), -1
+        for batch in range((self.steps - first_step) * self.accumulate):
+            at = start + (batch * self.processes + process) * self.batch_size
+            chosen = []
+            for position in range(at, at + self.batch_size):
+                if position // self.frames != epoch:
+                    epoch = position // self.frames
+                    order = np.random.default_rng([self.seed, 1, epoch]).permutation(self.frames)
+                chosen.append((position, int(order[position % self.frames])))
+            yield chosen
+
+
+class _Batches(Sampler[list[tuple[int, int]]]):
+    """The plan's batches, as torch's DataLoader wants them."""
+
+    def __init__(self, plan: Plan, first_step: int, process: int) -> None:
+        self.plan, self.first_step, self.process = plan, first_step, process
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return self.plan.batches(self.first_step, self.process)
+
+    def __len__(self) -> int:
+        return (self.plan.steps - self.first_step) * self.plan.accumulate
+
+
+class TrainingSamples(Dataset[tuple[torch.Tensor, torch.Tensor, str]]):
+    """Augmented samples by (position, frame): images uint8 (H, W, 3), targets uint8 (H, W)."""
+
+    def __init__(self, frames: Frames, config: TrainConfig, void_class: int | None) -> None:
+        self.frames = frames
+        self.config: AugmentConfig = config.augment
+        self.cut_paste: CutPasteConfig = config.data.cut_paste
+        self.objects: ObjectSource | None = objects_of(self.cut_paste)
+        self.seed = config.run.seed
+        self.table = target_table(config.data.void, void_class)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, str]:
+        """Return image, target and name; the same key gives the same sample in any process."""
+        position, index = key
+        rng = np.random.default_rng([self.seed, 2, position])
+        image, labels = augment(self.frames.images[index], self.frames.labels[index], self.config, rng)
+        if self.objects is not None and rng.random() < self.cut_paste.probability:
+            others = [self.frames.images[int(i)] for i in rng.integers(0, len(self.frames), OTHER_FRAMES)]
+            image, labels = paste_objects(image, labels, self.objects, rng, self.cut_paste.paste, others)
+        target = np.asarray(cv2.LUT(labels, self.table), np.uint8)
+        return torch.from_numpy(image), torch.from_numpy(target), self.frames.ids[index]
+
+
+def objects_of(config: CutPasteConfig) -> ObjectSource | None:
+    """Return the source of outlier objects that a configuration asks for, None where it asks for none."""
+    if config.probability == 0:
+        return None
+    return ProceduralObjects() if config.objects == "procedural" else FolderObjects(config.objects)
+
+
+def target_table(void: str, void_class: int | None) -> npt.NDArray[np.uint8]:
+    """Return uint8 (256,): label value -> target value, for config.VOID_SOURCES."""
+    table = np.arange(256, dtype=np.uint8)
+    if void_class is not None:
+        table[OUTLIER] = void_class if void in ("outliers", "both") else UNLABELLED
+        table[UNLABELLED] = void_class if void in ("unlabelled", "both") else UNLABELLED
+    return table
+
+
+def class_shares(frames: Frames, config: TrainConfig, void_class: int | None) -> npt.NDArray[np.float64]:
+    """Return the share of each class (C,) among the counted pixels of the training frames.
+
+    Pixels of pasted outliers are not in the frames: the void class gets what one object of the middle size on the
+    configured share of frames would cover.
+    """
+    known = len(frames.classes)
+    counts = frames.counts[:known].astype(np.float64)
+    if void_class is not None:
+        void = config.data.void
+        pasted = config.data.cut_paste.probability * PASTED_SHARE * counts.sum()
+        outliers = frames.counts[OUTLIER] + pasted if void in ("outliers", "both") else 0.0
+        unlabelled = frames.counts[UNLABELLED] if void in ("unlabelled", "both") else 0.0
+        counts = np.append(counts, outliers + unlabelled)
+    shares: npt.NDArray[np.float64] = counts / max(float(counts.sum()), 1.0)
+    return shares
+
+
+def training_batches(
+    frames: Frames, config: TrainConfig, plan: Plan, void_class: int | None, first_step: int, process: int
+) -> Iterator[Batch]:
+    """Yield the batches of one process from a step on, made `config.data.workers` processes ahead of the trainer."""
+    samples = TrainingSamples(frames, config, void_class)
+    workers = config.data.workers
+    loader = DataLoader(
+        samples,
+        batch_sampler=_Batches(plan, first_step, process),
+        num_workers=workers,
+        collate_fn=_collate,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_one_thread,
+    )
+    yield from loader
+
+
+def _one_thread(_: int) -> None:
+    # The workers are the parallelism; OpenCV's own threads would take cores from the trainer.
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def _collate(samples: list[tuple[torch.Tensor, torch.Tensor, str]]) -> Batch:
+    images, targets, names = zip(*samples, strict=True)
+    return Batch(torch.stack(images), torch.stack(targets).long(), names)

@@ -1,0 +1,348 @@
+"""One training run on Lightning Fabric: batches in, averaged weights out, resumable at any moment.
+
+    output/config.yaml          everything that decides the run
+    output/state.pt             what --resume goes on from
+    output/last.safetensors     the (averaged) weights after the last saved step; best.safetensors: at the best mIoU
+    output/log.jsonl, tensorboard/    what happened
+
+The order of frames, their augmentation and dropout follow from the seed and the step alone. So a resumed run on a
+processor repeats an uninterrupted one bit for bit, with the same number of threads.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from anomseg_ros.core.labels import ClassInfo
+from anomseg_ros.datasets import open_dataset
+from anomseg_ros.datasets.base import Dataset
+from anomseg_ros.errors import ConfigError
+from anomseg_ros.networks.base import AuxiliarySegmentationNetwork, SegmentationNetwork
+from anomseg_ros.networks.checkpoints import load_checkpoint, save_checkpoint
+from anomseg_ros.training.config import TrainConfig
+from anomseg_ros.training.data import Batch, Plan, class_shares, training_batches
+from anomseg_ros.training.folder import claim_folder, kept_frames_folder
+from anomseg_ros.training.frame_cache import Frames, cached_frames
+from anomseg_ros.training.journal import Journal
+from anomseg_ros.training.loss_watch import LossWatch
+from anomseg_ros.training.losses import SegmentationLoss
+from anomseg_ros.training.schedule import learning_rate, make_optimizer, set_learning_rate
+from anomseg_ros.training.start import set_training_mode, start_network
+from anomseg_ros.training.state import STATE_FILE, Average, Position, load_state, save_state
+from anomseg_ros.training.stopwatch import Stopwatch
+from anomseg_ros.training.validation import validate
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far one stage ("decode", "train", "validate") is. seconds_left: of the whole run, None while unknown."""
+
+    stage: str
+    done: int
+    total: int
+    loss: float | None = None
+    miou: float | None = None
+    seconds_left: float | None = None
+
+
+Report = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Checkpoint files that a run builds on; see InitialConfig and TeacherConfig."""
+
+    initial: Path | None = None
+    teacher: Path | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run. checkpoint: the best averaged weights, or the last ones where nothing was validated.
+
+    waited: share of the time that the trainer waited for frames, None where there was nothing left to do.
+    """
+
+    checkpoint: Path
+    miou: float | None
+    steps: int
+    seconds: float
+    void_class: int | None
+    num_classes: int
+    waited: float | None = None
+    is_first_process: bool = True
+
+
+def train(config: TrainConfig, output: Path, sources: Sources, report: Report, resume: bool = True) -> Result:
+    """Train by `config` into the folder `output`; return the result.
+
+    With `resume`, goes on from the folder's last state. Raises ConfigError where the folder holds another
+    configuration's run, DatasetError for frames that cannot be trained on, and TrainingError where the loss is not
+    finite any more or the disk is full; the last good state stays.
+    """
+    fabric = _fabric(config)
+    claim_folder(output, config, resume)
+    run = _prepare(config, output, sources, fabric, report)
+    if resume:
+        run.restore()
+    run.go_on(report)
+    return run.finish()
+
+
+def _fabric(config: TrainConfig) -> Fabric:
+    run = config.run
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    fabric = Fabric(
+        accelerator=run.accelerator,
+        devices=int(run.devices) if run.devices.isdigit() else run.devices,
+        num_nodes=run.nodes,
+        precision=run.precision,  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    return fabric
+
+
+def classes_of(dataset: Dataset) -> tuple[ClassInfo, ...]:
+    """Return the classes that a dataset's labels know; ConfigError where it has no class labels."""
+    if dataset.classes is None:
+        raise ConfigError(f"{dataset.name} has no class labels to train on; choose one with, such as camvid")
+    return dataset.classes
+
+
+def _prepare(config: TrainConfig, output: Path, sources: Sources, fabric: Fabric, report: Report) -> _Run:
+    """Open the frames and build everything that the steps need."""
+    train_set = open_dataset(config.data.dataset, _path(config), config.data.train_split)
+    validation_set = open_dataset(config.data.dataset, _path(config), config.data.validation_split)
+    frames = _decoded(config, train_set, fabric, report)
+    validation = _decoded(config, validation_set, fabric, report)
+    known = len(frames.classes)
+    void_class = None if config.data.void == "none" else known
+    outputs = known + (void_class is not None)
+    network = start_network(config.network, outputs, config.run.seed, sources.initial, known)
+    teacher = _load_teacher(config, sources, outputs)
+    return _Run(config, output, fabric, network, frames, validation, void_class, teacher)
+
+
+def _load_teacher(config: TrainConfig, sources: Sources, outputs: int) -> SegmentationNetwork | None:
+    if config.teacher is None or sources.teacher is None:
+        return None
+    return load_checkpoint(sources.teacher, config.teacher.network, config.teacher.num_classes or outputs)
+
+
+def _path(config: TrainConfig) -> str:
+    if not config.data.path:
+        raise ConfigError(f"no folder of {config.data.dataset} was given; add --data FOLDER (or --set data.path=FOLDER)")
+    return config.data.path
+
+
+def _decoded(config: TrainConfig, dataset: Dataset, fabric: Fabric, report: Report) -> Frames:
+    folder = kept_frames_folder() if config.data.cache == "disk" else None
+    size_px = (config.data.height_px, config.data.width_px)
+    with fabric.rank_zero_first():  # one process decodes, the others read what it kept
+        return cached_frames(
+            dataset,
+            classes_of(dataset),
+            size_px,
+            folder,
+            config.data.allow_partial,
+            lambda done, total: report(Progress("decode", done, total)),
+        )
+
+
+class _Trainee(nn.Module):
+    """The network as the step runs it: pixels in, logits of all heads out. One module, so that it can be wrapped."""
+
+    def __init__(self, network: SegmentationNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """pixels: uint8 (B, H, W, 3)."""
+        images = pixels.permute(0, 3, 1, 2).to(torch.float32) / 255.0
+        if isinstance(self.network, AuxiliarySegmentationNetwork) and self.network.auxiliary_heads:
+            return self.network.forward_with_auxiliary(images)
+        return (self.network(images),)
+
+
+class _Run:
+    """Everything that one run holds while it goes on."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        output: Path,
+        fabric: Fabric,
+        network: SegmentationNetwork,
+        frames: Frames,
+        validation: Frames,
+        void_class: int | None,
+        teacher: SegmentationNetwork | None,
+    ) -> None:
+        self.config, self.output, self.fabric = config, output, fabric
+        self.frames, self.validation, self.void_class = frames, validation, void_class
+        run = config.run
+        self.plan = Plan(len(frames), run.seed, run.batch_size, run.accumulate, fabric.world_size, run.epochs)
+        if run.channels_last:
+            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if fabric.world_size > 1 and run.sync_batch_norm and fabric.device.type == "cuda":
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        self.network = network
+        trainee: nn.Module = _Trainee(network)
+        self.averaged: SegmentationNetwork = copy.deepcopy(network).eval() if run.ema_decay else network
+        optimizer = make_optimizer(config.optimizer, network)
+        if run.compile:
+            trainee = torch.compile(trainee)  # type: ignore[assignment]
+        self.trainee, self.optimizer = fabric.setup(trainee, optimizer)
+        self.averaged = self.averaged.to(fabric.device)
+        self.average = Average(network, self.averaged, run.ema_decay) if run.ema_decay else None
+        self.teacher = None if teacher is None else teacher.to(fabric.device).eval()
+        shares = class_shares(frames, config, void_class)
+        self.loss = SegmentationLoss(config.loss, shares, void_class).to(fabric.device)
+        self.position = Position()
+        self.watch = LossWatch(every=1 if fabric.device.type == "cpu" else 10)
+        self.clock = Stopwatch(fabric.device)
+        self.journal = Journal(output if fabric.is_global_zero else None)
+
+    def restore(self) -> None:
+        """Take up the folder's last state, where there is one."""
+        if (self.output / STATE_FILE).is_file():
+            kept = self.averaged if self.average else None
+            self.position = load_state(self.output, self.network, kept, self.optimizer.optimizer)
+        self.journal.go_on_from(self.position.step)
+
+    def go_on(self, report: Report) -> None:
+        """Run the steps that are left."""
+        if self._stopped_early():
+            return
+        batches = self._batches()
+        set_training_mode(self.network)
+        for step in range(self.position.step, self.plan.steps):
+            terms = self._step(step, batches)
+            done = step + 1
+            self.position = replace(self.position, step=done, seconds=self.position.seconds + self.clock.lap())
+            report(self._progress(terms))
+            self.journal.step(done, terms, self.optimizer.param_groups[0]["lr"], self.clock)
+            last = done == self.plan.steps
+            if last or self._ends_validation_interval(done):
+                self._validate(report)
+            if last or done % self.config.run.checkpoint_every == 0:
+                self._save()
+            if self._stopped_early():
+                self._save()
+                break
+
+    def _batches(self) -> Iterator[Batch]:
+        return training_batches(
+            self.frames, self.config, self.plan, self.void_class, self.position.step, self.fabric.global_rank
+        )
+
+    def _step(self, step: int, batches: Iterator[Batch]) -> dict[str, Tensor]:
+        """Run one optimizer step over `accumulate` batches; return its last batch's loss terms."""
+        run, config = self.config.run, self.config.optimizer
+        # Dropout follows from seed, step and process alone, so that a resumed run repeats an uninterrupted one.
+        torch.manual_seed((run.seed * 1_000_003 + step) * self.plan.processes + self.fabric.global_rank)
+        set_learning_rate(
+            self.optimizer.optimizer, learning_rate(self.config.schedule, config.learning_rate, step, self.plan)
+        )
+        for part in range(run.accumulate):
+            with self.clock("wait"):
+                batch = next(batches)
+            with self.fabric.no_backward_sync(self.trainee, enabled=part < run.accumulate - 1):
+                terms = self._forward_backward(batch, run.accumulate)
+            self.watch.add(step + 1, batch.names, terms["total"])
+        with self.clock("update"):
+            if config.gradient_clip is not None:
+                self.fabric.clip_gradients(self.trainee, self.optimizer, max_norm=config.gradient_clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.average is not None:
+                self.average.update(step)
+        return terms
+
+    def _forward_backward(self, batch: Batch, accumulate: int) -> dict[str, Tensor]:
+        with self.clock("move"):
+            pixels = batch.images.to(self.fabric.device, non_blocking=True)
+            target = batch.target.to(self.fabric.device, non_blocking=True)
+        with self.clock("forward"):
+            logits = self.trainee(pixels)
+            teacher = self._teacher_logits(pixels)
+            terms: dict[str, Tensor] = self.loss(logits, target, teacher)
+        with self.clock("backward"):
+            self.fabric.backward(terms["total"] / accumulate)
+        return {name: value.detach() for name, value in terms.items()}
+
+    def _teacher_logits(self, pixels: Tensor) -> Tensor | None:
+        if self.teacher is None:
+            return None
+        with torch.no_grad(), self.fabric.autocast():
+            logits: Tensor = self.teacher(pixels.permute(0, 3, 1, 2).to(torch.float32) / 255.0)
+        return logits
+
+    def _ends_validation_interval(self, done: int) -> bool:
+        """Whether `validate_every` further epochs ended with this step."""
+        every = self.config.run.validate_every
+        return self.plan.epoch_of(done) // every > self.plan.epoch_of(done - 1) // every
+
+    def _validate(self, report: Report) -> None:
+        self.fabric.barrier()
+        if self.fabric.is_global_zero:
+            self.averaged.eval()
+            with self.clock("validate"):
+                found = validate(self.averaged, self.validation, self.void_class, self.fabric, report_to(report))
+            set_training_mode(self.network)
+            better = self.position.best_miou is None or found.miou > self.position.best_miou
+            if better:
+                self._keep_weights("best", found.miou)
+            self.position = replace(
+                self.position,
+                best_miou=found.miou if better else self.position.best_miou,
+                best_step=self.position.step if better else self.position.best_step,
+                worse=0 if better else self.position.worse + 1,
+            )
+            self.journal.validation(self.position.step, found, self.validation.classes)
+        self.position = self.fabric.broadcast(self.position)
+
+    def _save(self) -> None:
+        self.watch.check()
+        if self.fabric.is_global_zero:
+            kept = self.averaged if self.average else None
+            save_state(self.output, self.network, kept, self.optimizer.optimizer, self.position)
+            self._keep_weights("last", None)
+        self.fabric.barrier()
+
+    def _keep_weights(self, name: str, miou: float | None) -> None:
+        metadata = {"run": self.config.name, "step": self.position.step, "steps": self.plan.steps, "miou": miou}
+        metadata |= {"num_classes": self.averaged.num_classes, "void_class": self.void_class}
+        save_checkpoint(self.output / f"{name}.safetensors", self.averaged, metadata)
+
+    def _stopped_early(self) -> bool:
+        patience = self.config.run.early_stop
+        return bool(patience) and self.position.worse >= patience
+
+    def _progress(self, terms: dict[str, Tensor]) -> Progress:
+        position = self.position
+        left = position.seconds / position.step * (self.plan.steps - position.step)
+        return Progress("train", position.step, self.plan.steps, float(terms["total"]), position.best_miou, left)
+
+    def finish(self) -> Result:
+        """Close the logs and return what the run gave."""
+        self.journal.close()
+        best = self.output / "best.safetensors"
+        checkpoint = best if best.is_file() else self.output / "last.safetensors"
+        position = self.position
+        return Result(
+            checkpoint, position.best_miou, position.step, position.seconds, self.void_class, self.averaged.num_classes
+        )
+
+
+def report_to(report: Report) -> Callable[[int, int], None]:
+    """Return a progress callback of validation."""
+    return lambda done, total: report(Progress("validate", done, total))

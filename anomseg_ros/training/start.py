@@ -1,0 +1,109 @@
+"""The network that a run starts from: fresh, from a checkpoint with as many or fewer classes, or with a trained part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from anomseg_ros.errors import CheckpointError, ConfigError, closest_first
+from anomseg_ros.networks import network_class
+from anomseg_ros.networks.base import SegmentationNetwork
+from anomseg_ros.networks.checkpoints import load_checkpoint
+from anomseg_ros.training.config import NetworkConfig
+
+
+def start_network(
+    config: NetworkConfig, num_classes: int, seed: int, checkpoint: Path | None, known_classes: int
+) -> SegmentationNetwork:
+    """Return the network in training mode, its first weights drawn from `seed` or taken from `checkpoint`.
+
+    known_classes: what the checkpoint has where config.initial.num_classes does not say. Raises ConfigError for
+    options that the network does not have and CheckpointError for weights that do not fit.
+    """
+    torch.manual_seed(seed)
+    options = dict(config.options)
+    try:
+        network = network_class(config.name)(num_classes, **options)
+    except TypeError as error:
+        raise ConfigError(f"network.options {options!r} do not fit {config.name}: {error}") from None
+    network.set_normalisation(config.mean, config.std)
+    if config.backbone == "timm":
+        from anomseg_ros.training.backbones import load_imagenet_backbone
+
+        load_imagenet_backbone(network)
+    if config.initial is not None and checkpoint is not None:
+        classes = config.initial.num_classes or known_classes
+        if config.initial.part in ("all", "features"):
+            _take_all(network, load_checkpoint(checkpoint, config.name, classes), config.initial.part == "features")
+        else:
+            _take_part(network, checkpoint, config.initial.part, classes)
+    if config.trained == "classifier":
+        freeze_all_but_classifier(network)
+    return network.train()
+
+
+def freeze_all_but_classifier(network: SegmentationNetwork) -> None:
+    """Let gradients reach the last layer only (paper MiDE, section 4.3)."""
+    last = network.class_parameter[0].rpartition(".")[0]
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name.startswith(last + "."))
+
+
+def set_training_mode(network: nn.Module) -> None:
+    """Put a network into training mode, but its frozen norms and dropouts into evaluation mode.
+
+    A frozen norm would otherwise go on adapting its mean and variance, and the layer would not be frozen at all.
+    """
+    network.train()
+    if all(parameter.requires_grad for parameter in network.parameters()):
+        return
+    for module in network.modules():
+        own = list(module.parameters(recurse=False))
+        if not any(parameter.requires_grad for parameter in module.parameters()) or (not own and not list(module.children())):
+            module.eval()
+
+
+def _take_all(network: SegmentationNetwork, source: SegmentationNetwork, features_only: bool) -> None:
+    """Copy every weight; class dimensions that grew keep their fresh weights for the new classes.
+
+    features_only: leave the classifiers fresh, as their classes are others.
+    """
+    ours, theirs = network.state_dict(), source.state_dict()
+    if features_only:
+        last = network.class_parameter[0].rpartition(".")[0] + "."
+        ours, theirs = ({k: v for k, v in state.items() if not k.startswith(last)} for state in (ours, theirs))
+    missing = sorted(set(ours) - set(theirs)) + sorted(set(theirs) - set(ours))
+    # Auxiliary heads exist only in training; either side may lack them.
+    missing = [key for key in missing if not key.startswith("auxiliary_heads.")]
+    if missing:
+        raise CheckpointError(f"initial weights of {source.name} do not fit: {', '.join(missing[:3])}; check options")
+    with torch.no_grad():
+        for key, value in theirs.items():
+            if key in ours:
+                _copy(ours[key], value, key, network.num_classes)
+
+
+def _copy(ours: torch.Tensor, theirs: torch.Tensor, key: str, num_classes: int) -> None:
+    if ours.shape == theirs.shape:
+        ours.copy_(theirs)
+        return
+    grown = [d for d, (a, b) in enumerate(zip(ours.shape, theirs.shape, strict=True)) if a != b]
+    if len(grown) != 1 or ours.shape[grown[0]] != num_classes or theirs.shape[grown[0]] > num_classes:
+        raise CheckpointError(f"initial weight {key} is {tuple(theirs.shape)}; {tuple(ours.shape)} is needed")
+    ours.narrow(grown[0], 0, theirs.shape[grown[0]]).copy_(theirs)
+
+
+def _take_part(network: SegmentationNetwork, checkpoint: Path, part: str, num_classes: int) -> None:
+    """Copy one submodule, whole and strictly, from the checkpoint of a network that has it, too."""
+    modules = dict(network.named_children())
+    if part not in modules:
+        known = ", ".join(closest_first(part, modules))
+        raise ConfigError(f"initial.part {part!r} is no part of {network.name}; known: {known}")
+    source_name = f"{network.name}_{part}"
+    source = dict(load_checkpoint(checkpoint, source_name, num_classes).named_children())
+    try:
+        modules[part].load_state_dict(source[part].state_dict(), strict=True)
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{checkpoint} holds no {part!r} that fits {network.name}: {error}") from error

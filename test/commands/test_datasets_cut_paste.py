@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from coco_tree import coco
+
+from anomseg_ros import cli
+from anomseg_ros.datasets import open_dataset
+from anomseg_ros.datasets.cut_paste_dataset import read_manifest
+
+
+def run(*words: object) -> int:
+    return cli.main(["datasets", "cut-paste", *map(str, words)])
+
+
+def test_writes_a_dataset_that_other_commands_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "pasted"
+    assert run("synthetic=5:2", "--output", out, "--copies", 2, "--seed", 9, "--kinds", "box,ring", "cart") == 0
+    captured = capsys.readouterr()
+    assert "4 frames of synthetic with objects (procedural)" in captured.out and "preview.jpg" in captured.out
+    assert "4/4" in captured.err
+    made_of = read_manifest(out).made_of
+    assert (made_of.seed, made_of.copies, made_of.objects.kinds) == (9, 2, ("box", "ring", "cart"))
+    assert cli.main(["datasets", "check", f"cut_paste={out}"]) == 0
+    assert "4 frames of 4 published, 4 readable, 4 with anomalies: ok" in capsys.readouterr().out
+
+
+def test_every_paste_option_arrives(tmp_path: Path) -> None:
+    numbers = ["--count", 2, 2, "--scale", 0.7, 1.1, "--max-share", 0.2, "--feather-radius-px", 2, "--min-area-px", 300]
+    sizes = ["--low-share", 0.5, "--tone-match", 0, "--object-size-px", 30, 60, "--limit", 1, "--threads", 1]
+    assert run("synthetic=5:2", "--output", tmp_path / "out", *numbers, *sizes) == 0
+    made_of = read_manifest(tmp_path / "out").made_of
+    paste = made_of.paste
+    assert (paste.objects, paste.scale, paste.max_share) == ((2, 2), (0.7, 1.1), 0.2)
+    assert (paste.feather_radius_px, paste.min_area_px, paste.low_share, paste.tone_match) == (2.0, 300, 0.5, 0.0)
+    assert made_of.objects.size_px == (30, 60) and made_of.frames == 1
+
+
+def test_objects_of_a_folder_and_excluded_classes(tmp_path: Path) -> None:
+    coco(tmp_path / "coco")
+    out = tmp_path / "out"
+    assert run("synthetic=5:1", "--output", out, "--objects", tmp_path / "coco", "--exclude", "car,chair") == 0
+    assert read_manifest(out).made_of.objects.kinds == ("dog",)
+    assert len(open_dataset("cut_paste", out)) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--objects", "COCO", "--exclude", "dgo"], "exclude names 'dgo'"),
+        (["--objects", "COCO", "--kinds", "box"], "--kinds is for drawn objects"),
+        (["--objects", "COCO", "--object-size-px", "9", "20"], "--object-size-px is for drawn objects"),
+        (["--objects", "nowhere"], "'nowhere' is not a folder"),
+        (["--exclude", "dog"], "--exclude is for a folder of objects"),
+        (["--kinds", "boxx"], "unknown kind of object 'boxx'; known: box"),
+        (["--max-share", "2"], "max_share is 2.0"),
+        (["--limit", "0"], "limit is 0"),
+        (["--min-area-px", "99999999"], "has no room for 1 object(s)"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(
+    words: list[str], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco(tmp_path / "coco")
+    given = [str(tmp_path / "coco") if word == "COCO" else word for word in words]
+    assert run("synthetic=5:1", "--output", tmp_path / "out", *given) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("anomseg: error: ") and text in error
+
+
+def test_another_configuration_needs_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert run("synthetic=5:1", "--output", out) == 0
+    assert run("synthetic=5:1", "--output", out, "--seed", 1) == 1
+    assert "seed: 0 there, 1 here" in capsys.readouterr().err
+    assert run("synthetic=5:1", "--output", out, "--seed", 1, "--overwrite") == 0
+    assert read_manifest(out).made_of.seed == 1

@@ -1,0 +1,580 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import Tensor  # noqa: E402
+
+from anomseg_ros.errors import ConfigError, DatasetError  # noqa: E402
+from anomseg_ros.training.losses import (  # noqa: E402
+    IGNORED,
+    OUTLIER,
+    LossConfig,
+    SegmentationLoss,
+    class_frequencies,
+    cross_entropy,
+    distillation,
+    energy_margin,
+    enet_class_weights,
+    entropy_maximisation,
+    focal_loss,
+    logit_norm,
+    ohem_cross_entropy,
+)
+
+CLASSES = 5
+VOID = CLASSES - 1
+WEIGHT = torch.tensor([1.0, 2.0, 0.5, 3.0, 0.25])
+Array = npt.NDArray[np.float64]
+
+
+def batch(seed: int = 0, scale: float = 2.0) -> tuple[Tensor, Tensor]:
+    """Return float64 logits (2, 5, 6, 7) with a gradient, and targets of every kind: classes, outliers, ignored."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = scale * torch.randn(2, CLASSES, 6, 7, generator=generator, dtype=torch.float64)
+    target = torch.randint(0, CLASSES, (2, 6, 7), generator=generator)
+    target[:, 0] = IGNORED
+    target[:, 2:4, 3:6] = OUTLIER
+    return logits.requires_grad_(), target
+
+
+def rows(logits: Tensor) -> Array:
+    """Return (pixels, C) logits, one row per pixel in the target's order."""
+    return logits.detach().double().numpy().transpose(0, 2, 3, 1).reshape(-1, logits.shape[1])
+
+
+def log_softmax(values: Array) -> Array:
+    return np.asarray(values - np.log(np.exp(values).sum(1, keepdims=True)))
+
+
+def own_log_p(logits: Tensor, target: Tensor) -> tuple[Array, npt.NDArray[np.int64]]:
+    """Return ln p of the own class and that class, of the pixels of a class."""
+    labels = target.numpy().reshape(-1)
+    counted = labels < logits.shape[1]
+    return log_softmax(rows(logits))[counted, labels[counted]], labels[counted]
+
+
+CLASSIFICATION: dict[str, Callable[..., Tensor]] = {
+    "cross_entropy": cross_entropy,
+    "ohem": ohem_cross_entropy,
+    "focal": focal_loss,
+    "logit_norm": lambda logits, target, weight=None: cross_entropy(logit_norm(logits, 0.5), target, weight),
+    "smoothed": lambda logits, target, weight=None: cross_entropy(logits, target, weight, 0.1),
+}
+OUTLIER_TERMS: dict[str, Callable[..., Tensor]] = {
+    "entropy": entropy_maximisation,
+    # Margins in the middle of these logits' energies, so that both sides are at work.
+    "energy": lambda logits, target, void_class=None: energy_margin(logits, target, void_class, -4.0, -3.0),
+}
+
+
+# The formulas, in plain numpy
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHT])
+def test_cross_entropy_is_the_weighted_mean_over_the_pixels_of_a_class(weight: Tensor | None) -> None:
+    logits, target = batch()
+    log_p, labels = own_log_p(logits, target)
+    shares = np.ones(len(labels)) if weight is None else weight.numpy()[labels]
+    assert cross_entropy(logits, target, weight).item() == pytest.approx((-log_p * shares).sum() / shares.sum())
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHT])
+def test_label_smoothing_spreads_mass_over_all_classes(weight: Tensor | None) -> None:
+    logits, target = batch()
+    labels = target.numpy().reshape(-1)
+    weights = np.ones(CLASSES) if weight is None else weight.double().numpy()
+    counted = labels < CLASSES
+    wanted = 0.9 * np.eye(CLASSES)[labels[counted]] + 0.1 / CLASSES
+    expected = -(wanted * weights * log_softmax(rows(logits))[counted]).sum() / weights[labels[counted]].sum()
+    assert cross_entropy(logits, target, weight, label_smoothing=0.1).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHT])
+@pytest.mark.parametrize("threshold", [0.02, 0.3, 0.7])
+def test_ohem_keeps_the_hard_pixels_or_the_least_share(threshold: float, weight: Tensor | None) -> None:
+    logits, target = batch()
+    log_p, labels = own_log_p(logits, target)
+    hard = np.exp(log_p) < threshold
+    least = int(len(log_p) / 4)
+    assert (hard.sum() < least) == (threshold == 0.02), "both branches must be tested"
+    if hard.sum() < least:
+        hard = np.isin(np.arange(len(log_p)), np.argsort(log_p)[:least])
+    shares = (np.ones(CLASSES) if weight is None else weight.numpy())[labels] * hard
+    loss = ohem_cross_entropy(logits, target, weight, threshold, min_share=1 / 4)
+    assert loss.item() == pytest.approx((-log_p * shares).sum() / shares.sum())
+
+
+def test_ohem_with_threshold_1_or_the_whole_share_is_cross_entropy() -> None:
+    logits, target = batch()
+    plain = cross_entropy(logits, target).item()
+    assert ohem_cross_entropy(logits, target, threshold=1.0).item() == pytest.approx(plain)
+    assert ohem_cross_entropy(logits, target, threshold=1e-9, min_share=1.0).item() == pytest.approx(plain)
+
+
+@pytest.mark.parametrize("order", ["random", "rising", "falling", "sample easiest", "sample hardest"])
+@pytest.mark.parametrize("size", [1, 63, 700, 20_000])
+def test_ohem_finds_the_hardest_share_wherever_they_are(order: str, size: int) -> None:
+    # Rows of hard pixels, a sample of every 64th among them or not, must not change which are kept.
+    margin = torch.linspace(-3, 3, size, dtype=torch.float64)
+    margin = {
+        "random": margin[torch.randperm(size, generator=torch.Generator().manual_seed(0))],
+        "rising": margin,
+        "falling": margin.flip(0),
+        "sample easiest": torch.where(torch.arange(size) % 64 == 0, 3.0, margin),
+        "sample hardest": torch.where(torch.arange(size) % 64 == 0, -3.0, margin),
+    }[order]
+    logits = torch.stack((margin, torch.zeros(size, dtype=torch.float64))).reshape(1, 2, 1, size)
+    least = int(size / 16)
+    losses = np.sort(np.log1p(np.exp(-margin.numpy())))[::-1][:least]
+    loss = ohem_cross_entropy(logits, torch.zeros(1, 1, size, dtype=torch.long), threshold=1e-9)
+    assert loss.item() == pytest.approx(losses.mean() if least else 0.0)
+
+
+def test_ohem_counts_no_ignored_pixel_among_certain_ones() -> None:
+    logits = torch.zeros(1, 2, 1, 64)
+    logits[:, 0] = 200.0
+    logits[..., 0] = 0.0
+    target = torch.zeros(1, 1, 64, dtype=torch.long)
+    target[..., 32:] = IGNORED
+    loss = ohem_cross_entropy(logits, target, threshold=0.3, min_share=1 / 4)
+    assert loss.item() == pytest.approx(math.log(2) / 32), "31 pixels are equally certain: all of them are kept"
+
+
+def test_ohem_gives_easy_pixels_no_gradient() -> None:
+    logits, target = batch()
+    ohem_cross_entropy(logits, target, threshold=0.3).backward()
+    moved = rows(logits.grad).any(1)
+    labels = target.numpy().reshape(-1)
+    counted = labels < CLASSES
+    assert np.array_equal(moved[counted], np.exp(own_log_p(logits, target)[0]) < 0.3)
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHT])
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_focal_loss_weakens_easy_pixels(gamma: float, weight: Tensor | None) -> None:
+    logits, target = batch()
+    log_p, labels = own_log_p(logits, target)
+    shares = np.ones(len(labels)) if weight is None else weight.numpy()[labels]
+    expected = (-((1 - np.exp(log_p)) ** gamma) * log_p * shares).sum() / shares.sum()
+    assert focal_loss(logits, target, weight, gamma).item() == pytest.approx(expected)
+
+
+def test_focal_loss_with_gamma_0_is_cross_entropy() -> None:
+    logits, target = batch()
+    assert focal_loss(logits, target, WEIGHT, 0.0).item() == pytest.approx(cross_entropy(logits, target, WEIGHT).item())
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+def test_focal_loss_of_certain_pixels_has_a_finite_gradient(gamma: float) -> None:
+    logits = torch.zeros(1, 3, 1, 2)
+    logits[0, 0] = 200.0
+    logits.requires_grad_()
+    focal_loss(logits, torch.tensor([[[0, IGNORED]]]), gamma=gamma).backward()
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_logit_norm_sets_the_norm_and_keeps_the_direction() -> None:
+    logits, _ = batch()
+    normalised = logit_norm(logits, 0.04)
+    assert torch.allclose(normalised.norm(dim=1), torch.full((2, 6, 7), 25.0, dtype=torch.float64))
+    assert torch.allclose(normalised, logits / logits.norm(dim=1, keepdim=True) / 0.04)
+    assert torch.allclose(logit_norm(1000 * logits, 0.04), normalised)
+
+
+def test_logit_norm_of_zeros_is_zero_with_a_finite_gradient() -> None:
+    logits = torch.zeros(1, 3, 2, 2, requires_grad=True)
+    normalised = logit_norm(logits, 0.04)
+    assert not normalised.any()
+    cross_entropy(normalised, torch.zeros(1, 2, 2, dtype=torch.long)).backward()
+    assert logits.grad.isfinite().all()
+
+
+def known_and_outliers(logits: Tensor, target: Tensor, void_class: int | None) -> tuple[Array, Array, Array]:
+    """Return known logits per pixel, and which pixels are known and outliers."""
+    labels = target.numpy().reshape(-1)
+    known_count = CLASSES if void_class is None else void_class
+    outliers = (labels == OUTLIER) | (labels == (-1 if void_class is None else void_class))
+    return rows(logits)[:, :known_count], labels < known_count, outliers
+
+
+@pytest.mark.parametrize("void_class", [None, VOID])
+def test_entropy_maximisation_is_cross_entropy_against_the_uniform_distribution(void_class: int | None) -> None:
+    logits, target = batch()
+    values, _, outliers = known_and_outliers(logits, target, void_class)
+    expected = -log_softmax(values)[outliers].mean(1).mean()
+    assert entropy_maximisation(logits, target, void_class).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("known_count", [3, 12])
+def test_entropy_maximisation_is_least_where_the_classes_are_level(known_count: int) -> None:
+    target = torch.full((1, 2, 2), OUTLIER)
+    assert entropy_maximisation(torch.full((1, known_count, 2, 2), 7.0), target).item() == pytest.approx(
+        math.log(known_count)
+    )
+
+
+@pytest.mark.parametrize("void_class", [None, VOID])
+def test_a_step_on_the_entropy_term_raises_the_entropy_of_outliers_alone(void_class: int | None) -> None:
+    logits, target = batch()
+    entropy_maximisation(logits, target, void_class).backward()
+    stepped = logits - logits.grad
+    before, _, outliers = known_and_outliers(logits, target, void_class)
+    after = log_softmax(known_and_outliers(stepped, target, void_class)[0])
+    before = log_softmax(before)
+    gains = -(np.exp(after) * after).sum(1) + (np.exp(before) * before).sum(1)
+    assert (gains[outliers] > 0).all()
+    assert np.array_equal(rows(stepped)[~outliers], rows(logits)[~outliers])
+
+
+@pytest.mark.parametrize("void_class", [None, VOID])
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_energy_margin_is_a_squared_hinge_on_both_sides(void_class: int | None, temperature: float) -> None:
+    logits, target = batch()
+    values, known, outliers = known_and_outliers(logits, target, void_class)
+    energy = -temperature * np.log(np.exp(values / temperature).sum(1))
+    parts = (np.maximum(0, energy + 4)[known] ** 2, np.maximum(0, -3 - energy)[outliers] ** 2)
+    assert all(part.any() and not part.all() for part in parts), "both sides of both hinges must be tested"
+    loss = energy_margin(logits, target, void_class, -4.0, -3.0, temperature)
+    assert loss.item() == pytest.approx(parts[0].mean() + parts[1].mean())
+
+
+def test_energy_margin_is_zero_when_both_margins_hold() -> None:
+    target = torch.tensor([[[0, OUTLIER, IGNORED]]])
+    logits = torch.zeros(1, 3, 1, 3, dtype=torch.float64)
+    logits[0, :, 0, 0] = 11.5  # energy -12.6, below -12
+    logits[0, :, 0, 1] = 4.0  # energy -5.1, above -6
+    logits.requires_grad_()
+    loss = energy_margin(logits, target)
+    loss.backward()
+    assert loss.item() == 0
+    assert not logits.grad.any()
+    assert energy_margin(logits, target, known_margin=-13.0).item() == pytest.approx((13 - 11.5 - math.log(3)) ** 2)
+    assert energy_margin(logits, target, outlier_margin=-5.0).item() == pytest.approx((4 + math.log(3) - 5) ** 2)
+
+
+def test_energy_of_large_logits_does_not_overflow() -> None:
+    logits = torch.full((1, 3, 1, 1), 500.0)
+    loss = energy_margin(logits, torch.tensor([[[OUTLIER]]]))
+    assert loss.item() == pytest.approx((500 + math.log(3) - 6) ** 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize("masked", [False, True])
+def test_distillation_is_the_divergence_of_softened_outputs(temperature: float, masked: bool) -> None:
+    student, target = batch(0)
+    teacher, _ = batch(1, scale=5.0)
+    p, q = log_softmax(rows(teacher) / temperature), log_softmax(rows(student) / temperature)
+    divergence = (np.exp(p) * (p - q)).sum(1) * temperature**2
+    if masked:
+        divergence = divergence[target.numpy().reshape(-1) < CLASSES]
+    loss = distillation(student, teacher, target if masked else None, temperature)
+    assert loss.item() == pytest.approx(divergence.mean())
+    loss.backward()
+    assert teacher.grad is None
+
+
+def test_distillation_at_a_large_temperature_matches_logits() -> None:
+    # Hinton et al., section 2.1: with centred logits the gradient tends to (z - v) / C per pixel.
+    student, _ = batch(0)
+    teacher, _ = batch(1)
+    centred = [values.detach() - values.detach().mean(1, keepdim=True) for values in (student, teacher)]
+    distillation(student, teacher, temperature=1e4).backward()
+    assert torch.allclose(student.grad, (centred[0] - centred[1]) / CLASSES / (2 * 6 * 7), rtol=1e-2, atol=1e-6)
+
+
+def test_distillation_of_equals_is_zero_and_of_other_shapes_an_error() -> None:
+    student, _ = batch()
+    assert distillation(student, student).item() == pytest.approx(0, abs=1e-12)
+    with pytest.raises(ConfigError, match="same classes"):
+        distillation(student, student[:, :-1])
+
+
+def test_class_frequencies_and_weights_follow_the_papers() -> None:
+    first = np.array([[0, 0, 1], [255, 254, 2]], np.uint8)
+    second = np.array([[0, 0, 0, 0]], np.uint8)
+    frequencies = class_frequencies([first, second], 4)
+    assert frequencies.tolist() == [6 / 8, 1 / 8, 1 / 8, 0]
+    weights = enet_class_weights(frequencies)
+    assert weights.dtype == torch.float32
+    assert weights.tolist() == pytest.approx([1 / math.log(1.02 + p) for p in frequencies])
+    # ENet, section 5.1: the weights stay between 1 and 50.
+    assert enet_class_weights(np.array([0.0])).item() == pytest.approx(50, abs=0.5)
+    assert enet_class_weights(np.array([1.0])).item() >= 1
+
+
+def test_bad_labels_and_frequencies_are_named() -> None:
+    with pytest.raises(DatasetError, match=r"\[7, 30\]"):
+        class_frequencies([np.array([[0, 7, 30]], np.uint8)], 4)
+    with pytest.raises(DatasetError, match="no labelled pixel"):
+        class_frequencies([np.full((2, 2), 255, np.uint8)], 4)
+    with pytest.raises(ConfigError, match="above 1"):
+        enet_class_weights(np.array([0.5, 0.5]), c=1.0)
+    with pytest.raises(ConfigError, match="from 0 to 1"):
+        enet_class_weights(np.array([3.0, 0.5]))
+
+
+@pytest.mark.parametrize("name", CLASSIFICATION)
+def test_a_target_out_of_range_is_named(name: str) -> None:
+    logits, target = batch()
+    target[0, 3, 1] = CLASSES
+    with pytest.raises(DatasetError, match=r"Target 5.*expected 0\.\.4"):
+        CLASSIFICATION[name](logits, target)
+
+
+# Gradients and counted pixels
+
+
+@pytest.mark.parametrize("name", [*CLASSIFICATION, *OUTLIER_TERMS, "distillation"])
+def test_gradients_are_those_of_the_formula(name: str) -> None:
+    logits, target = batch()
+    teacher, _ = batch(1)
+    functions = {**CLASSIFICATION, **OUTLIER_TERMS, "distillation": lambda x, t: distillation(x, teacher, t)}
+    assert torch.autograd.gradcheck(lambda x: functions[name](x, target), (logits,))
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHT])
+@pytest.mark.parametrize("name", CLASSIFICATION)
+def test_ignored_pixels_and_outliers_have_no_part_in_classification(name: str, weight: Tensor | None) -> None:
+    logits, target = batch()
+    loss = CLASSIFICATION[name](logits, target, weight)
+    loss.backward()
+    aside = target >= OUTLIER
+    assert not logits.grad.movedim(1, -1)[aside].any()
+    assert logits.grad.movedim(1, -1)[~aside].any()
+    other = logits.detach().clone()
+    other.movedim(1, -1)[aside] = 50.0
+    assert CLASSIFICATION[name](other, target, weight).item() == pytest.approx(loss.item())
+
+
+def test_void_pixels_are_classified_with_a_void_class() -> None:
+    logits, target = batch()
+    cross_entropy(logits, target.masked_fill(target == OUTLIER, VOID)).backward()
+    assert (logits.grad[:, VOID][target == OUTLIER] < 0).all()
+
+
+@pytest.mark.parametrize("name", OUTLIER_TERMS)
+def test_outlier_terms_leave_ignored_pixels_and_the_void_logit_alone(name: str) -> None:
+    logits, target = batch()
+    OUTLIER_TERMS[name](logits, target, VOID).backward()
+    assert not logits.grad.movedim(1, -1)[target == IGNORED].any()
+    assert not logits.grad[:, VOID].any()
+    assert logits.grad[:, :VOID].any()
+
+
+@pytest.mark.parametrize("name", OUTLIER_TERMS)
+def test_outliers_are_the_same_by_either_name(name: str) -> None:
+    logits, target = batch()
+    renamed = target.masked_fill(target == OUTLIER, VOID)
+    assert OUTLIER_TERMS[name](logits, target, VOID).item() == OUTLIER_TERMS[name](logits, renamed, VOID).item()
+
+
+@pytest.mark.parametrize("name", [*CLASSIFICATION, *OUTLIER_TERMS, "distillation"])
+def test_with_nothing_to_count_the_loss_is_zero_and_so_is_its_gradient(name: str) -> None:
+    logits, target = batch()
+    functions = {**CLASSIFICATION, **OUTLIER_TERMS, "distillation": lambda x, t: distillation(x, 2 * x, t)}
+    loss = functions[name](logits, torch.full_like(target, IGNORED))
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_energy_without_outliers_still_pulls_known_pixels_down() -> None:
+    logits, target = batch()
+    assert energy_margin(logits, target.masked_fill(target == OUTLIER, IGNORED)).item() > 0
+
+
+@pytest.mark.parametrize("name", [*CLASSIFICATION, "energy", "distillation"])
+def test_nan_is_not_hidden(name: str) -> None:
+    logits, target = batch()
+    functions = {**CLASSIFICATION, **OUTLIER_TERMS, "distillation": lambda x, t: distillation(x, x + 1, t)}
+    spoiled = logits.detach().clone()
+    spoiled[0, 1, 5, 6] = math.nan
+    assert target[0, 5, 6] < CLASSES
+    assert math.isnan(functions[name](spoiled, target).item())
+
+
+# The sum
+
+
+EVERYTHING = LossConfig(
+    class_weights_c=1.02,
+    auxiliary_weight=0.4,
+    entropy_weight=0.5,
+    energy_weight=0.1,
+    distillation_weight=2.0,
+)
+FREQUENCIES = np.array([0.4, 0.3, 0.2, 0.08, 0.02])
+
+
+def heads(logits: Tensor) -> tuple[Tensor, ...]:
+    return (logits, logits[..., ::2, ::2] + 1, logits[..., ::3, ::3] - 1)
+
+
+def test_the_total_is_the_sum_of_the_weighted_terms() -> None:
+    logits, target = batch()
+    teacher, _ = batch(1)
+    terms = SegmentationLoss(EVERYTHING, FREQUENCIES, VOID)(heads(logits), target, teacher)
+    weight = enet_class_weights(FREQUENCIES)
+    upsampled = [
+        torch.nn.functional.interpolate(head, size=(6, 7), mode="bilinear", align_corners=False)
+        for head in heads(logits)[1:]
+    ]
+    expected = {
+        "classification": cross_entropy(logits, target, weight),
+        "auxiliary": 0.4 * sum(cross_entropy(head, target, weight) for head in upsampled),
+        "entropy": 0.5 * entropy_maximisation(logits, target, VOID),
+        "energy": 0.1 * energy_margin(logits, target, VOID),
+        "distillation": 2.0 * distillation(logits, teacher, target),
+    }
+    assert list(terms) == [*expected, "total"]
+    for name, value in expected.items():
+        assert terms[name].item() == pytest.approx(value.item()), name
+    assert terms["total"].item() == pytest.approx(sum(value.item() for value in expected.values()))
+    terms["total"].backward()
+    assert logits.grad.isfinite().all()
+    assert teacher.grad is None
+
+
+@pytest.mark.parametrize(
+    ("config", "function"),
+    [
+        (LossConfig(label_smoothing=0.2), lambda x, t: cross_entropy(x, t, label_smoothing=0.2)),
+        (LossConfig(kind="ohem", ohem_threshold=0.5), lambda x, t: ohem_cross_entropy(x, t, None, 0.5)),
+        (LossConfig(kind="focal", focal_gamma=1.5), lambda x, t: focal_loss(x, t, None, 1.5)),
+        (LossConfig(logit_norm_temperature=0.04), lambda x, t: cross_entropy(logit_norm(x, 0.04), t)),
+    ],
+)
+def test_the_kind_and_its_options_are_used(config: LossConfig, function: Callable[..., Tensor]) -> None:
+    logits, target = batch()
+    terms = SegmentationLoss(config, None, None)((logits,), target)
+    assert list(terms) == ["classification", "total"]
+    assert terms["total"].item() == pytest.approx(function(logits, target).item())
+    assert terms["total"].item() != pytest.approx(cross_entropy(logits, target).item())
+
+
+def test_auxiliary_heads_may_be_judged_at_every_nth_pixel() -> None:
+    target = torch.arange(4).reshape(1, 2, 2).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    small = torch.nn.functional.one_hot(target[:, ::4, ::4], 4).movedim(-1, 1) * 20.0
+    terms = SegmentationLoss(LossConfig(auxiliary_stride=4), None, None)((small, small), target)
+    assert terms["auxiliary"].item() < 1e-6, "each sampled pixel belongs to its own block"
+    assert terms["classification"].item() > 1e-3, "blurred class borders, once upsampled"
+
+
+def test_the_sampled_pixel_is_the_middle_of_its_block() -> None:
+    target = torch.zeros(1, 8, 8, dtype=torch.long)
+    target[:, 2::4, 2::4] = 1
+    small = torch.tensor([0.0, 20.0]).reshape(1, 2, 1, 1).expand(1, 2, 2, 2)
+    terms = SegmentationLoss(LossConfig(auxiliary_stride=4), None, None)((small, small), target)
+    assert terms["auxiliary"].item() < 1e-6 < 1 < terms["classification"].item()
+
+
+def test_without_auxiliary_weight_auxiliary_heads_are_left_out() -> None:
+    logits, target = batch()
+    assert "auxiliary" not in SegmentationLoss(LossConfig(auxiliary_weight=0.0), None, None)(heads(logits), target)
+
+
+@pytest.mark.parametrize(
+    ("config", "last"),
+    [
+        (LossConfig(class_weights_c=1.02), 1 / math.log(1.04)),  # paper PTQ: by its frequency
+        (LossConfig(class_weights_c=1.02, void_weight=1.0), 1.0),  # paper MiDE
+    ],
+)
+def test_the_void_class_is_weighted_by_frequency_or_fixed(config: LossConfig, last: float) -> None:
+    weight = SegmentationLoss(config, FREQUENCIES, VOID).class_weight
+    assert weight.tolist() == pytest.approx([1 / math.log(1.02 + p) for p in FREQUENCIES[:-1]] + [last])
+
+
+def test_the_void_class_alone_may_be_weighted() -> None:
+    loss = SegmentationLoss(LossConfig(void_weight=0.5), None, VOID)
+    assert loss.class_weight.tolist() == [1, 1, 1, 1, 0.5]
+    assert not loss.state_dict(), "weights are configuration, not state"
+    assert SegmentationLoss(LossConfig(), FREQUENCIES, VOID).class_weight is None
+
+
+@pytest.mark.parametrize("kind", ["cross_entropy", "ohem", "focal"])
+@pytest.mark.parametrize("temperature", [None, 0.04])
+def test_under_bfloat16_autocast_losses_are_computed_in_float32(kind: str, temperature: float | None) -> None:
+    settings = {"entropy_weight": 0.5, "energy_weight": 0.1, "distillation_weight": 1.0, "class_weights_c": 1.02}
+    loss = SegmentationLoss(LossConfig(kind=kind, logit_norm_temperature=temperature, **settings), FREQUENCIES, VOID)
+    _, target = batch()
+    torch.manual_seed(0)
+    classifier = torch.nn.Conv2d(3, CLASSES, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = classifier(torch.rand(2, 3, 6, 7))
+        assert logits.dtype == torch.bfloat16
+        terms = loss((logits, logits[..., ::2, ::2]), target, logits * 2)
+    assert all(term.dtype == torch.float32 for term in terms.values())
+    exact = loss((logits.float(), logits[..., ::2, ::2].float()), target, logits.float() * 2)
+    assert terms["total"].item() == pytest.approx(exact["total"].item(), rel=1e-6)
+    terms["total"].backward()
+    assert classifier.weight.grad.isfinite().all()
+    assert classifier.weight.grad.any()
+
+
+def test_training_on_the_sum_separates_outliers_from_known_pixels() -> None:
+    _, target = batch()
+    logits = torch.zeros(2, CLASSES, 6, 7, requires_grad=True)
+    loss = SegmentationLoss(LossConfig(entropy_weight=0.5, energy_weight=0.1), None, None)
+    optimizer = torch.optim.Adam([logits], 0.2)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss((logits,), target)["total"].backward()
+        optimizer.step()
+    energy = -logits.detach().logsumexp(1)
+    known = target < CLASSES
+    assert (logits.argmax(1)[known] == target[known]).all()
+    assert energy[known].max() < energy[target == OUTLIER].min() - 3
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "focale"}, "unknown loss kind 'focale'; known: focal, "),
+        ({"class_weights_c": 1.0}, "class_weights_c is 1.0; expected a finite number above 1"),
+        ({"void_weight": -1.0}, "void_weight is -1.0; expected a finite number from 0 up"),
+        ({"label_smoothing": 1.0}, "label_smoothing"),
+        ({"label_smoothing": 0.1, "kind": "ohem"}, "label_smoothing is for kind cross_entropy"),
+        ({"logit_norm_temperature": 0.0}, "logit_norm_temperature is 0.0; expected a finite number above 0"),
+        ({"focal_gamma": -1.0}, "focal_gamma"),
+        ({"ohem_threshold": 0.0}, "ohem_threshold"),
+        ({"ohem_min_share": 1.5}, "ohem_min_share"),
+        ({"auxiliary_weight": math.nan}, "auxiliary_weight"),
+        ({"auxiliary_stride": 0}, "auxiliary_stride"),
+        ({"entropy_weight": -0.1}, "entropy_weight"),
+        ({"energy_weight": math.inf}, "energy_weight"),
+        ({"energy_known_margin": -5.0}, "must be below energy_outlier_margin"),
+        ({"distillation_weight": -1.0}, "distillation_weight"),
+        ({"distillation_temperature": 0.0}, "distillation_temperature"),
+    ],
+)
+def test_bad_settings_are_named(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        LossConfig(**settings)
+
+
+def test_what_does_not_fit_together_is_named() -> None:
+    logits, target = batch()
+    weighted = LossConfig(class_weights_c=1.02)
+    with pytest.raises(ConfigError, match="no void class"):
+        SegmentationLoss(LossConfig(void_weight=1.0), None, None)
+    with pytest.raises(ConfigError, match="needs the class frequencies"):
+        SegmentationLoss(weighted, None, None)
+    with pytest.raises(ConfigError, match="5 class frequencies; expected 6"):
+        SegmentationLoss(weighted, FREQUENCIES, 5)
+    with pytest.raises(ConfigError, match="5 outputs, the void class is 5"):
+        SegmentationLoss(LossConfig(), None, 5)((logits,), target)
+    with pytest.raises(ConfigError, match="5 outputs, but there are 4"):
+        SegmentationLoss(weighted, np.full(4, 0.25), None)((logits,), target)
+    with pytest.raises(ConfigError, match="give a teacher"):
+        SegmentationLoss(LossConfig(distillation_weight=1.0), None, None)((logits,), target)
