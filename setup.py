@@ -60,6 +60,7 @@ setup(
             *BAGS,
         ],
         "cluster": ["ray>=2.9,<3"],
+        "backbones": ["timm>=1.0,<2"],
         "offline": [
             "torch>=2.6,<3",
             "onnx>=1.16,<2",

@@ -52,6 +52,7 @@ REMEDIES = {
     "lightning_fabric": "needs the offline half: pip install 'anomseg_ros[offline]'",
     "tensorboard": "needs the offline half: pip install 'anomseg_ros[offline]'",
     "safetensors": "needs the offline half: pip install 'anomseg_ros[offline]'",
+    "timm": "needs timm: pip install 'anomseg_ros[backbones]'",
 }
 
 

@@ -22,12 +22,13 @@ ALLOWED = {
     "node": {"core", "backends", "bags"},
     "evaluation": {"core", "backends", "datasets", "metrics", "bags"},
     "networks": {"core"},
-    "training": {"networks", "datasets", "core"},
+    "training": {"networks", "datasets", "metrics", "core"},
     "compression": {"training", "networks", "datasets", "core"},
     "export": {"networks", "core", "backends"},
+    "deploy": {"export", "evaluation", "metrics", "datasets", "networks", "core"},
 }
 EVERYWHERE = {"errors"}
-TORCH = {"torch", "onnx", "onnxscript", "safetensors", "torchao", "timm"}
+TORCH = {"torch", "onnx", "onnxscript", "safetensors", "torchao", "timm", "lightning_fabric", "tensorboard"}
 ROS = {
     "rclpy",
     "sensor_msgs",
@@ -38,7 +39,7 @@ ROS = {
     "rosgraph_msgs",
     "vision_msgs",
 }
-MAY_TORCH = {"networks", "training", "compression", "export"}
+MAY_TORCH = {"networks", "training", "compression", "export", "deploy"}
 TORCH_FILES = {PACKAGE / "backends" / "torch.py"}
 
 

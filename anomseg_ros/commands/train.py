@@ -16,14 +16,13 @@ from rich.progress import Progress as Bars
 from anomseg_ros.commands import options
 from anomseg_ros.core.bundle import Bundle, Provenance
 from anomseg_ros.core.resources import share_directories, share_file
-from anomseg_ros.datasets import open_dataset
 from anomseg_ros.datasets.base import Dataset
 from anomseg_ros.deploy import Deployment, deploy
 from anomseg_ros.errors import ConfigError, closest_first
 from anomseg_ros.export import ExportConfig
 from anomseg_ros.training.config import InitialConfig, TeacherConfig, TrainConfig, load_config
 from anomseg_ros.training.folder import clear_folder
-from anomseg_ros.training.loop import Progress, Result, Sources, train
+from anomseg_ros.training.loop import Progress, Result, Sources, open_sets, train
 
 CONFIG_FOLDER = "config/train"
 CARRIED_OVER = ("data.path", "data.cache", "data.workers", "run.accelerator", "run.devices", "run.nodes", "run.threads")
@@ -52,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
 def train_with_sources(
     config: TrainConfig, output: Path, changes: Sequence[str], resume: bool, display: Display
 ) -> Result:
-    """Train the runs that `config` builds on, then its own. Each keeps its folder: those that are finished are taken."""
+    """Train the runs that `config` builds on, then its own. Each keeps its folder; finished ones are taken."""
     # Only where the data is and what it runs on carries over: every configuration keeps its own recipe.
     kept = [change for change in changes if change.startswith(CARRIED_OVER)]
 
@@ -62,8 +61,10 @@ def train_with_sources(
         if of.checkpoint is not None:
             path = Path(of.checkpoint).expanduser()
             return path if path.is_file() else share_file(of.checkpoint)
-        inner = load_config(find_config(str(of.config)), kept)
-        return train_with_sources(inner, output / folder, kept, True, display).checkpoint
+        path = find_config(str(of.config))
+        same_data = load_config(path).data.dataset == config.data.dataset
+        carried = [change for change in kept if same_data or not change.startswith("data.path")]
+        return train_with_sources(load_config(path, carried), output / folder, carried, True, display).checkpoint
 
     sources = Sources(source(config.network.initial, "initial"), source(config.teacher, "teacher"))
     display.run = config.name
@@ -73,8 +74,7 @@ def train_with_sources(
 def make_bundle(config: TrainConfig, result: Result, output: Path, command: str, display: Display) -> Bundle:
     """Learn temperature and thresholds on the validation frames, export, measure; return the bundle."""
     data, wanted = config.data, config.deploy
-    held_out = open_dataset(data.dataset, data.path, data.validation_split)
-    trained_on = open_dataset(data.dataset, data.path, data.train_split)
+    trained_on, held_out = open_sets(data)
     export = ExportConfig(
         name=config.name,
         num_classes=result.num_classes,

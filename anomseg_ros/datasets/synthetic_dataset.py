@@ -1,4 +1,4 @@
-"""Generated driving scenes as a dataset: `synthetic=SEED:FRAMES`, or a folder of such frames in the flat layout."""
+"""Generated driving scenes as a dataset: `synthetic=SEED:FRAMES`, `SEED:DRIVESxFRAMES`, or a folder of such frames."""
 
 from __future__ import annotations
 
@@ -11,23 +11,34 @@ from typing import ClassVar
 from anomseg_ros.core.labels import CITYSCAPES, ClassInfo
 from anomseg_ros.datasets.base import Dataset, FileDataset, Found, LabelledFrame
 from anomseg_ros.datasets.problems import FrameProblem
-from anomseg_ros.datasets.synthetic import SyntheticSequence
+from anomseg_ros.datasets.synthetic import TRAIN_KINDS, SyntheticConfig, SyntheticSequence
 from anomseg_ros.errors import DatasetError
 
 DEFAULT_FRAMES = 100
-SPEC = re.compile(r"(\d+)(?::(\d+))?")
+SPEC = re.compile(r"(\d+)(?::(\d+)(?:x(\d+))?)?")
+
+# For training: a few frames of many drives, far enough apart to differ, an anomaly in nearly all of them.
+APART_S = 3.0
+TRAINING_SCENES = SyntheticConfig(anomaly_probability=1.0, anomaly_kinds=TRAIN_KINDS, anomaly_size_m=(0.35, 2.0))
 
 
 class SyntheticDataset:
-    """One drive: frames 0 to FRAMES - 1 of the sequence of a seed, with train ids and anomaly masks."""
+    """Frames with train ids and anomaly masks: one drive, 0 to FRAMES - 1 of a seed's sequence, or parts of many.
+
+    `SEED:DRIVESxFRAMES` is for training: FRAMES frames, three seconds apart, of each of DRIVES drives from SEED on,
+    with anomalies of TRAIN_KINDS only, so that others can be measured on.
+    """
 
     name = "synthetic"
     splits: ClassVar[Mapping[str, int]] = {}
     default_split = ""
-    layouts = ("SEED or SEED:FRAMES, for example 7:100; nothing is read",)
+    layouts = ("SEED, SEED:FRAMES or SEED:DRIVESxFRAMES, for example 7:100 or 0:400x4; nothing is read",)
 
     def __init__(self, path: str, split: str | None = None) -> None:
-        """Lay out the drive of a seed. path: `SEED`, `SEED:FRAMES` or nothing (`0:100`). Raises DatasetError."""
+        """Lay out the drives. path: `SEED`, `SEED:FRAMES`, `SEED:DRIVESxFRAMES` or nothing (`0:100`).
+
+        Raises DatasetError.
+        """
         match = SPEC.fullmatch(path or "0")
         if match is None or split is not None:
             given = path if split is None else f"{path}:{split}"
@@ -39,7 +50,12 @@ class SyntheticDataset:
         self.published_count: int | None = None
         self.problems: tuple[FrameProblem, ...] = ()
         self._seed = int(match[1])
-        self._count = int(match[2] or DEFAULT_FRAMES)
+        self._drives = int(match[2]) if match[3] else 1
+        self._frames = int(match[3] or match[2] or DEFAULT_FRAMES)
+        self._config, self._apart = None, 1
+        if match[3]:
+            self._config, self._apart = TRAINING_SCENES, round(APART_S * TRAINING_SCENES.rate_hz)
+        self._count = self._drives * self._frames
         if self._count < 1:
             raise DatasetError(f"synthetic: {path!r} asks for no frame; expected SEED:FRAMES with at least 1 frame")
         self._local = threading.local()
@@ -50,17 +66,23 @@ class SyntheticDataset:
 
     def frame_id(self, index: int) -> str:
         """Return seed and number of a frame."""
-        return f"{self._seed}_{index:06d}"
+        seed, number = self._place(index)
+        return f"{seed}_{number:06d}"
 
     def load(self, index: int) -> LabelledFrame:
         """Draw one frame."""
         if not 0 <= index < self._count:
             raise DatasetError(f"synthetic: frame {index!r} of {self._count} was asked for")
-        # A sequence keeps what it has laid out, so each thread has its own.
-        if not hasattr(self._local, "sequence"):
-            self._local.sequence = SyntheticSequence(self._seed)
-        frame = self._local.sequence.frame(index)
+        seed, number = self._place(index)
+        # A sequence keeps what it has laid out, so each thread has its own, of the drive it is at.
+        if getattr(self._local, "seed", None) != seed:
+            self._local.seed, self._local.sequence = seed, SyntheticSequence(seed, self._config)
+        frame = self._local.sequence.frame(number)
         return LabelledFrame(self.frame_id(index), frame.image, frame.labels, frame.anomaly)
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Return the seed of a frame's drive, and its number there."""
+        return self._seed + index // self._frames, index % self._frames * self._apart
 
     def __getstate__(self) -> dict[str, object]:
         """Leave the sequences behind when the dataset goes to another process."""

@@ -13,7 +13,7 @@ from anomseg_ros.core.types import LabelImage, RgbImage
 from anomseg_ros.errors import ConfigError
 
 PADDING = (124, 116, 104)
-"""ImageNet's mean colour, put where a shrunken frame does not fill the crop; its label is 255."""
+"""ImageNet's mean colour, put where a shrunken frame does not fill the crop."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,9 @@ class AugmentConfig:
     """What is drawn for each frame. Shares are probabilities; ranges are (low, high), drawn evenly unless said.
 
     scale: log-evenly. aspect: width over height, relative to the frame's own, log-evenly: bundles stretch frames of any
-    shape to their input. grey: share of frames drawn towards grey, by a random amount. gain, gamma: of all channels. tint: largest relative gain of single channels. blur_sigma_px and
-    noise_sigma (in grey levels) are drawn up to these values, each for a quarter of the frames.
+    shape to their input. grey: share of frames drawn towards grey, by a random amount. gain, gamma: of all channels.
+    tint: largest relative gain of single channels. blur_sigma_px and noise_sigma (in grey levels) are drawn up to these
+    values, each for a quarter of the frames.
     """
 
     crop_height_px: int
@@ -46,25 +47,33 @@ class AugmentConfig:
             if not 0 < low <= high:
                 raise ConfigError(f"augment.{name} is {[low, high]!r}; give two numbers above 0, the lower one first")
         for name in ("flip", "tint", "grey", "blur_sigma_px", "noise_sigma"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ConfigError(f"augment.{name} is {getattr(self, name)!r}; give 0 or more")
+        for name in ("flip", "tint", "grey"):
+            if getattr(self, name) > 1:
+                raise ConfigError(f"augment.{name} is {getattr(self, name)!r}; give a share from 0 to 1")
 
 
 def augment(
-    image: RgbImage, labels: LabelImage, config: AugmentConfig, rng: np.random.Generator
+    image: RgbImage,
+    labels: LabelImage,
+    config: AugmentConfig,
+    rng: np.random.Generator,
+    padding_label: int = UNLABELLED,
 ) -> tuple[RgbImage, LabelImage]:
     """Return a flipped, scaled, cropped and recoloured copy: uint8 (h, w, 3) and uint8 (h, w) of the crop's size.
 
-    Everything drawn comes from `rng`, so that the same state gives the same sample.
+    padding_label: put where a shrunken frame does not fill the crop. Everything drawn comes from `rng`, so that the
+    same state gives the same sample.
     """
     if rng.random() < config.flip:
         image, labels = image[:, ::-1], labels[:, ::-1]
-    image, labels = _scaled_crop(image, labels, config, rng)
+    image, labels = _scaled_crop(image, labels, config, rng, padding_label)
     return _recolour(image, config, rng), labels
 
 
 def _scaled_crop(
-    image: RgbImage, labels: LabelImage, config: AugmentConfig, rng: np.random.Generator
+    image: RgbImage, labels: LabelImage, config: AugmentConfig, rng: np.random.Generator, padding_label: int
 ) -> tuple[RgbImage, LabelImage]:
     """Cut the part that becomes the crop, then resize: only pixels that are used are resized."""
     height, width = labels.shape
@@ -79,7 +88,7 @@ def _scaled_crop(
     if below or right:
         edges = (0, below, 0, right, cv2.BORDER_CONSTANT)
         image = np.asarray(cv2.copyMakeBorder(np.ascontiguousarray(image), *edges, value=PADDING), np.uint8)
-        labels = np.asarray(cv2.copyMakeBorder(np.ascontiguousarray(labels), *edges, value=UNLABELLED), np.uint8)
+        labels = np.asarray(cv2.copyMakeBorder(np.ascontiguousarray(labels), *edges, value=padding_label), np.uint8)
     size = (config.crop_width_px, config.crop_height_px)
     if (part_w, part_h) == size:
         return np.ascontiguousarray(image), np.ascontiguousarray(labels)

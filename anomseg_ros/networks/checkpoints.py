@@ -37,7 +37,7 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model")
 
 # Published files keep figures such as their mIoU beside the weights as numpy numbers: plain data, like the weights.
 _scalar = (np._core if hasattr(np, "_core") else np.core).multiarray.scalar
-_NUMPY_NUMBERS = [
+_NUMPY_NUMBERS: list[Any] = [
     (_scalar, "numpy._core.multiarray.scalar"),
     (_scalar, "numpy.core.multiarray.scalar"),
     np.dtype,

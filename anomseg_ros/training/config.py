@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ SCHEDULES = ("poly", "cosine", "constant")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 VOID_SOURCES = ("none", "outliers", "unlabelled", "both")
 TRAINED_PARTS = ("all", "classifier")
+WITH_OUTLIERS = ("cut_paste", "synthetic")
+"""Datasets whose training frames have outliers of their own."""
 CACHES = ("disk", "memory")
 
 
@@ -63,6 +66,8 @@ class NetworkConfig:
         """Raise ConfigError for unknown choices."""
         _choice("network.backbone", self.backbone, ("none", "timm"))
         _choice("network.trained", self.trained, TRAINED_PARTS)
+        if self.trained == "classifier" and self.initial is None and self.backbone == "none":
+            raise ConfigError("network.trained=classifier would freeze random weights; give network.initial")
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ class CutPasteConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Frames to train and validate on, resized to height_px x width_px.
+    """Frames to train and validate on, resized to height_px x width_px. validation_path: where it is not `path`.
 
     void: which pixels are class K, the void class: none (there is no such class), pasted outliers, unlabelled pixels,
     or both. workers: processes that augment. cache: decoded frames on disk, shared by all runs, or in memory.
@@ -94,6 +99,7 @@ class DataConfig:
     height_px: int
     width_px: int
     path: str = ""
+    validation_path: str = ""
     train_split: str = "train"
     validation_split: str = "val"
     void: str = "none"
@@ -127,6 +133,9 @@ class OptimizerConfig:
         """Raise ConfigError for an unknown optimizer or a rate that is not above 0."""
         _choice("optimizer.kind", self.kind, OPTIMIZERS)
         _positive("optimizer", learning_rate=self.learning_rate)
+        _not_negative("optimizer", weight_decay=self.weight_decay, momentum=self.momentum)
+        if self.gradient_clip is not None:
+            _positive("optimizer", gradient_clip=self.gradient_clip)
 
 
 @dataclass(frozen=True)
@@ -142,6 +151,8 @@ class ScheduleConfig:
         """Raise ConfigError for unknown choices."""
         _choice("schedule.kind", self.kind, SCHEDULES)
         _choice("schedule.every", self.every, ("step", "epoch"))
+        _positive("schedule", power=self.power)
+        _not_negative("schedule", warmup_steps=self.warmup_steps)
 
 
 @dataclass(frozen=True)
@@ -189,6 +200,7 @@ class RunConfig:
         _choice("run.precision", self.precision, PRECISIONS)
         counts = ("epochs", "batch_size", "accumulate", "validate_every", "checkpoint_every", "nodes")
         _positive("run", **{name: getattr(self, name) for name in counts})
+        _not_negative("run", **{name: getattr(self, name) for name in ("seed", "threads", "early_stop")})
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ConfigError(f"run.ema_decay is {self.ema_decay!r}; give a number between 0 and 1, such as 0.999")
 
@@ -230,7 +242,7 @@ class TrainConfig:
             raise ConfigError("loss.distillation_weight is above 0, but there is no teacher; give teacher.checkpoint")
         outlier_terms = self.loss.entropy_weight > 0 or self.loss.energy_weight > 0
         wants_outliers = outlier_terms or self.data.void in ("outliers", "both")
-        if wants_outliers and self.data.cut_paste.probability == 0 and self.data.dataset != "cut_paste":
+        if wants_outliers and self.data.cut_paste.probability == 0 and self.data.dataset not in WITH_OUTLIERS:
             raise ConfigError(
                 "the loss or data.void asks for outliers, but no frame has any; set data.cut_paste.probability, or "
                 "train on a cut_paste dataset"
@@ -242,22 +254,36 @@ def load_config(path: Path, changes: Sequence[str] = ()) -> TrainConfig:
 
     Raises ConfigError for a file that cannot be read, keys that do not exist (naming the closest) and wrong values.
     """
+    return parse_config(read_plain(path), str(path), changes)
+
+
+def read_plain(path: Path) -> dict[str, Any]:
+    """Return the mapping in a configuration file as it stands. Raises ConfigError."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds {data!r}; expected the keys name, network, data, run, …")
+    return data
+
+
+def parse_config(data: dict[str, Any], where: str, changes: Sequence[str] = ()) -> TrainConfig:
+    """Return the configuration in a mapping, which the changes are written into. `where` names it in messages."""
     for change in changes:
         _apply(data, change)
-    return from_plain(TrainConfig, data, str(path))
+    for group, key in (("data", "path"), ("run", "devices")):  # text that may look like a number: path=7, devices=2
+        inner = data.get(group)
+        if isinstance(inner, dict) and type(inner.get(key)) is int:
+            inner[key] = str(inner[key])
+    return from_plain(TrainConfig, data, where + "".join(f" --set {change}" for change in changes))
 
 
 def config_text(config: TrainConfig) -> str:
     """Return the whole configuration, defaults included, as YAML."""
-    text: str = yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
+    text: str = yaml.dump(to_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     return text
 
 
@@ -275,9 +301,28 @@ def _apply(data: dict[str, Any], change: str) -> None:
         if not isinstance(place, dict):
             raise ConfigError(f"--set {change!r}: {name!r} is a value, not a group of keys")
     try:
-        place[last] = yaml.safe_load(text)
+        place[last] = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {change!r}: the value is not YAML: {error}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads numbers as YAML 1.2 does: PyYAML takes 1e-3 for text, and 7:4 for the number 424."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what _Loader reads."""
+
+
+for _kind in (_Loader, _Dumper):
+    _numbers = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+    _kind.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in rows if tag not in _numbers]
+        for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    _kind.add_implicit_resolver(_numbers[0], re.compile(r"[-+]?[0-9]+$"), list("-+0123456789"))
+    _float = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
+    _kind.add_implicit_resolver(_numbers[1], re.compile(_float), list("-+.0123456789"))
 
 
 def _choice(key: str, value: str, options: tuple[str, ...]) -> None:
@@ -289,3 +334,9 @@ def _positive(group: str, **values: float) -> None:
     for name, value in values.items():
         if not value > 0:
             raise ConfigError(f"{group}.{name} is {value!r}; give a number above 0")
+
+
+def _not_negative(group: str, **values: float) -> None:
+    for name, value in values.items():
+        if not value >= 0:
+            raise ConfigError(f"{group}.{name} is {value!r}; give 0 or more")

@@ -16,11 +16,15 @@ from anomseg_ros.core.labels import UNLABELLED
 from anomseg_ros.datasets.cut_paste import OUTLIER, paste_objects
 from anomseg_ros.datasets.outlier_objects import FolderObjects, ObjectSource, ProceduralObjects
 from anomseg_ros.datasets.transforms import AugmentConfig, augment
+from anomseg_ros.errors import AnomsegError
 from anomseg_ros.training.config import CutPasteConfig, TrainConfig
 from anomseg_ros.training.frame_cache import Frames
 
 OTHER_FRAMES = 2
 """Frames that pasted objects may take parts of."""
+
+PADDED = 253
+"""Label of what augmentation puts beside a shrunken frame: never the void class, which real pixels make up."""
 
 PASTED_SHARE = 0.05
 """Share of a frame that pasted objects cover on average, as measured with PasteConfig's defaults."""
@@ -28,11 +32,15 @@ PASTED_SHARE = 0.05
 
 @dataclass(frozen=True)
 class Batch:
-    """images: uint8 (B, H, W, 3) RGB. target: int64 (B, H, W), class indices, 254 outlier, 255 ignored. names: B ids."""
+    """images: uint8 (B, H, W, 3) RGB. target: int64 (B, H, W), classes, 254 outlier, 255 ignored. names: B ids."""
 
     images: Tensor
     target: Tensor
     names: tuple[str, ...]
+
+    def pin_memory(self) -> Batch:
+        """Return a copy that goes to a GPU while the processor works on; DataLoader asks for it."""
+        return Batch(self.images.pin_memory(), self.target.pin_memory(), self.names)
 
 
 @dataclass(frozen=True)
@@ -88,8 +96,14 @@ class _Batches(Sampler[list[tuple[int, int]]]):
         return (self.plan.steps - self.first_step) * self.plan.accumulate
 
 
-class TrainingSamples(Dataset[tuple[torch.Tensor, torch.Tensor, str]]):
-    """Augmented samples by (position, frame): images uint8 (H, W, 3), targets uint8 (H, W)."""
+Sample = tuple[Tensor, Tensor, str]
+
+
+class TrainingSamples(Dataset["Sample | AnomsegError"]):
+    """Augmented samples by (position, frame): images uint8 (H, W, 3), targets uint8 (H, W).
+
+    An error is returned rather than raised: what a worker process raises arrives with its traceback for a message.
+    """
 
     def __init__(self, frames: Frames, config: TrainConfig, void_class: int | None) -> None:
         self.frames = frames
@@ -99,11 +113,16 @@ class TrainingSamples(Dataset[tuple[torch.Tensor, torch.Tensor, str]]):
         self.seed = config.run.seed
         self.table = target_table(config.data.void, void_class)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, str]:
+    def __getitem__(self, key: tuple[int, int]) -> Sample | AnomsegError:
         """Return image, target and name; the same key gives the same sample in any process."""
-        position, index = key
+        try:
+            return self._sample(*key)
+        except AnomsegError as error:
+            return error
+
+    def _sample(self, position: int, index: int) -> Sample:
         rng = np.random.default_rng([self.seed, 2, position])
-        image, labels = augment(self.frames.images[index], self.frames.labels[index], self.config, rng)
+        image, labels = augment(self.frames.images[index], self.frames.labels[index], self.config, rng, PADDED)
         if self.objects is not None and rng.random() < self.cut_paste.probability:
             others = [self.frames.images[int(i)] for i in rng.integers(0, len(self.frames), OTHER_FRAMES)]
             image, labels = paste_objects(image, labels, self.objects, rng, self.cut_paste.paste, others)
@@ -119,11 +138,16 @@ def objects_of(config: CutPasteConfig) -> ObjectSource | None:
 
 
 def target_table(void: str, void_class: int | None) -> npt.NDArray[np.uint8]:
-    """Return uint8 (256,): label value -> target value, for config.VOID_SOURCES."""
+    """Return uint8 (256,): label value -> target value, for config.VOID_SOURCES.
+
+    Outliers that are not the void class stay outliers: classification ignores them, the outlier terms do not.
+    """
     table = np.arange(256, dtype=np.uint8)
-    if void_class is not None:
-        table[OUTLIER] = void_class if void in ("outliers", "both") else UNLABELLED
-        table[UNLABELLED] = void_class if void in ("unlabelled", "both") else UNLABELLED
+    table[PADDED] = UNLABELLED
+    if void_class is not None and void in ("outliers", "both"):
+        table[OUTLIER] = void_class
+    if void_class is not None and void in ("unlabelled", "both"):
+        table[UNLABELLED] = void_class
     return table
 
 
@@ -158,8 +182,12 @@ def training_batches(
         collate_fn=_collate,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_one_thread,
+        pin_memory=config.run.accelerator != "cpu" and torch.cuda.is_available(),
     )
-    yield from loader
+    for batch in loader:
+        if isinstance(batch, AnomsegError):
+            raise batch
+        yield batch
 
 
 def _one_thread(_: int) -> None:
@@ -168,6 +196,9 @@ def _one_thread(_: int) -> None:
     torch.set_num_threads(1)
 
 
-def _collate(samples: list[tuple[torch.Tensor, torch.Tensor, str]]) -> Batch:
-    images, targets, names = zip(*samples, strict=True)
+def _collate(samples: list[Sample | AnomsegError]) -> Batch | AnomsegError:
+    for sample in samples:
+        if isinstance(sample, AnomsegError):
+            return sample
+    images, targets, names = zip(*(sample for sample in samples if not isinstance(sample, AnomsegError)), strict=True)
     return Batch(torch.stack(images), torch.stack(targets).long(), names)

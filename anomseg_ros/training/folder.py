@@ -2,32 +2,52 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from anomseg_ros.core.schema import to_plain
 from anomseg_ros.errors import ConfigError, TrainingError
-from anomseg_ros.training.config import TrainConfig, config_text, load_config
+from anomseg_ros.training.config import TrainConfig, config_text, parse_config, read_plain
+from anomseg_ros.training.processes import is_first_process
 from anomseg_ros.training.state import STATE_FILE
 
 CONFIG_FILE = "config.yaml"
-_RUN_FILES = (STATE_FILE, CONFIG_FILE, "last.safetensors", "best.safetensors", "log.jsonl", "tensorboard", "result.json")
+RESULT_FILE = "result.json"
+_RUN_FILES = (
+    STATE_FILE,
+    CONFIG_FILE,
+    "last.safetensors",
+    "best.safetensors",
+    "log.jsonl",
+    "tensorboard",
+    RESULT_FILE,
+)
 # What may differ between a run and its continuation: where things are and how fast, not what is computed.
-_MAY_DIFFER = ("workers", "path", "cache", "threads", "accelerator", "devices", "compile", "checkpoint_every")
+_MAY_DIFFER = ("workers", "path", "cache", "threads", "accelerator", "devices", "nodes", "compile", "checkpoint_every")
 
 
 def claim_folder(folder: Path, config: TrainConfig, resume: bool) -> None:
     """Make the folder this configuration's, and save the configuration in it.
 
-    Raises ConfigError where it holds a run and `resume` is not set, or a run of another configuration.
+    Of several processes only the first writes. Raises ConfigError where it holds a run and `resume` is not set, or a
+    run of another configuration, and TrainingError where it cannot be written.
     """
     kept = folder / CONFIG_FILE
-    if kept.is_file() and (folder / STATE_FILE).is_file():
+    if (folder / STATE_FILE).is_file():
         if not resume:
             raise ConfigError(f"{folder} holds a run; continue it with --resume, or replace it with --overwrite")
-        _refuse_another(config, load_config(kept), folder)
+        if kept.is_file():
+            _refuse_another(config, _kept_config(kept), folder)
+    if not is_first_process():
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob("*.part"):  # of a process that was killed while it wrote
+            leftover.unlink()
         beside = folder / f"{CONFIG_FILE}.{os.getpid()}.part"
         beside.write_text(config_text(config), encoding="utf-8")
         os.replace(beside, kept)
@@ -35,14 +55,27 @@ def claim_folder(folder: Path, config: TrainConfig, resume: bool) -> None:
         raise TrainingError(f"cannot write to {folder}: {error}; choose another --output") from error
 
 
+def keep_result(folder: Path, result: Mapping[str, Any]) -> None:
+    """Write what a finished run gave to result.json."""
+    try:
+        (folder / RESULT_FILE).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise TrainingError(f"cannot write to {folder}: {error}; free space and continue with --resume") from error
+
+
 def clear_folder(folder: Path) -> None:
-    """Remove a run from a folder; other files in it stay."""
-    for name in _RUN_FILES:
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    """Remove a run from a folder; other files in it stay. Of several processes only the first does anything."""
+    if not is_first_process():
+        return
+    try:
+        for name in _RUN_FILES:
+            path = folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise TrainingError(f"cannot remove the run in {folder}: {error}; choose another --output") from error
 
 
 def kept_frames_folder() -> Path:
@@ -58,14 +91,19 @@ def _refuse_another(config: TrainConfig, kept: TrainConfig, folder: Path) -> Non
         key = differing[0]
         raise ConfigError(
             f"{folder} holds a run with {key}={theirs.get(key)}, not {ours.get(key)} ({len(differing)} settings "
-            "differ); choose another --output, or replace the run with --overwrite"
+            "differ); choose another --output, replace the run with --overwrite, or delete that folder"
         )
+
+
+def _kept_config(path: Path) -> TrainConfig:
+    """Return the configuration that a folder holds; how it is deployed may be said anew."""
+    plain = read_plain(path)
+    plain.pop("deploy", None)
+    return parse_config(plain, str(path))
 
 
 def _decisive(config: TrainConfig) -> dict[str, str]:
     """Return dotted key -> value of every setting that decides the result."""
-    from anomseg_ros.core.schema import to_plain
-
     flat: dict[str, str] = {}
 
     def walk(prefix: str, value: object) -> None:

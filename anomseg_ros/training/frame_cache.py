@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from anomseg_ros import __version__
 from anomseg_ros.core.labels import UNLABELLED, ClassInfo
 from anomseg_ros.datasets.base import ANOMALY, Dataset, LabelledFrame
 from anomseg_ros.datasets.cut_paste import OUTLIER
@@ -61,8 +64,8 @@ def cached_frames(
     published = dataset.published_count
     if published is not None and len(dataset) != published and not allow_partial:
         raise DatasetError(
-            f"{dataset.name} {dataset.split} at {dataset.path} has {len(dataset)} frames, {published} are published: is "
-            "the download complete? `anomseg datasets check` says what is missing; set data.allow_partial=true to "
+            f"{dataset.name} {dataset.split} at {dataset.path} has {len(dataset)} frames, {published} are published: "
+            "is the download complete? `anomseg datasets check` says what is missing; set data.allow_partial=true to "
             "train on a part"
         )
     if folder is None:
@@ -72,7 +75,9 @@ def cached_frames(
     return _from_disk(dataset, classes, size_px, folder / _key(dataset, size_px), progress)
 
 
-def _from_disk(dataset: Dataset, classes: tuple[ClassInfo, ...], size_px: tuple[int, int], place: Path, progress: Progress) -> Frames:
+def _from_disk(
+    dataset: Dataset, classes: tuple[ClassInfo, ...], size_px: tuple[int, int], place: Path, progress: Progress
+) -> Frames:
     index = place / "index.json"
     if not index.is_file():
         _decode_to_disk(dataset, classes, size_px, place, progress)
@@ -81,7 +86,7 @@ def _from_disk(dataset: Dataset, classes: tuple[ClassInfo, ...], size_px: tuple[
         images = np.load(place / "images.npy", mmap_mode="r", allow_pickle=False)
         labels = np.load(place / "labels.npy", mmap_mode="r", allow_pickle=False)
         frames = Frames(images, labels, tuple(known["ids"]), np.asarray(known["counts"], np.int64), classes)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise DatasetError(f"the decoded frames in {place} are damaged ({error}); delete that folder") from error
     _check_values(frames.counts, classes, dataset)
     return frames
@@ -92,20 +97,19 @@ def _decode_to_disk(
 ) -> None:
     """Write both arrays beside, then rename them; the index comes last and says that they are whole."""
     shape = (len(dataset), *size_px)
-    beside = place / f"images.{os.getpid()}.part", place / f"labels.{os.getpid()}.part"
+    ending = f"{socket.gethostname()}.{os.getpid()}.part"
+    beside = [place / f"{name}.{ending}" for name in ("images", "labels", "index")]
     try:
         place.mkdir(parents=True, exist_ok=True)
-        _reserve(place, int(np.prod(shape)) * 4)
-        images = np.lib.format.open_memmap(beside[0], "w+", np.uint8, (*shape, 3))
-        labels = np.lib.format.open_memmap(beside[1], "w+", np.uint8, shape)
+        _remove_leftovers(place)
+        _require_room(place, int(np.prod(shape)) * 4)
+        images, labels = _reserved(beside[0], (*shape, 3)), _reserved(beside[1], shape)
         frames = _fill(dataset, classes, images, labels, progress)
         images.flush()
         labels.flush()
-        os.replace(beside[0], place / "images.npy")
-        os.replace(beside[1], place / "labels.npy")
-        written = place / f"index.{os.getpid()}.part"
-        written.write_text(json.dumps({"ids": frames.ids, "counts": frames.counts.tolist()}))
-        os.replace(written, place / "index.json")
+        beside[2].write_text(json.dumps({"ids": frames.ids, "counts": frames.counts.tolist()}))
+        for path, name in zip(beside, ("images.npy", "labels.npy", "index.json"), strict=True):
+            os.replace(path, place / name)
     except OSError as error:
         raise TrainingError(
             f"cannot keep decoded frames in {place}: {error}; free space, or set data.cache=memory"
@@ -115,12 +119,31 @@ def _decode_to_disk(
             path.unlink(missing_ok=True)
 
 
-def _reserve(place: Path, needed: int) -> None:
-    """Raise OSError where the disk has no room: a memory-mapped file that does not fit kills the process."""
+def _remove_leftovers(place: Path) -> None:
+    """Remove what a process of this machine left when it was killed while it decoded."""
+    for path in place.glob(f"*.{socket.gethostname()}.*.part"):
+        try:
+            os.kill(int(path.name.split(".")[-2]), 0)
+        except ProcessLookupError:
+            path.unlink(missing_ok=True)
+        except (PermissionError, ValueError):  # alive, but another user's; not our name
+            continue
+
+
+def _require_room(place: Path, needed: int) -> None:
+    """Raise OSError where the disk has no room."""
     status = os.statvfs(place)
     free = status.f_bavail * status.f_frsize
     if free < needed:
         raise OSError(f"{needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free")
+
+
+def _reserved(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.uint8]]:
+    """Return a memory-mapped array whose blocks the disk has given: without them, writing kills the process."""
+    array: np.memmap[Any, np.dtype[np.uint8]] = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def _fill(
@@ -188,6 +211,8 @@ def _key(dataset: Dataset, size_px: tuple[int, int]) -> str:
     for index in range(len(dataset)):
         digest.update(dataset.frame_id(index).encode())
     root = Path(dataset.path).expanduser()
+    if not root.is_dir():  # generated frames change with the code that draws them
+        digest.update(f"{dataset.path} {__version__}".encode())
     for path in sorted(root.rglob("*")) if root.is_dir() else ():
         status = path.stat()
         if path.is_file():

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +38,13 @@ class Journal:
             return
         log = self.folder / LOG_FILE
         if log.is_file():
-            kept = [line for line in log.read_text().splitlines() if _step_of(line) <= step]
-            log.write_text("".join(line + "\n" for line in kept))
-        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
+            kept = [line for line in log.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            beside = log.with_name(f"{LOG_FILE}.{os.getpid()}.part")
+            with self._writing():
+                beside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+                os.replace(beside, log)
+        with self._writing():
+            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
 
     def step(self, step: int, terms: dict[str, Tensor], rate: float, clock: Stopwatch) -> None:
         """Log one step's loss terms, learning rate and where its time went, now and then."""
@@ -56,33 +64,48 @@ class Journal:
         """Log mIoU, IoU per class, and a panel of frames: image, truth, prediction."""
         if self.folder is None:
             return
-        iou = {info.name: round(value, 5) for info, value in zip(classes, found.iou, strict=True)}
+        # NaN, of a class that is nowhere to be seen, is no JSON.
+        pairs = zip(classes, found.iou, strict=True)
+        iou = {info.name: None if math.isnan(value) else round(value, 5) for info, value in pairs}
         self._line({"step": step, "miou": found.miou, "pixel_accuracy": found.pixel_accuracy, "iou": iou})
         self._scalar("validation/miou", found.miou, step)
-        for name, value in iou.items():
-            self._scalar(f"iou/{name}", value, step)
+        for name, share in iou.items():
+            if share is not None:
+                self._scalar(f"iou/{name}", share, step)
         if self._board is not None:
             for index, picture in enumerate(found.pictures):
                 panel = _panel(picture, classes)
-                self._board.add_image(f"validation/{index}", panel, step, dataformats="HWC")
-            self._board.flush()
+                with self._writing():
+                    self._board.add_image(f"validation/{index}", panel, step, dataformats="HWC")
+
+    def flush(self) -> None:
+        """Put on disk what TensorBoard still holds back, before a state is saved that goes on behind it."""
+        if self._board is not None:
+            with self._writing():
+                self._board.flush()
 
     def close(self) -> None:
         """Finish the TensorBoard file."""
         if self._board is not None:
-            self._board.close()
+            with self._writing():
+                self._board.close()
 
     def _line(self, entry: dict[str, Any]) -> None:
         assert self.folder is not None
-        try:
-            with (self.folder / LOG_FILE).open("a", encoding="utf-8") as log:
-                log.write(json.dumps(entry) + "\n")
-        except OSError as error:
-            raise TrainingError(f"cannot write to {self.folder / LOG_FILE}: {error}; free space and --resume") from error
+        with self._writing(), (self.folder / LOG_FILE).open("a", encoding="utf-8") as log:
+            log.write(json.dumps(entry) + "\n")
 
     def _scalar(self, name: str, value: float, step: int) -> None:
         if self._board is not None:
-            self._board.add_scalar(name, value, step)
+            with self._writing():
+                self._board.add_scalar(name, value, step)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TrainingError(f"cannot write the log in {self.folder}: {error}; free space and --resume") from error
 
 
 def _step_of(line: str) -> float:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,13 +26,14 @@ from anomseg_ros.datasets.base import Dataset
 from anomseg_ros.errors import ConfigError
 from anomseg_ros.networks.base import AuxiliarySegmentationNetwork, SegmentationNetwork
 from anomseg_ros.networks.checkpoints import load_checkpoint, save_checkpoint
-from anomseg_ros.training.config import TrainConfig
+from anomseg_ros.training.config import DataConfig, TrainConfig
 from anomseg_ros.training.data import Batch, Plan, class_shares, training_batches
-from anomseg_ros.training.folder import claim_folder, kept_frames_folder
+from anomseg_ros.training.folder import claim_folder, keep_result, kept_frames_folder
 from anomseg_ros.training.frame_cache import Frames, cached_frames
 from anomseg_ros.training.journal import Journal
 from anomseg_ros.training.loss_watch import LossWatch
 from anomseg_ros.training.losses import SegmentationLoss
+from anomseg_ros.training.processes import start_processes
 from anomseg_ros.training.schedule import learning_rate, make_optimizer, set_learning_rate
 from anomseg_ros.training.start import set_training_mode, start_network
 from anomseg_ros.training.state import STATE_FILE, Average, Position, load_state, save_state
@@ -87,27 +88,24 @@ def train(config: TrainConfig, output: Path, sources: Sources, report: Report, r
     configuration's run, DatasetError for frames that cannot be trained on, and TrainingError where the loss is not
     finite any more or the disk is full; the last good state stays.
     """
-    fabric = _fabric(config)
+    fabric = start_processes(config.run)
+    if not fabric.is_global_zero:
+        report = _say_nothing
     claim_folder(output, config, resume)
     run = _prepare(config, output, sources, fabric, report)
-    if resume:
+    try:
         run.restore()
-    run.go_on(report)
-    return run.finish()
+        run.go_on(report)
+    finally:
+        run.journal.close()
+    result = run.result()
+    if result.is_first_process:
+        keep_result(output, {**asdict(result), "checkpoint": result.checkpoint.name})
+    return result
 
 
-def _fabric(config: TrainConfig) -> Fabric:
-    run = config.run
-    if run.threads:
-        torch.set_num_threads(run.threads)
-    fabric = Fabric(
-        accelerator=run.accelerator,
-        devices=int(run.devices) if run.devices.isdigit() else run.devices,
-        num_nodes=run.nodes,
-        precision=run.precision,  # type: ignore[arg-type]
-    )
-    fabric.launch()
-    return fabric
+def _say_nothing(_: Progress) -> None:
+    pass
 
 
 def classes_of(dataset: Dataset) -> tuple[ClassInfo, ...]:
@@ -117,10 +115,19 @@ def classes_of(dataset: Dataset) -> tuple[ClassInfo, ...]:
     return dataset.classes
 
 
+def open_sets(data: DataConfig) -> tuple[Dataset, Dataset]:
+    """Return the training and the validation frames; nothing is read yet. Raises ConfigError and DatasetError."""
+    if not data.path and data.dataset != "synthetic":  # which needs no files
+        raise ConfigError(f"no folder of {data.dataset} was given; add --data FOLDER (or --set data.path=FOLDER)")
+    return (
+        open_dataset(data.dataset, data.path, data.train_split or None),
+        open_dataset(data.dataset, data.validation_path or data.path, data.validation_split or None),
+    )
+
+
 def _prepare(config: TrainConfig, output: Path, sources: Sources, fabric: Fabric, report: Report) -> _Run:
     """Open the frames and build everything that the steps need."""
-    train_set = open_dataset(config.data.dataset, _path(config), config.data.train_split)
-    validation_set = open_dataset(config.data.dataset, _path(config), config.data.validation_split)
+    train_set, validation_set = open_sets(config.data)
     frames = _decoded(config, train_set, fabric, report)
     validation = _decoded(config, validation_set, fabric, report)
     known = len(frames.classes)
@@ -135,12 +142,6 @@ def _load_teacher(config: TrainConfig, sources: Sources, outputs: int) -> Segmen
     if config.teacher is None or sources.teacher is None:
         return None
     return load_checkpoint(sources.teacher, config.teacher.network, config.teacher.num_classes or outputs)
-
-
-def _path(config: TrainConfig) -> str:
-    if not config.data.path:
-        raise ConfigError(f"no folder of {config.data.dataset} was given; add --data FOLDER (or --set data.path=FOLDER)")
-    return config.data.path
 
 
 def _decoded(config: TrainConfig, dataset: Dataset, fabric: Fabric, report: Report) -> Frames:
@@ -163,11 +164,13 @@ class _Trainee(nn.Module):
     def __init__(self, network: SegmentationNetwork) -> None:
         super().__init__()
         self.network = network
+        # Heads that nothing is learnt in only take time, and DDP waits in vain for their gradients.
+        self.with_auxiliary = any(parameter.requires_grad for parameter in network.auxiliary_heads.parameters())
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """pixels: uint8 (B, H, W, 3)."""
         images = pixels.permute(0, 3, 1, 2).to(torch.float32) / 255.0
-        if isinstance(self.network, AuxiliarySegmentationNetwork) and self.network.auxiliary_heads:
+        if self.with_auxiliary and isinstance(self.network, AuxiliarySegmentationNetwork):
             return self.network.forward_with_auxiliary(images)
         return (self.network(images),)
 
@@ -193,11 +196,13 @@ class _Run:
         if run.channels_last:
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if fabric.world_size > 1 and run.sync_batch_norm and fabric.device.type == "cuda":
-            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+        if not config.loss.auxiliary_weight:
+            network.auxiliary_heads.requires_grad_(False)
         self.network = network
         trainee: nn.Module = _Trainee(network)
         self.averaged: SegmentationNetwork = copy.deepcopy(network).eval() if run.ema_decay else network
-        optimizer = make_optimizer(config.optimizer, network)
+        optimizer = make_optimizer(config.optimizer, network, run.precision)
         if run.compile:
             trainee = torch.compile(trainee)  # type: ignore[assignment]
         self.trainee, self.optimizer = fabric.setup(trainee, optimizer)
@@ -206,7 +211,8 @@ class _Run:
         self.teacher = None if teacher is None else teacher.to(fabric.device).eval()
         shares = class_shares(frames, config, void_class)
         self.loss = SegmentationLoss(config.loss, shares, void_class).to(fabric.device)
-        self.position = Position()
+        self.position = Position(processes=fabric.world_size)
+        self.last_loss: float | None = None
         self.watch = LossWatch(every=1 if fabric.device.type == "cpu" else 10)
         self.clock = Stopwatch(fabric.device)
         self.journal = Journal(output if fabric.is_global_zero else None)
@@ -214,8 +220,15 @@ class _Run:
     def restore(self) -> None:
         """Take up the folder's last state, where there is one."""
         if (self.output / STATE_FILE).is_file():
-            kept = self.averaged if self.average else None
-            self.position = load_state(self.output, self.network, kept, self.optimizer.optimizer)
+            kept, precision = self.averaged if self.average else None, self.fabric.strategy.precision
+            self.position = load_state(
+                self.output, self.network, kept, self.optimizer.optimizer, precision.load_state_dict
+            )
+            if self.position.processes != self.fabric.world_size:
+                raise ConfigError(
+                    f"{self.output} holds a run of {self.position.processes} processes, not {self.fabric.world_size}: "
+                    "its steps took other frames; start as many, or replace the run with --overwrite"
+                )
         self.journal.go_on_from(self.position.step)
 
     def go_on(self, report: Report) -> None:
@@ -228,7 +241,7 @@ class _Run:
             terms = self._step(step, batches)
             done = step + 1
             self.position = replace(self.position, step=done, seconds=self.position.seconds + self.clock.lap())
-            report(self._progress(terms))
+            report(self._progress(terms["total"]))
             self.journal.step(done, terms, self.optimizer.param_groups[0]["lr"], self.clock)
             last = done == self.plan.steps
             if last or self._ends_validation_interval(done):
@@ -260,7 +273,10 @@ class _Run:
             self.watch.add(step + 1, batch.names, terms["total"])
         with self.clock("update"):
             if config.gradient_clip is not None:
-                self.fabric.clip_gradients(self.trainee, self.optimizer, max_norm=config.gradient_clip)
+                # Not finite: float16's scaling skips the step and goes on; elsewhere the next loss says so.
+                self.fabric.clip_gradients(
+                    self.trainee, self.optimizer, max_norm=config.gradient_clip, error_if_nonfinite=False
+                )
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             if self.average is not None:
@@ -292,7 +308,8 @@ class _Run:
         return self.plan.epoch_of(done) // every > self.plan.epoch_of(done - 1) // every
 
     def _validate(self, report: Report) -> None:
-        self.fabric.barrier()
+        self.watch.check(self.network)
+        self.fabric.barrier()  # every process' losses are good, or the run ends here
         if self.fabric.is_global_zero:
             self.averaged.eval()
             with self.clock("validate"):
@@ -311,11 +328,14 @@ class _Run:
         self.position = self.fabric.broadcast(self.position)
 
     def _save(self) -> None:
-        self.watch.check()
+        self.watch.check(self.network)
+        self.fabric.barrier()  # every process' losses are good, or nothing is kept
         if self.fabric.is_global_zero:
-            kept = self.averaged if self.average else None
-            save_state(self.output, self.network, kept, self.optimizer.optimizer, self.position)
+            self.journal.flush()
+            # The state comes last: a run that is killed before it does all of this again.
             self._keep_weights("last", None)
+            kept, precision = self.averaged if self.average else None, self.fabric.strategy.precision.state_dict()
+            save_state(self.output, self.network, kept, self.optimizer.optimizer, self.position, precision)
         self.fabric.barrier()
 
     def _keep_weights(self, name: str, miou: float | None) -> None:
@@ -327,19 +347,27 @@ class _Run:
         patience = self.config.run.early_stop
         return bool(patience) and self.position.worse >= patience
 
-    def _progress(self, terms: dict[str, Tensor]) -> Progress:
+    def _progress(self, loss: Tensor) -> Progress:
         position = self.position
+        # Reading a loss makes the processor wait for a GPU.
+        if loss.device.type == "cpu" or position.step % self.watch.every == 0 or self.last_loss is None:
+            self.last_loss = float(loss)
         left = position.seconds / position.step * (self.plan.steps - position.step)
-        return Progress("train", position.step, self.plan.steps, float(terms["total"]), position.best_miou, left)
+        return Progress("train", position.step, self.plan.steps, self.last_loss, position.best_miou, left)
 
-    def finish(self) -> Result:
-        """Close the logs and return what the run gave."""
-        self.journal.close()
+    def result(self) -> Result:
+        """Return what the run gave."""
         best = self.output / "best.safetensors"
-        checkpoint = best if best.is_file() else self.output / "last.safetensors"
         position = self.position
         return Result(
-            checkpoint, position.best_miou, position.step, position.seconds, self.void_class, self.averaged.num_classes
+            checkpoint=best if best.is_file() else self.output / "last.safetensors",
+            miou=position.best_miou,
+            steps=position.step,
+            seconds=position.seconds,
+            void_class=self.void_class,
+            num_classes=self.averaged.num_classes,
+            waited=self.clock.waited(),
+            is_first_process=self.fabric.is_global_zero,
         )
 
 

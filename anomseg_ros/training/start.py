@@ -1,4 +1,4 @@
-"""The network that a run starts from: fresh, from a checkpoint with as many or fewer classes, or with a trained part."""
+"""The network that a run starts from: fresh, from a checkpoint of as many or fewer classes, or with a trained part."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from anomseg_ros.errors import CheckpointError, ConfigError, closest_first
-from anomseg_ros.networks import network_class
+from anomseg_ros.networks import NETWORKS, network_class
 from anomseg_ros.networks.base import SegmentationNetwork
 from anomseg_ros.networks.checkpoints import load_checkpoint
 from anomseg_ros.training.config import NetworkConfig
@@ -35,10 +35,16 @@ def start_network(
         load_imagenet_backbone(network)
     if config.initial is not None and checkpoint is not None:
         classes = config.initial.num_classes or known_classes
+        source = load_checkpoint(checkpoint, _source_name(network, config.initial.part), classes)
+        if (source.mean, source.std) != (network.mean, network.std):
+            raise CheckpointError(
+                f"{checkpoint} was trained with mean {source.mean} and std {source.std}, not {network.mean} and "
+                f"{network.std}; set network.mean and network.std to its values"
+            )
         if config.initial.part in ("all", "features"):
-            _take_all(network, load_checkpoint(checkpoint, config.name, classes), config.initial.part == "features")
+            _take_all(network, source, config.initial.part == "features")
         else:
-            _take_part(network, checkpoint, config.initial.part, classes)
+            _take_part(network, source, config.initial.part)
     if config.trained == "classifier":
         freeze_all_but_classifier(network)
     return network.train()
@@ -52,16 +58,15 @@ def freeze_all_but_classifier(network: SegmentationNetwork) -> None:
 
 
 def set_training_mode(network: nn.Module) -> None:
-    """Put a network into training mode, but its frozen norms and dropouts into evaluation mode.
+    """Put a network into training mode, but its frozen parts, with their norms and dropouts, into evaluation mode.
 
     A frozen norm would otherwise go on adapting its mean and variance, and the layer would not be frozen at all.
     """
     network.train()
-    if all(parameter.requires_grad for parameter in network.parameters()):
-        return
     for module in network.modules():
-        own = list(module.parameters(recurse=False))
-        if not any(parameter.requires_grad for parameter in module.parameters()) or (not own and not list(module.children())):
+        parameters = list(module.parameters())
+        holds_something = bool(parameters) or next(module.buffers(), None) is not None
+        if holds_something and not any(parameter.requires_grad for parameter in parameters):
             module.eval()
 
 
@@ -72,8 +77,8 @@ def _take_all(network: SegmentationNetwork, source: SegmentationNetwork, feature
     """
     ours, theirs = network.state_dict(), source.state_dict()
     if features_only:
-        last = network.class_parameter[0].rpartition(".")[0] + "."
-        ours, theirs = ({k: v for k, v in state.items() if not k.startswith(last)} for state in (ours, theirs))
+        classifiers = (network.class_parameter[0].rpartition(".")[0] + ".", "auxiliary_heads.")
+        ours, theirs = ({k: v for k, v in state.items() if not k.startswith(classifiers)} for state in (ours, theirs))
     missing = sorted(set(ours) - set(theirs)) + sorted(set(theirs) - set(ours))
     # Auxiliary heads exist only in training; either side may lack them.
     missing = [key for key in missing if not key.startswith("auxiliary_heads.")]
@@ -95,15 +100,21 @@ def _copy(ours: torch.Tensor, theirs: torch.Tensor, key: str, num_classes: int) 
     ours.narrow(grown[0], 0, theirs.shape[grown[0]]).copy_(theirs)
 
 
-def _take_part(network: SegmentationNetwork, checkpoint: Path, part: str, num_classes: int) -> None:
-    """Copy one submodule, whole and strictly, from the checkpoint of a network that has it, too."""
+def _source_name(network: SegmentationNetwork, part: str) -> str:
+    """Return the network that a checkpoint must hold: for a part the one that is made to train it, if there is one."""
+    if part in ("all", "features"):
+        return network.name
     modules = dict(network.named_children())
     if part not in modules:
-        known = ", ".join(closest_first(part, modules))
+        known = ", ".join(closest_first(part, ["all", "features", *modules]))
         raise ConfigError(f"initial.part {part!r} is no part of {network.name}; known: {known}")
-    source_name = f"{network.name}_{part}"
-    source = dict(load_checkpoint(checkpoint, source_name, num_classes).named_children())
+    own = f"{network.name}_{part}"
+    return own if own in NETWORKS else network.name
+
+
+def _take_part(network: SegmentationNetwork, source: SegmentationNetwork, part: str) -> None:
+    """Copy one submodule, whole and strictly, from a network that has it, too."""
     try:
-        modules[part].load_state_dict(source[part].state_dict(), strict=True)
-    except (KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{checkpoint} holds no {part!r} that fits {network.name}: {error}") from error
+        network.get_submodule(part).load_state_dict(source.get_submodule(part).state_dict(), strict=True)
+    except (AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"initial weights of {source.name} hold no {part!r} that fits: {error}") from error

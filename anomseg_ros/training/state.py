@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,17 @@ STATE_FILE = "state.pt"
 
 @dataclass(frozen=True)
 class Position:
-    """Optimizer steps done, seconds they took, and what validation found. worse: validations since the best one."""
+    """Optimizer steps done, seconds they took, and what validation found. worse: validations since the best one.
+
+    processes: how many shared a step. Which frames a step takes depends on it.
+    """
 
     step: int = 0
     seconds: float = 0.0
     best_miou: float | None = None
     best_step: int = 0
     worse: int = 0
+    processes: int = 1
 
 
 class Average:
@@ -58,45 +64,68 @@ def _others(network: nn.Module) -> list[Tensor]:
 
 
 def save_state(
-    folder: Path, network: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer, position: Position
+    folder: Path,
+    network: nn.Module,
+    average: nn.Module | None,
+    optimizer: torch.optim.Optimizer,
+    position: Position,
+    precision: dict[str, Any] | None = None,
 ) -> None:
-    """Write the state beside and rename it: a kill at any moment leaves a whole state. Raises TrainingError."""
+    """Write the state beside and rename it: a kill at any moment leaves a whole state. Raises TrainingError.
+
+    precision: the state of float16's loss scaling, empty or None elsewhere.
+    """
     content = {
         "network": network.state_dict(),
         "average": None if average is None else average.state_dict(),
         "optimizer": optimizer.state_dict(),
         "position": asdict(position),
+        "precision": precision or {},
     }
     beside = folder / f"{STATE_FILE}.{os.getpid()}.part"
     try:
-        torch.save(content, beside)
+        # Through memory: torch's own file writer does not say that the disk is full.
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        beside.write_bytes(buffer.getbuffer())
         os.replace(beside, folder / STATE_FILE)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its file writer
+    except OSError as error:
         beside.unlink(missing_ok=True)
+        full = "the disk is full" if error.errno == errno.ENOSPC else str(error)
         raise TrainingError(
-            f"cannot save the run's state in {folder}: {_cause(error)}; the last saved state is whole: free space and "
-            "continue with --resume"
+            f"cannot save the run's state in {folder}: {full}; the last saved state is whole: free space and continue "
+            "with --resume"
         ) from error
 
 
 def load_state(
-    folder: Path, network: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer
+    folder: Path,
+    network: nn.Module,
+    average: nn.Module | None,
+    optimizer: torch.optim.Optimizer,
+    load_precision: Callable[[dict[str, Any]], None] | None = None,
 ) -> Position:
-    """Fill network, average and optimizer from the folder's state and return its position. Raises CheckpointError."""
+    """Fill network, average and optimizer from the folder's state and return its position. Raises CheckpointError.
+
+    load_precision: takes what save_state was given for it.
+    """
     path = folder / STATE_FILE
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise CheckpointError(f"{path} is damaged ({_first_line(error)}); start afresh with --overwrite") from error
+    try:
         network.load_state_dict(content["network"], strict=True)
         if average is not None:
             average.load_state_dict(content["average"], strict=True)
         optimizer.load_state_dict(content["optimizer"])
+        if load_precision is not None and content.get("precision"):
+            load_precision(content["precision"])
         return from_plain(Position, content["position"], str(path))
-    except (OSError, RuntimeError, KeyError, ValueError, AttributeError, TypeError, EOFError, ConfigError) as error:
-        raise CheckpointError(f"{path} is no state of this run ({error}); start afresh with --overwrite") from error
-    except Exception as error:  # a damaged pickle can fail in any way
-        raise CheckpointError(f"{path} is damaged ({error}); start afresh with --overwrite") from error
+    except (RuntimeError, KeyError, ValueError, AttributeError, TypeError, ConfigError) as error:
+        cause = _first_line(error)
+        raise CheckpointError(f"{path} is no state of this run ({cause}); start afresh with --overwrite") from error
 
 
-def _cause(error: Exception) -> str:
-    full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-    return "the disk is full" if full else str(error).splitlines()[0]
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -19,6 +19,7 @@ class Stopwatch:
     def __init__(self, device: torch.device, exact: bool = False) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.steps = 0
+        self._before = {"wait": 0.0, "step": 0.0}
         self._exact = exact and device.type == "cuda"
         self._last = time.perf_counter()
 
@@ -51,7 +52,15 @@ class Stopwatch:
         core = parts["forward"] + parts["backward"]
         return {"waited": parts["wait"] / max(step, 1e-9), "overhead": step / max(core, 1e-9) - 1.0}
 
+    def waited(self) -> float | None:
+        """Return the share of all steps' time, also before `reset`, that was waited for frames; None without steps."""
+        waited, step = (self._before[part] + self.seconds[part] for part in ("wait", "step"))
+        step -= self.seconds["validate"]
+        return waited / step if step > 0 else None
+
     def reset(self) -> None:
         """Begin anew."""
+        self._before["wait"] += self.seconds["wait"]
+        self._before["step"] += self.seconds["step"] - self.seconds["validate"]
         self.seconds.clear()
         self.steps = 0

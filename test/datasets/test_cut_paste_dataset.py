@@ -149,7 +149,7 @@ def test_other_data_are_noticed(source_folder: Path, tmp_path: Path) -> None:
     make(source_folder, tmp_path / "out")
     (source_folder / "train" / "f4.png").rename(source_folder / "train" / "g4.png")
     (source_folder / "trainannot" / "f4.png").rename(source_folder / "trainannot" / "g4.png")
-    with pytest.raises(ConfigError, match="source_sha256: .* there"):
+    with pytest.raises(ConfigError, match=r"source_sha256: .* there"):
         make(source_folder, tmp_path / "out")
 
 

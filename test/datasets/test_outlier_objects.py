@@ -270,7 +270,7 @@ def test_bad_folders_of_cut_outs(tmp_path: Path) -> None:
         FolderObjects(tmp_path).read(0)
     whole = (tmp_path / "opaque.png").read_bytes()
     (tmp_path / "opaque.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DatasetError, match="cut short|truncated"):
+    with pytest.raises(DatasetError, match=r"cut short|truncated"):
         FolderObjects(tmp_path).read(0)
 
 

@@ -13,11 +13,14 @@ class TestBiSeNetV2(NetworkContract):
     multiply_adds = 24.603e9
     logit_stride = 8
 
-    def test_auxiliary_logits_have_the_size_of_the_images(self, network):
+    def test_auxiliary_logits_have_their_heads_sizes(self, network):
         images = random_images(65, 97)
         with torch.no_grad():
             outputs = network.forward_with_auxiliary(images)
-            assert [tuple(logits.shape) for logits in outputs] == [(1, 19, 65, 97)] * 5
+            sizes = [tuple(logits.shape[-2:]) for logits in outputs]
+            # The images, padded to 96x128, at twice the features' 1/4, 1/8, 1/16 and 1/32.
+            assert sizes == [(65, 97), (48, 64), (24, 32), (12, 16), (6, 8)]
+            assert {logits.shape[:2] for logits in outputs} == {(1, 19)}
             assert torch.equal(outputs[0], network(images))
 
     def test_inference_does_not_run_the_auxiliary_heads(self, network):

@@ -1,0 +1,163 @@
+"""ImageNet weights for the backbones that have them, through timm where the machine is online."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anomseg_ros.errors import CheckpointError, ConfigError
+from anomseg_ros.networks.base import SegmentationNetwork
+from anomseg_ros.networks.bisenet_v1 import BiSeNetV1
+
+BACKBONES = {"bisenet_v1": "resnet18.tv_in1k"}
+"""Network -> timm's name of torchvision's weights, which BiSeNet's published code takes, too (lib/models/resnet.py)."""
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""What those weights were trained with, of RGB in 0..1 (timm's pretrained_cfg)."""
+
+HUB = "https://huggingface.co"
+PROBE_TIMEOUT_S = 5.0
+_CLASSIFIER = "fc."
+
+# Ours -> torchvision's and timm's names, inside a residual block and at the start.
+_RENAMED = (
+    ("stem.conv.", "conv1."),
+    ("stem.norm.", "bn1."),
+    ("first.conv.", "conv1."),
+    ("first.norm.", "bn1."),
+    ("second.conv.", "conv2."),
+    ("second.norm.", "bn2."),
+    ("shortcut.conv.", "downsample.0."),
+    ("shortcut.norm.", "downsample.1."),
+)
+
+_log = logging.getLogger(__name__)
+
+
+def load_imagenet_backbone(network: SegmentationNetwork) -> bool:
+    """Give a network's backbone its ImageNet weights; return False, with a warning logged, where they cannot be had.
+
+    Sets ImageNet's normalisation either way, so that a run that was begun offline and goes on online stays the same.
+    `network.source_layout` names the weights; it stays None where training starts from scratch.
+
+    Raises:
+        ConfigError: a network without such a backbone, or timm is missing or broken.
+        CheckpointError: timm gave weights that do not fit.
+    """
+    name = BACKBONES.get(network.name)
+    if name is None or not isinstance(network, BiSeNetV1):
+        raise ConfigError(
+            f"network.backbone is 'timm', but {network.name!r} has no ImageNet backbone; those with one: "
+            f"{', '.join(sorted(BACKBONES))}; set network.backbone=none"
+        )
+    timm = _import_timm()
+    network.set_normalisation(IMAGENET_MEAN, IMAGENET_STD)
+    try:
+        state = _published_weights(timm, name)
+    except Exception as error:  # each hub library has its own family of errors for "offline"
+        _log.warning(
+            "no ImageNet weights %s (%s): the backbone of %s is trained from scratch. Go online for the first start, "
+            "or set network.backbone=none",
+            name,
+            _first_line(error),
+            network.name,
+        )
+        return False
+    fill_resnet18(network.context_path.backbone, state)
+    network.source_layout = f"timm {name}, backbone"
+    return True
+
+
+def fill_resnet18(backbone: nn.Module, published: Mapping[str, Tensor]) -> None:
+    """Copy a published ResNet-18's weights but its classifier's. Raises CheckpointError unless all fit exactly."""
+    ours = backbone.state_dict()
+    names = {published_key(key): key for key in ours}
+    theirs = {key: value for key, value in published.items() if not key.startswith(_CLASSIFIER)}
+    misfits = sorted(names.keys() ^ theirs.keys())
+    misfits += [key for key in sorted(names.keys() & theirs.keys()) if ours[names[key]].shape != theirs[key].shape]
+    if misfits:
+        raise CheckpointError(
+            f"the weights are no ResNet-18's: {len(misfits)} missing, unexpected or misshapen "
+            f"({', '.join(misfits[:3])}); use timm's resnet18"
+        )
+    with torch.no_grad():
+        for key, value in theirs.items():
+            ours[names[key]].copy_(value)
+
+
+def published_key(key: str) -> str:
+    """Return the published name of one of our keys: layer2.0.shortcut.norm.bias -> layer2.0.downsample.1.bias."""
+    for ours, theirs in _RENAMED:
+        key = key.replace(ours, theirs)
+    return key
+
+
+def _import_timm() -> ModuleType:
+    try:
+        return importlib.import_module("timm")
+    except ModuleNotFoundError as error:
+        if error.name != "timm":
+            raise ConfigError(f"timm does not work: {error}; pip install 'anomseg_ros[backbones]'") from error
+        raise ConfigError(
+            "network.backbone is 'timm', which is not installed: pip install 'anomseg_ros[backbones]', or set "
+            "network.backbone=none"
+        ) from error
+    except (ImportError, RuntimeError) as error:  # a torchvision for another torch: "operator ... does not exist"
+        raise ConfigError(
+            f"timm does not work: {_first_line(error)}; install the torchvision that belongs to torch "
+            f"{torch.__version__}, from the same index, or set network.backbone=none"
+        ) from error
+
+
+def _published_weights(timm: ModuleType, name: str) -> Mapping[str, Tensor]:
+    """Download the weights, or take those that an earlier run downloaded."""
+    with _without_waiting():
+        model: nn.Module = timm.create_model(name, pretrained=True)
+    return model.state_dict()
+
+
+@contextmanager
+def _without_waiting() -> Iterator[None]:
+    """Let the hub use only its cache where it cannot be reached; it would ask for most of a minute."""
+    if _reachable(os.environ.get("HF_ENDPOINT", HUB)):
+        yield
+        return
+    try:
+        constants: Any = importlib.import_module("huggingface_hub.constants")
+    except ImportError:  # then timm itself says at once what is missing
+        yield
+        return
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _reachable(url: str) -> bool:
+    """Tell whether a server answers, or may do so through a proxy."""
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme in urllib.request.getproxies() or parts.hostname is None:
+        return True
+    try:
+        port = parts.port or (80 if parts.scheme == "http" else 443)
+        socket.create_connection((parts.hostname, port), PROBE_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,187 @@
+"""Every shipped training configuration: it loads, what it builds on fits, and it trains."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dataset_trees import write
+
+from anomseg_ros.core.labels import CAMVID, CITYSCAPES
+from anomseg_ros.networks import network_class
+from anomseg_ros.networks.base import SegmentationNetwork
+from anomseg_ros.networks.checkpoints import load_checkpoint, save_checkpoint
+from anomseg_ros.training.backbones import BACKBONES, IMAGENET_MEAN, IMAGENET_STD
+from anomseg_ros.training.config import TrainConfig, load_config
+from anomseg_ros.training.loop import Progress, Sources, train
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = {path.stem: path for path in sorted((ROOT / "config" / "train").glob("*.yaml"))}
+KNOWN = {"camvid": len(CAMVID), "cityscapes": len(CITYSCAPES), "synthetic": len(CITYSCAPES)}
+SIZE_PX = (64, 96)
+
+
+def load(name: str, *changes: str) -> TrainConfig:
+    return load_config(RECIPES[name], changes)
+
+
+def outputs(config: TrainConfig) -> int:
+    return KNOWN[config.data.dataset] + (config.data.void != "none")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_it_loads_under_its_files_name(name: str) -> None:
+    config = load(name)
+    assert config.name == name
+    assert config.data.dataset in KNOWN
+    network_class(config.network.name)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_runs_that_it_builds_on_exist_and_fit(name: str) -> None:
+    seen, config = [name], load(name)
+    while config.network.initial is not None and config.network.initial.config is not None:
+        initial, later = config.network.initial, config
+        assert initial.config in RECIPES and initial.config not in seen
+        seen.append(initial.config)
+        config = load(initial.config)
+        whole = initial.part in ("all", "features")
+        assert config.network.name in ((later.network.name,) if whole else (f"{later.network.name}_{initial.part}",))
+        assert (config.network.mean, config.network.std) == (later.network.mean, later.network.std)
+        # What start_network expects in that checkpoint.
+        assert (initial.num_classes or KNOWN[later.data.dataset]) == outputs(config)
+        if initial.part == "all":
+            assert outputs(config) <= outputs(later)
+            assert KNOWN[config.data.dataset] == KNOWN[later.data.dataset]
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if load(name).teacher is not None])
+def test_the_teacher_has_the_students_classes(name: str) -> None:
+    student = load(name)
+    assert student.teacher is not None and student.loss.distillation_weight > 0
+    assert student.teacher.config in RECIPES
+    teacher = load(student.teacher.config)
+    assert teacher.network.name == student.teacher.network
+    assert teacher.data.dataset == student.data.dataset
+    assert outputs(teacher) == outputs(student) == (student.teacher.num_classes or outputs(student))
+
+
+@pytest.mark.parametrize(
+    ("distilled", "alone"),
+    [("mide_net-distilled", "mide_net-camvid"), ("mide_net-distilled-cityscapes", "mide_net-cityscapes")],
+)
+def test_distillation_is_all_that_differs_from_training_alone(distilled: str, alone: str) -> None:
+    with_teacher, without = load(distilled), load(alone)
+    assert (with_teacher.loss.distillation_weight, without.loss.distillation_weight) == (1.0, 0.0)
+    loss = replace(
+        with_teacher.loss, distillation_weight=0.0, distillation_temperature=without.loss.distillation_temperature
+    )
+    assert replace(with_teacher, name=alone, teacher=None, loss=loss) == without
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if load(name).network.backbone == "timm"])
+def test_an_imagenet_backbone_comes_with_its_normalisation(name: str) -> None:
+    network = load(name).network
+    assert network.name in BACKBONES
+    assert (network.mean, network.std) == (IMAGENET_MEAN, IMAGENET_STD)
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if load(name).data.void != "none"])
+def test_a_void_classifier_is_deployed_with_its_score(name: str) -> None:
+    scores = load(name).deploy.scores
+    assert not scores or scores[0] == "void"
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Two frames to train on and one to validate on, of each dataset; every class and unlabelled pixels occur."""
+    root = tmp_path_factory.mktemp("trees")
+    for split, count in (("train", 2), ("val", 1)):
+        for number in range(count):
+            rng = np.random.default_rng([number, count])
+            image = rng.integers(0, 256, (*SIZE_PX, 3), dtype=np.uint8)
+            camvid = np.repeat(rng.integers(0, 12, (SIZE_PX[0], 12), dtype=np.uint8), 8, axis=1)
+            write(root / "camvid" / split / f"{number}.png", image)
+            write(root / "camvid" / f"{split}annot" / f"{number}.png", camvid)
+            city, id_ = root / "cityscapes", f"ulm_{number:06d}_000019"
+            train_ids = np.repeat(rng.integers(0, 20, (SIZE_PX[0], 12), dtype=np.uint8), 8, axis=1)
+            train_ids[train_ids == 19] = 255
+            write(city / "leftImg8bit" / split / "ulm" / f"{id_}_leftImg8bit.png", image)
+            write(city / "gtFine" / split / "ulm" / f"{id_}_gtFine_labelTrainIds.png", train_ids)
+    return {"camvid": str(root / "camvid"), "cityscapes": str(root / "cityscapes"), "synthetic": "7:2"}
+
+
+def tiny(name: str, data: str) -> TrainConfig:
+    """The recipe for two steps of two small frames."""
+    height, width = SIZE_PX
+    changes = [f"data.path={data}", f"data.height_px={height}", f"data.width_px={width}", "data.workers=0"]
+    changes += ["data.cache=memory", "data.allow_partial=true", "network.backbone=none"]
+    changes += [f"augment.crop_height_px={height}", f"augment.crop_width_px={width}"]
+    changes += ["run.epochs=2", "run.batch_size=2", "run.precision=32-true", "run.compile=false", "run.threads=1"]
+    changes += ["run.accelerator=cpu", "run.validate_every=2", "run.accumulate=1"]
+    return load(name, *changes)
+
+
+def fresh_checkpoint(path: Path, network: SegmentationNetwork, of: TrainConfig | None) -> Path:
+    """A checkpoint such as the run that comes first would leave."""
+    if of is not None:
+        network.set_normalisation(of.network.mean, of.network.std)
+    save_checkpoint(path, network, {})
+    return path
+
+
+def sources_of(config: TrainConfig, folder: Path) -> Sources:
+    """What the recipe builds on, with random weights."""
+    initial = teacher = None
+    if config.network.initial is not None:
+        given = config.network.initial
+        before = None if given.config is None else load(given.config)
+        name = config.network.name if before is None else before.network.name
+        options = {} if before is None else dict(before.network.options)
+        classes = given.num_classes or KNOWN[config.data.dataset]
+        initial = fresh_checkpoint(folder / "initial.safetensors", network_class(name)(classes, **options), before)
+    if config.teacher is not None:
+        classes = config.teacher.num_classes or outputs(config)
+        teacher = fresh_checkpoint(
+            folder / "teacher.safetensors",
+            network_class(config.teacher.network)(classes),
+            load(str(config.teacher.config)),
+        )
+    return Sources(initial, teacher)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_it_trains(name: str, trees: dict[str, str], tmp_path: Path) -> None:
+    config = tiny(name, trees[load(name).data.dataset])
+    sources = sources_of(config, tmp_path)
+    losses: list[float] = []
+
+    def note(now: Progress) -> None:
+        if now.stage == "train" and now.loss is not None:
+            losses.append(now.loss)
+
+    result = train(config, tmp_path / "run", sources, note)
+    assert result.steps == len(losses) == 2
+    assert all(math.isfinite(loss) and loss > 0 for loss in losses)
+    assert result.num_classes == outputs(config)
+    trained = load_checkpoint(tmp_path / "run" / "last.safetensors", config.network.name, result.num_classes)
+    assert all(value.isfinite().all() for value in trained.state_dict().values())
+    if config.network.trained == "classifier":
+        assert sources.initial is not None
+        only_the_classifier_changed(trained, load_checkpoint(sources.initial, config.network.name, outputs(config) - 1))
+
+
+def only_the_classifier_changed(trained: SegmentationNetwork, before: SegmentationNetwork) -> None:
+    key, dimension = trained.class_parameter
+    last = key.rpartition(".")[0] + "."
+    ours, theirs = trained.state_dict(), before.state_dict()
+    for name, value in ours.items():
+        if not name.startswith(last):
+            assert torch.equal(value, theirs[name]), name
+    known = ours[key].narrow(dimension, 0, before.num_classes)
+    assert not torch.equal(known, theirs[key])
+    torch.testing.assert_close(known, theirs[key], atol=1e-3, rtol=0)

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from anomseg_ros.errors import CheckpointError, ConfigError  # noqa: E402
+from anomseg_ros.networks import build_network  # noqa: E402
+from anomseg_ros.networks.base import SegmentationNetwork  # noqa: E402
+from anomseg_ros.networks.checkpoints import save_checkpoint  # noqa: E402
+from anomseg_ros.training.config import InitialConfig, NetworkConfig  # noqa: E402
+from anomseg_ros.training.start import set_training_mode, start_network  # noqa: E402
+
+INITIAL = InitialConfig(checkpoint="given")
+
+
+def start(name: str = "mide_net", classes: int = 4, checkpoint: Path | None = None, **changes: Any) -> Any:
+    return start_network(NetworkConfig(name, **changes), classes, 0, checkpoint, known_classes=3)
+
+
+def saved(folder: Path, name: str, classes: int, **options: Any) -> tuple[Path, SegmentationNetwork]:
+    """Save a network whose every value is far from what fresh ones and norms have."""
+    torch.manual_seed(9)
+    network = build_network(name, classes, **options)
+    with torch.no_grad():
+        for value in network.state_dict().values():
+            value.copy_(torch.rand(value.shape) + 2 if value.is_floating_point() else torch.tensor(5))
+    path = folder / f"{name}.safetensors"
+    save_checkpoint(path, network, {})
+    return path, network
+
+
+def test_the_seed_decides_fresh_weights() -> None:
+    first, again = start().state_dict(), start().state_dict()
+    other = start_network(NetworkConfig("mide_net"), 4, 1, None, 3).state_dict()
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
+    assert start().training
+    assert start(mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.5)).mean == (0.1, 0.2, 0.3)
+
+
+def test_options_that_the_network_does_not_have() -> None:
+    with pytest.raises(ConfigError, match=r"network.options .*depht.* do not fit mide_net"):
+        start(options={"depht": 3})
+    with pytest.raises(ConfigError, match="unknown network 'midenet'; known: mide_net"):
+        start("midenet")
+
+
+def test_a_further_class_keeps_fresh_weights_and_all_else_is_taken(tmp_path: Path) -> None:
+    path, source = saved(tmp_path, "mide_net", 3)
+    fresh, started = start().state_dict(), start(initial=INITIAL, checkpoint=path).state_dict()
+    for key, value in source.state_dict().items():
+        if not key.startswith("classifier."):
+            assert torch.equal(started[key], value), key
+    for key in ("classifier.weight", "classifier.bias"):
+        assert torch.equal(started[key][:3], source.state_dict()[key])
+        assert torch.equal(started[key][3:], fresh[key][3:])
+
+
+def test_transposed_classifiers_grow_in_their_own_dimension(tmp_path: Path) -> None:
+    path, source = saved(tmp_path, "erfnet", 3)
+    started = start("erfnet", initial=INITIAL, checkpoint=path).state_dict()["classifier.weight"]
+    assert torch.equal(started[:, :3], source.state_dict()["classifier.weight"])
+    assert (started[:, 3] < 1.5).all()
+
+
+def test_features_leave_the_classifier_fresh(tmp_path: Path) -> None:
+    path, source = saved(tmp_path, "mide_net", 20)
+    initial = InitialConfig(checkpoint="given", part="features", num_classes=20)
+    fresh, started = start().state_dict(), start(initial=initial, checkpoint=path).state_dict()
+    assert torch.equal(started["classifier.weight"], fresh["classifier.weight"])
+    assert torch.equal(started["initial.conv.weight"], source.state_dict()["initial.conv.weight"])
+
+
+@pytest.mark.parametrize("name", ["bisenet_v1", "bisenet_v2"])
+def test_features_leave_auxiliary_classifiers_fresh(tmp_path: Path, name: str) -> None:
+    path, _ = saved(tmp_path, name, 7)
+    initial = InitialConfig(checkpoint="given", part="features", num_classes=7)
+    fresh, started = start(name).state_dict(), start(name, initial=initial, checkpoint=path).state_dict()
+    heads = [key for key in fresh if key.startswith("auxiliary_heads.")]
+    assert heads
+    assert all(torch.equal(fresh[key], started[key]) for key in heads)
+
+
+def test_auxiliary_classifiers_grow_with_the_main_one(tmp_path: Path) -> None:
+    path, _ = saved(tmp_path, "bisenet_v1", 3)
+    started = start("bisenet_v1", initial=INITIAL, checkpoint=path).state_dict()
+    heads = [key for key in started if key.startswith("auxiliary_heads.") and started[key].shape[:1] == (4,)]
+    assert heads
+    for key in heads:
+        assert (started[key][:3] >= 2).all() and (started[key][3:] < 1.5).all()
+
+
+def test_an_encoder_that_was_trained_first(tmp_path: Path) -> None:
+    path, source = saved(tmp_path, "erfnet_encoder", 3)
+    initial = InitialConfig(checkpoint="given", part="encoder")
+    started = start("erfnet", initial=initial, checkpoint=path)
+    ours, theirs = started.encoder.state_dict(), source.get_submodule("encoder").state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert torch.equal(started.decoder[0].conv.weight, start("erfnet").decoder[0].conv.weight)
+    with pytest.raises(ConfigError, match="'encode' is no part of erfnet; known: encoder"):
+        start("erfnet", initial=InitialConfig(checkpoint="given", part="encode"), checkpoint=path)
+
+
+def test_a_part_without_a_network_of_its_own_comes_from_the_whole(tmp_path: Path) -> None:
+    path, source = saved(tmp_path, "mide_net", 3)
+    started = start(initial=InitialConfig(checkpoint="given", part="stage1"), checkpoint=path)
+    ours, theirs = started.stage1.state_dict(), source.get_submodule("stage1").state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_weights_that_do_not_fit(tmp_path: Path) -> None:
+    path, _ = saved(tmp_path, "mide_net", 20)
+    with pytest.raises(CheckpointError, match="was trained for 20 classes, not 3; ask for num_classes=20"):
+        start(initial=INITIAL, checkpoint=path)
+    more = InitialConfig(checkpoint="given", num_classes=20)
+    with pytest.raises(CheckpointError, match=r"classifier.weight is \(20, 128, 1, 1\); \(4, 128, 1, 1\) is needed"):
+        start(initial=more, checkpoint=path)
+    with pytest.raises(CheckpointError, match=r"trained with mean \(0.0, 0.0, 0.0\).*set network.mean"):
+        start(initial=more, checkpoint=path, mean=(0.5, 0.5, 0.5))
+    with pytest.raises(CheckpointError, match="holds network 'mide_net', not 'enet'"):
+        start("enet", initial=more, checkpoint=path)
+
+
+@pytest.mark.parametrize("name", ["mide_net", "enet", "erfnet", "bisenet_v2"])
+def test_a_frozen_network_learns_in_its_last_layer_only(tmp_path: Path, name: str) -> None:
+    path, _ = saved(tmp_path, name, 3)
+    network = start(name, initial=INITIAL, checkpoint=path, trained="classifier")
+    last = network.class_parameter[0].rpartition(".")[0]
+    trained = {key for key, parameter in network.named_parameters() if parameter.requires_grad}
+    assert trained and all(key.startswith(last + ".") for key in trained)
+    set_training_mode(network)
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    dropouts = [module for module in network.modules() if isinstance(module, torch.nn.Dropout2d)]
+    assert norms and not any(norm.training for norm in norms)
+    assert not any(dropout.training for dropout in dropouts)
+    assert network.get_submodule(last).training
+
+
+def test_a_network_that_learns_everywhere_trains_everywhere() -> None:
+    network = start("enet").eval()
+    set_training_mode(network)
+    assert all(module.training for module in network.modules() if not isinstance(module, torch.nn.ModuleList))
+
+
+def test_frozen_heads_do_not_still_the_dropouts_elsewhere() -> None:
+    network = start("enet")
+    network.auxiliary_heads.append(torch.nn.Conv2d(3, 3, 1).requires_grad_(False))
+    set_training_mode(network)
+    dropouts = [module for module in network.modules() if isinstance(module, torch.nn.Dropout2d)]
+    assert dropouts and all(dropout.training for dropout in dropouts)
