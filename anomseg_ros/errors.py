@@ -38,6 +38,10 @@ class TrainingError(AnomsegError):
     """A training run cannot go on: the loss is not finite, or its state cannot be written."""
 
 
+class CompressionError(AnomsegError):
+    """A bundle cannot be compressed, or what it lost is more than is allowed."""
+
+
 class DatasetError(AnomsegError):
     """A dataset is missing, incomplete or inconsistent."""
 

@@ -24,7 +24,9 @@ ROOT = Path(__file__).resolve().parents[1]
 HEIGHT_PX, WIDTH_PX = 32, 48
 
 
-def write_frames(root: Path, train_frames: int = 6, validation_frames: int = 3, size: tuple[int, int] = (32, 48)) -> Path:
+def write_frames(
+    root: Path, train_frames: int = 6, validation_frames: int = 3, size: tuple[int, int] = (32, 48)
+) -> Path:
     """Write frames that can be learnt: bands of sky, building, road and a car, each of its own colour, with noise."""
     for split, count in (("train", train_frames), ("val", validation_frames)):
         for number in range(count):

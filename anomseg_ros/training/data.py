@@ -182,6 +182,8 @@ def training_batches(
         collate_fn=_collate,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_one_thread,
+        # Without its own, the loader draws from the generator of dropout, once wherever a run is started or resumed.
+        generator=torch.Generator(),
         pin_memory=config.run.accelerator != "cpu" and torch.cuda.is_available(),
     )
     for batch in loader:

@@ -27,7 +27,18 @@ _RUN_FILES = (
     RESULT_FILE,
 )
 # What may differ between a run and its continuation: where things are and how fast, not what is computed.
-_MAY_DIFFER = ("workers", "path", "cache", "threads", "accelerator", "devices", "nodes", "compile", "checkpoint_every")
+_MAY_DIFFER = (
+    "workers",
+    "path",
+    "validation_path",
+    "cache",
+    "threads",
+    "accelerator",
+    "devices",
+    "nodes",
+    "compile",
+    "checkpoint_every",
+)
 
 
 def claim_folder(folder: Path, config: TrainConfig, resume: bool) -> None:
@@ -48,19 +59,26 @@ def claim_folder(folder: Path, config: TrainConfig, resume: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob("*.part"):  # of a process that was killed while it wrote
             leftover.unlink()
-        beside = folder / f"{CONFIG_FILE}.{os.getpid()}.part"
-        beside.write_text(config_text(config), encoding="utf-8")
-        os.replace(beside, kept)
+        _write_whole(kept, config_text(config))
     except OSError as error:
         raise TrainingError(f"cannot write to {folder}: {error}; choose another --output") from error
 
 
 def keep_result(folder: Path, result: Mapping[str, Any]) -> None:
-    """Write what a finished run gave to result.json."""
+    """Write what a finished run gave to result.json. Raises TrainingError."""
     try:
-        (folder / RESULT_FILE).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        _write_whole(folder / RESULT_FILE, json.dumps(result, indent=2) + "\n")
     except OSError as error:
         raise TrainingError(f"cannot write to {folder}: {error}; free space and continue with --resume") from error
+
+
+def _write_whole(path: Path, text: str) -> None:
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def clear_folder(folder: Path) -> None:

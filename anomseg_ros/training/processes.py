@@ -9,6 +9,7 @@ from lightning_fabric import Fabric
 
 from anomseg_ros.errors import ConfigError
 from anomseg_ros.training.config import RunConfig
+from anomseg_ros.training.memory import keep_freed_memory
 
 
 def start_processes(run: RunConfig) -> Fabric:
@@ -17,6 +18,7 @@ def start_processes(run: RunConfig) -> Fabric:
     Under torchrun its --nproc_per_node and --nnodes decide, and run.devices and run.nodes say nothing: on processors
     Fabric would otherwise take each process for a run of its own.
     """
+    keep_freed_memory()
     if run.threads:
         torch.set_num_threads(run.threads)
     devices, nodes = int(run.devices) if run.devices.isdigit() else run.devices, run.nodes
@@ -30,7 +32,7 @@ def start_processes(run: RunConfig) -> Fabric:
             num_nodes=nodes,
             precision=run.precision,  # type: ignore[arg-type]
         )
-    except (RuntimeError, ValueError, TypeError) as error:
+    except (RuntimeError, ValueError, TypeError, ImportError) as error:
         raise ConfigError(
             f"run.accelerator={run.accelerator} with run.devices={run.devices} does not work here: {error}"
         ) from error

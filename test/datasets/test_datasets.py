@@ -184,6 +184,18 @@ def test_synthetic_frames() -> None:
     assert len(open_dataset("synthetic", "")) == 100
 
 
+def test_synthetic_frames_of_many_drives() -> None:
+    dataset = open_named("synthetic=3:2x3")
+    assert [dataset.frame_id(i) for i in range(len(dataset))] == [
+        f"{seed}_{number:06d}" for seed in (3, 4) for number in (0, 30, 60)
+    ]
+    frame, again = dataset.load(4), open_named("synthetic=4:1x3").load(1)
+    assert np.array_equal(frame.image, again.image) and np.array_equal(frame.anomaly, again.anomaly)
+    assert not np.array_equal(frame.image, dataset.load(1).image)
+    # Training frames have anomalies more often than a drive.
+    assert sum(bool((dataset.load(i).anomaly == 1).any()) for i in range(6)) >= 3
+
+
 def test_synthetic_folder(tmp_path: Path) -> None:
     flat(tmp_path, 0, 1)
     dataset = open_dataset("synthetic", tmp_path)
@@ -198,6 +210,8 @@ def test_synthetic_folder(tmp_path: Path) -> None:
         ("/data/CamVid", "is not of the form NAME=PATH"),
         ("camvid=/no/such/folder", "'/no/such/folder' is not a folder"),
         ("synthetic=7:0", "asks for no frame"),
+        ("synthetic=7:2x0", "asks for no frame"),
+        ("synthetic=7:x3", "is neither SEED:FRAMES"),
         ("synthetic=/no/such/folder", "is neither SEED:FRAMES"),
     ],
 )

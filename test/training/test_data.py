@@ -30,7 +30,9 @@ PASTING = {"probability": 0.7, "paste": {"min_area_px": 20, "feather_radius_px":
 
 
 def plan(**changes: int) -> Plan:
-    return Plan(**{**{"frames": 7, "seed": 3, "batch_size": 2, "accumulate": 1, "processes": 1, "epochs": 3}, **changes})
+    return Plan(
+        **{**{"frames": 7, "seed": 3, "batch_size": 2, "accumulate": 1, "processes": 1, "epochs": 3}, **changes}
+    )
 
 
 def row(some: Plan, first: int = 0) -> list[tuple[int, int]]:

@@ -125,7 +125,7 @@ def test_a_full_disk_is_told_before_anything_is_decoded(
 
 
 def test_a_disk_that_fills_up_leaves_no_half_file(tree: Path, tmp_path: Path) -> None:
-    with files_of_at_most(20_000), pytest.raises(TrainingError, match="cannot keep decoded frames.*data.cache=memory"):
+    with files_of_at_most(20_000), pytest.raises(TrainingError, match=r"cannot keep decoded frames.*data.cache=memory"):
         decode(tree, tmp_path / "cache")
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
@@ -149,7 +149,7 @@ def test_a_damaged_cache_is_named(tree: Path, tmp_path: Path, name: str) -> None
     decode(tree, tmp_path / "cache")
     (place,) = (tmp_path / "cache").iterdir()
     (place / name).write_bytes((place / name).read_bytes()[:40])
-    with pytest.raises(DatasetError, match="are damaged .*; delete that folder"):
+    with pytest.raises(DatasetError, match=r"are damaged .*; delete that folder"):
         decode(tree, tmp_path / "cache")
     shutil.rmtree(place)
     assert len(decode(tree, tmp_path / "cache")) == 6

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+torch = pytest.importorskip("torch")
+
+from tiny_runs import files_of_at_most, tiny_config  # noqa: E402
+
+from anomseg_ros.errors import ConfigError, TrainingError  # noqa: E402
+from anomseg_ros.training.config import TrainConfig, load_config  # noqa: E402
+from anomseg_ros.training.folder import claim_folder, clear_folder, keep_result, kept_frames_folder  # noqa: E402
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrainConfig:
+    return tiny_config(tmp_path, "somewhere")
+
+
+def claimed(folder: Path, config: TrainConfig) -> Path:
+    """Return a folder with a run that has a state."""
+    claim_folder(folder, config, resume=False)
+    (folder / "state.pt").write_bytes(b"state")
+    return folder
+
+
+def test_a_claimed_folder_holds_the_whole_configuration(tmp_path: Path, config: TrainConfig) -> None:
+    claim_folder(tmp_path / "a" / "b", config, resume=False)
+    assert load_config(tmp_path / "a" / "b" / "config.yaml") == config
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["config.yaml"]
+
+
+def test_a_run_is_not_replaced_unasked(tmp_path: Path, config: TrainConfig) -> None:
+    folder = claimed(tmp_path / "a", config)
+    with pytest.raises(ConfigError, match="holds a run; continue it with --resume, or replace it with --overwrite"):
+        claim_folder(folder, config, resume=False)
+    claim_folder(folder, config, resume=True)
+    (folder / "config.yaml").unlink()  # a state alone is a run, too
+    with pytest.raises(ConfigError, match="holds a run"):
+        claim_folder(folder, config, resume=False)
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "value", "message"),
+    [
+        ("optimizer", "learning_rate", 0.1, "optimizer.learning_rate=0.005, not 0.1"),
+        ("run", "seed", 5, "run.seed=0, not 5"),
+        ("run", "ema_decay", 0.9, "run.ema_decay=None, not 0.9"),
+        ("augment", "flip", 0.25, "augment.flip=0.5, not 0.25"),
+    ],
+)
+def test_another_configuration_says_which_key(
+    tmp_path: Path, config: TrainConfig, group: str, key: str, value: object, message: str
+) -> None:
+    folder = claimed(tmp_path / "a", config)
+    with pytest.raises(ConfigError, match=message):
+        claim_folder(folder, tiny_config(tmp_path, "somewhere", **{group: {key: value}}), resume=True)
+    assert load_config(folder / "config.yaml") == config
+
+
+def test_where_and_how_fast_may_differ(tmp_path: Path, config: TrainConfig) -> None:
+    folder = claimed(tmp_path / "a", config)
+    other = tiny_config(
+        tmp_path,
+        "elsewhere",
+        data={"workers": 3, "cache": "disk"},
+        run={"threads": 2, "compile": True, "checkpoint_every": 9, "devices": "3"},
+        deploy={"scores": ["msp"]},
+    )
+    claim_folder(folder, other, resume=True)
+    assert load_config(folder / "config.yaml") == other
+
+
+def test_settings_of_deployment_that_are_no_more_do_not_matter(tmp_path: Path, config: TrainConfig) -> None:
+    folder = claimed(tmp_path / "a", config)
+    plain = yaml.safe_load((folder / "config.yaml").read_text())
+    plain["deploy"] = {"of_an_older_version": 1}
+    (folder / "config.yaml").write_text(yaml.safe_dump(plain))
+    claim_folder(folder, config, resume=True)
+
+
+def test_what_a_kill_left_half_written_is_removed(tmp_path: Path, config: TrainConfig) -> None:
+    folder = claimed(tmp_path / "a", config)
+    for name in ("state.pt.12.part", "last.safetensors.12.part"):
+        (folder / name).write_bytes(b"half")
+    claim_folder(folder, config, resume=True)
+    assert {path.name for path in folder.iterdir()} == {"config.yaml", "state.pt"}
+
+
+def test_clearing_takes_the_run_and_leaves_the_rest(tmp_path: Path, config: TrainConfig) -> None:
+    folder = claimed(tmp_path / "a", config)
+    (folder / "notes.txt").write_text("mine")
+    (folder / "tensorboard").mkdir()
+    (folder / "tensorboard" / "events").write_bytes(b"")
+    clear_folder(folder)
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    clear_folder(tmp_path / "absent")
+
+
+def test_only_the_first_process_writes(tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = claimed(tmp_path / "a", config)
+    monkeypatch.setenv("RANK", "1")
+    clear_folder(folder)
+    assert (folder / "state.pt").is_file()
+    claim_folder(tmp_path / "b", config, resume=False)
+    assert not (tmp_path / "b").exists()
+    monkeypatch.delenv("RANK")
+    monkeypatch.setenv("LOCAL_RANK", "1")  # as Fabric starts processes itself
+    clear_folder(folder)
+    assert (folder / "state.pt").is_file()
+
+
+def test_an_output_that_cannot_be_written(tmp_path: Path, config: TrainConfig) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainingError, match=r"cannot write to .*file.*; choose another --output"):
+        claim_folder(tmp_path / "file" / "run", config, resume=False)
+    if os.geteuid() != 0:  # root may write everywhere
+        (tmp_path / "locked").mkdir(mode=0o500)
+        with pytest.raises(TrainingError, match="choose another --output"):
+            claim_folder(tmp_path / "locked" / "run", config, resume=False)
+
+
+def test_a_disk_that_fills_up_leaves_the_files_whole(tmp_path: Path, config: TrainConfig) -> None:
+    folder = claimed(tmp_path / "a", config)
+    keep_result(folder, {"miou": 0.5})
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with files_of_at_most(10):
+        with pytest.raises(TrainingError, match=r"cannot write to .* continue with --resume"):
+            keep_result(folder, {"miou": 0.7})
+        with pytest.raises(TrainingError, match="cannot write to"):
+            claim_folder(folder, config, resume=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_decoded_frames_are_kept_in_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert kept_frames_folder() == tmp_path / "anomseg_ros" / "frames"
