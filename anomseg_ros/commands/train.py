@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
 from anomseg_ros.commands import options
@@ -130,7 +130,7 @@ class Display:
         self.console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self.bars = Bars(*columns, console=self.console, disable=not self.console.is_terminal)
-        self.tasks: dict[str, object] = {}
+        self.tasks: dict[str, TaskID] = {}
         self.run = ""
         self._last_line = 0.0
 
@@ -155,8 +155,9 @@ class Display:
         if now.seconds_left is not None:
             text += f", {_duration(now.seconds_left)} left"
         if self.console.is_terminal:
-            task = self.tasks.setdefault(now.stage, self.bars.add_task(now.stage, total=now.total))
-            self.bars.update(task, completed=now.done, total=now.total, description=text)  # type: ignore[arg-type]
+            if now.stage not in self.tasks:
+                self.tasks[now.stage] = self.bars.add_task(now.stage)
+            self.bars.update(self.tasks[now.stage], completed=now.done, total=now.total, description=text)
         elif now.stage != "decode" and (now.done == now.total or time.monotonic() - self._last_line > 10):
             self._last_line = time.monotonic()
             self.console.print(f"{time.strftime('%H:%M:%S')} {text} {now.done}/{now.total}", soft_wrap=True)

@@ -10,7 +10,8 @@ from anomseg_ros.bench.candidates import Candidate, core_count
 from anomseg_ros.core.bundle import load_bundle
 from anomseg_ros.core.preprocess import tensor_from_frame
 from anomseg_ros.core.types import RgbImage
-from anomseg_ros.export import DetectorGraph, export_config_of
+from anomseg_ros.compression.reexport import export_config_of
+from anomseg_ros.export import DetectorGraph
 from anomseg_ros.networks.checkpoints import load_checkpoint
 
 

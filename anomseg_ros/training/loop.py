@@ -211,7 +211,7 @@ class _Run:
         self.teacher = None if teacher is None else teacher.to(fabric.device).eval()
         shares = class_shares(frames, config, void_class)
         self.loss = SegmentationLoss(config.loss, shares, void_class).to(fabric.device)
-        self.position = Position(processes=fabric.world_size)
+        self.position = Position(processes=fabric.world_size, source_layout=network.source_layout)
         self.last_loss: float | None = None
         self.watch = LossWatch(every=1 if fabric.device.type == "cpu" else 10)
         self.clock = Stopwatch(fabric.device)
@@ -229,6 +229,8 @@ class _Run:
                     f"{self.output} holds a run of {self.position.processes} processes, not {self.fabric.world_size}: "
                     "its steps took other frames; start as many, or replace the run with --overwrite"
                 )
+            # What the weights came from when the run began; the machine may be offline now.
+            self.network.source_layout = self.averaged.source_layout = self.position.source_layout
         self.journal.go_on_from(self.position.step)
 
     def go_on(self, report: Report) -> None:

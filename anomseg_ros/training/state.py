@@ -23,7 +23,8 @@ STATE_FILE = "state.pt"
 class Position:
     """Optimizer steps done, seconds they took, and what validation found. worse: validations since the best one.
 
-    processes: how many shared a step. Which frames a step takes depends on it.
+    processes: how many shared a step. Which frames a step takes depends on it. source_layout: what the first weights
+    came from, as the network says.
     """
 
     step: int = 0
@@ -32,6 +33,7 @@ class Position:
     best_step: int = 0
     worse: int = 0
     processes: int = 1
+    source_layout: str | None = None
 
 
 class Average:
