@@ -67,6 +67,7 @@ def test_a_run_leaves_weights_state_log_and_configuration(data: Path, tmp_path: 
     assert same_weights(weights(tmp_path / "out"), state(tmp_path / "out")["network"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("void", [False, True])
 def test_a_network_learns_the_frames(data: Path, tmp_path: Path, void: bool) -> None:
     losses: list[float] = []
@@ -80,6 +81,7 @@ def test_a_network_learns_the_frames(data: Path, tmp_path: Path, void: bool) -> 
     assert (result.void_class, result.num_classes) == ((11, 12) if void else (None, 11))
 
 
+@pytest.mark.slow
 def test_shuffled_labels_are_not_learnt(data: Path, tmp_path: Path) -> None:
     """The figure of the test above is not one that any run reaches."""
     write_frames(tmp_path / "data")
@@ -178,6 +180,7 @@ def test_accumulated_gradients_are_those_of_the_large_batch(tmp_path: Path) -> N
     assert apart < 1e-4 * moved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ema", [None, 0.9])
 def test_frozen_parts_stay_bit_for_bit(data: Path, tmp_path: Path, ema: float | None) -> None:
     torch.manual_seed(0)
@@ -220,6 +223,7 @@ def test_mixed_precision_with_clipping_learns(data: Path, tmp_path: Path, precis
     assert all(value.dtype in (torch.float32, torch.int64) for value in weights(tmp_path / "out").values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("auxiliary_weight", [0.0, 1.0])
 def test_auxiliary_heads_learn_where_they_count(data: Path, tmp_path: Path, auxiliary_weight: float) -> None:
     config = tiny_config(

@@ -20,6 +20,9 @@ from anomseg_ros.training.config import TrainConfig, load_config
 from anomseg_ros.training.loop import Progress, Sources, train
 
 ROOT = Path(__file__).resolve().parents[2]
+QUICK = {"enet-camvid-void", "mide_net-distilled", "erfnet_encoder-camvid"}
+"""Those that the fast tests train, too: pasted outliers, a teacher, one stage of two."""
+
 RECIPES = {path.stem: path for path in sorted((ROOT / "config" / "train").glob("*.yaml"))}
 KNOWN = {"camvid": len(CAMVID), "cityscapes": len(CITYSCAPES), "synthetic": len(CITYSCAPES)}
 SIZE_PX = (64, 96)
@@ -159,7 +162,9 @@ def sources_of(config: TrainConfig, folder: Path) -> Sources:
     return Sources(initial, teacher)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES]
+)
 def test_it_trains(name: str, trees: dict[str, str], tmp_path: Path) -> None:
     config = tiny(name, trees[load(name).data.dataset])
     sources = sources_of(config, tmp_path)
