@@ -21,7 +21,7 @@ from anomseg_ros.commands import options
 from anomseg_ros.commands.demo_page import write_page
 from anomseg_ros.core.bundle import Bundle, load_bundle
 from anomseg_ros.core.overlay import panel, score_range
-from anomseg_ros.core.resources import find_bundle
+from anomseg_ros.core.resources import ROAD_BUNDLE, SYNTHETIC_BUNDLE, find_bundle
 from anomseg_ros.datasets.synthetic import SyntheticConfig, SyntheticSequence
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class DemoResult:
 def main(argv: list[str]) -> int:
     """Parse the arguments, make or take a bag, play it through the node, and write the page."""
     args = _parser().parse_args(argv)
-    bundle = load_bundle(find_bundle(args.bundle))
+    bundle = load_bundle(find_bundle(args.bundle or default_bundle(args.bag)))
     args.output.mkdir(parents=True, exist_ok=True)
     bag = args.bag or write_synthetic_bag(args.output / SYNTHETIC_FOLDER, args.frames, args.seed)
     result, recorder = play_through_node(bag, bundle, args)
@@ -68,6 +68,11 @@ def main(argv: list[str]) -> int:
     return 0 if result.published else 1
 
 
+def default_bundle(bag: Path | None) -> str:
+    """Return the shipped bundle for a bag, or for the synthetic drive (None)."""
+    return SYNTHETIC_BUNDLE if bag is None else ROAD_BUNDLE
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = options.parser(
         "demo", "Play a bag (default: a synthetic drive) through the node and write a page of pictures."
@@ -75,7 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "bag", nargs="?", type=Path, help="MCAP or sqlite3 bag with a camera topic (default: synthetic)"
     )
-    parser.add_argument("--bundle", default="enet-synthetic", help="bundle directory or name of a shipped bundle")
+    defaults = f"{ROAD_BUNDLE} for a bag, {SYNTHETIC_BUNDLE} for the synthetic drive"
+    parser.add_argument("--bundle", help=f"bundle directory or name of a shipped bundle (default: {defaults})")
     parser.add_argument("--topic", help="camera topic of the bag (default: its only one)")
     parser.add_argument("--rate", type=float, default=1.0, help="speed of the replay")
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for pictures and page")

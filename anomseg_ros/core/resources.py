@@ -11,6 +11,12 @@ from anomseg_ros.errors import BundleError, ConfigError, closest_first
 
 PACKAGE = "anomseg_ros"
 
+ROAD_BUNDLE = "enet-synthetic"
+"""Shipped bundle for camera frames: what the node takes unless it is told otherwise."""
+
+SYNTHETIC_BUNDLE = "enet-synthetic"
+"""Shipped bundle for generated scenes."""
+
 
 def share_directories() -> list[Path]:
     """Return the existing folders that may hold models/, config/ and launch/, the nearest to this code first."""

@@ -13,11 +13,11 @@ from rclpy.node import Node
 from anomseg_ros.backends import BACKENDS
 from anomseg_ros.backends.options import BackendOptions
 from anomseg_ros.core.bundle import PRECISIONS
+from anomseg_ros.core.resources import ROAD_BUNDLE
 from anomseg_ros.core.scores import SCORE_NAMES
 from anomseg_ros.errors import ConfigError, unknown_name
 from anomseg_ros.node.health import Limits
 
-DEFAULT_BUNDLE = "enet-synthetic"
 IMAGE_TRANSPORTS = ("raw", "compressed")
 SCORE_ENCODINGS = ("32FC1", "mono8")
 OUTPUT_SIZES = ("network", "source")
@@ -50,7 +50,7 @@ class Parameter:
 
 
 PARAMETERS = (
-    Parameter("bundle", DEFAULT_BUNDLE, "Bundle directory, or the name of a bundle that ships with the package."),
+    Parameter("bundle", ROAD_BUNDLE, "Bundle directory, or the name of a bundle that ships with the package."),
     Parameter("backend", "onnxruntime", "Engine that runs the bundle's graph.", choices=tuple(BACKENDS)),
     Parameter("provider", "cpu", "Execution provider of the backend: cpu, cuda, tensorrt, openvino."),
     Parameter(

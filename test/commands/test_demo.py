@@ -9,6 +9,10 @@ from pathlib import Path
 import cv2
 import pytest
 
+from anomseg_ros.commands.demo import default_bundle
+from anomseg_ros.core.bundle import load_bundle
+from anomseg_ros.core.resources import ROAD_BUNDLE, SYNTHETIC_BUNDLE, find_bundle
+
 ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.slow
@@ -45,6 +49,12 @@ def test_pictures_are_four_tiles_of_one_frame(output: Path) -> None:
         tiles = [picture[:512, :1024], picture[:512, 1024:], picture[512:, :1024], picture[512:, 1024:]]
         assert all(tile.std() > 1 for tile in tiles)
         assert len({tile.tobytes() for tile in tiles}) == 4
+
+
+def test_a_bag_is_shown_to_the_detector_for_roads() -> None:
+    names = default_bundle(None), default_bundle(Path("drive"))
+    assert names == (SYNTHETIC_BUNDLE, ROAD_BUNDLE)
+    assert {load_bundle(find_bundle(name)).contract.name for name in names} == set(names)
 
 
 def test_the_user_s_own_bag_in_sqlite3(tiny_bundle: Path, tmp_path: Path) -> None:
