@@ -38,6 +38,10 @@ OPINIONS = "## What it is good for"
 SCENES = ((3_000_004, 30), (3_000_011, 55))
 """Synthetic frames of the picture: pictures of the benchmarks belong to their authors."""
 
+PICTURE_NOTE = """Generated scenes, since pictures of the datasets belong to their authors. With their drawn trees and
+walls they are foreign to a network that was trained for camera frames, and it says so.
+"""
+
 COLORS = ((200, 60, 30), (120, 120, 120))
 
 
@@ -146,12 +150,13 @@ def card_text(
         f"| thresholds | for target_fpr {rates}, on CamVid val |",
         f"| training data | {contract.provenance.training_data} |",
         f"| terms | {contract.provenance.licence} |",
-        f"| recipe | {run_name(base_run)}, then {run_name(run)}, in config/train |",
+        f"| recipe, in config/train | {', '.join(run_names(base_run))}, then {run_names(run)[-1]} |",
         f"| time | {times[0]} without outliers, then {times[1]} with them, on {machine()} |",
     ]
     parts = [
         f"# {contract.name}\n",
         "![what it says of two synthetic scenes: input, labels, score, mask](scenes.jpg)\n",
+        PICTURE_NOTE,
         "| | |\n|---|---|\n" + "\n".join(rows) + "\n",
         "## Semantic quality: CamVid val, 101 frames at their own size (480x360)\n",
         iou_table(bundle, base),
@@ -170,11 +175,14 @@ def class_names(contract: Any) -> str:
     return ", ".join(info.name for info in contract.classes)
 
 
-def run_name(run: Path) -> str:
+def run_names(run: Path) -> list[str]:
     import yaml
 
     config = yaml.safe_load((run / "config.yaml").read_text())
-    return f"`{config['name']}` (seed {config['run']['seed']}, {config['run']['epochs']} epochs)"
+    own = f"`{config['name']}` (seed {config['run']['seed']}, {config['run']['epochs']} epochs)"
+    initial = config["network"].get("initial") or {}
+    first = initial.get("config") or str(Path(initial.get("checkpoint", "")).parent.name)
+    return [f"features of `{first}` (generated scenes)", own] if initial.get("part") == "features" else [own]
 
 
 def spent(result: dict[str, Any]) -> str:

@@ -99,7 +99,7 @@ def train(config: TrainConfig, output: Path, sources: Sources, report: Report, r
     finally:
         run.journal.close()
     result = run.result()
-    if result.is_first_process:
+    if result.is_first_process and result.waited is not None:  # a run that was finished before has kept its own
         keep_result(output, {**asdict(result), "checkpoint": result.checkpoint.name})
     return result
 
