@@ -37,6 +37,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("anomseg_ros.commands.train:main", "train a network by a configuration, to a checkpoint and a bundle"),
     "papers": ("anomseg_ros.commands.papers:main", "measure the published checkpoints and write benchmarks/papers.md"),
     "report": ("anomseg_ros.commands.report:main", "make the HTML page of an evaluation's JSON"),
+    "quantize": ("anomseg_ros.commands.quantize:main", "turn a float bundle into an 8-bit one, and say what it cost"),
+    "bench": ("anomseg_ros.commands.bench:main", "time bundles side by side, with memory, size and a picture"),
+    "tune": ("anomseg_ros.commands.tune:main", "find the bundle that keeps a latency or an accuracy on this machine"),
     "compare": ("anomseg_ros.commands.compare:main", "say what changed between two evaluations"),
 }
 

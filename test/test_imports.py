@@ -23,7 +23,18 @@ ALLOWED = {
     "evaluation": {"core", "backends", "datasets", "metrics", "bags"},
     "networks": {"core"},
     "training": {"networks", "datasets", "metrics", "core"},
-    "compression": {"training", "networks", "datasets", "core"},
+    "bench": {"core", "backends", "datasets", "evaluation"},
+    "compression": {
+        "training",
+        "networks",
+        "datasets",
+        "core",
+        "backends",
+        "evaluation",
+        "metrics",
+        "export",
+        "bench",
+    },
     "export": {"networks", "core", "backends"},
     "deploy": {"export", "evaluation", "metrics", "datasets", "networks", "core"},
 }
@@ -98,7 +109,7 @@ sys.exit(cli.main(sys.argv[1:]))
 def run_without(blocked: set[str], arguments: list[str]) -> subprocess.CompletedProcess[str]:
     parts = [
         part
-        for part in ("core", "backends", "catalog", "datasets", "bags", "metrics", "evaluation")
+        for part in ("core", "backends", "catalog", "datasets", "bags", "metrics", "evaluation", "bench")
         if (PACKAGE / part).is_dir()
     ]
     code = BLOCKED_RUN.format(blocked=blocked, parts=parts, left_out={"anomseg_ros.backends.torch"})
@@ -114,6 +125,13 @@ def test_without_torch_and_ros_the_detector_runs(tiny_bundle: Path, tmp_path: Pa
     done = run_without(TORCH | ROS, arguments)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "a_labels.png").is_file()
+
+
+def test_without_torch_and_ros_bundles_are_timed(tiny_bundle: Path, tmp_path: Path) -> None:
+    report = tmp_path / "b.json"
+    done = run_without(TORCH | ROS, ["bench", str(tiny_bundle), "--rounds", "3", "--json", str(report)])
+    assert done.returncode == 0, done.stderr
+    assert '"parameters": null' in report.read_text()
 
 
 @pytest.mark.parametrize(("command", "extra"), [("node", "ros"), ("export", "offline"), ("bag play", "ros")])

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from anomseg_ros.backends import open_detector
 from anomseg_ros.backends.options import BackendOptions
-from anomseg_ros.core.bundle import GRAPH_FILE, load_bundle
+from anomseg_ros.core.bundle import GRAPH_FILE, Bundle, load_bundle
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import ConfigError
 
@@ -63,8 +63,9 @@ class Candidate:
 
 
 class Runner(Protocol):
-    """A candidate that is loaded. actual: the engine that is really in use."""
+    """A candidate that is loaded. requested, actual: the engine that was asked for, and the one really in use."""
 
+    requested: str
     actual: str
 
     def __call__(self, frame: RgbImage) -> None:
@@ -83,6 +84,7 @@ class BundleRunner:
         options = BackendOptions(threads=candidate.threads, provider=candidate.provider)
         self._detector = open_detector(candidate.bundle, candidate.backend, options)
         self._scores = (candidate.score,)
+        self.requested = self._detector.backend.requested
         self.actual = self._detector.backend.actual
 
     def __call__(self, frame: RgbImage) -> None:
@@ -102,7 +104,12 @@ def open_runner(candidate: Candidate) -> Runner:
 
 
 def candidates_of(
-    directories: Sequence[Path], backends: Sequence[str], threads: Sequence[int], *, score: str = "", provider: str = "cpu"
+    directories: Sequence[Path],
+    backends: Sequence[str],
+    threads: Sequence[int],
+    *,
+    score: str = "",
+    provider: str = "cpu",
 ) -> list[Candidate]:
     """Return every bundle with every backend that can run it and every number of threads.
 
@@ -110,19 +117,16 @@ def candidates_of(
     for a bundle that cannot be used, ConfigError for a score that one of them lacks or a bundle given twice.
     """
     bundles = [load_bundle(directory) for directory in directories]
-    names = [bundle.contract.name for bundle in bundles]
     found = []
-    for bundle, name in zip(bundles, names, strict=True):
+    for bundle, name in zip(bundles, _unique_names(bundles), strict=True):
         contract = bundle.contract
-        # Two exports of one network often share their name: tell them apart by their folders.
-        unique = str(bundle.directory) if names.count(name) > 1 else name
         for backend in backends:
             if PROGRAM_FILES.get(backend, GRAPH_FILE) not in contract.files:
                 continue
             for number in threads:
                 found.append(
                     Candidate(
-                        name=unique,
+                        name=name,
                         bundle=str(bundle.directory),
                         backend=backend,
                         threads=number,
@@ -134,6 +138,26 @@ def candidates_of(
                     )
                 )
     return _each_once(found)
+
+
+def _unique_names(bundles: Sequence[Bundle]) -> list[str]:
+    """A bundle and what was made of it often share their name: their precisions or else their folders differ."""
+    names = [bundle.contract.name for bundle in bundles]
+    precise = [f"{name} {bundle.contract.precision}" for name, bundle in zip(names, bundles, strict=True)]
+    return [
+        name if names.count(name) == 1 else longer if precise.count(longer) == 1 else str(bundle.directory)
+        for name, longer, bundle in zip(names, precise, bundles, strict=True)
+    ]
+
+
+def left_out(directories: Sequence[Path], backends: Sequence[str]) -> list[str]:
+    """Return what candidates_of leaves out, in words: bundles that lack the file a backend runs."""
+    return [
+        f"{directory} has no {PROGRAM_FILES[backend]}: it is not measured on {backend}"
+        for directory in directories
+        for backend in backends
+        if backend in PROGRAM_FILES and PROGRAM_FILES[backend] not in load_bundle(directory).contract.files
+    ]
 
 
 def _each_once(candidates: list[Candidate]) -> list[Candidate]:

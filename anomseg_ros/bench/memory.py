@@ -38,7 +38,9 @@ def measure_memory(candidate: Candidate) -> float | None:
             command, capture_output=True, text=True, timeout=TIMEOUT_S, env={**os.environ, "PYTHONPATH": search}
         )
     except subprocess.TimeoutExpired:
-        raise BackendError(f"{candidate.title}: no answer within {TIMEOUT_S:g} s when its memory was measured") from None
+        raise BackendError(
+            f"{candidate.title}: no answer within {TIMEOUT_S:g} s when its memory was measured"
+        ) from None
     if done.returncode:
         said = done.stderr.strip().splitlines()
         raise BackendError(f"{candidate.title}: {said[-1] if said else f'ended with {done.returncode}'}")

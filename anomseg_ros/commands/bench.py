@@ -7,7 +7,7 @@ import shlex
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -16,17 +16,17 @@ from rich.console import Console
 from anomseg_ros.backends import BACKENDS
 from anomseg_ros.backends.options import BackendOptions
 from anomseg_ros.bench.accuracy import METRICS, Wanted, common_dataset, find_accuracy
-from anomseg_ros.bench.candidates import EAGER, Candidate, candidates_of, thread_counts
+from anomseg_ros.bench.candidates import EAGER, Candidate, candidates_of, left_out, thread_counts
 from anomseg_ros.bench.chart import pareto_chart
 from anomseg_ros.bench.measure import CostOf, Extras, Measured, measure, read_frames
 from anomseg_ros.bench.results import FORMAT_VERSION, Accuracy, BenchReport, save_report
 from anomseg_ros.bench.rounds import Stop
 from anomseg_ros.commands import options
-from anomseg_ros.commands.bench_output import print_report, write_picture
+from anomseg_ros.commands.bench_output import check_picture, print_report, write_picture
 from anomseg_ros.commands.evaluate import ProgressLines
 from anomseg_ros.core.bundle import Contract, load_bundle, sha256_of
 from anomseg_ros.core.resources import find_bundle
-from anomseg_ros.errors import ConfigError, closest_first
+from anomseg_ros.errors import BundleError, ConfigError, closest_first
 from anomseg_ros.evaluation.machine import describe_machine, package_versions
 from anomseg_ros.evaluation.results import Evaluation, load_evaluation
 
@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table and write the files; returns 0."""
     args = _parser().parse_args(argv)
     threads, warnings = thread_counts(options.several(args.threads))
+    for path in args.plot:
+        check_picture(path)
     stop = Stop(args.rounds, args.seconds)
     evaluations = [load_evaluation(path) for path in args.accuracy]
     frames = read_frames(args.frames)
@@ -45,11 +47,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         bundles += resized(bundles, checkpoints, args.size, folder)
         candidates = candidates_of(bundles, backends(args.backend), threads, score=args.score, provider=args.provider)
         eager = _eager_candidates(candidates, checkpoints, threads)
+        missing = left_out(bundles, backends(args.backend))
         everything = [*eager, *candidates]
         accuracy = _accuracies(everything, args, evaluations)
         extras = Extras(not args.no_memory, cost_counter(), accuracy, _own_eager(candidates, eager))
         measured = measure(everything, frames, stop, extras, lines)
-    report = report_of(measured, [*warnings, *measured.warnings], shlex.join(["anomseg", "bench", *(argv or [])]), _settings(args))
+    report = report_of(
+        measured,
+        [*warnings, *missing, *measured.warnings],
+        shlex.join(["anomseg", "bench", *(argv or [])]),
+        _settings(args),
+    )
     if args.json is not None:
         save_report(report, args.json)
     print_report(Console(), report)
@@ -73,6 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     size_help = "also measure these input sizes of bundles with a --torch-checkpoint, exported again"
     parser.add_argument("--size", nargs="+", default=[], type=size_of, metavar="HxW", help=size_help)
     add_measuring_options(parser)
+    parser.add_argument("--rounds", type=int, help="how often each candidate runs (default: as --seconds allows)")
+    parser.add_argument("--seconds", type=float, default=30.0, help="how long to measure, all candidates together")
     parser.add_argument("--no-memory", action="store_true", help="do not start a process per candidate for its memory")
     parser.add_argument("--json", type=Path, help="file for everything measured, and how")
     picture_help = "picture of accuracy over latency; .png needs an installed Chromium"
@@ -86,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def add_measuring_options(parser: argparse.ArgumentParser) -> None:
-    """Add what bench and tune share: engines, threads, frames and how long to measure."""
+    """Add what bench and tune share: engines, threads, score and frames."""
     backend_help = f"engines, of {', '.join(sorted(BACKENDS))}"
     parser.add_argument("--backend", nargs="+", default=["onnxruntime"], metavar="BACKEND", help=backend_help)
     parser.add_argument("--provider", default=BackendOptions().provider, help="execution provider of onnxruntime")
@@ -95,8 +105,6 @@ def add_measuring_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--score", default="", help="score to compute beside the labels (default: the bundle's first)")
     parser.add_argument("--frames", type=Path, metavar="FOLDER", help="camera frames (default: drawn road scenes)")
-    parser.add_argument("--rounds", type=int, help="how often each candidate runs (default: as --seconds allows)")
-    parser.add_argument("--seconds", type=float, default=30.0, help="how long to measure, all candidates together")
 
 
 def size_of(given: str) -> tuple[int, int]:
@@ -131,9 +139,21 @@ def resized(
             from anomseg_ros.compression.reexport import export_at_size
 
             output = folder / f"{bundle.contract.name}-{height_px}x{width_px}"
-            made.append(export_at_size(bundle, checkpoint, height_px, width_px, output).directory)
+            if not _is_from(output, checkpoint):
+                export_at_size(bundle, checkpoint, height_px, width_px, output)
+            made.append(output)
             checkpoints[output] = checkpoint
     return made
+
+
+def _is_from(output: Path, checkpoint: Path) -> bool:
+    """Whether an earlier run of the same command has left a whole bundle of this checkpoint."""
+    if not checkpoint.is_file() or not output.is_dir():
+        return False
+    try:
+        return load_bundle(output).contract.provenance.source_sha256 == sha256_of(checkpoint)
+    except BundleError:
+        return False
 
 
 def cost_counter() -> CostOf | None:
@@ -142,7 +162,7 @@ def cost_counter() -> CostOf | None:
         from anomseg_ros.compression.cost import graph_cost
     except ModuleNotFoundError:
         return None
-    return lambda path: asdict(graph_cost(path))
+    return graph_cost
 
 
 def report_of(measured: Measured, warnings: Sequence[str], command: str, settings: dict[str, object]) -> BenchReport:
@@ -167,7 +187,9 @@ def _settings(args: argparse.Namespace) -> dict[str, object]:
 
 def _checkpoints(given: Sequence[str], bundles: Sequence[Path]) -> dict[Path, Path]:
     """Return bundle directory -> checkpoint of NAME=PATH, NAME as in bundle.yaml or as the bundle was given."""
-    names = {load_bundle(directory).contract.name: directory for directory in bundles}
+    own = [load_bundle(directory).contract.name for directory in bundles]
+    # A name that two bundles share says nothing; their folders do.
+    names = {name: directory for name, directory in zip(own, bundles, strict=True) if own.count(name) == 1}
     names |= {str(directory): directory for directory in bundles}
     found: dict[Path, Path] = {}
     for item in given:
@@ -200,11 +222,11 @@ def _eager_candidates(
 def _own_eager(candidates: Sequence[Candidate], eager: Sequence[Candidate]) -> dict[str, str]:
     """Return title -> title of the candidate's own float network in torch, by the checkpoint both come from."""
     digests = {one.checkpoint: sha256_of(Path(one.checkpoint)) for one in eager if one.checkpoint is not None}
-    own = {}
+    own: dict[str, str] = {}
     for candidate in candidates:
         contract = load_bundle(candidate.bundle).contract
         for one in eager:
-            same_network = one.bundle == candidate.bundle or _comes_from(contract, digests.get(one.checkpoint))
+            same_network = one.bundle == candidate.bundle or _comes_from(contract, digests.get(one.checkpoint or ""))
             size = (candidate.height_px, candidate.width_px, candidate.threads)
             if same_network and size == (one.height_px, one.width_px, one.threads):
                 own.setdefault(candidate.title, one.title)

@@ -25,7 +25,7 @@ def print_report(console: Console, report: BenchReport) -> None:
     """Print a row per candidate, then what may surprise."""
     table = Table(title=f"latency of one frame, {report.entries[0].rounds} interleaved rounds", title_justify="left")
     first = report.entries[0].title
-    own = any(title != first for entry in report.entries for title in entry.speedup)
+    own = any(entry.own_eager for entry in report.entries)
     accuracy = next((entry.accuracy for entry in report.entries if entry.accuracy is not None), None)
     headings = ["candidate", "precision", "p50 ms", "p95 ms", "p99 ms", "frames/s", "times as fast\nas the first"]
     headings += ["as its own\ntorch eager"] if own else []
@@ -38,7 +38,7 @@ def print_report(console: Console, report: BenchReport) -> None:
     unlimited = console.options.update(max_width=10_000)
     table.width = Measurement.get(console, unlimited, table).maximum
     console.print(table, crop=False, no_wrap=True, overflow="ignore")
-    for warning in report.warnings:
+    for warning in (*report.warnings, *(note for entry in report.entries for note in entry.notes)):
         console.print(f"warning: {warning}", style="yellow", soft_wrap=True, markup=False, highlight=False)
 
 
@@ -46,9 +46,7 @@ def _cells(entry: Entry, first: str, own: bool, accuracy: bool) -> list[str]:
     cells = [entry.title, entry.precision, *(f"{entry.latency_ms[name]:.2f}" for name in ("p50", "p95", "p99"))]
     cells += [f"{entry.frames_per_second:.1f}", _times(entry.speedup.get(first))]
     if own:
-        # Where the first candidate is its own torch eager, both columns say the same.
-        others = [value for title, value in entry.speedup.items() if title != first]
-        cells.append(_times(others[0] if others else entry.speedup.get(first) if "eager" in first else None))
+        cells.append(_times(entry.speedup.get(entry.own_eager or "")))
     cells += [_short(entry.parameters), _short(entry.multiply_adds), _mebibytes(entry.file_bytes)]
     cells.append(NOTHING if entry.peak_memory_mib is None else f"{entry.peak_memory_mib:.0f} MiB")
     if accuracy:
@@ -73,23 +71,35 @@ def _mebibytes(value: int | None) -> str:
     return NOTHING if value is None else f"{value / 2**20:.2f} MiB"
 
 
+def check_picture(path: Path) -> None:
+    """Raise ConfigError where no such picture can be written."""
+    if path.suffix.lower() not in (".svg", ".png"):
+        raise ConfigError(f"picture {path.name!r} must end in .svg or .png")
+    if path.suffix.lower() == ".png":
+        _browser(path)
+
+
 def write_picture(svg: str, path: Path) -> None:
     """Write the picture: .svg as it is, .png by an installed Chromium. Raises ConfigError for anything else."""
+    check_picture(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix.lower() == ".svg":
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(svg, encoding="utf-8")
-        os.replace(part, path)
-    elif path.suffix.lower() == ".png":
+    if path.suffix.lower() == ".png":
         _screenshot(svg, path)
-    else:
-        raise ConfigError(f"picture {path.name!r} must end in .svg or .png")
+        return
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(svg, encoding="utf-8")
+    os.replace(part, path)
+
+
+def _browser(path: Path) -> str:
+    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if browser is None:
+        raise ConfigError(f"{path.name!r}: .png needs one of {', '.join(BROWSERS)} installed; or give a .svg file")
+    return browser
 
 
 def _screenshot(svg: str, path: Path) -> None:
-    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if browser is None:
-        raise ConfigError(f"{path.name!r}: .png needs one of {', '.join(BROWSERS)} installed; give a name ending in .svg")
+    browser = _browser(path)
     width, height = (svg.split(f' {name}="', 1)[1].split('"', 1)[0] for name in ("width", "height"))
     with tempfile.TemporaryDirectory(prefix="anomseg-", ignore_cleanup_errors=True) as folder:
         source, shot = Path(folder) / "picture.svg", Path(folder) / "picture.png"

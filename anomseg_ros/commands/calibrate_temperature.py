@@ -11,14 +11,14 @@ from rich.console import Console
 
 from anomseg_ros.commands import options
 from anomseg_ros.commands.evaluate import ProgressLines
-from anomseg_ros.core.bundle import Bundle, Contract, Provenance, load_bundle, save_bundle, sha256_of
-from anomseg_ros.core.labels import LABEL_SETS
+from anomseg_ros.compression.reexport import export_config_of, require_same_checkpoint
+from anomseg_ros.core.bundle import Bundle, Contract, Provenance, load_bundle, save_bundle
 from anomseg_ros.core.resources import find_bundle
 from anomseg_ros.datasets import open_named
 from anomseg_ros.datasets.base import Dataset
 from anomseg_ros.datasets.check import check
 from anomseg_ros.deploy import fit_temperature
-from anomseg_ros.errors import CheckpointError, ConfigError, DatasetError
+from anomseg_ros.errors import DatasetError
 from anomseg_ros.export import ExportConfig, export_network
 from anomseg_ros.metrics.calibration import FittedTemperature
 from anomseg_ros.networks.base import SegmentationNetwork
@@ -54,37 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def export_config_of(contract: Contract) -> ExportConfig:
-    """Return the export configuration that gives a bundle with this contract. Raises ConfigError for own classes."""
-    known = {info for index, info in enumerate(contract.classes) if index != contract.void_class}
-    fitting = [name for name, classes in LABEL_SETS.items() if set(classes) == known]
-    if not fitting:
-        raise ConfigError(
-            f"bundle {contract.name!r} has classes of no known label set ({', '.join(LABEL_SETS)}); fit it where "
-            "it was exported"
-        )
-    return ExportConfig(
-        name=contract.name,
-        num_classes=len(contract.classes),
-        void_class=contract.void_class,
-        label_set=fitting[0],
-        height_px=contract.input.height_px,
-        width_px=contract.input.width_px,
-        resize=contract.input.resize,
-        scores=contract.score_names,
-        temperature=contract.temperature,
-    )
-
-
 def _load_same(bundle: Bundle, checkpoint: Path, config: ExportConfig) -> SegmentationNetwork:
-    network = load_checkpoint(checkpoint, bundle.contract.network, config.num_classes)
-    expected = bundle.contract.provenance.source_sha256
-    if expected is not None and sha256_of(checkpoint) != expected:
-        raise CheckpointError(
-            f"{checkpoint} is not what bundle {bundle.contract.name!r} was exported from "
-            f"({bundle.contract.provenance.source_checkpoint}, sha256 {expected[:12]}…); give that file"
-        )
-    return network
+    require_same_checkpoint(bundle, checkpoint)
+    return load_checkpoint(checkpoint, bundle.contract.network, config.num_classes)
 
 
 def _open_labelled(text: str, config: ExportConfig, allow_partial: bool) -> Dataset:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import NodeProto, helper, numpy_helper
+from onnx import NodeProto, numpy_helper
 
 from anomseg_ros.errors import CompressionError
 
@@ -28,7 +27,14 @@ _WEIGHT_INPUT = {
     "QLinearMatMul": 3,
     "Gemm": 1,
 }
-_OTHER_PARAMETERS = {"Conv": (2,), "ConvTranspose": (2,), "QLinearConv": (8,), "Gemm": (2,), "BatchNormalization": (1, 2), "PRelu": (1,)}
+_OTHER_PARAMETERS = {
+    "Conv": (2,),
+    "ConvTranspose": (2,),
+    "QLinearConv": (8,),
+    "Gemm": (2,),
+    "BatchNormalization": (1, 2),
+    "PRelu": (1,),
+}
 # What stands between a weight and the node that uses it without changing the number of its values.
 _PASSING = ("DequantizeLinear", "QuantizeLinear", "Cast", "Identity", "Reshape", "Transpose", "Unsqueeze", "Squeeze")
 
@@ -155,16 +161,11 @@ def _is_sum(node: NodeProto, array: Array) -> bool:
 
 def _static_shape(tensor: onnx.TypeProto.Tensor) -> Shape | None:
     sizes = tuple(dimension.dim_value for dimension in tensor.shape.dim)
-    return sizes if tensor.HasField("shape") and all(sizes) else None
+    return sizes if tensor.HasField("shape") and all(size > 0 for size in sizes) else None
 
 
 def _attribute(node: NodeProto, name: str, default: int = 0) -> int:
-    found: Mapping[str, Callable[[], int] | int] = {
-        attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute if attribute.name == name
-    }
-    value = found.get(name, default)
-    assert isinstance(value, int)
-    return value
+    return next((int(attribute.i) for attribute in node.attribute if attribute.name == name), default)
 
 
 def _constant_value(node: NodeProto) -> Array | None:

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from anomseg_ros.bench.candidates import Candidate, core_count
+from anomseg_ros.compression.reexport import export_config_of
 from anomseg_ros.core.bundle import load_bundle
 from anomseg_ros.core.preprocess import tensor_from_frame
 from anomseg_ros.core.types import RgbImage
-from anomseg_ros.compression.reexport import export_config_of
 from anomseg_ros.export import DetectorGraph
 from anomseg_ros.networks.checkpoints import load_checkpoint
 
@@ -18,7 +18,7 @@ from anomseg_ros.networks.checkpoints import load_checkpoint
 class EagerRunner:
     """The checkpoint's network in float32 with the bundle's labels and one score, module by module in torch."""
 
-    actual = f"torch {torch.__version__} eager, cpu"
+    requested = actual = f"torch {torch.__version__} eager, cpu"
 
     def __init__(self, candidate: Candidate) -> None:
         """Load the weights. Raises CheckpointError where they are not those of the bundle's network."""

@@ -61,6 +61,10 @@ class Graph:
         found = (self.constant(name) for name in node.input)
         return [value for value in found if value is not None]
 
+    def is_float(self, name: str) -> bool:
+        """Return whether a value is computed, in float32."""
+        return name in self._types and self._types[name].elem_type == onnx.TensorProto.FLOAT
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a value's shape. Raises CompressionError where it is not static."""
         constant = self._constants.get(name)
@@ -82,8 +86,11 @@ class Graph:
 
     def new_name(self, what: str) -> str:
         """Return a name that nothing has yet."""
-        self._named += 1
-        return f"{what}~{self._named}"
+        while True:
+            self._named += 1
+            name = f"{what}~{self._named}"
+            if name not in self._constants and name not in self._producers:
+                return name
 
     def node(self, op: str, inputs: Sequence[str], output: str | None = None, **attributes: Any) -> NodeProto:
         """Return a new node of one output, not yet in the graph."""
@@ -112,8 +119,8 @@ class Graph:
         kept.CopyFrom(self.model)
         for part, items in ((kept.graph.node, self.nodes), (kept.graph.initializer, tensors)):
             copies = [type(item).FromString(item.SerializeToString()) for item in items]
-            del part[:]  # type: ignore[attr-defined]
-            part.extend(copies)  # type: ignore[attr-defined]
+            del part[:]
+            part.extend(copies)
         del kept.graph.value_info[:]
         return kept
 

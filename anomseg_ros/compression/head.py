@@ -8,10 +8,24 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import NodeProto
 
-from anomseg_ros.compression.graph import Graph, attributes
+from anomseg_ros.compression.graph import Array, Graph, attributes
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm")
-ELEMENTWISE = {"Sub", "Add", "Mul", "Div", "Exp", "Log", "Neg", "Reciprocal", "Cast", "Equal", "Where", "Max", "Greater"}
+ELEMENTWISE = {
+    "Sub",
+    "Add",
+    "Mul",
+    "Div",
+    "Exp",
+    "Log",
+    "Neg",
+    "Reciprocal",
+    "Cast",
+    "Equal",
+    "Where",
+    "Max",
+    "Greater",
+}
 ALONG_CLASSES = {"ReduceMax", "ArgMax", "Slice", "Gather"}
 
 
@@ -65,7 +79,7 @@ def shuffle_after_head(graph: Graph) -> bool:
     return True
 
 
-def _weights(graph: Graph, conv: NodeProto) -> list[tuple[str, np.ndarray]]:  # type: ignore[type-arg]
+def _weights(graph: Graph, conv: NodeProto) -> list[tuple[str, Array]]:
     named = ((name, graph.constant(name)) for name in conv.input[1:])
     return [(name, value) for name, value in named if value is not None]
 
@@ -136,4 +150,7 @@ def _unshuffle(graph: Graph, output: str, shape: tuple[int, int, int], stride: i
     phases = graph.add_constant(np.array((batch, stride, stride, height // stride, width // stride)), "phases")
     apart = graph.node("Reshape", (inner, phases))
     woven = graph.node("Transpose", apart.output, perm=(0, 3, 1, 4, 2))
-    graph.replace([], [apart, woven, graph.node("Reshape", (woven.output[0], graph.add_constant(np.array(shape), "size")), output)])
+    graph.replace(
+        [],
+        [apart, woven, graph.node("Reshape", (woven.output[0], graph.add_constant(np.array(shape), "size")), output)],
+    )

@@ -1,6 +1,6 @@
-"""Rewrites of a detector's graph that change its speed and not its result: what integer kernels can take, and take fast.
+"""Rewrites of a detector's graph that change its speed and not its result: what integer kernels take, and take fast.
 
-Each is exact in real numbers; `check_same` holds the rewritten graph to the one it came from. Why each is there was
+Each is exact in real numbers; quantize_onnx.py holds the rewritten graph to the one it came from. Why each is there was
 measured with ONNX Runtime on a CPU: it has integer kernels for convolutions, but none for transposed convolutions, its
 PRelu runs in no fused kernel, and a batch normalisation that stands apart breaks a chain of integer operators in two.
 """
@@ -8,7 +8,6 @@ PRelu runs in no fused kernel, and a batch normalisation that stands apart break
 from __future__ import annotations
 
 import numpy as np
-import onnx
 from onnx import NodeProto
 
 from anomseg_ros.compression.graph import Array, Graph, attributes
@@ -19,14 +18,12 @@ BLOCK_ORDER = (0, 1, 3, 2, 4)
 """(N, H, s, W, s x C) from (N, H, W, s, s x C): rows of a block apart, pixels of one row side by side."""
 
 
-def rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return an equal model without transposed convolutions, PReLUs and batch normalisations, where that can be had."""
-    graph = Graph(model)
+def fold_and_replace(graph: Graph) -> None:
+    """Leave no batch normalisation and no PReLU in a graph, where that can be had."""
     split_norms_after_concat(graph)
     fold_norms(graph)
     replace_prelus(graph)
-    replace_transposed_convolutions(graph)
-    return graph.finish()
+    graph.infer()
 
 
 def split_norms_after_concat(graph: Graph) -> None:
@@ -154,7 +151,9 @@ def _phase_kernels(graph: Graph, node: NodeProto) -> tuple[Array, Array, list[in
 
 def _phase_taps(kernel: int, stride: int, begin: int) -> list[tuple[int, int, int]]:
     """Return (phase r, tap k, offset d): output pixel s j + r takes input pixel j + d by the kernel's tap k."""
-    return [(r, k, (r + begin - k) // stride) for r in range(stride) for k in range(kernel) if (r + begin - k) % stride == 0]
+    return [
+        (r, k, (r + begin - k) // stride) for r in range(stride) for k in range(kernel) if (r + begin - k) % stride == 0
+    ]
 
 
 def _pixel_shuffle(graph: Graph, name: str, shape: tuple[int, ...], stride: int, target: str) -> list[NodeProto]:

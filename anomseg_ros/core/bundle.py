@@ -100,6 +100,8 @@ class Contract:
     thresholds: Mapping[str, ThresholdTable] = field(default_factory=dict)
     provenance: Provenance = Provenance()
     quality: Mapping[str, Any] = field(default_factory=dict)
+    compression: Mapping[str, Any] = field(default_factory=dict)
+    """What was done to the float bundle and what it cost (compression/drift.py); empty for a float bundle."""
 
     @property
     def score_names(self) -> tuple[str, ...]:
@@ -166,7 +168,7 @@ def save_bundle(
     `overwrite` is false, or holds anything that is not a bundle.
     """
     directory = Path(directory)
-    _refuse_existing(directory, overwrite)
+    refuse_existing(directory, overwrite)
     directory.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
@@ -175,6 +177,8 @@ def save_bundle(
             shutil.copyfile(source, staging / name)
             digests[name] = sha256_of(staging / name)
         plain = {**to_plain(contract), "files": digests}
+        if not contract.compression:
+            del plain["compression"]  # float bundles stay readable to those who know no compression
         (staging / CONTRACT_FILE).write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120))
         staging.chmod(0o755)
         load_bundle(staging)
@@ -263,7 +267,8 @@ def _check_digests(contract: Contract, directory: Path) -> None:
             )
 
 
-def _refuse_existing(directory: Path, overwrite: bool) -> None:
+def refuse_existing(directory: Path, overwrite: bool) -> None:
+    """Raise BundleError if `save_bundle` would: something is there, and it may not or must not be replaced."""
     if not directory.exists():
         return
     if not overwrite:

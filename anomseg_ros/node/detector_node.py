@@ -291,5 +291,6 @@ def _detector_status(name: str, running: pipeline.FramePipeline) -> DiagnosticSt
         "score": settings.score,
         "threshold": "none" if settings.threshold is None else f"{settings.threshold.value:g}",
         "threshold_source": "none" if settings.threshold is None else settings.threshold.source,
+        **health.drift_values(contract.compression),
     }
     return health.status(f"{name}: detector", level, message, values)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
@@ -177,6 +178,22 @@ def _camera_level(snapshot: Snapshot, limits: Limits) -> tuple[bytes, str]:
     if counts.received and counts.idle == counts.received:
         return OK, "receiving frames; nobody subscribes to an output, so nothing is computed"
     return OK, "running" if counts.received else "waiting for the first frame"
+
+
+def drift_values(compression: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a bundle's contract says of its compression as diagnostic values; nothing for a float bundle."""
+    if not compression:
+        return {}
+    drift = compression.get("drift", {})
+    values = {"compression": str(compression.get("method", "unknown"))}
+    if "label_agreement" in drift:
+        values["drift_label_agreement"] = f"{drift['label_agreement']:.4f}"
+    for score, changes in drift.get("scores", {}).items():
+        values[f"drift_rank_correlation_{score}"] = f"{changes['rank_correlation']:.4f}"
+    for dataset, measures in drift.get("datasets", {}).items():
+        for measure, (before, after) in measures.items():
+            values[f"drift_{measure}_{dataset}"] = f"{before:.4f} -> {after:.4f}"
+    return values
 
 
 def status(name: str, level: bytes, message: str, values: dict[str, str]) -> DiagnosticStatus:

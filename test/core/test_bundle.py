@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -141,3 +142,14 @@ def test_thresholds_without_a_table(tiny_bundle: Path) -> None:
     void = bundle.threshold("void", 0.01)
     assert void is not None and void.value == 0.5 and not void.calibrated
     assert bundle.threshold("max_logit", 0.01) is None
+
+
+def test_compression_is_kept_and_must_be_a_mapping(tiny_bundle: Path, copy: Path, tmp_path: Path) -> None:
+    assert "compression" not in (tiny_bundle / CONTRACT_FILE).read_text()
+    parent = load_bundle(tiny_bundle)
+    done = {"method": "by hand", "drift": {"frames": 3}}
+    contract = replace(parent.contract, precision="int8", compression=done)
+    assert save_bundle(contract, {GRAPH_FILE: parent.graph_path}, tmp_path / "child").contract.compression == done
+    edit(copy, compression="int8")
+    with pytest.raises(BundleError, match="compression: expected a mapping"):
+        load_bundle(copy)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 
-from anomseg_ros.node.health import Counts, Health, Limits, Snapshot, camera_status, percentiles
+from anomseg_ros.node.health import Counts, Health, Limits, Snapshot, camera_status, drift_values, percentiles
 
 LIMITS = Limits(camera_timeout_s=2.0, max_image_age_s=1.0, max_processing_ms=100.0)
 RUNNING = Snapshot(Counts(received=10, published=10), {50: 30.0, 95: 40.0, 99: 50.0}, {50: 20.0, 95: 30.0, 99: 40.0})
@@ -87,3 +87,18 @@ def test_watchdogs_can_be_switched_off() -> None:
 def test_values_are_all_there() -> None:
     values = {pair.key: pair.value for pair in status(RUNNING).values}
     assert values["received"] == "10" and values["latency_ms_p95"] == "40.00" and values["processing_ms_p50"] == "20.00"
+
+
+def test_the_drift_of_a_compressed_bundle_is_shown() -> None:
+    drift = {
+        "label_agreement": 0.98123,
+        "scores": {"void": {"rank_correlation": 0.99, "max_difference": 0.5}},
+        "datasets": {"fs_static": {"auprc": [0.20702, 0.2]}},
+    }
+    assert drift_values({"method": "int8 static", "drift": drift}) == {
+        "compression": "int8 static",
+        "drift_label_agreement": "0.9812",
+        "drift_rank_correlation_void": "0.9900",
+        "drift_auprc_fs_static": "0.2070 -> 0.2000",
+    }
+    assert drift_values({}) == {}

@@ -1,0 +1,109 @@
+"""How good a bundle is, read from where it was measured: evaluations, or what the bundle says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+from anomseg_ros.bench.results import Accuracy
+from anomseg_ros.core.bundle import GRAPH_FILE, Contract
+from anomseg_ros.errors import ConfigError, unknown_name
+from anomseg_ros.evaluation.results import Evaluation, Result
+
+METRICS = ("auprc", "miou", "fpr95", "auroc")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which figure to show: a metric, of one dataset or ("") of the first that has it, by one score ("": the first)."""
+
+    metric: str
+    dataset: str = ""
+    score: str = ""
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise ConfigError(unknown_name("metric", self.metric, METRICS))
+
+
+def find_accuracy(contract: Contract, wanted: Wanted, evaluations: Sequence[Evaluation]) -> Accuracy | None:
+    """Return a bundle's figure from the evaluations of its very graph, else from its contract; None without any."""
+    measured = _of_evaluations(contract, wanted, evaluations)
+    return measured if measured is not None else _of_contract(contract, wanted)
+
+
+def common_dataset(contracts: Sequence[Contract], metric: str, evaluations: Sequence[Evaluation]) -> str:
+    """Return the dataset that the most bundles have a figure of, "" without any: one chart shows one dataset."""
+    found: dict[str, int] = {}
+    for contract in contracts:
+        names = {result.dataset for result in _results_of(contract, evaluations) if _figure(result, metric) is not None}
+        names |= {name for name, _, _ in _stated(contract, metric)}
+        for name in sorted(names):
+            found[name] = found.get(name, 0) + 1
+    return max(found, key=lambda name: found[name]) if found else ""
+
+
+def mean_accuracy(results: Sequence[Result], metric: str, score: str) -> Accuracy | None:
+    """Return the mean of a metric over the datasets of one bundle's results; None where one of them lacks it."""
+    own = [result for result in results if result.score == score]
+    values = [value for result in own if (value := _figure(result, metric)) is not None]
+    if not own or len(values) != len(own):
+        return None
+    return Accuracy(mean(values), metric, ", ".join(result.dataset for result in own), f"protocol {own[0].protocol}")
+
+
+def _of_evaluations(contract: Contract, wanted: Wanted, evaluations: Sequence[Evaluation]) -> Accuracy | None:
+    for result in _results_of(contract, evaluations):
+        value = _figure(result, wanted.metric)
+        fits = wanted.dataset in ("", result.dataset) and wanted.score in ("", result.score)
+        if value is not None and fits:
+            return Accuracy(value, wanted.metric, result.dataset, f"evaluation, protocol {result.protocol}")
+    return None
+
+
+def _results_of(contract: Contract, evaluations: Sequence[Evaluation]) -> Iterator[Result]:
+    digest = contract.files.get(GRAPH_FILE)
+    # By digest: a name survives changes to the weights.
+    return (r for evaluation in evaluations for r in evaluation.results if digest and r.bundle_sha256 == digest)
+
+
+def _figure(result: Result, metric: str) -> float | None:
+    value: float | None = getattr(result, metric)
+    return value
+
+
+def _of_contract(contract: Contract, wanted: Wanted) -> Accuracy | None:
+    for dataset, value, said in _stated(contract, wanted.metric):
+        if wanted.dataset in ("", dataset):
+            return Accuracy(value, wanted.metric, dataset, f"bundle.yaml{said}")
+    return None
+
+
+def _stated(contract: Contract, metric: str) -> Iterator[tuple[str, float, str]]:
+    """Yield (dataset, value, where it was read) of what a contract says of itself."""
+    compression = contract.compression
+    # The quality of a compressed bundle may still be that of its parent; what tune wrote there is its own.
+    yield from drift_figures(compression, metric)
+    if "parent" not in compression or "tuned" in compression:
+        yield from _qualities(contract.quality, metric)
+
+
+def drift_figures(compression: Mapping[str, Any], metric: str) -> Iterator[tuple[str, float, str]]:
+    """Yield (dataset, value, where it was read) of what compressing measured of the bundle, not of its parent."""
+    drift = compression.get("drift")
+    datasets = drift.get("datasets") if isinstance(drift, Mapping) else None
+    for dataset, figures in (datasets or {}).items():
+        pair = figures.get(metric) if isinstance(figures, Mapping) else None
+        if isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[1], (int, float)):
+            yield str(dataset), float(pair[1]), ", drift"
+
+
+def _qualities(quality: Mapping[str, Any], metric: str) -> Iterator[tuple[str, float, str]]:
+    """Yield (dataset, value, protocol in words) of what a contract says; other keys there are other tools' business."""
+    for dataset, figures in quality.items():
+        value = figures.get(metric) if isinstance(figures, Mapping) else None
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            protocol = figures.get("protocol")
+            yield str(dataset), float(value), f", protocol {protocol}" if protocol else ""

@@ -1,0 +1,100 @@
+"""The picture: well-formed, complete, and with the right front."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import pytest
+
+from anomseg_ros.bench.chart import Goal, pareto_chart, pareto_front
+from anomseg_ros.bench.results import FORMAT_VERSION, Accuracy, BenchReport, Entry
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def entry(title: str, latency_ms: float, value: float | None, metric: str = "auprc") -> Entry:
+    accuracy = None if value is None else Accuracy(value, metric, "road_anomaly_21", "evaluation")
+    times = {"p50": latency_ms, "p95": 1.2 * latency_ms, "p99": 1.3 * latency_ms}
+    rate = 1e3 / latency_ms
+    base = Entry(
+        title, title.split(",")[0], "onnxruntime", "onnxruntime:cpu", 1, 64, 128, "fp32", "void", times, rate, 9
+    )
+    return replace(base, accuracy=accuracy)
+
+
+ENTRIES = (
+    entry("fast, 1 thread", 10, 0.10),
+    entry("beaten, 1 thread", 30, 0.08),
+    entry("good <b>&, 1 thread", 40, 0.30),
+    entry("unknown, 1 thread", 5, None),
+)
+
+
+def drawn(entries: tuple[Entry, ...], **options: object) -> ElementTree.Element:
+    report = BenchReport(FORMAT_VERSION, entries, machine={"cpu": "A & B <1>", "cores": 2})
+    return ElementTree.fromstring(pareto_chart(report, **options))  # type: ignore[arg-type]
+
+
+def titles(root: ElementTree.Element) -> list[str]:
+    return [group.get("data-entry", "") for group in root.iter(f"{SVG}g") if group.get("data-entry")]
+
+
+def test_every_candidate_is_drawn_and_listed() -> None:
+    root = drawn(ENTRIES)
+    assert titles(root) == [one.title for one in ENTRIES]
+    said = [node.text for node in root.iter(f"{SVG}text")]
+    for one in ENTRIES:
+        assert one.title in said
+    assert "30.00 %" in said and "measured on A & B <1>, 2 core(s)" in said
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    assert [one.name for one in pareto_front(ENTRIES[:3])] == ["fast", "good <b>&"]
+    same = (entry("slower, 1", 12, 0.1), entry("faster, 1", 10, 0.1))
+    assert [one.name for one in pareto_front(same)] == ["faster"]
+
+
+def test_a_low_false_positive_rate_is_good() -> None:
+    front = pareto_front([entry("a", 10, 0.2, "fpr95"), entry("b", 20, 0.5, "fpr95"), entry("c", 30, 0.1, "fpr95")])
+    assert [one.name for one in front] == ["a", "c"]
+
+
+def test_published_points_are_hollow_and_of_the_same_dataset_only() -> None:
+    def published(root: ElementTree.Element) -> list[ElementTree.Element]:
+        return [group for group in root.iter(f"{SVG}g") if group.get("data-published")]
+
+    assert len(published(drawn(ENTRIES))) == 27
+    for group in published(drawn(ENTRIES)):
+        said = group.findtext(f"{SVG}title") or ""
+        assert group.get("class") == "published" and said.startswith("published: ")
+    assert published(drawn(ENTRIES, published=False)) == []
+    assert published(drawn((entry("a", 10, 0.4, "miou"),))) == []
+
+
+def test_without_any_accuracy_the_times_are_drawn() -> None:
+    root = drawn((entry("a", 10, None), entry("b", 10, None)))
+    assert titles(root) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "goal", [Goal(max_latency_ms=25.0, chosen="fast, 1 thread", percentile="p95"), Goal(min_accuracy=0.2)]
+)
+def test_a_goal_is_a_line(goal: Goal) -> None:
+    root = drawn(ENTRIES, goal=goal)
+    assert len([line for line in root.iter(f"{SVG}line") if line.get("class") == "limit"]) == 1
+    chosen = [ring for ring in root.iter(f"{SVG}circle") if ring.get("class") == "chosen"]
+    assert bool(chosen) == (goal.chosen is not None)
+
+
+def test_points_stay_inside_the_picture() -> None:
+    root = drawn((*ENTRIES, entry("slow", 9000, 0.9)))
+    width, height = float(root.get("width", 0)), float(root.get("height", 0))
+    for circle in root.iter(f"{SVG}circle"):
+        assert 0 < float(circle.get("cx", -1)) < width and 0 < float(circle.get("cy", -1)) < height
+
+
+def test_it_asks_for_nothing_from_outside_and_has_dark_colours() -> None:
+    document = pareto_chart(BenchReport(FORMAT_VERSION, ENTRIES))
+    assert "prefers-color-scheme: dark" in document
+    assert document.count("http") == 1 and "href" not in document and "url(" not in document

@@ -1,0 +1,91 @@
+"""`anomseg quantize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import pytest
+from small_bundles import small_bundle, street_frames
+
+from anomseg_ros.backends import open_detector
+from anomseg_ros.cli import main
+from anomseg_ros.core.bundle import GRAPH_FILE, load_bundle, sha256_of
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a bundle, and frames of a street."""
+    folder = tmp_path_factory.mktemp("quantize")
+    small_bundle("mide_net", folder)
+    (folder / "frames").mkdir()
+    for index, frame in enumerate(street_frames(12)):
+        cv2.imwrite(str(folder / "frames" / f"{index}.png"), cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    return folder
+
+
+def arguments(place: Path, output: Path, *more: str) -> list[str]:
+    return ["quantize", str(place / "mide_net"), "--frames", str(place / "frames"), "--output", str(output), *more]
+
+
+LENIENT = ("--keep-float", "none", "--label-agreement", "0.5", "--rank-correlation", "0.5")
+
+
+def test_a_bundle_is_quantized(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sha256_of(place / "mide_net" / GRAPH_FILE), sha256_of(place / "mide_net" / "bundle.yaml")
+    assert main(arguments(place, tmp_path / "small", *LENIENT)) == 0
+    assert "labels that agree" in capsys.readouterr().out
+    assert before == (sha256_of(place / "mide_net" / GRAPH_FILE), sha256_of(place / "mide_net" / "bundle.yaml"))
+    bundle = load_bundle(tmp_path / "small")
+    parent = load_bundle(place / "mide_net")
+    assert bundle.contract.precision == "int8" and bundle.contract.outputs == parent.contract.outputs
+    drift = bundle.contract.compression["drift"]
+    assert drift["frames"] + drift["calibration_frames"] == 12 and drift["accepted"] is True
+    assert 0.5 < drift["label_agreement"] < 1
+    assert (tmp_path / "small" / GRAPH_FILE).stat().st_size < 0.7 * parent.graph_path.stat().st_size
+    # The backend cuts unused scores off the file, which needs its nodes in order.
+    detector = open_detector(bundle)
+    assert set(detector.detect(street_frames(1)[0], ["void"]).scores) == {"void"}
+    assert main(["quantize", str(tmp_path / "small"), *arguments(place, tmp_path / "again")[2:]]) == 1
+    assert "int8 already" in capsys.readouterr().err
+
+
+def test_too_much_drift_is_refused(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    strict = ("--keep-float", "none", "--label-agreement", "1")
+    assert main(arguments(place, tmp_path / "small", *strict)) == 1
+    assert "labels agree in" in capsys.readouterr().err
+    assert not (tmp_path / "small").exists()
+    assert main(arguments(place, tmp_path / "small", *strict, "--accept-drift")) == 0
+    assert load_bundle(tmp_path / "small").contract.compression["drift"]["accepted"] is True
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--percentile", "3"), "--percentile 3"),
+        (("--label-agreement", "97"), "--label-agreement 97"),
+        (("--calibration-frames", "0"), "at least 1"),
+        (("--keep-float", "conv_9"), "no layer 'conv_9'"),
+        (("--calibration-frames", "4"), "--allow-few"),
+        (("--frames", "nowhere"), "nowhere"),
+        (("--dataset", "nothing"), "NAME=PATH"),
+    ],
+)
+def test_wrong_values(
+    more: tuple[str, ...], words: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(place, tmp_path / "small", *more)) == 1
+    error = capsys.readouterr().err
+    assert words in error and "Traceback" not in error
+    assert not (tmp_path / "small").exists()
+
+
+def test_the_source_is_never_the_output(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(place, place / "mide_net", "--overwrite")) == 1
+    assert "never changed" in capsys.readouterr().err
+
+
+def test_an_existing_bundle_needs_overwrite(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "there").mkdir()
+    assert main(arguments(place, tmp_path / "there")) == 1
+    assert "--overwrite" in capsys.readouterr().err

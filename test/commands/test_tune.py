@@ -1,0 +1,227 @@
+"""`anomseg tune`: the right choice among bundles that differ for real, the evidence, and going on after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from xml.etree import ElementTree
+
+import cv2
+import pytest
+import torch
+from flat_dataset import write_flat_dataset
+
+from anomseg_ros.bench.results import load_report
+from anomseg_ros.cli import main
+from anomseg_ros.core.bundle import Contract, load_bundle
+from anomseg_ros.core.resources import find_bundle
+from anomseg_ros.datasets.synthetic import SyntheticSequence
+from anomseg_ros.export import ExportConfig, export_checkpoint
+from anomseg_ros.networks import build_network
+from anomseg_ros.networks.checkpoints import save_checkpoint
+
+FEW = ["--rounds", "7", "--threads", "1", "--no-memory"]
+DRAWN = ["--dataset", "synthetic=3:2", "--score", "void"]
+
+
+def tuned(contract: Contract) -> dict[str, object]:
+    found: dict[str, object] = contract.compression["tuned"]
+    return found
+
+
+def test_within_a_generous_time_the_more_accurate(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    words = ["tune", str(tiny_bundle), "--candidates", "enet-synthetic", "--max-latency-ms", "60000", *DRAWN, *FEW]
+    assert main([*words, "--output", str(output)]) == 0
+    bundle = load_bundle(output)
+    # The tiny one has random weights.
+    assert bundle.contract.name == "enet-synthetic"
+    assert set(bundle.contract.files) == {"model.onnx", "evidence.json", "evidence.svg"}
+    assert (output / "model.onnx").read_bytes() == (find_bundle("enet-synthetic") / "model.onnx").read_bytes()
+    report = load_report(output / "evidence.json")
+    by_name = {entry.name: entry for entry in report.entries}
+    assert by_name["enet-synthetic"].accuracy.value > by_name["tiny"].accuracy.value  # type: ignore[union-attr]
+    assert report.settings["chosen"] == by_name["enet-synthetic"].title
+    said = tuned(bundle.contract)
+    assert said["asked"] == "the most accurate with a p95 of at most 60000 ms"
+    assert said["threads"] == 1 and said["backend"] == "onnxruntime" and said["machine"]["cores"]  # type: ignore[index]
+    assert bundle.contract.quality["synthetic"]["protocol"] == "seeds"
+    assert "chosen" in {ring.get("class") for ring in ElementTree.parse(output / "evidence.svg").iter()}
+    assert "run it on onnxruntime with 1 thread" in capsys.readouterr().out
+    assert not (tmp_path / "out.tune").exists()
+
+
+def test_within_a_short_time_the_fast_one(tiny_bundle: Path, tmp_path: Path) -> None:
+    times = tmp_path / "b.json"
+    assert main(["bench", str(tiny_bundle), "enet-synthetic", *FEW, "--json", str(times)]) == 0
+    tiny, enet = load_report(times).entries
+    # Between the two: the fast one is many times as fast, whatever the machine does meanwhile.
+    limit_ms = (tiny.latency_ms["p50"] * enet.latency_ms["p50"]) ** 0.5
+    words = ["tune", "enet-synthetic", "--candidates", str(tiny_bundle), "--max-latency-ms", f"{limit_ms:.3f}"]
+    assert main([*words, "--percentile", "50", *DRAWN, *FEW, "--output", str(tmp_path / "out")]) == 0
+    assert load_bundle(tmp_path / "out").contract.name == "tiny"
+    by_name = {entry.name: entry for entry in load_report(tmp_path / "out" / "evidence.json").entries}
+    assert by_name["enet-synthetic"].accuracy is None  # too slow to be worth an evaluation
+
+
+@pytest.mark.slow
+def test_above_an_accuracy_the_fastest(tiny_bundle: Path, tmp_path: Path) -> None:
+    dataset = write_flat_dataset(tmp_path / "flat", frames=3)
+    words = ["tune", "enet-synthetic", "--candidates", str(tiny_bundle), "--min-auprc", "0.0001", "--score", "void"]
+    words += ["--dataset", dataset, "--allow-partial", *FEW]
+    assert main([*words, "--output", str(tmp_path / "out")]) == 0
+    bundle = load_bundle(tmp_path / "out")
+    assert bundle.contract.name == "tiny" and 0 < bundle.contract.quality["road_anomaly_21"]["auprc"] < 1
+
+
+@pytest.mark.slow
+def test_without_a_dataset_the_labels_of_the_bundle_count(tiny_bundle: Path, tmp_path: Path) -> None:
+    words = ["tune", str(tiny_bundle), "--candidates", "enet-synthetic", "--max-latency-ms", "60000", *FEW]
+    assert main([*words, "--output", str(tmp_path / "out")]) == 0
+    bundle = load_bundle(tmp_path / "out")
+    assert bundle.contract.name == "tiny" and tuned(bundle.contract)["accuracy"]["value"] == 1.0  # type: ignore[index]
+
+
+@pytest.mark.slow
+def test_where_nothing_fits_the_nearest_is_named_and_nothing_lost(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["tune", "enet-synthetic", "--candidates", str(tiny_bundle), *FEW, "--output", str(tmp_path / "out")]
+    assert main([*words, "--max-latency-ms", "0.001"]) == 1
+    err = capsys.readouterr().err
+    assert "no candidate has a p95 of at most 0.001 ms: the nearest is tiny" in err and "--size" in err
+    assert not (tmp_path / "out").exists()
+    kept = tmp_path / "out.tune"
+    assert load_report(kept / "evidence.json").settings["chosen"] is None
+    before = json.loads((kept / "state.json").read_text())["times_ms"]
+    # Another goal: nothing is timed again.
+    assert main([*words, "--max-latency-ms", "60000"]) == 0
+    times = {time for row in before.values() for time in row}
+    entries = load_report(tmp_path / "out" / "evidence.json").entries
+    assert all(entry.latency_ms["max"] in times for entry in entries)
+
+
+@pytest.mark.slow
+def test_sizes_come_from_the_checkpoint(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "own.safetensors"
+    torch.manual_seed(1)
+    save_checkpoint(checkpoint, build_network("mide_net", 20).eval(), {})
+    config = ExportConfig("own", 20, 19, height_px=256, width_px=512)
+    export_checkpoint("mide_net", checkpoint, config, tmp_path / "own")
+    words = ["tune", str(tmp_path / "own"), "--checkpoint", str(checkpoint), "--size", "32x64", "128x256"]
+    words += ["--min-auprc", "0.000001", *DRAWN, *FEW, "--output", str(tmp_path / "out")]
+    assert main(words) == 0
+    contract = load_bundle(tmp_path / "out").contract
+    assert (contract.input.height_px, contract.input.width_px) == (32, 64)
+    assert len(load_report(tmp_path / "out" / "evidence.json").entries) == 3
+
+
+@pytest.mark.slow
+def test_int8_is_made_and_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    words = ["tune", "enet-synthetic", "--quantize", "--frames", str(frames), *FEW, "--output", str(tmp_path / "out")]
+    words.append("--accept-drift")
+    for number in range(12):
+        if number == 9:
+            assert main([*words, "--max-latency-ms", "60000"]) == 1
+            assert "holds 9 frame(s); --quantize needs at least 10" in capsys.readouterr().err
+        image = SyntheticSequence(50 + number // 4).frame(40 * (number % 4)).image
+        cv2.imwrite(str(frames / f"{number}.png"), image[:, :, ::-1])
+    written = set()
+    for _ in range(2):
+        assert main([*words, "--max-latency-ms", "0.001"]) == 1
+        assert "no candidate has a p95" in capsys.readouterr().err
+        (made,) = (tmp_path / "out.tune" / "bundles").iterdir()
+        written.add((made / "model.onnx").stat().st_mtime_ns)
+    assert len(written) == 1  # found again, not made again
+    assert main([*words, "--max-latency-ms", "60000"]) == 0
+    assert load_bundle(tmp_path / "out").contract.precision == "fp32"  # nothing agrees better with itself
+    own, int8 = load_report(tmp_path / "out" / "evidence.json").entries
+    assert (own.name, int8.name, int8.precision) == ("enet-synthetic fp32", "enet-synthetic int8", "int8")
+    assert own.accuracy is not None and int8.accuracy is not None
+    assert 0.8 < int8.accuracy.value < own.accuracy.value == 1.0
+    assert int8.multiply_adds == pytest.approx(own.multiply_adds, rel=0.1)
+
+
+@pytest.mark.slow
+def test_a_killed_tune_goes_on(tiny_bundle: Path, tmp_path: Path) -> None:
+    words = ["tune", "enet-synthetic", "--candidates", str(tiny_bundle), "--max-latency-ms", "60000", "--no-memory"]
+    words += ["--rounds", "60", "--threads", "1", "--output", str(tmp_path / "out")]
+    started = subprocess.Popen(
+        [sys.executable, "-m", "anomseg_ros.cli", *words],
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    state = tmp_path / "out.tune" / "state.json"
+    deadline = time.monotonic() + 60
+    while not state.is_file() and time.monotonic() < deadline:
+        assert started.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    os.killpg(started.pid, signal.SIGKILL)
+    started.wait()
+    assert not (tmp_path / "out").exists()
+    kept = json.loads(state.read_text())["times_ms"]
+    assert len(kept) == 2 and all(0 < len(row) < 60 for row in kept.values())
+    assert main(words) == 0
+    entries = load_report(tmp_path / "out" / "evidence.json").entries
+    assert [entry.rounds for entry in entries] == [60, 60]
+    first = next(iter(kept.values()))
+    assert min(first) >= min(entry.latency_ms["min"] for entry in entries)
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ([], "not neither"),
+        (["--max-latency-ms", "9", "--min-auprc", "0.1"], "not both"),
+        (["--max-latency-ms", "0"], "above 0"),
+        (["--max-latency-ms", "-3"], "above 0"),
+        (["--min-auprc", "0.1"], "give --dataset"),
+        (["--max-latency-ms", "9", "--dataset", "nosuch=x"], "unknown dataset"),
+        (["--max-latency-ms", "9", "--candidates", "nowhere"], "neither a bundle directory nor a shipped bundle"),
+        (["--max-latency-ms", "9", "--size", "32x64"], "needs --checkpoint"),
+        (["--max-latency-ms", "9", "--quantize"], "needs --frames"),
+        (["--max-latency-ms", "9", "--checkpoint", "x.pth"], "give them as --size"),
+        (["--max-latency-ms", "9", "--frames", "nowhere"], "is not a folder"),
+        (["--max-latency-ms", "9", "--rounds", "2"], "at least 7"),
+        (["--max-latency-ms", "9", "--backend", "torch2"], "known: "),
+        (["--max-latency-ms", "9", "--metric", "miou"], "give --dataset"),
+    ],
+)
+def test_what_is_wrong_is_one_line_before_anything_runs(
+    extra: list[str], said: str, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tune", str(tiny_bundle), *extra, "--output", str(tmp_path / "out")]) == 1
+    err = capsys.readouterr().err
+    assert said in err and "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dataset_without_anomalies_has_no_auprc(
+    tiny_bundle: Path, tmp_path: Path, shared_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    camvid = f"camvid={shared_data / 'CamVid'}"
+    words = ["tune", str(tiny_bundle), "--min-auprc", "0.1", "--dataset", camvid, "--output", str(tmp_path / "out")]
+    assert main(words) == 1
+    assert "no anomaly masks" in capsys.readouterr().err
+
+
+def test_the_source_and_what_is_there_are_kept(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["tune", str(tiny_bundle), "--max-latency-ms", "60000", *FEW]
+    assert main([*words, "--output", str(tiny_bundle), "--overwrite"]) == 1
+    assert "is the bundle itself" in capsys.readouterr().err
+    (tmp_path / "mine").mkdir()
+    assert main([*words, "--output", str(tmp_path / "mine")]) == 1
+    assert main([*words, "--output", str(tmp_path / "mine"), "--overwrite"]) == 1
+    assert "not a bundle" in capsys.readouterr().err

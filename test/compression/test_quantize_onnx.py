@@ -1,0 +1,270 @@
+"""Rewriting, equalizing, rounding and quantizing a detector's graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+from small_bundles import small_bundle, street_frames
+
+from anomseg_ros.compression.calibration import Calibration, calibrate, channel_magnitudes, plain_session
+from anomseg_ros.compression.equalize import channel_values, equalize
+from anomseg_ros.compression.graph import Graph
+from anomseg_ros.compression.head import head_nodes, output_layers, shuffle_after_head
+from anomseg_ros.compression.quantize_onnx import QuantizeConfig, layer_names, prepare, quantize
+from anomseg_ros.compression.rewrites import fold_and_replace, replace_transposed_convolutions
+from anomseg_ros.compression.rounding import input_moments, round_weights
+from anomseg_ros.errors import CompressionError
+
+pytestmark = pytest.mark.slow
+
+NETWORKS = ("erfnet", "enet", "mide_net", "bisenet_v2")
+NONE = QuantizeConfig(keep_float="none")
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """Show nothing."""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, onnx.ModelProto]:
+    """The float graph of each network."""
+    folder = tmp_path_factory.mktemp("float")
+    return {name: onnx.load(small_bundle(name, folder).graph_path) for name in NETWORKS}
+
+
+@pytest.fixture(scope="module")
+def tensors() -> list[np.ndarray]:
+    """Input tensors of a street, uint8 (1, 64, 128, 3)."""
+    return [frame[np.newaxis] for frame in street_frames(8)]
+
+
+def outputs(model: onnx.ModelProto, tensor: np.ndarray) -> dict[str, np.ndarray]:
+    session = plain_session(model)
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, {"image": tensor}), strict=True))
+
+
+def agreement(one: onnx.ModelProto, two: onnx.ModelProto, tensors: list[np.ndarray]) -> float:
+    same = [outputs(one, t)["labels"] == outputs(two, t)["labels"] for t in tensors]
+    return float(np.mean(same))
+
+
+def operators(model: onnx.ModelProto) -> set[str]:
+    return {node.op_type for node in model.graph.node}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_rewritten_graph_computes_the_same(
+    name: str, models: dict[str, onnx.ModelProto], tensors: list[np.ndarray]
+) -> None:
+    graph = prepare(models[name], tensors[:2], QuantizeConfig(equalize=False), quiet)
+    rewritten = graph.finish()
+    assert not {"ConvTranspose", "BatchNormalization"} & operators(rewritten)
+    before, after = outputs(models[name], tensors[3]), outputs(rewritten, tensors[3])
+    assert (before["labels"] == after["labels"]).mean() > 0.999
+    for score in ("void", "max_logit"):
+        np.testing.assert_allclose(after[score], before[score], rtol=1e-3, atol=1e-4 * np.ptp(before[score]))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_equalizing_changes_ranges_and_not_the_result(
+    name: str, models: dict[str, onnx.ModelProto], tensors: list[np.ndarray]
+) -> None:
+    graph = Graph(models[name])
+    fold_and_replace(graph)
+    names = channel_values(graph)
+    before = channel_magnitudes(graph, names, tensors[:2], quiet)
+    assert equalize(graph, before) > 5
+    graph.infer()
+    after = channel_magnitudes(graph, [value for value in channel_values(graph) if value in before], tensors[:2], quiet)
+    spread = [np.ptp(np.log(magnitudes[magnitudes > 0])) for magnitudes in before.values() if (magnitudes > 0).any()]
+    narrower = [np.ptp(np.log(magnitudes[magnitudes > 0])) for magnitudes in after.values() if (magnitudes > 0).any()]
+    assert np.mean(narrower) < 0.95 * np.mean(spread)
+    one, two = outputs(models[name], tensors[3]), outputs(graph.finish(), tensors[3])
+    np.testing.assert_allclose(two["max_logit"], one["max_logit"], rtol=1e-3, atol=1e-3 * np.ptp(one["max_logit"]))
+
+
+@pytest.mark.parametrize("kernel", [2, 3, 4, 5])
+def test_transposed_convolutions_become_equal_convolutions(kernel: int) -> None:
+    generator = np.random.default_rng(kernel)
+    weight = generator.standard_normal((3, 5, kernel, kernel)).astype(np.float32)
+    bias = generator.standard_normal(5).astype(np.float32)
+    begin = (kernel - 1) // 2
+    # What makes the output twice the input: 2 (n - 1) - pads + kernel = 2 n.
+    end = kernel - 2 - begin
+    extra = max(0, -end)
+    node = helper.make_node(
+        "ConvTranspose",
+        ["x", "w", "b"],
+        ["y"],
+        strides=[2, 2],
+        pads=[begin, begin, max(0, end), max(0, end)],
+        output_padding=[extra, extra],
+    )
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 6, 7])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 5, 12, 14])],
+        [onnx.numpy_helper.from_array(weight, "w"), onnx.numpy_helper.from_array(bias, "b")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    changed = Graph(model)
+    replace_transposed_convolutions(changed)
+    rewritten = changed.finish()
+    assert "ConvTranspose" not in operators(rewritten)
+    x = generator.standard_normal((1, 3, 6, 7)).astype(np.float32)
+    expected, actual = (plain_session(each).run(None, {"x": x})[0] for each in (model, rewritten))
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
+def test_the_shuffle_goes_behind_the_head(models: dict[str, onnx.ModelProto]) -> None:
+    graph = Graph(models["erfnet"])
+    fold_and_replace(graph)
+    replace_transposed_convolutions(graph)
+    graph.infer()
+    assert shuffle_after_head(graph)
+    graph.infer()
+    classifier = output_layers(graph)[0]
+    following = graph.consumers(classifier.output[0])
+    assert [node.op_type for node in following] == ["Reshape"]
+    assert graph.shape(following[0].output[0]) == (1, 20, 128, 64)
+
+
+def test_a_head_that_mixes_pixels_keeps_the_shuffle_before_it(models: dict[str, onnx.ModelProto]) -> None:
+    graph = Graph(models["erfnet"])
+    fold_and_replace(graph)
+    replace_transposed_convolutions(graph)
+    graph.infer()
+    label = next(node for node in head_nodes(graph) if node.op_type == "ArgMax")
+    pooled = graph.node("AveragePool", label.input, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+    label.input[:] = [pooled.output[0]]
+    graph.replace([], [pooled])
+    graph.infer()
+    assert not shuffle_after_head(graph)
+
+
+def test_compensated_rounding_keeps_the_output_better(
+    models: dict[str, onnx.ModelProto], tensors: list[np.ndarray]
+) -> None:
+    config = QuantizeConfig(equalize=False)
+    truth = outputs(models["erfnet"], tensors[7])["max_logit"]
+    errors = []
+    for with_moments in (False, True):
+        graph = prepare(models["erfnet"], tensors[:1], config, quiet)
+        layers = set(layer_names(graph))
+        convolutions = [node for node in graph.nodes if node.name in layers]
+        moments = input_moments(graph, convolutions, tensors[:7], quiet) if with_moments else {}
+        rounded = round_weights(graph, convolutions, moments)
+        for node in convolutions:
+            rounded[node.name].put_into(graph, node)
+            levels = rounded[node.name].weight / rounded[node.name].scale[:, None, None, None]
+            np.testing.assert_allclose(levels, np.round(levels), atol=1e-3)
+            assert np.abs(levels).max() < 127.5
+        errors.append(float(np.abs(outputs(graph.finish(), tensors[7])["max_logit"] - truth).mean()))
+    assert errors[1] < 0.7 * errors[0]
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
+def test_ranges(method: str, models: dict[str, onnx.ModelProto], tensors: list[np.ndarray]) -> None:
+    graph = Graph(models["mide_net"])
+    names = [node.output[0] for node in graph.nodes if node.op_type == "Relu"][:4]
+    found = calibrate(graph, names, tensors[:3], Calibration(method, 99.0), quiet)
+    widest = calibrate(graph, names, tensors[:3], Calibration("minmax"), quiet)
+    for name in names:
+        assert float(widest[name].lowest) <= float(found[name].lowest) <= float(found[name].highest)
+        assert float(found[name].highest) <= float(widest[name].highest)
+        # Entropy must not be led by the zeros after a ReLU to cut nearly everything off.
+        assert float(found[name].highest) > 0.1 * float(widest[name].highest)
+    if method == "percentile":
+        assert any(float(found[name].highest) < 0.95 * float(widest[name].highest) for name in names)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_quantized_networks_keep_their_labels(
+    name: str, models: dict[str, onnx.ModelProto], tensors: list[np.ndarray]
+) -> None:
+    """With random weights ENet's unpooling magnifies any difference; one label in twenty would agree by chance."""
+    made = quantize(models[name], tensors, NONE, quiet)
+    assert {"QuantizeLinear", "DequantizeLinear"} <= operators(made.model)
+    weights = {tensor.name: tensor.data_type for tensor in made.model.graph.initializer}
+    assert sum(kind == TensorProto.INT8 for kind in weights.values()) > 10
+    assert agreement(models[name], made.model, tensors[:2]) > (0.25 if name == "enet" else 0.85)
+    assert made.float_layers == tuple(node.name for node in output_layers(Graph(made.model)))
+
+
+def test_integer_kernels_are_used(
+    models: dict[str, onnx.ModelProto], tensors: list[np.ndarray], tmp_path: Path
+) -> None:
+    made = quantize(models["erfnet"], tensors, NONE, quiet)
+    settings = ort.SessionOptions()
+    settings.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    ort.InferenceSession(made.model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert kinds.count("QLinearConv") == made.layers - 1
+    assert sum(kind.startswith(("Conv", "FusedConv")) for kind in kinds) == 1
+
+
+def test_for_tensorrt_every_zero_point_is_zero(models: dict[str, onnx.ModelProto], tensors: list[np.ndarray]) -> None:
+    made = quantize(models["erfnet"], tensors, QuantizeConfig(target="tensorrt", keep_float="none"), quiet)
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in made.model.graph.initializer}
+    quantizers = [node for node in made.model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert len(quantizers) > 100
+    for node in quantizers:
+        zero = constants[node.input[2]]
+        assert zero.dtype == np.int8 and not zero.any()
+    # TensorRT fuses a convolution with its activation: nothing may stand between them.
+    producers = {name: node for node in made.model.graph.node for name in node.output}
+    relus = [node for node in made.model.graph.node if node.op_type == "Relu"]
+    assert {producers[node.input[0]].op_type for node in relus} <= {"Conv", "Add"}
+    assert agreement(models["erfnet"], made.model, tensors[:2]) > 0.8
+
+
+def test_layers_are_left_in_float_until_the_labels_hold(
+    models: dict[str, onnx.ModelProto], tensors: list[np.ndarray]
+) -> None:
+    plain = quantize(models["mide_net"], tensors, NONE, quiet)
+    reached = agreement(models["mide_net"], plain.model, tensors[:1])
+    wanted = QuantizeConfig(label_agreement=reached + 0.6 * (1 - reached), max_float=0.5)
+    made = quantize(models["mide_net"], tensors, wanted, quiet)
+    assert 1 < len(made.float_layers) <= 1 + made.layers // 2
+    assert set(made.noise_db) == set(layer_names(prepare(models["mide_net"], tensors, wanted, quiet)))
+    kept = [made.noise_db[name] for name in made.float_layers[1:]]
+    assert max(kept) == max(made.noise_db.values())
+    assert agreement(models["mide_net"], made.model, tensors[:2]) > agreement(
+        models["mide_net"], plain.model, tensors[:2]
+    )
+
+
+def test_named_layers_stay_in_float(models: dict[str, onnx.ModelProto], tensors: list[np.ndarray]) -> None:
+    layers = layer_names(prepare(models["mide_net"], tensors, QuantizeConfig(), quiet))
+    made = quantize(models["mide_net"], tensors, QuantizeConfig(keep_float=(layers[3],)), quiet)
+    assert layers[3] in made.float_layers and len(made.float_layers) == 2
+    with pytest.raises(CompressionError, match="no layer 'conv_of_nothing'"):
+        quantize(models["mide_net"], tensors, QuantizeConfig(keep_float=("conv_of_nothing",)), quiet)
+
+
+def test_a_quantized_graph_is_refused(models: dict[str, onnx.ModelProto], tensors: list[np.ndarray]) -> None:
+    made = quantize(models["mide_net"], tensors, NONE, quiet)
+    with pytest.raises(CompressionError, match="quantized already"):
+        quantize(made.model, tensors, NONE, quiet)
+
+
+def test_an_operator_that_no_backend_has_is_named(
+    models: dict[str, onnx.ModelProto], tensors: list[np.ndarray]
+) -> None:
+    foreign = onnx.ModelProto()
+    foreign.CopyFrom(models["mide_net"])
+    relu = next(node for node in foreign.graph.node if node.op_type == "Relu")
+    relu.name, relu.op_type, relu.domain = "the_odd_one", "Wobble", "acme"
+    foreign.opset_import.append(helper.make_opsetid("acme", 1))
+    with pytest.raises(CompressionError, match=r"'the_odd_one' is acme\.Wobble"):
+        quantize(foreign, tensors, NONE, quiet)
+    relu.domain = ""
+    with pytest.raises(CompressionError, match="Wobble"):
+        quantize(foreign, tensors, NONE, quiet)
