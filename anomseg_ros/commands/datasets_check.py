@@ -43,7 +43,8 @@ def main_list(argv: Sequence[str] | None = None) -> int:
         print(f"{name:<17}{splits or 'generated'}")
         for layout in kind.layouts:
             print(f"{'':<17}{layout}")
-    print("\nEach but cut_paste may also be flat: images/N.png (or jpg, webp) with labels_masks/N.png. See docs/datasets.md.")
+    print("\nEach but cut_paste may also be flat: images/N.png (or jpg, webp) with labels_masks/N.png.")
+    print("See docs/datasets.md.")
     return 0
 
 
