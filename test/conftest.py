@@ -12,6 +12,10 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 from pathlib import Path
 
 import pytest
+import setuptools  # noqa: F401
+
+# setuptools puts its own distutils in place of the standard library's, and torch's compiler refuses to work where a
+# test has imported that one before.
 
 ROOT = Path(__file__).resolve().parents[1]
 
