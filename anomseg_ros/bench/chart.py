@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from anomseg_ros.bench.candidates import EAGER
 from anomseg_ros.bench.published import PublishedPoint, published_points
 from anomseg_ros.bench.results import BenchReport, Entry
-from anomseg_ros.evaluation.report_charts import COLORS, _nice_ticks
+from anomseg_ros.evaluation.report_charts import COLORS, nice_ticks
 from anomseg_ros.evaluation.report_page import text
-from anomseg_ros.evaluation.report_style import _DARK, _LIGHT
+from anomseg_ros.evaluation.report_style import DARK, LIGHT
 
 WIDTH = 880
 LEFT, RIGHT, TOP, BOTTOM = 64, 856, 56, 420
@@ -40,7 +40,7 @@ _RULES = """
   .published { fill: none; stroke: var(--soft); stroke-width: 1.4; } .key { font-size: 11px; font-weight: 600; }
   .limit { stroke: var(--bad); stroke-dasharray: 2 3; } .chosen { fill: none; stroke: var(--good); stroke-width: 2; }
 """
-_STYLE = f":root {{ {_LIGHT} }} @media (prefers-color-scheme: dark) {{ :root {{ {_DARK} }} }} {_RULES}"
+_STYLE = f":root {{ {LIGHT} }} @media (prefers-color-scheme: dark) {{ :root {{ {DARK} }} }} {_RULES}"
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _grid(scales: _Scales, metric: str, dataset: str, goal: Goal) -> str:
         x = scales.x(tick)
         marks.append(_line("grid", x, TOP, x, BOTTOM))
         marks.append(f'<text class="soft" x="{x:.1f}" y="{BOTTOM + STRIP + 16}" text-anchor="middle">{tick:g}</text>')
-    for value in _nice_ticks(100 * scales.low, 100 * scales.high):
+    for value in nice_ticks(100 * scales.low, 100 * scales.high):
         y = scales.y(value / 100)
         marks.append(_line("grid", LEFT, y, RIGHT, y))
         marks.append(f'<text class="soft" x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')

@@ -275,13 +275,13 @@ def _short(decade: int) -> str:
 
 def _x_ticks(x: _Axis, name: str) -> str:
     marks = [_axis_title_x(name)]
-    for tick in _nice_ticks(x.low, x.high):
+    for tick in nice_ticks(x.low, x.high):
         marks.append(_line("axis", x(tick), BOTTOM, x(tick), BOTTOM + 4))
         marks.append(f'<text x="{x(tick):.1f}" y="{BOTTOM + 16}" text-anchor="middle">{tick:g}</text>')
     return "".join(marks)
 
 
-def _nice_ticks(low: float, high: float) -> list[float]:
+def nice_ticks(low: float, high: float) -> list[float]:
     span = high - low
     if not span > 0:
         return [low]

@@ -68,7 +68,7 @@ def fetch_words(catalog: Path, *more: str) -> list[str]:
 def test_list_has_bundles_and_checkpoints(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     folder.mkdir()
     (folder / "enet-cityscapes.pth").write_bytes(b"")
-    (folder / "enet-camvid.pth.part").write_bytes(b"")
+    (folder / "enet-camvid-davidtvs.pth.part").write_bytes(b"")
     assert main(["models", "list"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
     assert set(shipped_bundles()) < set(lines)
@@ -76,7 +76,7 @@ def test_list_has_bundles_and_checkpoints(capsys: pytest.CaptureFixture[str], fo
     assert "1024x512" in lines["erfnet-cityscapes"] and "72.1% (cityscapes val)" in lines["erfnet-cityscapes"]
     assert "CC-BY-NC-4.0" in lines["erfnet-cityscapes"] and lines["erfnet-cityscapes"].endswith(" no")
     assert lines["enet-cityscapes"].endswith(str(folder / "enet-cityscapes.pth"))
-    assert lines["enet-camvid"].endswith(" begun")
+    assert lines["enet-camvid-davidtvs"].endswith(" begun")
 
 
 def test_list_as_json(capsys: pytest.CaptureFixture[str]) -> None:

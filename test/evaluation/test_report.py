@@ -315,7 +315,7 @@ def test_it_prints(path: Path, browser: Browser) -> None:
     assert browser.pdf().startswith(b"%PDF")
 
 
-@pytest.mark.parametrize("scheme", ["_LIGHT", "_DARK"])
+@pytest.mark.parametrize("scheme", ["LIGHT", "DARK"])
 def test_contrasts(scheme: str) -> None:
     from anomseg_ros.evaluation import report_style
 
