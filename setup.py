@@ -68,7 +68,10 @@ setup(
             "safetensors>=0.4,<1",
             "lightning-fabric>=2.5,<3",
             "tensorboard>=2.15,<3",
+            "torchao>=0.15,<1",
+            "torch-pruning>=1.5,<2",
         ],
+        "openvino": ["openvino>=2025.0,<2027"],
         # Pillow only to check datasets/pil_resize.py against; 13 orders its passes otherwise.
         "dev": [
             "pytest>=7,<10",

@@ -38,6 +38,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "papers": ("anomseg_ros.commands.papers:main", "measure the published checkpoints and write benchmarks/papers.md"),
     "report": ("anomseg_ros.commands.report:main", "make the HTML page of an evaluation's JSON"),
     "quantize": ("anomseg_ros.commands.quantize:main", "turn a float bundle into an 8-bit one, and say what it cost"),
+    "prune": ("anomseg_ros.commands.prune:main", "remove channels of a network, or zero its weights, and fine-tune it"),
+    "compress": ("anomseg_ros.commands.compress:main", "prune, fine-tune and quantize by one recipe"),
     "bench": ("anomseg_ros.commands.bench:main", "time bundles side by side, with memory, size and a picture"),
     "tune": ("anomseg_ros.commands.tune:main", "find the bundle that keeps a latency or an accuracy on this machine"),
     "compare": ("anomseg_ros.commands.compare:main", "say what changed between two evaluations"),
@@ -55,6 +57,7 @@ REMEDIES = {
     "lightning_fabric": "needs the offline half: pip install 'anomseg_ros[offline]'",
     "tensorboard": "needs the offline half: pip install 'anomseg_ros[offline]'",
     "safetensors": "needs the offline half: pip install 'anomseg_ros[offline]'",
+    "torch_pruning": "needs the offline half: pip install 'anomseg_ros[offline]'",
     "timm": "needs timm: pip install 'anomseg_ros[backbones]'",
 }
 

@@ -16,7 +16,7 @@ from launch_ros.substitutions import FindPackageShare
 from lifecycle_msgs.msg import Transition
 
 BOOLEAN = ["true", "false"]
-BACKENDS = ["onnxruntime"]
+BACKENDS = ["onnxruntime", "openvino", "torch"]
 SCORES = ["msp", "max_logit", "max_entropy", "energy", "void"]
 PACKAGE = "anomseg_ros"
 NODE = "detector"

@@ -17,9 +17,10 @@ from anomseg_ros.errors import BackendError, ConfigError, FrameError
 
 
 class BackendContract:
-    """Inherit, and set `name`."""
+    """Inherit, and set `name`; `program_file` too for a backend that runs another one."""
 
     name: str
+    program_file = GRAPH_FILE
 
     def open(self, bundle: Bundle, **options: object) -> Backend:
         return open_backend(self.name, bundle, BackendOptions(**options))  # type: ignore[arg-type]
@@ -77,15 +78,13 @@ class BackendContract:
         with pytest.raises(BackendError, match=r"\(1, 32, 32, 3\)"):
             self.open(bundle).run(np.zeros((1, 32, 32, 3), np.uint8), ["labels"])
 
-    def test_a_file_that_is_no_graph(self, bundle: Bundle, tmp_path: Path) -> None:
+    def test_a_file_that_is_no_program(self, bundle: Bundle, tmp_path: Path) -> None:
         copy = tmp_path / "copy"
         shutil.copytree(bundle.directory, copy)
-        (copy / GRAPH_FILE).write_bytes(b"this is not an ONNX file")
-        contract = (
-            (copy / CONTRACT_FILE).read_text().replace(bundle.contract.files[GRAPH_FILE], sha256_of(copy / GRAPH_FILE))
-        )
-        (copy / CONTRACT_FILE).write_text(contract)
-        with pytest.raises(BackendError, match=r"model\.onnx cannot be loaded.*anomseg export"):
+        (copy / self.program_file).write_bytes(b"this is no program")
+        old, new = bundle.contract.files[self.program_file], sha256_of(copy / self.program_file)
+        (copy / CONTRACT_FILE).write_text((copy / CONTRACT_FILE).read_text().replace(old, new))
+        with pytest.raises(BackendError, match=rf"{self.program_file} cannot be loaded.*anomseg (export|quantize)"):
             self.open(load_bundle(copy))
 
     def test_unknown_backend_names_the_closest(self, bundle: Bundle) -> None:

@@ -39,7 +39,17 @@ ALLOWED = {
     "deploy": {"export", "evaluation", "metrics", "datasets", "networks", "core"},
 }
 EVERYWHERE = {"errors"}
-TORCH = {"torch", "onnx", "onnxscript", "safetensors", "torchao", "timm", "lightning_fabric", "tensorboard"}
+TORCH = {
+    "torch",
+    "onnx",
+    "onnxscript",
+    "safetensors",
+    "torchao",
+    "torch_pruning",
+    "timm",
+    "lightning_fabric",
+    "tensorboard",
+}
 ROS = {
     "rclpy",
     "sensor_msgs",
@@ -112,7 +122,7 @@ def run_without(blocked: set[str], arguments: list[str]) -> subprocess.Completed
         for part in ("core", "backends", "catalog", "datasets", "bags", "metrics", "evaluation", "bench")
         if (PACKAGE / part).is_dir()
     ]
-    code = BLOCKED_RUN.format(blocked=blocked, parts=parts, left_out={"anomseg_ros.backends.torch"})
+    code = BLOCKED_RUN.format(blocked=blocked, parts=parts, left_out=OPTIONAL_BACKENDS)
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT)
 
 

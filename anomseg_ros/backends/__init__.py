@@ -4,24 +4,42 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 from anomseg_ros.backends.options import BackendOptions
 from anomseg_ros.core.bundle import Bundle, load_bundle
 from anomseg_ros.core.detector import Backend, Detector
-from anomseg_ros.errors import ConfigError, unknown_name
+from anomseg_ros.errors import BackendError, ConfigError, unknown_name
 
 BACKENDS = {
     "onnxruntime": "anomseg_ros.backends.onnxruntime:OnnxRuntimeBackend",
+    "openvino": "anomseg_ros.backends.openvino:OpenVinoBackend",
+    "torch": "anomseg_ros.backends.torch:TorchBackend",
 }
+
+# Package of a backend that is optional -> the extra that brings it.
+EXTRAS = {"openvino": "openvino", "torch": "offline"}
 
 
 def open_backend(name: str, bundle: Bundle, options: BackendOptions | None = None) -> Backend:
     """Load `bundle`'s graph into the backend called `name`. Raises ConfigError or BackendError."""
     if name not in BACKENDS:
         raise ConfigError(unknown_name("backend", name, BACKENDS))
-    module, _, attribute = BACKENDS[name].partition(":")
-    backend: Backend = getattr(importlib.import_module(module), attribute)(bundle, options or BackendOptions())
+    backend: Backend = _backend_class(name)(bundle, options or BackendOptions())
     return backend
+
+
+def _backend_class(name: str) -> Any:
+    module, _, attribute = BACKENDS[name].partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        raise BackendError(
+            f"the backend {name!r} needs the package {error.name!r}, which is not installed: "
+            f"pip install 'anomseg_ros[{EXTRAS[error.name]}]'"
+        ) from error
 
 
 def open_detector(

@@ -10,7 +10,7 @@ import onnxruntime as ort
 
 from anomseg_ros.backends.graph_outputs import keep_outputs
 from anomseg_ros.backends.options import BackendOptions
-from anomseg_ros.core.bundle import GRAPH_INPUT, LABELS_OUTPUT, Bundle
+from anomseg_ros.core.bundle import GRAPH_FILE, GRAPH_INPUT, LABELS_OUTPUT, Bundle
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import BackendError, unknown_name
 
@@ -36,7 +36,7 @@ class OnnxRuntimeBackend:
         self.requested = f"onnxruntime:{options.provider}"
         self._bundle = bundle
         self._options = options
-        self._model = bundle.graph_path.read_bytes()
+        self._model = bundle.require_program(GRAPH_FILE).read_bytes()
         # Checked whole, before anything is cut off.
         self._session = _open_session(bundle, self._model, options)
         _check_graph(self._session, bundle)

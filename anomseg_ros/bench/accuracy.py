@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any
 
 from anomseg_ros.bench.results import Accuracy
-from anomseg_ros.core.bundle import GRAPH_FILE, Contract
+from anomseg_ros.core.bundle import Contract
 from anomseg_ros.errors import ConfigError, unknown_name
 from anomseg_ros.evaluation.results import Evaluation, Result
 
@@ -64,7 +64,7 @@ def _of_evaluations(contract: Contract, wanted: Wanted, evaluations: Sequence[Ev
 
 
 def _results_of(contract: Contract, evaluations: Sequence[Evaluation]) -> Iterator[Result]:
-    digest = contract.files.get(GRAPH_FILE)
+    digest = contract.program_sha256
     # By digest: a name survives changes to the weights.
     return (r for evaluation in evaluations for r in evaluation.results if digest and r.bundle_sha256 == digest)
 

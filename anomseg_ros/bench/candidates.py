@@ -153,10 +153,10 @@ def _unique_names(bundles: Sequence[Bundle]) -> list[str]:
 def left_out(directories: Sequence[Path], backends: Sequence[str]) -> list[str]:
     """Return what candidates_of leaves out, in words: bundles that lack the file a backend runs."""
     return [
-        f"{directory} has no {PROGRAM_FILES[backend]}: it is not measured on {backend}"
+        f"{directory} has no {PROGRAM_FILES.get(backend, GRAPH_FILE)}: it is not measured on {backend}"
         for directory in directories
         for backend in backends
-        if backend in PROGRAM_FILES and PROGRAM_FILES[backend] not in load_bundle(directory).contract.files
+        if PROGRAM_FILES.get(backend, GRAPH_FILE) not in load_bundle(directory).contract.files
     ]
 
 

@@ -128,9 +128,10 @@ def entry_of(candidate: Candidate, actual: str, times: Mapping[str, Sequence[flo
         sha256=sha256_of(candidate.program),
         notes=notes,
     )
-    if extras.cost_of is None:
-        return entry
-    cost = extras.cost_of(Path(candidate.bundle) / GRAPH_FILE)
+    graph = Path(candidate.bundle) / GRAPH_FILE
+    if extras.cost_of is None or not graph.is_file():
+        return entry  # counted in the ONNX graph, which bundles for torch alone lack
+    cost = extras.cost_of(graph)
     return replace(
         entry,
         parameters=cost.parameters,

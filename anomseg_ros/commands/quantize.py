@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import onnx
-from rich.console import Console
 from rich.table import Table
 
+from anomseg_ros.backends import BACKENDS
 from anomseg_ros.backends.options import BackendOptions
 from anomseg_ros.commands import options
+from anomseg_ros.commands.drift_options import add_guard, drift_rows, print_outcome, tolerance
 from anomseg_ros.commands.evaluate import ProgressLines
-from anomseg_ros.compression.calibration import METHODS, Calibration
+from anomseg_ros.compression.calibration import METHODS, Calibration, Progress
 from anomseg_ros.compression.drift import Tolerance, compressed_contract, measure_drift, require
 from anomseg_ros.compression.frames import split_frames
 from anomseg_ros.compression.quantize_onnx import AUTO, NONE, TARGETS, QuantizeConfig, quantize
-from anomseg_ros.core.bundle import GRAPH_FILE, Bundle, load_bundle, refuse_existing, save_bundle
+from anomseg_ros.core.bundle import GRAPH_FILE, Bundle, Provenance, load_bundle, refuse_existing, save_bundle
 from anomseg_ros.core.preprocess import tensor_from_frame
 from anomseg_ros.core.resources import find_bundle
+from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import CompressionError, ConfigError
 
 
@@ -37,7 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def quantize_bundle(args: argparse.Namespace, parent: Bundle) -> Bundle:
     """Return the written bundle. Raises CompressionError if it is too far from its parent."""
-    config, tolerance = _config(args), _tolerance(args)
     with ProgressLines() as lines, tempfile.TemporaryDirectory(prefix="anomseg-") as folder:
         frames = split_frames(
             args.frames,
@@ -48,37 +50,75 @@ def quantize_bundle(args: argparse.Namespace, parent: Bundle) -> Bundle:
             progress=lines,
         )
         tensors = [tensor_from_frame(frame, parent.contract.input) for frame in frames.calibration]
-        made = quantize(onnx.load(parent.graph_path), tensors, config, lines)
-        graph = Path(folder) / GRAPH_FILE
-        onnx.save(made.model, graph)
-        draft = save_bundle(replace(parent.contract, precision="int8"), {GRAPH_FILE: graph}, Path(folder) / "draft")
+        made = _made(args, parent, tensors, Path(folder), lines)
+        draft = save_bundle(replace(parent.contract, precision="int8"), made.files, Path(folder) / "draft")
         drift = require(
             measure_drift(
                 parent,
                 draft,
                 frames.held_out,
                 args.dataset,
-                tolerance,
+                tolerance(args),
                 calibration_frames=len(frames.calibration),
+                child_backend=args.backend,
                 allow_partial=args.allow_partial,
                 options=BackendOptions(threads=args.threads),
+                child_options=BackendOptions(threads=args.threads, provider="eager" if args.no_compile else "cpu"),
                 progress=lines,
             ),
             args.accept_drift,
         )
-        settings = {
-            **asdict(config),
-            "seed": args.seed,
-            "calibration_frames": list(frames.calibration_names),
-            "float_layers": list(made.float_layers),
-            "noise_db": dict(made.noise_db),
-        }
-        method = (
-            f"int8 static, QDQ, {args.target}, {args.calibration}, "
-            f"{len(made.float_layers)} of {made.layers} layers in float"
-        )
-        contract = compressed_contract(parent, "int8", method, settings, drift)
-        return save_bundle(contract, {GRAPH_FILE: graph}, args.output, overwrite=args.overwrite)
+        settings = {**made.settings, "seed": args.seed, "calibration_frames": list(frames.calibration_names)}
+        contract = compressed_contract(parent, "int8", made.method, settings, drift)
+        contract = replace(contract, provenance=made.provenance)
+        return save_bundle(contract, made.files, args.output, overwrite=args.overwrite)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """The files of the new bundle, what was done in one line and in full, and where the weights are from."""
+
+    files: Mapping[str, Path]
+    method: str
+    settings: Mapping[str, Any]
+    provenance: Provenance
+
+
+def _made(
+    args: argparse.Namespace, parent: Bundle, tensors: Sequence[RgbImage], folder: Path, progress: Progress
+) -> _Made:
+    """Fine-tune where that was asked for, and quantize for the backend that was."""
+    if not _needs_checkpoint(args):
+        path, method, settings = _onnx_made(args, parent.require_program(GRAPH_FILE), tensors, folder, progress)
+        return _Made({GRAPH_FILE: path}, method, settings, parent.contract.provenance)
+    from anomseg_ros.commands import quantize_checkpoint as of_checkpoint  # torch takes seconds to import
+
+    files, provenance = {}, parent.contract.provenance
+    network, tuning = of_checkpoint.fine_tuned(args, parent, tensors, progress)
+    if tuning:
+        weights, provenance = of_checkpoint.write_checkpoint(network, parent, tuning, folder)
+        files[weights.name] = weights
+    if args.backend == "torch":
+        path, method, settings = of_checkpoint.write_program(args, network, parent.contract, tensors, folder, progress)
+    else:
+        graph = of_checkpoint.export_float_graph(network, parent.contract, provenance, folder)
+        path, method, settings = _onnx_made(args, graph, tensors, folder, progress)
+    if tuning:
+        method += f", fine-tuned {args.fine_tune} steps"
+    return _Made({path.name: path, **files}, method, {**settings, **tuning}, provenance)
+
+
+def _onnx_made(
+    args: argparse.Namespace, graph: Path, tensors: Sequence[RgbImage], folder: Path, progress: Progress
+) -> tuple[Path, str, dict[str, Any]]:
+    """Quantize a float ONNX graph; return the new graph's file, the method in words and its settings."""
+    config = _config(args)
+    made = quantize(onnx.load(graph), tensors, config, progress)
+    path = folder / GRAPH_FILE
+    onnx.save(made.model, path)
+    layers = f"{len(made.float_layers)} of {made.layers} layers in float"
+    settings = {**asdict(config), "float_layers": list(made.float_layers), "noise_db": dict(made.noise_db)}
+    return path, f"int8 static, QDQ, {args.target}, {args.calibration}, {layers}", settings
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,9 +133,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--frames", nargs="+", required=True, metavar="FOLDER|NAME=PATH", help=frames_help)
     parser.add_argument("--output", type=Path, required=True, help="directory of the new bundle")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
+    parser.add_argument("--backend", choices=tuple(BACKENDS), default="onnxruntime", help="engine to quantize for")
+    _add_checkpoint(parser)
     parser.add_argument("--target", choices=TARGETS, default=defaults.target, help="who is to run it")
     parser.add_argument(
-        "--calibration", choices=METHODS, default=defaults.calibration.method, help="how ranges are found"
+        "--calibration",
+        choices=METHODS,
+        default=defaults.calibration.method,
+        help="how ranges are found; torch knows error and minmax",
     )
     percentile = Calibration().percentile
     parser.add_argument("--percentile", type=float, default=percentile, help="of the values in range, per cent")
@@ -107,28 +152,24 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--held-out-frames", type=int, default=16, help="other frames to measure on, at most")
     parser.add_argument("--allow-few", action="store_true", help="accept fewer frames than hold")
     parser.add_argument("--seed", type=int, default=0, help="which frames are drawn")
-    _add_guard(parser)
+    add_guard(parser, Tolerance(), "what the bundle may lose; beyond it nothing is written")
     parser.add_argument("--threads", type=int, default=0, help="processor threads for measuring; 0 = one per core")
     return parser
 
 
-def _add_guard(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the drift guard."""
-    limits = Tolerance()
-    guard = parser.add_argument_group("drift guard", "what the bundle may lose; beyond it nothing is written")
-    guard.add_argument(
-        "--dataset", nargs="+", action="extend", default=[], metavar="NAME=PATH", help="labelled frames to measure on"
-    )
-    guard.add_argument("--allow-partial", action="store_true", help="accept fewer or more frames than published")
-    guard.add_argument("--label-agreement", type=float, default=limits.label_agreement, help="least share of labels")
-    guard.add_argument("--rank-correlation", type=float, default=limits.rank_correlation, help="least, of each score")
-    for measure, default in (
-        ("auprc", limits.auprc_points),
-        ("fpr95", limits.fpr95_points),
-        ("miou", limits.miou_points),
-    ):
-        guard.add_argument(f"--max-{measure}", type=float, default=default, metavar="POINTS", help="most points worse")
-    guard.add_argument("--accept-drift", action="store_true", help="write the bundle in spite of it")
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Add the options of what is done to the weights in torch."""
+    group = parser.add_argument_group("with the checkpoint", "what takes the weights, not the graph alone")
+    group.add_argument("--checkpoint", type=Path, help="weights that the bundle was exported from")
+    steps_help = "steps of quantization-aware fine-tuning on the calibration frames; 0 = none"
+    group.add_argument("--fine-tune", type=int, default=0, metavar="STEPS", help=steps_help)
+    group.add_argument("--learning-rate", type=float, default=1e-4, help="of fine-tuning")
+    group.add_argument("--torch-method", choices=("pt2e", "fx"), default="pt2e", help="of --backend torch")
+    group.add_argument("--no-compile", action="store_true", help="measure --backend torch without compiling: slower")
+
+
+def _needs_checkpoint(args: argparse.Namespace) -> bool:
+    return bool(args.backend == "torch" or args.fine_tune)
 
 
 def _check(args: argparse.Namespace, parent: Bundle) -> None:
@@ -142,10 +183,15 @@ def _check(args: argparse.Namespace, parent: Bundle) -> None:
         raise ConfigError(f"--output {str(args.output)!r} is the bundle itself, which is never changed; name another")
     if not 50 < args.percentile <= 100:
         raise ConfigError(f"--percentile {args.percentile:g}: expected more than 50 and at most 100")
-    for name in ("label_agreement", "rank_correlation"):
-        if not 0 <= getattr(args, name) <= 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(args, name):g}: expected 0 to 1")
+    tolerance(args)
     refuse_existing(args.output, args.overwrite)
+    for_torch = args.no_compile or args.torch_method != "pt2e"
+    if args.backend != "torch" and for_torch:
+        raise ConfigError("--no-compile and --torch-method are for --backend torch")
+    if _needs_checkpoint(args):
+        from anomseg_ros.commands.quantize_checkpoint import check_options
+
+        check_options(args, parent)
 
 
 def _config(args: argparse.Namespace) -> QuantizeConfig:
@@ -160,28 +206,11 @@ def _config(args: argparse.Namespace) -> QuantizeConfig:
     )
 
 
-def _tolerance(args: argparse.Namespace) -> Tolerance:
-    return Tolerance(args.label_agreement, args.rank_correlation, args.max_auprc, args.max_fpr95, args.max_miou)
-
-
 def _print(bundle: Bundle) -> None:
     compression = bundle.contract.compression
-    drift = compression["drift"]
     table = Table(title=f"{bundle.contract.name}: {compression['method']}", title_justify="left")
     for heading in ("measure", "float", "int8"):
         table.add_column(heading, justify="left" if heading == "measure" else "right")
-    table.add_row("labels that agree", "", f"{100 * drift['label_agreement']:.2f} %")
-    for name, score in drift["scores"].items():
-        table.add_row(f"rank correlation of {name}", "", f"{score['rank_correlation']:.4f}")
-    for dataset, measures in drift["datasets"].items():
-        for measure, (before, after) in measures.items():
-            table.add_row(f"{measure} on {dataset}", f"{100 * before:.2f} %", f"{100 * after:.2f} %")
-    console = Console()
-    console.print(table)
-    dropped = [name for name in drift["alarms"] if name not in bundle.contract.thresholds]
-    if dropped:
-        console.print(
-            f"thresholds of {', '.join(dropped)} moved and were left out: `anomseg calibrate threshold` finds new ones",
-            soft_wrap=True,
-        )
-    console.print(f"written to {bundle.directory}", soft_wrap=True, highlight=False)
+    for row in drift_rows(compression["drift"]):
+        table.add_row(*row)
+    print_outcome(bundle, table)

@@ -190,7 +190,7 @@ def _quantized(bundles: Sequence[Path], frames: Path, folder: Path, accept_drift
 
 def _digest(bundle: Bundle, files: Sequence[Path]) -> str:
     """Return what an int8 bundle depends on, shortened: its parent and the frames."""
-    digests = [bundle.contract.files[GRAPH_FILE], *map(sha256_of, files)]
+    digests = [bundle.contract.program_sha256, *map(sha256_of, files)]
     return hashlib.sha256(" ".join(digests).encode()).hexdigest()[:8]
 
 

@@ -2,9 +2,10 @@
 
 minmax: the smallest and largest value of any frame. percentile: as much of the pooled values as is asked for lies
 inside, the same share cut at both ends. entropy: the symmetric range of least Kullback-Leibler divergence between the
-values' histogram and its quantized one (Migacz, 8-bit inference with TensorRT, GTC 2017). The last two are ONNX
-Runtime's HistogramCollector; its calibrators keep every value of every frame in memory at once, some gigabytes each,
-so the frames are fed to it one by one here, and every second row and column is counted.
+values' histogram and its quantized one (Migacz, 8-bit inference with TensorRT, GTC 2017). error: the range whose
+rounding and clipping errors together are least, each raised to ERROR_POWER. The histograms are ONNX Runtime's
+HistogramCollector's; its calibrators keep every value of every frame in memory at once, some gigabytes each, so the
+frames are fed to it one by one here, and every second row and column is counted.
 """
 
 from __future__ import annotations
@@ -26,9 +27,14 @@ from anomseg_ros.core.bundle import GRAPH_INPUT
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import CompressionError
 
-METHODS = ("minmax", "percentile", "entropy")
+METHODS = ("error", "minmax", "percentile", "entropy")
 PERCENTILE = 99.999
-BINS = {"minmax": 1, "percentile": 2048, "entropy": 512}
+BINS = {"minmax": 1, "percentile": 2048, "entropy": 512, "error": 2048}
+LEVELS = 255
+ERROR_POWER = 3.0
+"""With 2, the mean square, rare large values are cut that decide in frames unlike those of calibration."""
+CUTS = np.linspace(1.0, 0.2, 33)
+"""Shares of the largest and of the smallest value that are tried as ends of a range."""
 QUANTIZED_BINS = 128
 SAMPLE_STRIDE_PX = 2
 Progress = Callable[[str, int, int], None]
@@ -39,7 +45,7 @@ Progress = Callable[[str, int, int], None]
 class Calibration:
     """How ranges are found; percentile: share of the values inside the range, in per cent."""
 
-    method: str = "minmax"
+    method: str = "error"
     percentile: float = PERCENTILE
     symmetric: bool = False
 
@@ -51,8 +57,9 @@ def calibrate(
     session, minima, maxima, samples = _observing_session(graph, names, wanted.method != "minmax")
     lowest = np.full(len(names), np.inf, np.float32)
     highest = np.full(len(names), -np.inf, np.float32)
+    counted_as = "percentile" if wanted.method == "error" else wanted.method
     collector = HistogramCollector(
-        wanted.method, wanted.symmetric, BINS[wanted.method], QUANTIZED_BINS, wanted.percentile, "same"
+        counted_as, wanted.symmetric, BINS[wanted.method], QUANTIZED_BINS, wanted.percentile, "same"
     )
     for index, tensor in enumerate(tensors):
         found = session.run([*minima, *maxima, *samples], {GRAPH_INPUT: tensor})
@@ -65,6 +72,12 @@ def calibrate(
     limits = dict(zip(names, zip(lowest, highest, strict=True), strict=True))
     if wanted.method == "minmax":
         return TensorsData(CalibrationMethod.MinMax, limits)
+    if wanted.method == "error":
+        least = {
+            name: least_error_range(*collector.histogram_dict[name][:2], limits[name], wanted.symmetric)
+            for name in names
+        }
+        return TensorsData(CalibrationMethod.MinMax, least)
     if wanted.method == "entropy":
         _forget_zeros(collector)
     with _silence():
@@ -140,6 +153,36 @@ def _observing_session(
     outputs = [name for names_made in made for name in names_made]
     model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs)
     return plain_session(model), made[0], made[1], made[2]
+
+
+def least_error_range(
+    counts: npt.NDArray[np.int64],
+    edges: npt.NDArray[np.float32],
+    limits: tuple[np.float32, np.float32],
+    symmetric: bool,
+) -> tuple[np.float32, np.float32]:
+    """Return the range within `limits` in which values with this histogram, rounded to 256 levels, are least wrong."""
+    filled = np.flatnonzero(counts)
+    weights, centres = counts[filled], ((edges[:-1] + edges[1:]) / 2).astype(np.float64)[filled]
+    # Zero is always in range: integer kernels pad with it.
+    lowest, highest = min(0.0, float(limits[0])), max(0.0, float(limits[1]))
+    best, least = (lowest, highest), np.inf
+    for low, high in _cut_ranges(lowest, highest, symmetric):
+        clipped = np.abs(centres - np.clip(centres, low, high)) ** ERROR_POWER
+        rounded = ((high - low) / LEVELS / 2) ** ERROR_POWER / (ERROR_POWER + 1)
+        error = float(weights @ np.where(clipped > 0, clipped, rounded))
+        if error < least:
+            best, least = (low, high), error
+    return np.float32(best[0]), np.float32(best[1])
+
+
+def _cut_ranges(lowest: float, highest: float, symmetric: bool) -> list[tuple[float, float]]:
+    if symmetric:
+        bound = max(-lowest, highest)
+        return [(-bound * cut, bound * cut) for cut in CUTS]
+    lows = lowest * CUTS if lowest < 0 else [0.0]
+    highs = highest * CUTS if highest > 0 else [0.0]
+    return [(float(low), float(high)) for low in lows for high in highs]
 
 
 def _forget_zeros(collector: HistogramCollector) -> None:

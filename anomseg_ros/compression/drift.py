@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from anomseg_ros.backends import open_detector
 from anomseg_ros.backends.options import BackendOptions
-from anomseg_ros.core.bundle import GRAPH_FILE, Bundle, Contract
+from anomseg_ros.core.bundle import Bundle, Contract
 from anomseg_ros.core.detector import Detector
 from anomseg_ros.core.schema import to_plain
 from anomseg_ros.core.types import RgbImage
@@ -110,16 +110,19 @@ def measure_drift(
     child_backend: str = "onnxruntime",
     allow_partial: bool = False,
     options: BackendOptions | None = None,
+    child_options: BackendOptions | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Drift:
     """Compare a compressed bundle with its parent on frames, uint8 (H, W, 3) RGB, and on labelled datasets.
 
+    child_options: of the child's backend, those of the parent's where not given.
     Raises CompressionError without frames, and the evaluation's errors for datasets.
     """
     if not frames:
         raise CompressionError("the drift cannot be measured without held-out frames; give more frames")
     options = options or BackendOptions()
-    before, after = open_detector(parent, options=options), open_detector(child, child_backend, options)
+    child_options = child_options or options
+    before, after = open_detector(parent, options=options), open_detector(child, child_backend, child_options)
     try:
         compared = _Compared(parent.contract, child.contract)
         for index, frame in enumerate(frames):
@@ -130,7 +133,8 @@ def measure_drift(
         after.close()
     measured: dict[str, dict[str, tuple[float, float]]] = {}
     for dataset in datasets:
-        measured |= _dataset_drift(parent, child, dataset, child_backend, allow_partial, options, progress)
+        runs = ("before", parent, "onnxruntime", options), ("after", child, child_backend, child_options)
+        measured |= _dataset_drift(runs, dataset, allow_partial, progress)
     return Drift(
         len(frames),
         calibration_frames,
@@ -142,14 +146,18 @@ def measure_drift(
     )
 
 
-def require(drift: Drift, accept: bool = False) -> Drift:
+QUANTIZED_REMEDY = "calibrate on more frames of the usual scenes, leave more layers in float"
+"""What helps where quantizing cost too much."""
+
+
+def require(drift: Drift, accept: bool = False, remedy: str = QUANTIZED_REMEDY) -> Drift:
     """Return the drift marked as accepted; raise CompressionError that says what is beyond the tolerance by how much,
-    unless `accept`."""
+    and the remedy, unless `accept`."""
     excesses = drift.excesses()
     if excesses and not accept:
         raise CompressionError(
             f"the compressed bundle is too far from its parent: {'; '.join(excesses)}. Nothing was written; "
-            "calibrate on more frames of the usual scenes, leave more layers in float, or pass --accept-drift"
+            f"{remedy}, or pass --accept-drift"
         )
     return replace(drift, accepted=True)
 
@@ -164,7 +172,7 @@ def compressed_contract(
     """
     compression = {
         "method": method,
-        "parent": {"name": parent.contract.name, "sha256": parent.contract.files[GRAPH_FILE]},
+        "parent": {"name": parent.contract.name, "sha256": parent.contract.program_sha256},
         "settings": to_plain(settings),
         "drift": drift.plain(),
     }
@@ -240,21 +248,22 @@ def rank_correlation(first: npt.NDArray[np.float32], second: npt.NDArray[np.floa
 
 
 def _dataset_drift(
-    parent: Bundle,
-    child: Bundle,
+    runs: Sequence[tuple[str, Bundle, str, BackendOptions]],
     dataset: str | Dataset,
-    child_backend: str,
     allow_partial: bool,
-    options: BackendOptions,
     progress: Progress,
 ) -> dict[str, dict[str, tuple[float, float]]]:
-    """Return the measures of the default score by protocol `seeds`, where the dataset has them."""
+    """Return the measures of the parent's default score by protocol `seeds`, where the dataset has them.
+
+    runs: ("before", parent, backend, its options), then the same of the child.
+    """
     found = []
-    for which, bundle, backend in (("before", parent, "onnxruntime"), ("after", child, child_backend)):
+    score = runs[0][1].contract.score_names[0]
+    for which, bundle, backend, options in runs:
         request = Request(
             bundles=(Path(bundle.directory),),
             datasets=(dataset,),
-            scores=(parent.contract.score_names[0],),
+            scores=(score,),
             allow_partial=allow_partial,
             backend=backend,
             options=options,

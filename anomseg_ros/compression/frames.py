@@ -70,6 +70,21 @@ def calibration_frames(sources: Sequence[str], count: int, *, seed: int = 0, all
     return list(split_frames(sources, count, FEWEST_HELD_OUT, seed=seed, allow_few=allow_few).calibration)
 
 
+def drawn_frames(
+    sources: Sequence[str], count: int, *, seed: int = 0, progress: Progress = lambda what, done, total: None
+) -> list[RgbImage]:
+    """Return up to `count` frames to measure on, where nothing is calibrated. Raises what split_frames does."""
+    listed = _listed(sources)
+    if count < 1 or not listed:
+        raise CompressionError(f"{', '.join(sources)}: {len(listed)} frame(s), of which {count} to measure on; give 1")
+    order = np.random.default_rng(seed).permutation(len(listed))[:count]
+    frames = []
+    for done, index in enumerate(order):
+        frames.append(listed[index][1]())
+        progress("reading frames", done + 1, len(order))
+    return frames
+
+
 def _listed(sources: Sequence[str]) -> list[tuple[str, Callable[[], RgbImage]]]:
     """Return the name of every frame and what reads it."""
     found: dict[str, Callable[[], RgbImage]] = {}

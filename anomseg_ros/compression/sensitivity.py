@@ -17,8 +17,11 @@ from anomseg_ros.core.types import RgbImage
 Build = Callable[[Collection[str]], onnx.ModelProto]
 """Returns the quantized graph with these layers left in float."""
 
-PROBES = 3
+PROBES = 4
 """Calibration frames that candidates are compared on."""
+
+MARGIN = 0.1
+"""Share of the labels allowed to differ that is kept back: other frames may do worse than these."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ def find_float_layers(
     probes = tensors[:: max(1, len(tensors) // PROBES)][:PROBES]
     outputs = [LABELS_OUTPUT, next(out.name for out in reference.get_outputs() if out.name != LABELS_OUTPUT)]
     truth = [_run(reference, outputs, tensor) for tensor in probes]
-    if _agreement(build(()), truth, probes) >= goal.label_agreement or goal.max_layers < 1:
+    wanted = 1 - (1 - MARGIN) * (1 - goal.label_agreement)
+    if _agreement(build(()), truth, probes) >= wanted or goal.max_layers < 1:
         return (), {}
     noise: dict[str, float] = {}
     for index, layer in enumerate(layers):
@@ -56,7 +60,7 @@ def find_float_layers(
     count = 1
     while True:
         kept = tuple(layer for layer in layers if layer in set(ranked[:count]))
-        if _agreement(build(kept), truth, probes) >= goal.label_agreement or count == goal.max_layers:
+        if _agreement(build(kept), truth, probes) >= wanted or count == goal.max_layers:
             return kept, noise
         count = min(2 * count, goal.max_layers)
 

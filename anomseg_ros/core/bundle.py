@@ -2,7 +2,7 @@
 
 <name>/bundle.yaml   the contract below, validated strictly on load
 <name>/model.onnx    uint8 camera pixels in, uint8 labels and float32 scores out
-<name>/model.pt2     optional: the quantized PyTorch program with the same inputs and outputs
+<name>/model.pt2     the quantized PyTorch program with the same inputs and outputs, beside the graph or in its place
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from anomseg_ros.errors import BundleError, ConfigError, closest_first, unknown_
 FORMAT_VERSION = 1
 CONTRACT_FILE = "bundle.yaml"
 GRAPH_FILE = "model.onnx"
+TORCH_FILE = "model.pt2"
+PROGRAM_FILES = {GRAPH_FILE: "onnxruntime", TORCH_FILE: "torch"}
+"""A bundle holds at least one of these; the backend that runs it."""
 GRAPH_INPUT = "image"
 LABELS_OUTPUT = "labels"
 
@@ -108,6 +111,11 @@ class Contract:
         """Names of the scores the graph computes, the default one first."""
         return tuple(output.name for output in self.outputs if output.name != LABELS_OUTPUT)
 
+    @property
+    def program_sha256(self) -> str:
+        """Digest by which a bundle is known: the ONNX graph's, or the PyTorch program's where there is no graph."""
+        return next(self.files[name] for name in PROGRAM_FILES if name in self.files)
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -120,6 +128,13 @@ class Bundle:
     def graph_path(self) -> Path:
         """Path of the ONNX graph."""
         return self.directory / GRAPH_FILE
+
+    def require_program(self, name: str) -> Path:
+        """Return the path of a program file; raise BundleError that names the backend where the bundle has another."""
+        if name not in self.contract.files:
+            others = " or ".join(f"--backend {PROGRAM_FILES[file]}" for file in PROGRAM_FILES if file != name)
+            raise BundleError(f"bundle {self.contract.name!r} has no {name}: run it with {others}")
+        return self.directory / name
 
     def check_score(self, score: str) -> str:
         """Return `score`, or the bundle's default for an empty string; raise ConfigError if the graph lacks it."""
@@ -243,8 +258,8 @@ def _check_values(contract: Contract, directory: Path) -> None:
         raise BundleError(f"{where}: train ids must be 0 to {UNLABELLED}")
     if LABELS_OUTPUT not in {output.name for output in contract.outputs} or not contract.score_names:
         raise BundleError(f"{where}: outputs must name {LABELS_OUTPUT!r} and at least one score")
-    if GRAPH_FILE not in contract.files:
-        raise BundleError(f"{where}: files must list {GRAPH_FILE}")
+    if not set(PROGRAM_FILES) & set(contract.files):
+        raise BundleError(f"{where}: files must list {' or '.join(PROGRAM_FILES)}")
 
 
 def _check_choice(where: Path, key: str, value: str, options: tuple[str, ...]) -> None:

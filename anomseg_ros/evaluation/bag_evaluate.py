@@ -12,7 +12,7 @@ from pathlib import Path
 
 from anomseg_ros.backends import open_detector
 from anomseg_ros.backends.options import BackendOptions
-from anomseg_ros.core.bundle import GRAPH_FILE, Bundle, Contract, InputSpec
+from anomseg_ros.core.bundle import Bundle, Contract, InputSpec
 from anomseg_ros.datasets.base import Dataset
 from anomseg_ros.errors import AnomsegError, BagError, ConfigError, DatasetError, MetricError
 from anomseg_ros.evaluation.bag import BagDataset
@@ -227,7 +227,7 @@ def _outputs(request: BagRequest, source: BagSource, score: str) -> ModelSource 
     # Threads that were asked for are kept; else the networks of all workers share the cores.
     if not request.workers.here and options.threads == 0 and options.provider == "cpu":
         options = replace(options, threads=request.workers.threads)
-    sha256 = request.bundle.contract.files[GRAPH_FILE]
+    sha256 = request.bundle.contract.program_sha256
     return ModelSource(str(request.bundle.directory.resolve()), sha256, request.backend, options)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from anomseg_ros.backends.options import BackendOptions
-from anomseg_ros.core.bundle import GRAPH_FILE, Bundle, ThresholdTable, save_bundle
+from anomseg_ros.core.bundle import Bundle, ThresholdTable, save_bundle
 from anomseg_ros.core.labels import ClassInfo
 from anomseg_ros.datasets.base import KNOWN, VOID, Dataset, LabelledFrame
 from anomseg_ros.datasets.problems import FrameProblem
@@ -82,7 +82,7 @@ def measure_scores(
         dataset = given if given.has_anomalies else KnownFrames(given)
         task = PartTask(
             bundle=str(bundle.directory),
-            bundle_sha256=bundle.contract.files[GRAPH_FILE],
+            bundle_sha256=bundle.contract.program_sha256,
             dataset=dataset,
             indices=tuple(range(len(dataset))),
             spec=spec,

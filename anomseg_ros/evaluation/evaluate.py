@@ -11,7 +11,7 @@ from typing import Any
 
 from anomseg_ros.backends import open_detector
 from anomseg_ros.backends.options import BackendOptions
-from anomseg_ros.core.bundle import GRAPH_FILE, Bundle, load_bundle
+from anomseg_ros.core.bundle import Bundle, load_bundle
 from anomseg_ros.datasets import DATASETS, dataset_type, open_named
 from anomseg_ros.datasets.base import Dataset
 from anomseg_ros.datasets.check import check
@@ -249,7 +249,7 @@ def _task(request: Request, job: _Job, indices: Sequence[int]) -> PartTask:
         options, lanes = replace(options, threads=request.workers.threads), request.workers.lanes
     return PartTask(
         bundle=str(job.bundle.directory.resolve()),
-        bundle_sha256=job.bundle.contract.files[GRAPH_FILE],
+        bundle_sha256=job.bundle.contract.program_sha256,
         dataset=job.dataset,
         indices=tuple(indices),
         spec=job.spec,

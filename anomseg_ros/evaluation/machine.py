@@ -14,6 +14,7 @@ PACKAGES = (
     "numpy",
     "opencv-python-headless",
     "onnxruntime",
+    "openvino",
     "torch",
     "scikit-learn",
     "rosbags",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from anomseg_ros.core.bundle import GRAPH_FILE, Contract
+from anomseg_ros.core.bundle import Contract
 from anomseg_ros.evaluation.measures import Key, Measures
 from anomseg_ros.evaluation.results import Components, Curves, FrameResult, Result
 from anomseg_ros.metrics.curve import ScoreCurve
@@ -116,7 +116,7 @@ def _read(
         inference_ms=inference,
         network_ms=network,
         wall_ms=measures.seconds * 1e3 / len(measures.times) / identity.workers if measures.times else None,
-        bundle_sha256=identity.contract.files.get(GRAPH_FILE),
+        bundle_sha256=identity.contract.program_sha256,
         network=identity.contract.network,
         precision=identity.contract.precision,
         backend=identity.backend,

@@ -25,6 +25,7 @@ from anomseg_ros.errors import CheckpointError, ConfigError
 from anomseg_ros.networks import NETWORKS, network_class
 from anomseg_ros.networks.base import SegmentationNetwork
 from anomseg_ros.networks.layouts import LAYOUTS, Layout, State
+from anomseg_ros.networks.widths import fit_widths, pruned_description, widths_are_consistent
 
 FORMAT = "anomseg_ros.network"
 FORMAT_VERSION = 1
@@ -71,8 +72,8 @@ def load_checkpoint(path: str | os.PathLike[str], network_name: str, num_classes
 
     Takes our own files (save_checkpoint) and every layout in layouts.LAYOUTS, bare or wrapped in "state_dict",
     "model_state_dict" or "model", with or without the "module." of torch.nn.DataParallel. `source_layout` of the
-    result names the layout. The weights fit exactly or CheckpointError says which keys are missing, unexpected or
-    misshapen and what to do; ConfigError for an unknown network.
+    result names the layout. A pruned network is as narrow as its file says. The weights fit exactly or CheckpointError
+    says which keys are missing, unexpected or misshapen and what to do; ConfigError for an unknown network.
     """
     network_class(network_name)
     path = Path(path)
@@ -83,7 +84,10 @@ def load_checkpoint(path: str | os.PathLike[str], network_name: str, num_classes
     layout, misfit = _closest(state, layouts, num_classes)
     if misfit:
         raise CheckpointError(_explain(path, state, layout, misfit, num_classes))
-    return _fill(layout, state, num_classes, own)
+    network = _fill(layout, state, num_classes, own)
+    if layout.pruned_groups is not None and not widths_are_consistent(network):
+        raise CheckpointError(f"{path} holds a pruned network whose layers do not fit together; prune it again")
+    return network
 
 
 def save_checkpoint(path: str | os.PathLike[str], network: SegmentationNetwork, metadata: Mapping[str, Any]) -> None:
@@ -104,6 +108,9 @@ def save_checkpoint(path: str | os.PathLike[str], network: SegmentationNetwork, 
         "source_layout": network.source_layout,
         "metadata": dict(metadata),
     }
+    pruned = pruned_description(network)
+    if pruned is not None:
+        description["pruned"] = pruned
     try:
         header = {FORMAT: json.dumps(description)}
     except (TypeError, ValueError) as error:
@@ -207,12 +214,16 @@ def _own_layout(path: Path, own: Mapping[str, Any]) -> Layout:
         dict(own["options"]),
         mean=(float(r), float(g), float(b)),
         std=(float(std_r), float(std_g), float(std_b)),
+        pruned_groups=None if own.get("pruned") is None else {k: int(v) for k, v in own["pruned"]["groups"].items()},
     )
 
 
-def _build(layout: Layout, num_classes: int) -> SegmentationNetwork:
+def _build(layout: Layout, num_classes: int, state: State | None = None) -> SegmentationNetwork:
+    """Return a fresh network, as narrow as `state` where the layout is that of a pruned one."""
     network = network_class(layout.network)(num_classes, **layout.options)
     network.set_normalisation(layout.mean, layout.std)
+    if state is not None and layout.pruned_groups is not None:
+        fit_widths(network, state, layout.pruned_groups)
     return network
 
 
@@ -223,7 +234,7 @@ def _published(layout: Layout, network: SegmentationNetwork) -> dict[str, tuple[
 
 def _misfit(layout: Layout, state: State, num_classes: int) -> _Misfit:
     with torch.device("meta"):
-        expected = _published(layout, _build(layout, num_classes))
+        expected = _published(layout, _build(layout, num_classes, state))
     # A counter of training steps, which files from before PyTorch 0.4.1 lack and nothing here reads.
     needed = [key for key in expected if not key.endswith(".num_batches_tracked")]
     return _Misfit(
@@ -267,8 +278,8 @@ def _class_count(layout: Layout, state: State) -> int:
 
 
 def _fill(layout: Layout, state: State, num_classes: int, own: Mapping[str, Any]) -> SegmentationNetwork:
-    network = _build(layout, num_classes)
     prepared = layout.prepare(state)
+    network = _build(layout, num_classes, prepared)
     ours = {key: prepared.get(name, value) for name, (key, value) in _published(layout, network).items()}
     network.load_state_dict(ours, strict=True)
     network.source_layout = own["source_layout"] if own else layout.name

@@ -44,6 +44,8 @@ class Layout:
     """The checkpoint holds quantized tensors."""
     prepare: Callable[[State], State] = dict
     """Brings the published state into the form that `published_key` describes."""
+    pruned_groups: Mapping[str, int] | None = None
+    """Of a pruned network, whose widths are those of its weights: the groups of its grouped convolutions."""
 
 
 def _by_rules(rules: Rules) -> Callable[[str], str]:

@@ -176,12 +176,14 @@ def distillation(
     teacher_logits: Tensor,
     target: Tensor | None = None,
     temperature: float = DISTILLATION_TEMPERATURE,
+    class_weight: Tensor | None = None,
 ) -> Tensor:
     """Return T^2 times the mean over pixels of KL(teacher || student), both softened by T; the teacher is a constant.
 
     Paper MiDE, equation 6 (T 1, for it names none); softening and T^2: Hinton et al., section 2. With a target, only
-    the pixels of a class count: of outliers a teacher without a void class knows nothing worth teaching. Raises
-    ConfigError where the two differ in shape.
+    the pixels of a class count: of outliers a teacher without a void class knows nothing worth teaching. With weights
+    of the target's classes, (C,), it is the weighted mean, as in `cross_entropy`. Raises ConfigError where the two
+    differ in shape.
     """
     if student_logits.shape != teacher_logits.shape:
         shapes = f"{tuple(teacher_logits.shape)}, the student's {tuple(student_logits.shape)}"
@@ -193,7 +195,9 @@ def distillation(
     divergence = (probability * (teacher - student)).sum(1)
     if target is None:
         return divergence.mean() * temperature**2
-    counted = target < student.shape[1]
+    counted = (target < student.shape[1]).to(divergence.dtype)
+    if class_weight is not None:
+        counted = counted * class_weight[target.clamp(max=student.shape[1] - 1).long()]
     return _mean((divergence * counted).sum(), counted.sum()) * temperature**2
 
 
@@ -204,7 +208,9 @@ class LossConfig:
     kind: cross_entropy, ohem or focal. class_weights_c: c of 1 / ln(c + p), None for no weights. void_weight: the void
     class's weight, None for its frequency's like the others (paper PTQ), 1.0 in paper MiDE. auxiliary_stride: every
     n-th pixel in which the auxiliary heads are judged; above 1 is a deviation from BiSeNet that saves most of what
-    they cost. The outlier terms and the distillation are of the main head's plain logits.
+    they cost. The outlier terms and the distillation are of the main head's plain logits. distillation_class_weights:
+    whether a pixel weighs in the divergence as it does in the cross-entropy: without that, the teacher speaks mostly of
+    what there is most of, and rare classes are learned late (a deviation from paper MiDE).
     """
 
     kind: str = "cross_entropy"
@@ -223,6 +229,7 @@ class LossConfig:
     energy_outlier_margin: float = ENERGY_OUTLIER_MARGIN
     distillation_weight: float = 0.0
     distillation_temperature: float = DISTILLATION_TEMPERATURE
+    distillation_class_weights: bool = False
 
     def __post_init__(self) -> None:
         """Raise ConfigError for an unknown kind and values that no loss can use."""
@@ -292,7 +299,8 @@ class SegmentationLoss(nn.Module):
                 terms["energy"] = config.energy_weight * energy_margin(main, target, self.void_class, *margins)
             if config.distillation_weight and teacher_logits is not None:
                 teacher = _resize(teacher_logits, target)
-                term = distillation(main, teacher, target, config.distillation_temperature)
+                weight = self.class_weight if config.distillation_class_weights else None
+                term = distillation(main, teacher, target, config.distillation_temperature, weight)
                 terms["distillation"] = config.distillation_weight * term
             return {**terms, "total": torch.stack(list(terms.values())).sum()}
 

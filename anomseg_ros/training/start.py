@@ -11,7 +11,11 @@ from anomseg_ros.errors import CheckpointError, ConfigError, closest_first
 from anomseg_ros.networks import NETWORKS, network_class
 from anomseg_ros.networks.base import SegmentationNetwork
 from anomseg_ros.networks.checkpoints import load_checkpoint
+from anomseg_ros.networks.widths import fit_widths, pruned_description
 from anomseg_ros.training.config import NetworkConfig
+
+KEEP_ZEROS = "keep_zeros"
+"""Key of a checkpoint's metadata: whether weights that are 0 stay 0 in training, as pruning wants it."""
 
 
 def start_network(
@@ -42,12 +46,23 @@ def start_network(
                 f"{network.std}; set network.mean and network.std to its values"
             )
         if config.initial.part in ("all", "features"):
+            _take_widths(network, source)
             _take_all(network, source, config.initial.part == "features")
         else:
             _take_part(network, source, config.initial.part)
+        if source.checkpoint_metadata.get(KEEP_ZEROS):
+            keep_zeros(network)
     if config.trained == "classifier":
         freeze_all_but_classifier(network)
     return network.train()
+
+
+def keep_zeros(network: nn.Module) -> None:
+    """Let no gradient reach convolution weights that are 0, so that every optimizer here leaves them so."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            weight = module.weight
+            weight.register_hook(lambda gradient, weight=weight: gradient * (weight != 0))  # type: ignore[no-untyped-call]
 
 
 def freeze_all_but_classifier(network: SegmentationNetwork) -> None:
@@ -68,6 +83,19 @@ def set_training_mode(network: nn.Module) -> None:
         holds_something = bool(parameters) or next(module.buffers(), None) is not None
         if holds_something and not any(parameter.requires_grad for parameter in parameters):
             module.eval()
+
+
+def _take_widths(network: SegmentationNetwork, source: SegmentationNetwork) -> None:
+    """Make a network as narrow as a pruned one whose weights it is to take."""
+    pruned = pruned_description(source)
+    if pruned is None:
+        return
+    if network.auxiliary_heads and not source.auxiliary_heads:
+        raise CheckpointError(
+            f"the initial weights are those of a pruned {source.name} without auxiliary heads, which fit none; set "
+            "network.options={auxiliary_heads: false} and loss.auxiliary_weight=0"
+        )
+    fit_widths(network, source.state_dict(), pruned["groups"])
 
 
 def _take_all(network: SegmentationNetwork, source: SegmentationNetwork, features_only: bool) -> None:

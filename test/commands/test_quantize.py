@@ -89,3 +89,87 @@ def test_an_existing_bundle_needs_overwrite(place: Path, tmp_path: Path, capsys:
     (tmp_path / "there").mkdir()
     assert main(arguments(place, tmp_path / "there")) == 1
     assert "--overwrite" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def with_checkpoint(place: Path) -> tuple[Path, Path]:
+    """A bundle of a network, and its checkpoint."""
+    import torch
+
+    from anomseg_ros.core.bundle import Provenance
+    from anomseg_ros.export import ExportConfig, export_network
+    from anomseg_ros.networks import build_network
+    from anomseg_ros.networks.checkpoints import save_checkpoint
+
+    torch.manual_seed(0)
+    network = build_network("mide_net", 20).eval()
+    path = place / "weights.safetensors"
+    save_checkpoint(path, network, {})
+    config = ExportConfig("known", 20, 19, height_px=64, width_px=128, scores=("void", "max_logit"))
+    export_network(network, "mide_net", config, place / "known", Provenance(path.name, sha256_of(path)))
+    return place / "known", path
+
+
+def of_checkpoint(place: Path, parent: Path, output: Path, *more: str) -> list[str]:
+    return ["quantize", str(parent), *arguments(place, output, *more)[2:]]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_fine_tuned_and_quantized_for_torch(
+    place: Path, with_checkpoint: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parent, weights = with_checkpoint
+    more = ("--backend", "torch", "--checkpoint", str(weights), "--calibration", "minmax", "--no-compile")
+    more += ("--fine-tune", "2", "--accept-drift", "--threads", "1")
+    assert main(of_checkpoint(place, parent, tmp_path / "new", *more)) == 0, capsys.readouterr().err
+    bundle = load_bundle(tmp_path / "new")
+    assert set(bundle.contract.files) == {"model.pt2", "checkpoint.safetensors"}
+    assert bundle.contract.compression["settings"]["fine_tuning"]["steps"] == 2
+    assert bundle.contract.provenance.source_sha256 == sha256_of(tmp_path / "new" / "checkpoint.safetensors")
+    assert bundle.contract.compression["drift"]["label_agreement"] > 0.5
+    frames, out = str(place / "frames"), str(tmp_path / "out")
+    eager = ("--backend", "torch", "--provider", "eager")
+    assert main(["run", str(tmp_path / "new"), frames, "--output", out, *eager]) == 0
+    assert main(["run", str(tmp_path / "new"), frames, "--output", out]) == 1
+    assert "--backend torch" in capsys.readouterr().err
+    bench = ["bench", str(tmp_path / "new"), "--backend", "torch", "--provider", "eager", "--threads", "1"]
+    assert main([*bench, "--rounds", "3", "--json", str(tmp_path / "b.json")]) == 0, capsys.readouterr().err
+    assert '"parameters": null' in (tmp_path / "b.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--backend", "torch"), "--checkpoint FILE"),
+        (("--fine-tune", "5"), "--checkpoint FILE"),
+        (("--fine-tune", "-1", "--checkpoint", "WEIGHTS"), "--fine-tune -1"),
+        (("--backend", "torch", "--checkpoint", "nowhere.pth"), "nowhere.pth does not exist"),
+        (("--backend", "torch", "--checkpoint", "WEIGHTS", "--no-equalize"), "--no-equalize"),
+        (("--backend", "torch", "--checkpoint", "WEIGHTS", "--calibration", "entropy"), "--calibration entropy"),
+        (("--torch-method", "fx"), "--backend torch"),
+    ],
+)
+def test_wrong_values_with_a_checkpoint(
+    more: tuple[str, ...],
+    words: str,
+    place: Path,
+    with_checkpoint: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    parent, weights = with_checkpoint
+    given = [word.replace("WEIGHTS", str(weights)) for word in more]
+    assert main(of_checkpoint(place, parent, tmp_path / "new", *given)) == 1
+    error = capsys.readouterr().err
+    assert words in error and "Traceback" not in error
+    assert not (tmp_path / "new").exists()
+
+
+def test_another_checkpoint_is_refused(
+    place: Path, with_checkpoint: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(with_checkpoint[1].read_bytes() + b" ")
+    more = ("--backend", "torch", "--checkpoint", str(other))
+    assert main(of_checkpoint(place, with_checkpoint[0], tmp_path / "new", *more)) == 1
+    assert "is not what bundle" in capsys.readouterr().err

@@ -280,6 +280,18 @@ def test_distillation_is_the_divergence_of_softened_outputs(temperature: float, 
     assert teacher.grad is None
 
 
+def test_distillation_by_class_weights_is_the_weighted_mean() -> None:
+    student, target = batch(0)
+    teacher, _ = batch(1, scale=5.0)
+    weight = torch.linspace(1, 3, CLASSES)
+    p, q = log_softmax(rows(teacher) / 2), log_softmax(rows(student) / 2)
+    divergence = (np.exp(p) * (p - q)).sum(1) * 4
+    labels = target.numpy().reshape(-1)
+    known = labels < CLASSES
+    expected = np.average(divergence[known], weights=weight.numpy()[labels[known]])
+    assert distillation(student, teacher, target, 2.0, weight).item() == pytest.approx(expected)
+
+
 def test_distillation_at_a_large_temperature_matches_logits() -> None:
     # Hinton et al., section 2.1: with centred logits the gradient tends to (z - v) / C per pixel.
     student, _ = batch(0)

@@ -82,7 +82,10 @@ def test_distillation_is_all_that_differs_from_training_alone(distilled: str, al
     with_teacher, without = load(distilled), load(alone)
     assert (with_teacher.loss.distillation_weight, without.loss.distillation_weight) == (1.0, 0.0)
     loss = replace(
-        with_teacher.loss, distillation_weight=0.0, distillation_temperature=without.loss.distillation_temperature
+        with_teacher.loss,
+        distillation_weight=0.0,
+        distillation_temperature=without.loss.distillation_temperature,
+        distillation_class_weights=False,
     )
     assert replace(with_teacher, name=alone, teacher=None, loss=loss) == without
 

@@ -1,0 +1,89 @@
+"""`anomseg compress`: prune, fine-tune and quantize by one recipe."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from anomseg_ros.commands import options, quantize
+from anomseg_ros.commands.fine_tune import FineTune
+from anomseg_ros.commands.prune import add_common_options, check_output, print_pruned, prune_bundle
+from anomseg_ros.compression.recipe import QuantizeStep, load_recipe
+from anomseg_ros.core.bundle import load_bundle
+from anomseg_ros.core.resources import find_bundle, share_directories
+from anomseg_ros.errors import ConfigError, closest_first
+
+RECIPE_FOLDER = "config/compress"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the steps of a recipe, each against what the one before it made; returns 0."""
+    args = _parser().parse_args(argv)
+    recipe = load_recipe(find_recipe(args.recipe))
+    parent = load_bundle(find_bundle(args.bundle))
+    check_output(args, parent, args.output)
+    if recipe.prune is not None:
+        pruned_output = args.output if recipe.quantize is None else pruned_folder(args.output)
+        check_output(args, parent, pruned_output)
+        step = recipe.fine_tune
+        changes = () if step is None else (*step.set, *args.set)
+        tuning = None if step is None else FineTune(step.config, changes)
+        command = shlex.join(["anomseg", "compress", *argv])
+        parent_before, parent = parent, prune_bundle(args, parent, recipe.prune, tuning, pruned_output, command)
+        print_pruned(parent, parent_before, recipe.prune, args)
+    if recipe.quantize is not None:
+        return quantize.main(_quantize_arguments(args, recipe.quantize, parent.directory))
+    return 0
+
+
+def pruned_folder(output: Path) -> Path:
+    """Return where the pruned float bundle goes that a quantized one is made from."""
+    return output.with_name(f"{output.name}-float")
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """Return the file of a recipe given by path or by the name of a shipped one. Raises ConfigError."""
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    shipped = shipped_recipes()
+    if name_or_path in shipped:
+        return shipped[name_or_path]
+    known = ", ".join(closest_first(name_or_path, shipped))
+    raise ConfigError(f"{name_or_path!r} is neither a file nor a shipped recipe; shipped: {known}")
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Return name -> file of the recipes that ship with the package."""
+    found: dict[str, Path] = {}
+    for folder in share_directories():
+        for path in sorted((folder / RECIPE_FOLDER).glob("*.yaml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def _quantize_arguments(args: argparse.Namespace, step: QuantizeStep, bundle: Path) -> list[str]:
+    """Return the command line of the second step; its drift guard has the defaults of `anomseg quantize`."""
+    words = [str(bundle), f"--output={args.output}", *step.arguments()]
+    words += [f"--held-out-frames={args.held_out_frames}", f"--seed={args.seed}", f"--threads={args.threads}"]
+    flags = ("overwrite", "accept_drift", "allow_partial", "allow_few")
+    words += [f"--{name.replace('_', '-')}" for name in flags if getattr(args, name)]
+    words += ["--frames", *args.frames]
+    return words + (["--dataset", *args.dataset] if args.dataset else [])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = options.parser(
+        "compress",
+        "Prune, fine-tune and quantize by a recipe. With both pruning and quantization, the pruned float bundle is "
+        "kept beside the output, as OUTPUT-float.",
+    )
+    parser.add_argument("recipe", help=f"YAML file, or the name of a shipped recipe ({RECIPE_FOLDER})")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the fine-tuning"
+    )
+    parser.add_argument("--allow-few", action="store_true", help="calibrate int8 on fewer frames than hold")
+    add_common_options(parser)
+    return parser

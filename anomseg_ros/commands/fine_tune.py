@@ -1,0 +1,87 @@
+"""Fine-tuning of a pruned network by a training configuration, for `anomseg prune` and `anomseg compress`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from anomseg_ros.commands.train import Display, find_config, train_with_sources
+from anomseg_ros.compression.prune import PruneConfig, checkpoint_metadata
+from anomseg_ros.compression.reexport import export_config_of
+from anomseg_ros.core.bundle import Contract, sha256_of
+from anomseg_ros.errors import CheckpointError, ConfigError
+from anomseg_ros.networks.base import SegmentationNetwork
+from anomseg_ros.networks.checkpoints import load_checkpoint, save_checkpoint
+from anomseg_ros.training.config import InitialConfig, NetworkConfig, TrainConfig, load_config
+from anomseg_ros.training.folder import clear_folder
+from anomseg_ros.training.loop import open_sets
+
+START_FILE = "pruned.safetensors"
+"""In the run's folder: the weights that fine-tuning begins with."""
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """How to fine-tune. config: a training configuration, file or shipped; set: `key=value` changes to it."""
+
+    config: str
+    set: tuple[str, ...] = ()
+
+
+def fine_tune(
+    pruned: SegmentationNetwork, config: PruneConfig, contract: Contract, tuning: FineTune, data: str | None, run: Path
+) -> tuple[SegmentationNetwork, dict[str, Any]]:
+    """Return the fine-tuned network and what is kept of the run; `run` is its folder, in which a killed one goes on.
+
+    Of the configuration's network only the name counts: weights, widths, options and normalisation are those of the
+    pruned one. Raises ConfigError where the configuration trains another network or other classes.
+    """
+    changes = [*tuning.set, *([f"data.path={data}"] if data else [])]
+    recipe = load_config(find_config(tuning.config), changes)
+    _require_same_task(recipe, contract)
+    start = _start_file(run, pruned, config)
+    initial = InitialConfig(checkpoint=str(start), num_classes=pruned.num_classes)
+    network = NetworkConfig(
+        pruned.name, pruned.options(), pruned.mean, pruned.std, initial, trained=recipe.network.trained
+    )
+    with Display() as display:
+        result = train_with_sources(replace(recipe, network=network), run, changes, True, display)
+    tuned = load_checkpoint(result.checkpoint, pruned.name, pruned.num_classes)
+    kept = {"config": recipe.name, "set": list(tuning.set), "steps": result.steps, "validation_miou": result.miou}
+    return tuned, {"fine_tune": kept}
+
+
+def _start_file(run: Path, pruned: SegmentationNetwork, config: PruneConfig) -> Path:
+    """Write the weights to begin with; a run in the folder that began with others is removed, not gone on with."""
+    run.mkdir(parents=True, exist_ok=True)
+    start, beside = run / START_FILE, run / f"new-{START_FILE}"
+    save_checkpoint(beside, pruned, checkpoint_metadata(config))
+    if not start.is_file() or sha256_of(start) != sha256_of(beside):
+        clear_folder(run)
+    beside.replace(start)
+    return start
+
+
+def _require_same_task(recipe: TrainConfig, contract: Contract) -> None:
+    """Raise unless the configuration trains this network for these classes."""
+    if recipe.network.name != contract.network:
+        raise ConfigError(
+            f"configuration {recipe.name!r} trains {recipe.network.name!r}, the bundle is of {contract.network!r}; "
+            "give one for that network"
+        )
+    label_set, trained = export_config_of(contract).label_set, open_sets(recipe.data)[0].label_set
+    if trained != label_set:
+        raise ConfigError(
+            f"configuration {recipe.name!r} trains on the classes of {trained!r}, the bundle has those of "
+            f"{label_set!r}; fine-tune on frames with the bundle's classes"
+        )
+    outputs, void = len(contract.classes), contract.void_class
+    if (recipe.data.void == "none") != (void is None):
+        word = "no void class" if void is None else "a void class"
+        raise ConfigError(
+            f"configuration {recipe.name!r} has data.void={recipe.data.void}, but the bundle has {word}; set "
+            f"data.void={'none' if void is None else 'outliers, unlabelled or both'}"
+        )
+    if void is not None and void != outputs - 1:
+        raise CheckpointError(f"the bundle's void class is output {void} of {outputs}; training wants it last")

@@ -1,0 +1,223 @@
+"""Quantization-aware fine-tuning: a float checkpoint whose int8 forms are closer to the network it came from.
+
+The network computes as int8 will, weights by output channel and symmetric, values at the inputs of convolutions by
+tensor with 256 levels, and gradients pass through the rounding as if it were not there (Bengio et al., arXiv 1308.3432;
+Jacob et al., CVPR 2018, arXiv 1712.05877). It learns to give its float parent's class probabilities: the loss is the
+Kullback-Leibler divergence (Hinton et al., arXiv 1503.02531), so the camera's own frames do, without labels. Batch
+normalisations keep their statistics. Scaling by them multiplies whole output channels, hence rounding the raw weights
+by output channel is rounding the folded ones.
+
+The result is an ordinary checkpoint with the same keys: both quantizers calibrate it as any other.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from anomseg_ros.core.types import RgbImage
+from anomseg_ros.errors import CompressionError, ConfigError
+from anomseg_ros.export import pixels_to_input
+from anomseg_ros.networks.base import SegmentationNetwork
+
+CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+SMALLEST_SCALE = 1e-8
+Progress = Callable[[str, int, int], None]
+"""Called with (what, done, of how many)."""
+
+
+@dataclass(frozen=True)
+class FineTuneConfig:
+    """steps: batches of `batch` crops, `crop` of the frame's height and width; label_weight: of the parent's labels as
+    cross-entropy beside its probabilities; range_momentum: by how much a frame's range moves the one in use."""
+
+    steps: int = 200
+    learning_rate: float = 1e-4
+    batch: int = 2
+    crop: float = 0.5
+    temperature: float = 1.0
+    label_weight: float = 0.0
+    range_momentum: float = 0.01
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise ConfigError for a value that cannot work."""
+        if self.steps < 1 or self.batch < 1 or not 0 < self.crop <= 1 or not self.learning_rate > 0:
+            raise ConfigError(
+                f"{self}: steps and batch must be at least 1, crop above 0 and at most 1, learning_rate above 0"
+            )
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """The network in float, in inference mode, and the mean loss of the first and last tenth of the steps."""
+
+    network: SegmentationNetwork
+    first_loss: float
+    last_loss: float
+
+
+def fine_tune(
+    parent: SegmentationNetwork, tensors: Sequence[RgbImage], config: FineTuneConfig, progress: Progress
+) -> FineTuned:
+    """Return a copy of a network fine-tuned for int8 on uint8 (1, H, W, 3) frames; `parent` is not changed.
+
+    Raises CompressionError where the loss is not finite.
+    """
+    config.check()
+    teacher = copy.deepcopy(parent).eval().requires_grad_(False)
+    student = copy.deepcopy(parent).eval().requires_grad_(True)
+    student.auxiliary_heads.requires_grad_(False)
+    images = [pixels_to_input(torch.from_numpy(tensor.copy())) for tensor in tensors]
+    handles = _simulate_int8(student, config.range_momentum)
+    _find_ranges(student, images, progress)
+    losses = _train(student, teacher, images, config, progress)
+    for handle in handles:
+        handle.remove()
+    _back_to_float(student)
+    result = copy.deepcopy(parent).eval().requires_grad_(False)
+    result.load_state_dict(student.state_dict())
+    tenth = max(1, len(losses) // 10)
+    first, last = sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
+    return FineTuned(result, first, last)
+
+
+class RoundedWeight(nn.Module):
+    """Weights as symmetric int8 by output channel will have them; gradients pass."""
+
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, weight: Tensor) -> Tensor:
+        others = [axis for axis in range(weight.dim()) if axis != self.axis]
+        scale = (weight.detach().abs().amax(others) / 127).clamp_min(SMALLEST_SCALE)
+        zero = torch.zeros_like(scale, dtype=torch.int32)
+        return torch.fake_quantize_per_channel_affine(weight, scale, zero, self.axis, -127, 127)
+
+
+class RoundedInput:
+    """A pre-hook of a layer: its input as 256 levels will have it, between the least and greatest value seen.
+
+    Ranges start as those of all frames (`widening`) and then follow the weights by a moving average.
+    """
+
+    def __init__(self, momentum: float) -> None:
+        self.momentum = momentum
+        self.low, self.high = 0.0, 0.0
+        self.widening = True
+
+    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        values = inputs[0]
+        low, high = (float(edge) for edge in values.detach().aminmax())
+        if not math.isfinite(high - low):
+            return inputs  # the loss, which will be no number either, is what tells the user
+        # Zero is a level of its own in any range: padding is zero.
+        low, high = min(low, 0.0), max(high, 0.0)
+        if self.widening:
+            self.low, self.high = min(self.low, low), max(self.high, high)
+            return inputs
+        self.low += self.momentum * (low - self.low)
+        self.high += self.momentum * (high - self.high)
+        scale = max((self.high - self.low) / 255, SMALLEST_SCALE)
+        return (torch.fake_quantize_per_tensor_affine(values, scale, round(-self.low / scale), 0, 255), *inputs[1:])
+
+
+def layers_in_int8(network: SegmentationNetwork) -> dict[str, nn.Module]:
+    """Return the layers that the quantizers round, by name: convolutions but the classifier and auxiliary heads."""
+    classifier = network.class_parameter[0].rpartition(".")[0]
+    return {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, CONVOLUTIONS) and name != classifier and not name.startswith("auxiliary_heads.")
+    }
+
+
+def _simulate_int8(network: SegmentationNetwork, momentum: float) -> list[Any]:
+    handles = []
+    for layer in layers_in_int8(network).values():
+        parametrize.register_parametrization(layer, "weight", RoundedWeight(int(isinstance(layer, nn.ConvTranspose2d))))
+        handles.append(layer.register_forward_pre_hook(RoundedInput(momentum)))
+    return handles
+
+
+def _find_ranges(student: SegmentationNetwork, images: Sequence[Tensor], progress: Progress) -> None:
+    with torch.no_grad():
+        for index, image in enumerate(images):
+            student(image)
+            progress("ranges", index + 1, len(images))
+    for module in student.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, RoundedInput):
+                hook.widening = False
+
+
+def _train(
+    student: SegmentationNetwork,
+    teacher: SegmentationNetwork,
+    images: Sequence[Tensor],
+    config: FineTuneConfig,
+    progress: Progress,
+) -> list[float]:
+    generator = torch.Generator().manual_seed(config.seed)
+    # In inference mode the normalisations keep their statistics; their scale and shift learn like any weight.
+    optimizer = torch.optim.Adam([value for value in student.parameters() if value.requires_grad], config.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
+    losses = []
+    for step in range(config.steps):
+        batch = torch.cat([_crop(images, student.stride, config.crop, generator) for _ in range(config.batch)])
+        with torch.no_grad():
+            expected = teacher(batch)
+        loss = _distance(student(batch), expected, config)
+        if not torch.isfinite(loss):
+            raise CompressionError(
+                f"fine-tuning: the loss is {float(loss)} at step {step + 1}; give a lower learning rate than "
+                f"{config.learning_rate:g}"
+            )
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(float(loss.detach()))
+        progress("fine-tuning", step + 1, config.steps)
+    return losses
+
+
+def _distance(logits: Tensor, expected: Tensor, config: FineTuneConfig) -> Tensor:
+    """Return the divergence of the student's probabilities (N, C, H, W) from the teacher's, the mean over pixels."""
+    warm = config.temperature
+    divergence = F.kl_div((logits / warm).log_softmax(1), (expected / warm).softmax(1), reduction="none").sum(1).mean()
+    loss = warm**2 * divergence
+    return loss + config.label_weight * F.cross_entropy(logits, expected.argmax(1)) if config.label_weight else loss
+
+
+def _crop(images: Sequence[Tensor], stride: int, share: float, generator: torch.Generator) -> Tensor:
+    """Return a random part (1, 3, h, w) of a random image, mirrored half of the time."""
+
+    def drawn(most: int) -> int:
+        return int(torch.randint(most + 1, (1,), generator=generator))
+
+    image = images[drawn(len(images) - 1)]
+    height, width = image.shape[-2:]
+    inner = [min(size, max(stride, round(share * size / stride) * stride)) for size in (height, width)]
+    top, left = drawn(height - inner[0]), drawn(width - inner[1])
+    part = image[..., top : top + inner[0], left : left + inner[1]]
+    return part.flip(-1) if drawn(1) else part
+
+
+def _back_to_float(student: SegmentationNetwork) -> None:
+    """Put the float weights that were learnt where the rounded ones are, under their own keys."""
+    for layer in layers_in_int8(student).values():
+        learnt = layer.parametrizations["weight"].original.detach().clone()  # type: ignore[index, union-attr]
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+        with torch.no_grad():
+            layer.weight.copy_(learnt)  # type: ignore[operator]

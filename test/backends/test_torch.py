@@ -1,0 +1,254 @@
+"""The torch backend: the contract of all, what it refuses to load, and what it says it runs on."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import shutil
+import warnings
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from backend_contract import BackendContract
+
+from anomseg_ros.backends import open_backend, open_detector
+from anomseg_ros.backends import torch as torch_backend
+from anomseg_ros.backends.options import BackendOptions
+from anomseg_ros.backends.torch_archive import require_plain_program
+from anomseg_ros.compression.quantize_torch import save_program
+from anomseg_ros.compression.reexport import export_config_of
+from anomseg_ros.core.bundle import CONTRACT_FILE, GRAPH_FILE, TORCH_FILE, Bundle, load_bundle, save_bundle, sha256_of
+from anomseg_ros.core.detector import Backend
+from anomseg_ros.errors import BackendError, BundleError
+from anomseg_ros.export import DetectorGraph
+from anomseg_ros.networks import build_network
+
+EAGER = BackendOptions(provider="eager")
+
+
+@pytest.fixture(scope="module")
+def torch_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The tiny bundle's network as a program of torch alone, in float."""
+    parent = load_bundle(tiny_bundle)
+    torch.manual_seed(0)
+    graph = DetectorGraph(build_network("mide_net", 20).eval(), export_config_of(parent.contract)).eval()
+    folder = tmp_path_factory.mktemp("torch")
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(graph, (torch.zeros((1, 64, 128, 3), dtype=torch.uint8),))
+    path = save_program(program, folder / TORCH_FILE)
+    return save_bundle(parent.contract, {TORCH_FILE: path}, folder / "bundle")
+
+
+class TestTorch(BackendContract):
+    name = "torch"
+    program_file = TORCH_FILE
+
+    def open(self, bundle: Bundle, **options: object) -> Backend:
+        return super().open(bundle, **{"provider": "eager", **options})
+
+    @pytest.fixture()
+    def bundle(self, torch_bundle: Bundle) -> Bundle:
+        return torch_bundle
+
+
+def test_it_computes_what_the_graph_does(tiny_bundle: Path, torch_bundle: Bundle) -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (64, 128, 3), dtype=np.uint8)
+    one, two = open_detector(tiny_bundle).detect(frame), open_detector(torch_bundle, "torch", EAGER).detect(frame)
+    assert (one.labels == two.labels).mean() > 0.999
+    for name, score in one.scores.items():
+        np.testing.assert_allclose(two.scores[name], score, atol=1e-3)
+
+
+def test_each_backend_names_the_other(tiny_bundle: Path, torch_bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match=r"has no model\.onnx: run it with --backend torch"):
+        open_backend("onnxruntime", torch_bundle)
+    with pytest.raises(BundleError, match=r"has no model\.pt2: run it with --backend onnxruntime"):
+        open_backend("torch", load_bundle(tiny_bundle))
+
+
+def test_the_program_is_the_bundles_identity(tiny_bundle: Path, torch_bundle: Bundle) -> None:
+    assert torch_bundle.contract.program_sha256 == sha256_of(torch_bundle.directory / TORCH_FILE)
+    assert load_bundle(tiny_bundle).contract.program_sha256 == sha256_of(tiny_bundle / GRAPH_FILE)
+
+
+def test_without_a_compiler_it_says_so(torch_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_backend, "compiler_works", lambda: False)
+    detector = open_detector(torch_bundle, "torch")
+    assert detector.backend.requested == "torch:inductor"
+    assert detector.backend.actual == "torch:eager (no C++ compiler)"
+    assert detector.detect(np.zeros((64, 128, 3), np.uint8)).labels is not None
+
+
+def test_unknown_provider(torch_bundle: Bundle) -> None:
+    with pytest.raises(BackendError, match=r"unknown torch provider 'cuda'; known: .*eager"):
+        open_backend("torch", torch_bundle, BackendOptions(provider="cuda"))
+
+
+def test_a_program_of_another_size(torch_bundle: Bundle, tmp_path: Path) -> None:
+    wrong = replace(torch_bundle.contract, input=replace(torch_bundle.contract.input, height_px=65))
+    bundle = save_bundle(wrong, {TORCH_FILE: torch_bundle.directory / TORCH_FILE}, tmp_path / "wrong")
+    with pytest.raises(BackendError, match=r"model\.pt2 is not the program that bundle\.yaml describes"):
+        open_backend("torch", bundle, EAGER)
+
+
+def test_a_changed_program_and_a_missing_one(torch_bundle: Bundle, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(torch_bundle.directory, tmp_path / "copy"))
+    content = (copy / TORCH_FILE).read_bytes()
+    (copy / TORCH_FILE).write_bytes(content[: len(content) // 2])
+    with pytest.raises(BundleError, match=r"model\.pt2 does not match its digest"):
+        load_bundle(copy)
+    old = torch_bundle.contract.files[TORCH_FILE]
+    text = (copy / CONTRACT_FILE).read_text().replace(old, sha256_of(copy / TORCH_FILE))
+    (copy / CONTRACT_FILE).write_text(text)
+    with pytest.raises(BackendError, match=r"model\.pt2 cannot be loaded: .*anomseg quantize --backend torch"):
+        open_backend("torch", load_bundle(copy), EAGER)
+    (copy / TORCH_FILE).unlink()
+    with pytest.raises(BundleError, match=r"model\.pt2 is missing"):
+        load_bundle(copy)
+
+
+class Evil:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return exec, (f"open({str(self.target)!r}, 'w').close()",)
+
+
+def rewritten(bundle: Bundle, to: Path, change: Callable[[dict[str, bytes]], None]) -> Path:
+    """Copy the program with its members changed."""
+    with zipfile.ZipFile(bundle.directory / TORCH_FILE) as archive:
+        members = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
+    change(members)
+    with zipfile.ZipFile(to, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in members.items():
+            archive.writestr(f"model/{name}", content)
+    return to
+
+
+def edit_json(members: dict[str, bytes], name: str, change: Callable[[dict], object]) -> None:  # type: ignore[type-arg]
+    content = json.loads(members[name])
+    change(content)
+    members[name] = json.dumps(content).encode()
+
+
+WEIGHTS = "data/weights/model_weights_config.json"
+MODEL = "models/model.json"
+
+
+def pickled_weight(members: dict[str, bytes], target: Path) -> None:
+    """Mark one weight as pickled and put code in it, in the form that torch.load reads."""
+
+    def mark(config: dict) -> None:  # type: ignore[type-arg]
+        entry = next(iter(config["config"].values()))
+        entry["use_pickle"] = True
+        stream = io.BytesIO()
+        torch.save(Evil(target), stream, pickle_module=pickle)
+        members[f"data/weights/{entry['path_name']}"] = stream.getvalue()
+
+    edit_json(members, WEIGHTS, mark)
+
+
+def test_a_pickled_weight_would_run_code_and_is_refused(torch_bundle: Bundle, tmp_path: Path) -> None:
+    sign = tmp_path / "was-run"
+    bad = rewritten(torch_bundle, tmp_path / "bad.pt2", lambda members: pickled_weight(members, sign))
+    with pytest.raises(BackendError, match="pickled object"):
+        require_plain_program(bad)
+    assert not sign.exists()
+    # What is refused is a danger, not a formality: torch itself runs the code.
+    with pytest.raises(Exception):  # noqa: B017
+        torch.export.load(bad)
+    assert sign.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m: m.update({"data/aotinductor/model/a.so": b"code"}), "a.so"),
+        (lambda m: m.update({"data/weights/model.pt": b"pickle"}), "model.pt"),
+        (lambda m: edit_json(m, MODEL, lambda d: d["guards_code"].append("print(1)")), "guards"),
+        (lambda m: edit_json(m, MODEL, lambda d: d["range_constraints"].update({"s0": {}})), "guards"),
+        (
+            lambda m: edit_json(m, MODEL, lambda d: d["graph_module"]["graph"]["nodes"][0].update(target="torch.load")),
+            "torch.load",
+        ),
+        (
+            lambda m: edit_json(
+                m, MODEL, lambda d: d["graph_module"]["graph"].update(x={"as_expr": {"expr_str": "1"}})
+            ),
+            "as_expr",
+        ),
+        (
+            lambda m: edit_json(
+                m,
+                MODEL,
+                lambda d: d["graph_module"]["module_call_graph"][0]["signature"].update(in_spec='{"__enum__": true}'),
+            ),
+            "classes of their own",
+        ),
+        (lambda m: m.pop(MODEL), "cannot be loaded"),
+        (lambda m: m.update({MODEL: b"{}"}), "cannot be loaded"),
+        (lambda m: m.update({MODEL: b"\xff"}), "cannot be loaded"),
+    ],
+)
+def test_what_could_run_code_or_is_damaged_is_refused(
+    change: Callable[[dict[str, bytes]], None], words: str, torch_bundle: Bundle, tmp_path: Path
+) -> None:
+    bad = rewritten(torch_bundle, tmp_path / "bad.pt2", change)
+    with pytest.raises(BackendError, match=words):
+        require_plain_program(bad)
+
+
+def test_an_unchanged_copy_is_accepted(torch_bundle: Bundle, tmp_path: Path) -> None:
+    require_plain_program(rewritten(torch_bundle, tmp_path / "same.pt2", lambda members: None))
+
+
+def test_outputs_nobody_asks_for_are_not_computed(torch_bundle: Bundle) -> None:
+    backend = open_backend("torch", torch_bundle, EAGER)
+    tensor = np.zeros((1, 64, 128, 3), np.uint8)
+    backend.run(tensor, ["labels", "msp"])
+    assert list(backend._programs) == [("labels", "msp")]  # type: ignore[attr-defined]
+    backend.run(tensor, ["msp"])
+    assert list(backend._programs) == [("labels", "msp")]  # type: ignore[attr-defined]
+    backend.run(tensor, ["void"])
+    (program,) = backend._programs.values()  # type: ignore[attr-defined]
+    assert not any("argmax" in str(node.target) for node in program.graph.nodes)
+
+
+@pytest.mark.slow
+def test_compiled_int8_computes_what_eager_does_with_int8_kernels(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from small_bundles import street_frames
+
+    from anomseg_ros.compression.quantize_torch import TorchQuantizeConfig, quantize_torch
+
+    if not torch_backend.compiler_works():
+        pytest.skip("torch finds no C++ compiler here")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    contract = load_bundle(tiny_bundle).contract
+    torch.manual_seed(0)
+    network = build_network("mide_net", 20).eval()
+    frames = street_frames(3)
+    tensors = [frame[np.newaxis] for frame in frames]
+    config = TorchQuantizeConfig("fx")
+    made = quantize_torch(network, export_config_of(contract), tensors[:2], config, lambda what, done, total: None)
+    path = save_program(made.program, tmp_path / TORCH_FILE)
+    bundle = save_bundle(contract, {TORCH_FILE: path}, tmp_path / "bundle")
+    compiled = open_detector(bundle, "torch", BackendOptions(threads=1))
+    assert compiled.backend.actual == compiled.backend.requested == "torch:inductor"
+    one = compiled.detect(frames[2], ["void"])
+    two = open_detector(bundle, "torch", BackendOptions(threads=1, provider="eager")).detect(frames[2], ["void"])
+    assert (one.labels == two.labels).mean() > 0.99
+    np.testing.assert_allclose(one.scores["void"], two.scores["void"], atol=1e-2)
+    written = "".join(file.read_text() for file in (tmp_path / "cache").rglob("*.py"))
+    assert "onednn.qconv" in written

@@ -1,0 +1,128 @@
+"""Fine-tuning for int8: an ordinary checkpoint that both quantizers keep closer to the parent."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from small_bundles import HEIGHT_PX, WIDTH_PX, street_frames
+
+from anomseg_ros.compression.calibration import plain_session
+from anomseg_ros.compression.qat import (
+    FineTuneConfig,
+    RoundedInput,
+    RoundedWeight,
+    fine_tune,
+    layers_in_int8,
+)
+from anomseg_ros.compression.quantize_onnx import QuantizeConfig, quantize
+from anomseg_ros.compression.quantize_torch import TorchQuantizeConfig, quantize_torch
+from anomseg_ros.core.bundle import Provenance
+from anomseg_ros.errors import CompressionError, ConfigError
+from anomseg_ros.export import DetectorGraph, ExportConfig, export_network
+from anomseg_ros.networks import build_network
+from anomseg_ros.networks.base import SegmentationNetwork
+from anomseg_ros.networks.checkpoints import load_checkpoint, save_checkpoint
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """Show nothing."""
+
+
+def tensors(count: int) -> list[np.ndarray]:
+    return [frame[np.newaxis] for frame in street_frames(count)]
+
+
+def test_weights_have_255_levels_per_channel_and_pass_gradients() -> None:
+    weight = torch.randn(4, 3, 5, 5, requires_grad=True)
+    rounded = RoundedWeight(0)(weight)
+    for channel in range(4):
+        levels = rounded[channel] / (weight[channel].abs().max() / 127)
+        assert torch.allclose(levels, levels.round(), atol=1e-3) and levels.abs().max() <= 127.001
+    rounded.sum().backward()
+    assert (weight.grad == 1).all()
+    transposed = RoundedWeight(1)(weight)
+    assert not torch.allclose(transposed, rounded)
+
+
+def test_inputs_keep_zero_exact_and_their_range_follows_slowly() -> None:
+    hook, layer = RoundedInput(0.01), torch.nn.Identity()
+    values = torch.linspace(-0.3, 1.7, 1001)
+    assert hook(layer, (values,))[0] is values and (hook.low, hook.high) == pytest.approx((-0.3, 1.7))
+    hook.widening = False
+    (rounded,) = hook(layer, (values,))
+    assert 200 < len(rounded.unique()) <= 256 and (rounded - values).abs().max() < 0.005
+    assert hook(layer, (torch.zeros(3),))[0].abs().max() == 0
+    assert hook.high == pytest.approx(0.99 * 1.7, rel=1e-3)
+
+
+def test_the_result_is_an_ordinary_checkpoint(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    parent = build_network("erfnet", 20).eval()
+    before = copy.deepcopy(parent.state_dict())
+    made = fine_tune(parent, tensors(2), FineTuneConfig(steps=2, batch=1), quiet)
+    assert all((value == before[key]).all() for key, value in parent.state_dict().items())
+    after = made.network.state_dict()
+    assert list(after) == list(before) and not made.network.training
+    assert not any(module._forward_pre_hooks for module in made.network.modules())
+    changed = [key for key, value in after.items() if not torch.equal(value, before[key])]
+    assert "classifier.weight" in changed and not any("running" in key for key in changed)
+    # Not rounded: the quantizers choose the levels.
+    layer = next(iter(layers_in_int8(made.network).values()))
+    assert len(layer.weight[0].unique()) > 0.9 * layer.weight[0].numel()
+    save_checkpoint(tmp_path / "tuned.safetensors", made.network, {})
+    again = load_checkpoint(tmp_path / "tuned.safetensors", "erfnet", 20)
+    assert all(torch.equal(value, after[key]) for key, value in again.state_dict().items())
+
+
+def test_bad_values() -> None:
+    network = build_network("mide_net", 20)
+    with pytest.raises(ConfigError, match="steps and batch must be at least 1"):
+        fine_tune(network, tensors(1), FineTuneConfig(steps=0), quiet)
+    with pytest.raises(CompressionError, match=r"the loss is .* give a lower learning rate than 1e\+12"):
+        fine_tune(network, tensors(1), FineTuneConfig(steps=9, learning_rate=1e12), quiet)
+
+
+@pytest.mark.slow
+def test_both_quantizers_lose_less_of_a_fine_tuned_network(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    parent = build_network("mide_net", 20).eval()
+    for module in parent.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            # Channels of very different ranges, which one scale per tensor cannot hold.
+            module.weight.data.copy_(
+                torch.logspace(-1.5, 0.7, module.num_features)[torch.randperm(module.num_features)]
+            )
+            torch.nn.init.uniform_(module.bias, -0.3, 0.3)
+    config = FineTuneConfig(steps=60, batch=2, crop=1.0, learning_rate=5e-4)
+    made = fine_tune(parent, tensors(6), config, quiet)
+    assert made.last_loss < 0.7 * made.first_loss
+    plain = losses(parent, parent, tmp_path / "plain")
+    tuned = losses(parent, made.network, tmp_path / "tuned")
+    for quantizer, loss in plain.items():
+        assert tuned[quantizer] < 0.9 * loss, (quantizer, plain, tuned)
+
+
+def losses(parent: SegmentationNetwork, network: SegmentationNetwork, folder: Path) -> dict[str, float]:
+    """Return, by quantizer, the mean square by which int8 scores of unseen frames miss the parent's."""
+    export = ExportConfig("small", 20, 19, height_px=HEIGHT_PX, width_px=WIDTH_PX, scores=("void", "max_logit"))
+    calibration, unseen = tensors(10)[:6], tensors(10)[6:]
+    truth = DetectorGraph(parent, export).eval()
+    program = quantize_torch(network, export, calibration, TorchQuantizeConfig(), quiet).program.module()
+    bundle, _ = export_network(network, "mide_net", export, folder, Provenance())
+    # Without the other remedies, which a network so small does not need.
+    config = QuantizeConfig(keep_float="none", equalize=False, compensate=False)
+    session = plain_session(quantize(onnx.load(bundle.graph_path), calibration, config, quiet).model)
+    found: dict[str, list[float]] = {"torch": [], "onnxruntime": []}
+    for tensor in unseen:
+        with torch.no_grad():
+            expected = truth(torch.from_numpy(tensor.copy()))[2].numpy()
+            by_torch = program(torch.from_numpy(tensor.copy()))[2].numpy()
+        found["torch"].append(float(np.square(by_torch - expected).mean()))
+        by_onnx = session.run(["max_logit"], {"image": tensor})[0]
+        found["onnxruntime"].append(float(np.square(by_onnx - expected).mean()))
+    return {quantizer: float(np.mean(values)) for quantizer, values in found.items()}

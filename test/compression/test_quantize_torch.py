@@ -1,0 +1,140 @@
+"""Quantizing a checkpoint for PyTorch: int8 operators in the program, close to float, head in float."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from small_bundles import HEIGHT_PX, WIDTH_PX, street_frames
+
+from anomseg_ros.backends.torch_archive import require_plain_program
+from anomseg_ros.compression import quantize_torch as module_under_test
+from anomseg_ros.compression.quantize_torch import TorchQuantizeConfig, TorchQuantized, quantize_torch, save_program
+from anomseg_ros.compression.reexport import export_config_of
+from anomseg_ros.core.bundle import load_bundle
+from anomseg_ros.core.resources import find_bundle
+from anomseg_ros.errors import CompressionError
+from anomseg_ros.export import DetectorGraph, ExportConfig
+from anomseg_ros.networks import build_network
+from anomseg_ros.networks.base import SegmentationNetwork
+from anomseg_ros.networks.checkpoints import load_checkpoint
+
+CONFIG = ExportConfig("small", 20, 19, height_px=HEIGHT_PX, width_px=WIDTH_PX, scores=("void", "max_entropy"))
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """Show nothing."""
+
+
+def lively(name: str) -> SegmentationNetwork:
+    """Return a network with random weights whose channels differ."""
+    torch.manual_seed(0)
+    network = build_network(name, 20).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.3, 3.0)
+            torch.nn.init.uniform_(module.bias, -0.5, 0.5)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
+    return network
+
+
+def tensors(count: int) -> list[np.ndarray]:
+    return [frame[np.newaxis] for frame in street_frames(count)]
+
+
+def operators(made: TorchQuantized) -> Counter[str]:
+    nodes = [node for node in made.program.graph.nodes if node.op == "call_function"]
+    return Counter(str(node.target).removesuffix(".default") for node in nodes)
+
+
+def outputs(graph: torch.nn.Module, tensor: np.ndarray) -> list[np.ndarray]:
+    with torch.no_grad():
+        return [output.numpy() for output in graph(torch.from_numpy(tensor.copy()))]
+
+
+# How many of each network's convolutions are transposed, beside the classifier: those stay in float.
+TRANSPOSED = {"mide_net": 0, "erfnet": 2, "enet": 2, "bisenet_v1": 0, "bisenet_v2": 0}
+
+
+@pytest.mark.parametrize("method", ["pt2e", "fx"])
+@pytest.mark.parametrize(
+    "name", ["mide_net", *(pytest.param(n, marks=pytest.mark.slow) for n in TRANSPOSED if n[0] in "eb")]
+)
+def test_every_convolution_but_the_classifier_becomes_int8(name: str, method: str, tmp_path: Path) -> None:
+    network = lively(name)
+    before = copy.deepcopy(network.state_dict())
+    made = quantize_torch(network, CONFIG, tensors(3), TorchQuantizeConfig(method), quiet)
+    assert all((value == before[key]).all() for key, value in network.state_dict().items())
+    counted = operators(made)
+    assert len(made.float_layers) == TRANSPOSED[name] + 1
+    assert counted["quantized_decomposed.dequantize_per_channel"] == made.layers - len(made.float_layers)
+    assert counted["quantized_decomposed.quantize_per_tensor"] > 0.3 * made.layers
+    assert counted["quantized_decomposed.quantize_per_channel"] == 0  # rounded once, not with every frame
+    int8 = [value for value in made.program.state_dict.values() if value.dtype == torch.int8]
+    assert len(int8) == made.layers - len(made.float_layers)
+    truth = outputs(DetectorGraph(network, CONFIG).eval(), tensors(4)[3])
+    found = outputs(made.program.module(), tensors(4)[3])
+    assert (truth[0] == found[0]).mean() > 0.6
+    assert np.corrcoef(truth[1].reshape(-1), found[1].reshape(-1))[0, 1] > 0.9
+    path = save_program(made.program, tmp_path / "model.pt2")
+    require_plain_program(path)
+    assert b"anomseg_ros" not in path.read_bytes()  # nothing of the source, nor where it lay
+
+
+@pytest.fixture(scope="module")
+def camvid() -> tuple[SegmentationNetwork, ExportConfig]:
+    """The shipped ENet, which was trained on streets, at a small size."""
+    bundle = load_bundle(find_bundle("enet-camvid"))
+    contract = bundle.contract
+    network = load_checkpoint(bundle.directory / "checkpoint.safetensors", contract.network, len(contract.classes))
+    return network, replace(export_config_of(contract), height_px=120, width_px=160)
+
+
+def camvid_frames(folder: Path, count: int) -> list[np.ndarray]:
+    files = sorted((folder / "CamVid" / "val").glob("*.jpg"))
+    frames = [cv2.imread(str(file)) for file in files[:: len(files) // count][:count]]
+    small = [cv2.resize(frame, (160, 120), interpolation=cv2.INTER_AREA) for frame in frames]
+    return [cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)[np.newaxis] for frame in small]
+
+
+@pytest.mark.slow
+def test_trained_enet_keeps_its_labels(camvid: tuple[SegmentationNetwork, ExportConfig], shared_data: Path) -> None:
+    network, config = camvid
+    frames = camvid_frames(shared_data, 8)
+    made = quantize_torch(network, config, frames[:5], TorchQuantizeConfig(), quiet)
+    blind = quantize_torch(network, config, [np.zeros_like(frames[0])], TorchQuantizeConfig(), quiet)
+    truth = DetectorGraph(network, config).eval()
+
+    def agreement(graph: torch.nn.Module) -> float:
+        return float(np.mean([outputs(graph, f)[0] == outputs(truth, f)[0] for f in frames[5:]]))
+
+    assert agreement(made.program.module()) > 0.94
+    # The bound means something: ranges found on black frames do not reach it.
+    assert agreement(blind.program.module()) < 0.9
+
+
+def test_named_modules_stay_in_float() -> None:
+    network = lively("mide_net")
+    name = next(name for name, module in network.named_modules() if isinstance(module, torch.nn.Conv2d))
+    made = quantize_torch(network, CONFIG, tensors(1), TorchQuantizeConfig("fx", keep_float=(name,)), quiet)
+    assert made.float_layers == (name, "classifier")
+    assert operators(made)["quantized_decomposed.dequantize_per_channel"] == made.layers - 2
+    with pytest.raises(CompressionError, match=r"no module 'clasifier'; the closest: classifier"):
+        quantize_torch(network, CONFIG, tensors(1), TorchQuantizeConfig("fx", keep_float=("clasifier",)), quiet)
+
+
+def test_a_torch_without_fx(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    import torch.ao.quantization as quantization
+
+    monkeypatch.delattr(quantization, "quantize_fx", raising=False)
+    monkeypatch.setitem(sys.modules, "torch.ao.quantization.quantize_fx", None)
+    with pytest.raises(CompressionError, match=rf"torch {torch.__version__.split('+')[0]}.*--torch-method pt2e"):
+        module_under_test.quantize_torch(lively("mide_net"), CONFIG, tensors(1), TorchQuantizeConfig("fx"), quiet)
