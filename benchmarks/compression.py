@@ -2,8 +2,8 @@
 
 Each network whose weights are in ANOMSEG_WEIGHTS is exported at 512x1024, quantized to 8 bits (calibrated on CamVid's
 training frames, measured on others) and pruned at the papers' fractions; every bundle is evaluated on the anomaly sets
-of ANOMSEG_DATA, protocol `seeds`, score void. Then checkpoint in torch eager, float graph and int8 graph take turns in
-one run. BiSeNets, whose weights are not there, get random ones: their times hold, nothing else. Finished parts stay in
+of ANOMSEG_DATA, protocol `seeds`, score void. Then the checkpoint in torch eager and both graphs in ONNX Runtime and OpenVINO
+take turns in one run. BiSeNets, whose weights are not there, get random ones: their times hold, nothing else. Finished parts stay in
 --work, so that a run that was killed goes on. The papers' own speeds are relative to their unpruned float network.
 """
 
@@ -65,8 +65,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("compression_work"), help="folder for finished parts")
     parser.add_argument("--networks", nargs="+", default=[case.network for case in CASES], help="which ones")
-    parser.add_argument("--rounds", type=int, default=15, help="interleaved measurements of each kind")
-    parser.add_argument("--threads", type=int, default=2, help="threads of torch and of ONNX Runtime")
+    parser.add_argument("--rounds", type=int, default=15, help="interleaved measurements; 0: no times yet")
+    parser.add_argument("--threads", type=int, default=2, help="threads of each engine")
     args = parser.parse_args()
     rows = {}
     for case in CASES:
@@ -86,10 +86,12 @@ def measure(case: Case, folder: Path, rounds: int, threads: int) -> dict[str, An
     bundles = {"float": export(case, checkpoint, folder), "int8": quantize(folder, real)}
     if real:
         bundles |= {f"{share:.0%} pruned": prune(folder, checkpoint, share) for share in FRACTIONS}
-    speeds = times(case, folder, checkpoint, rounds, threads)
+    speeds = times(folder, checkpoint, rounds, threads) if rounds else {"torch eager": {}}
     rows: dict[str, dict[str, Any]] = {"torch eager": speeds["torch eager"]}
     for name, bundle in bundles.items():
         rows[name] = {**speeds.get(name, {}), **counted(bundle)}
+        if f"{name}, openvino" in speeds:
+            rows[f"{name}, openvino"] = speeds[f"{name}, openvino"]
         if real:
             rows[name] |= {"accuracy": accuracy(bundle), "label_agreement": agreement(bundles["float"], bundle)}
     return {"weights": case.file or "random", "rows": rows}
@@ -130,17 +132,19 @@ def prune(folder: Path, checkpoint: Path, share: float) -> Path:
     return finished(output, [*words, "--accept-drift"])
 
 
-def times(case: Case, folder: Path, checkpoint: Path, rounds: int, threads: int) -> dict[str, Any]:
+def times(folder: Path, checkpoint: Path, rounds: int, threads: int) -> dict[str, Any]:
     """Return speeds relative to the checkpoint in torch eager, and sizes, by bundle."""
     output = folder / f"bench{threads}.json"
     float_name = load_bundle(folder / "float").contract.name
     words = ["bench", str(folder / "float"), str(folder / "int8"), "--rounds", str(rounds), "--threads", str(threads)]
+    words += ["--backend", "onnxruntime", "openvino", "--score", "void"]
     words += ["--torch-checkpoint", f"{float_name}={checkpoint}", "--json", str(output)]
     if not output.is_file():
         run(words)
     found = {}
     for entry in json.loads(output.read_text())["entries"]:
         name = "torch eager" if "eager" in entry["backend"] else "int8" if entry["precision"] == "int8" else "float"
+        name += ", openvino" if entry["backend"] == "openvino" else ""
         speedup = entry["speedup"].get(entry["own_eager"] or "", {}) if name != "torch eager" else {}
         found[name] = {"as_eager": speedup, "rounds": entry["rounds"], "file_bytes": entry["file_bytes"]}
         found[name] |= {"peak_memory_mib": entry["peak_memory_mib"], "p50_ms": entry["latency_ms"]["p50"]}

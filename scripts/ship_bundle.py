@@ -140,7 +140,8 @@ def card_text(
     """Return the measured part of the model card."""
     contract, score = bundle.contract, bundle.contract.score_names[0]
     spec = contract.input
-    times = [spent(json.loads((one / "result.json").read_text())) for one in (base_run, run)]
+    base_s = seconds_of(base_run)
+    times = [f"{seconds / 60:.0f} minutes" for seconds in (base_s, seconds_of(run) - base_s)]
     rates = ", ".join(f"{rate:g}" for rate in contract.thresholds[score].by_target_fpr)
     rows = [
         f"| network | {contract.network}, {len(contract.classes)} outputs: {class_names(contract)} |",
@@ -176,17 +177,25 @@ def class_names(contract: Any) -> str:
 
 
 def run_names(run: Path) -> list[str]:
+    """Return what was trained, the runs that `run` builds on first; generated scenes are only named."""
     import yaml
 
     config = yaml.safe_load((run / "config.yaml").read_text())
     own = f"`{config['name']}` (seed {config['run']['seed']}, {config['run']['epochs']} epochs)"
     initial = config["network"].get("initial") or {}
-    first = initial.get("config") or str(Path(initial.get("checkpoint", "")).parent.name)
-    return [f"features of `{first}` (generated scenes)", own] if initial.get("part") == "features" else [own]
+    if initial.get("part") == "features":
+        first = initial.get("config") or str(Path(initial.get("checkpoint", "")).parent.name)
+        return [f"features of `{first}` (generated scenes)", own]
+    return [*run_names(run / "initial"), own] if (run / "initial").is_dir() else [own]
 
 
-def spent(result: dict[str, Any]) -> str:
-    return f"{result['seconds'] / 60:.0f} minutes"
+def seconds_of(run: Path) -> float:
+    """Return how long a run took, with those on camera frames that it builds on."""
+    import yaml
+
+    initial = yaml.safe_load((run / "config.yaml").read_text())["network"].get("initial") or {}
+    before = seconds_of(run / "initial") if initial.get("part") == "all" and (run / "initial").is_dir() else 0.0
+    return before + float(json.loads((run / "result.json").read_text())["seconds"])
 
 
 def machine() -> str:

@@ -62,6 +62,7 @@ ROS = {
 }
 MAY_TORCH = {"networks", "training", "compression", "export", "deploy"}
 TORCH_FILES = {PACKAGE / "backends" / "torch.py"}
+OPTIONAL_BACKENDS = {"anomseg_ros.backends.openvino", "anomseg_ros.backends.torch"}
 
 
 def modules() -> list[Path]:

@@ -1,8 +1,7 @@
-"""OpenVINO: runs model.onnx; on CPUs with VNNI instructions int8 graphs about twice as fast as ONNX Runtime does.
+"""OpenVINO: runs model.onnx; int8 graphs faster than ONNX Runtime on CPUs with VNNI instructions, float ones slower.
 
-The package reports every import over the network, where openvino-telemetry is installed, which pip does with it: it
-writes an identifier into the home folder and sends it, without asking. The import here leaves out the model converter,
-the one part that reports and one that running a graph needs nothing of.
+`import openvino` (2026.4) reports itself over the network, unasked, through the package openvino-telemetry, which pip
+installs with it. Only the model converter does so, which running a graph does not need: it is left out of the import.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def _left_out(module: str) -> Iterator[None]:
     if module in sys.modules:
         yield
         return
-    sys.modules[module] = None  # type: ignore[assignment]  # which Python documents for this purpose
+    sys.modules[module] = None  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -43,6 +42,8 @@ with _left_out(REPORTING_MODULE):
 
 PROVIDERS = {"cpu": "CPU", "gpu": "GPU"}
 """Provider -> OpenVINO's device. Not NPU, which computes in float16 only, nor AUTO, which changes while it runs."""
+
+VERSION = ov.__version__.split("-")[0]
 
 _FLOAT32 = "f32"
 _DTYPES = {"uint8": "u8", "float32": _FLOAT32}
@@ -87,7 +88,7 @@ class OpenVinoBackend:
                 # Copied, since the next frame is written to the same memory.
                 return [np.array(self._request.get_tensor(name).data) for name in outputs]
             except Exception as error:  # openvino raises bare RuntimeError
-                raise BackendError(f"openvino {ov.__version__} failed on {self._path}: {_one_line(error)}") from error
+                raise BackendError(f"openvino {VERSION} failed on {self._path}: {_one_line(error)}") from error
 
     def close(self) -> None:
         """Release the compiled model."""
@@ -110,7 +111,7 @@ class OpenVinoBackend:
             return self._core.compile_model(model, self._device, self._settings)
         except Exception as error:
             raise BackendError(
-                f"openvino {ov.__version__} cannot compile {self._path} for its device {self._device}: "
+                f"openvino {VERSION} cannot compile {self._path} for its device {self._device}: "
                 f"{_one_line(error)}; run it with --backend onnxruntime"
             ) from error
 
@@ -119,7 +120,7 @@ class OpenVinoBackend:
             return self._core.read_model(model=model)
         except Exception as error:
             raise BackendError(
-                f"{self._path} cannot be loaded by openvino {ov.__version__}: {_one_line(error)}; is it the graph that "
+                f"{self._path} cannot be loaded by openvino {VERSION}: {_one_line(error)}; is it the graph that "
                 "`anomseg export` wrote? If it is, run it with --backend onnxruntime"
             ) from error
 
@@ -175,4 +176,6 @@ def _name_of(item: Any) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:500]
+    text = " ".join(str(error).split())
+    # Of operators that it lacks, the names come last, after everything that fails for want of them.
+    return text.partition("Summary: ")[2].partition(" To facilitate")[0] or text[:500]

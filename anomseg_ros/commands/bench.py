@@ -99,7 +99,7 @@ def add_measuring_options(parser: argparse.ArgumentParser) -> None:
     """Add what bench and tune share: engines, threads, score and frames."""
     backend_help = f"engines, of {', '.join(sorted(BACKENDS))}"
     parser.add_argument("--backend", nargs="+", default=["onnxruntime"], metavar="BACKEND", help=backend_help)
-    parser.add_argument("--provider", default=BackendOptions().provider, help="execution provider of onnxruntime")
+    parser.add_argument("--provider", default=BackendOptions().provider, help=options.PROVIDER_HELP)
     parser.add_argument(
         "--threads", nargs="+", default=["0"], metavar="N", help="processor threads; 0 = one per core; several: 1,2"
     )

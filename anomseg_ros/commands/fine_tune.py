@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from anomseg_ros.commands.train import Display, find_config, train_with_sources
 from anomseg_ros.compression.prune import PruneConfig, checkpoint_metadata
 from anomseg_ros.compression.reexport import export_config_of
@@ -45,11 +47,20 @@ def fine_tune(
     network = NetworkConfig(
         pruned.name, pruned.options(), pruned.mean, pruned.std, initial, trained=recipe.network.trained
     )
+    if _breaks_bfloat16(pruned):
+        recipe = replace(recipe, run=replace(recipe.run, precision="32-true"))
     with Display() as display:
         result = train_with_sources(replace(recipe, network=network), run, changes, True, display)
     tuned = load_checkpoint(result.checkpoint, pruned.name, pruned.num_classes)
     kept = {"config": recipe.name, "set": list(tuning.set), "steps": result.steps, "validation_miou": result.miou}
     return tuned, {"fine_tune": kept}
+
+
+def _breaks_bfloat16(network: SegmentationNetwork) -> bool:
+    """Whether torch cannot train the network in bfloat16: seen with torch 2.13 on AVX-512, weight gradients of dilated
+    convolutions whose channels are no multiple of 16 are not finite there."""
+    dilated = (one for one in network.modules() if isinstance(one, nn.Conv2d) and max(one.dilation) > 1)
+    return any(one.out_channels % 16 or one.in_channels % 16 for one in dilated)
 
 
 def _start_file(run: Path, pruned: SegmentationNetwork, config: PruneConfig) -> Path:

@@ -28,13 +28,16 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"anomseg {command}", description=description, formatter_class=_HelpFormatter)
 
 
+PROVIDER_HELP = (
+    "what the backend runs on: cpu; cuda, tensorrt, openvino (of onnxruntime); gpu (of openvino); eager (of torch)"
+)
+
+
 def add_backend_options(target: argparse.ArgumentParser) -> None:
     """Add the backend and the fields of BackendOptions."""
     defaults = BackendOptions()
     target.add_argument("--backend", default="onnxruntime", choices=sorted(BACKENDS), help="engine that runs the graph")
-    target.add_argument(
-        "--provider", default=defaults.provider, help="execution provider: cpu, cuda, tensorrt, openvino"
-    )
+    target.add_argument("--provider", default=defaults.provider, help=PROVIDER_HELP)
     target.add_argument("--threads", type=int, default=defaults.threads, help="processor threads; 0 = one per core")
     target.add_argument("--no-arena", action="store_true", help="give memory back after each frame: slower, smaller")
     target.add_argument("--spin", action="store_true", help="let idle threads spin: lower latency, cores never rest")

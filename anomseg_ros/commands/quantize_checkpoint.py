@@ -45,7 +45,7 @@ def fine_tuned(args: argparse.Namespace, parent: Bundle, tensors: Sequence[RgbIm
         return network, {}
     config = FineTuneConfig(steps=args.fine_tune, learning_rate=args.learning_rate, seed=args.seed)
     made = fine_tune(network, tensors, config, progress)
-    losses = {"first_loss": float(f"{made.first_loss:.4g}"), "last_loss": float(f"{made.last_loss:.4g}")}
+    losses = {"loss_before": float(f"{made.loss_before:.4g}"), "loss_after": float(f"{made.loss_after:.4g}")}
     return made.network, {"fine_tuning": {**asdict(config), **losses}}
 
 

@@ -27,7 +27,7 @@ from anomseg_ros.commands import options
 from anomseg_ros.commands.bench import add_measuring_options, backends, cost_counter, report_of, resized, size_of
 from anomseg_ros.commands.bench_output import print_report, write_picture
 from anomseg_ros.commands.evaluate import ProgressLines
-from anomseg_ros.core.bundle import CONTRACT_FILE, GRAPH_FILE, Bundle, Contract, load_bundle, save_bundle, sha256_of
+from anomseg_ros.core.bundle import CONTRACT_FILE, Bundle, Contract, load_bundle, save_bundle, sha256_of
 from anomseg_ros.core.image_files import image_files
 from anomseg_ros.core.resources import find_bundle
 from anomseg_ros.core.types import RgbImage

@@ -11,7 +11,7 @@ from anomseg_ros.errors import BundleError, ConfigError, closest_first
 
 PACKAGE = "anomseg_ros"
 
-ROAD_BUNDLE = "enet-camvid"
+ROAD_BUNDLE = "erfnet-camvid"
 """Shipped bundle for camera frames: what the node takes unless it is told otherwise."""
 
 SYNTHETIC_BUNDLE = "enet-synthetic"

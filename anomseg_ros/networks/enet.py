@@ -204,7 +204,7 @@ class _DownsamplingBottleneck(_Bottleneck):
     def forward(self, features: Tensor) -> tuple[Tensor, Phases]:
         pooled, phases = max_pool_with_phases(features)
         # By the layers' own widths: pruned networks have others than the paper's.
-        new_channels = self.expand.get_parameter("conv.weight").shape[0] - pooled.shape[1]
+        new_channels = self.expand.get_parameter("norm.weight").shape[0] - pooled.shape[1]
         shortcut = F.pad(pooled, (0, 0, 0, 0, 0, new_channels))
         return self._add(features, shortcut), phases
 

@@ -52,7 +52,11 @@ class Parameter:
 PARAMETERS = (
     Parameter("bundle", ROAD_BUNDLE, "Bundle directory, or the name of a bundle that ships with the package."),
     Parameter("backend", "onnxruntime", "Engine that runs the bundle's graph.", choices=tuple(BACKENDS)),
-    Parameter("provider", "cpu", "Execution provider of the backend: cpu, cuda, tensorrt, openvino."),
+    Parameter(
+        "provider",
+        "cpu",
+        "What the backend runs on: cpu; cuda, tensorrt, openvino (onnxruntime); gpu (openvino); eager (torch).",
+    ),
     Parameter(
         "precision", "auto", "Precision the bundle must have; auto takes it as it is.", choices=("auto", *PRECISIONS)
     ),

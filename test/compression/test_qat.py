@@ -94,22 +94,23 @@ def test_both_quantizers_lose_less_of_a_fine_tuned_network(tmp_path: Path) -> No
     for module in parent.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             # Channels of very different ranges, which one scale per tensor cannot hold.
-            module.weight.data.copy_(
-                torch.logspace(-1.5, 0.7, module.num_features)[torch.randperm(module.num_features)]
-            )
+            ranges = torch.logspace(-2.5, 0.8, module.num_features)
+            module.weight.data.copy_(ranges[torch.randperm(module.num_features)])
             torch.nn.init.uniform_(module.bias, -0.3, 0.3)
-    config = FineTuneConfig(steps=60, batch=2, crop=1.0, learning_rate=5e-4)
-    made = fine_tune(parent, tensors(6), config, quiet)
-    assert made.last_loss < 0.7 * made.first_loss
+    made = fine_tune(parent, tensors(6), FineTuneConfig(steps=40, crop=1.0), quiet)
+    assert made.loss_after < 0.5 * made.loss_before
     plain = losses(parent, parent, tmp_path / "plain")
     tuned = losses(parent, made.network, tmp_path / "tuned")
     for quantizer, loss in plain.items():
-        assert tuned[quantizer] < 0.9 * loss, (quantizer, plain, tuned)
+        assert tuned[quantizer] < 0.8 * loss, (quantizer, plain, tuned)
 
 
 def losses(parent: SegmentationNetwork, network: SegmentationNetwork, folder: Path) -> dict[str, float]:
-    """Return, by quantizer, the mean square by which int8 scores of unseen frames miss the parent's."""
-    export = ExportConfig("small", 20, 19, height_px=HEIGHT_PX, width_px=WIDTH_PX, scores=("void", "max_logit"))
+    """Return, by quantizer, the mean square by which int8 scores of unseen frames miss the parent's.
+
+    A probability, since probabilities are what is learnt: logits may move together.
+    """
+    export = ExportConfig("small", 20, 19, height_px=HEIGHT_PX, width_px=WIDTH_PX, scores=("void",))
     calibration, unseen = tensors(10)[:6], tensors(10)[6:]
     truth = DetectorGraph(parent, export).eval()
     program = quantize_torch(network, export, calibration, TorchQuantizeConfig(), quiet).program.module()
@@ -120,9 +121,9 @@ def losses(parent: SegmentationNetwork, network: SegmentationNetwork, folder: Pa
     found: dict[str, list[float]] = {"torch": [], "onnxruntime": []}
     for tensor in unseen:
         with torch.no_grad():
-            expected = truth(torch.from_numpy(tensor.copy()))[2].numpy()
-            by_torch = program(torch.from_numpy(tensor.copy()))[2].numpy()
+            expected = truth(torch.from_numpy(tensor.copy()))[1].numpy()
+            by_torch = program(torch.from_numpy(tensor.copy()))[1].numpy()
         found["torch"].append(float(np.square(by_torch - expected).mean()))
-        by_onnx = session.run(["max_logit"], {"image": tensor})[0]
+        by_onnx = session.run(["void"], {"image": tensor})[0]
         found["onnxruntime"].append(float(np.square(by_onnx - expected).mean()))
     return {quantizer: float(np.mean(values)) for quantizer, values in found.items()}
