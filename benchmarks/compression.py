@@ -2,9 +2,10 @@
 
 Each network whose weights are in ANOMSEG_WEIGHTS is exported at 512x1024, quantized to 8 bits (calibrated on CamVid's
 training frames, measured on others) and pruned at the papers' fractions; every bundle is evaluated on the anomaly sets
-of ANOMSEG_DATA, protocol `seeds`, score void. Then the checkpoint in torch eager and both graphs in ONNX Runtime and OpenVINO
-take turns in one run. BiSeNets, whose weights are not there, get random ones: their times hold, nothing else. Finished parts stay in
---work, so that a run that was killed goes on. The papers' own speeds are relative to their unpruned float network.
+of ANOMSEG_DATA, protocol `seeds`, score void. Then the checkpoint in torch eager and both graphs in ONNX Runtime and
+OpenVINO take turns in one run. BiSeNets, whose weights are not there, get random ones: their times hold, nothing else.
+Finished parts stay in --work, so that a run that was killed goes on. The papers' own speeds are relative to their
+unpruned float network.
 """
 
 from __future__ import annotations
@@ -45,16 +46,23 @@ PUBLISHED_PLACES = (0, 1, 3)
 
 @dataclass(frozen=True)
 class Case:
-    """A network. file: its checkpoint in ANOMSEG_WEIGHTS, None for random weights; paper: how the papers call it."""
+    """A network. file: its checkpoint in ANOMSEG_WEIGHTS, None for random weights; paper: how the papers call it;
+    fractions: of the weights that are pruned."""
 
     network: str
     file: str | None
     paper: str
+    fractions: tuple[float, ...] = ()
+
+    @property
+    def trained(self) -> bool:
+        """Whether the weights are here."""
+        return self.file is not None and (WEIGHTS / self.file).is_file()
 
 
 CASES = (
-    Case("erfnet", "erfnet_void20_dequantized.safetensors", "ERFNet"),
-    Case("enet", "enet_560_epochs_finetuned.pth", "ENet"),
+    Case("erfnet", "erfnet_void20_dequantized.safetensors", "ERFNet", FRACTIONS),
+    Case("enet", "enet_560_epochs_finetuned.pth", "ENet", FRACTIONS),
     Case("mide_net", "midenet_distilled.pth", "MiDE-Net"),
     Case("bisenet_v1", None, "BiSeNet"),
     Case("bisenet_v2", None, "BiSeNet v2"),
@@ -82,24 +90,24 @@ def main() -> None:
 def measure(case: Case, folder: Path, rounds: int, threads: int) -> dict[str, Any]:
     """Return all figures of one network."""
     checkpoint = checkpoint_of(case, folder)
-    real = case.file is not None
+    real = case.trained
     bundles = {"float": export(case, checkpoint, folder), "int8": quantize(folder, real)}
-    if real:
-        bundles |= {f"{share:.0%} pruned": prune(folder, checkpoint, share) for share in FRACTIONS}
+    bundles |= {f"{share:.0%} pruned": prune(folder, checkpoint, share) for share in case.fractions if real}
     speeds = times(folder, checkpoint, rounds, threads) if rounds else {"torch eager": {}}
     rows: dict[str, dict[str, Any]] = {"torch eager": speeds["torch eager"]}
     for name, bundle in bundles.items():
-        rows[name] = {**speeds.get(name, {}), **counted(bundle)}
-        if f"{name}, openvino" in speeds:
-            rows[f"{name}, openvino"] = speeds[f"{name}, openvino"]
-        if real:
-            rows[name] |= {"accuracy": accuracy(bundle), "label_agreement": agreement(bundles["float"], bundle)}
-    return {"weights": case.file or "random", "rows": rows}
+        for backend in ("onnxruntime", "openvino") if name in ("float", "int8") else ("onnxruntime",):
+            title = name if backend == "onnxruntime" else f"{name}, {backend}"
+            rows[title] = {**speeds.get(title, {}), **counted(bundle)}
+            if real:
+                figures = accuracy(bundle, backend), agreement(bundles["float"], bundle, backend)
+                rows[title] |= dict(zip(("accuracy", "label_agreement"), figures, strict=True))
+    return {"weights": case.file if real else "random", "rows": rows}
 
 
 def checkpoint_of(case: Case, folder: Path) -> Path:
     """Return the network's checkpoint, random weights where there is none."""
-    if case.file is not None:
+    if case.file is not None and case.trained:
         return WEIGHTS / case.file
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "random.safetensors"
@@ -135,10 +143,9 @@ def prune(folder: Path, checkpoint: Path, share: float) -> Path:
 def times(folder: Path, checkpoint: Path, rounds: int, threads: int) -> dict[str, Any]:
     """Return speeds relative to the checkpoint in torch eager, and sizes, by bundle."""
     output = folder / f"bench{threads}.json"
-    float_name = load_bundle(folder / "float").contract.name
     words = ["bench", str(folder / "float"), str(folder / "int8"), "--rounds", str(rounds), "--threads", str(threads)]
     words += ["--backend", "onnxruntime", "openvino", "--score", "void"]
-    words += ["--torch-checkpoint", f"{float_name}={checkpoint}", "--json", str(output)]
+    words += ["--torch-checkpoint", f"{folder / 'float'}={checkpoint}", "--json", str(output)]
     if not output.is_file():
         run(words)
     found = {}
@@ -163,13 +170,11 @@ def counted(bundle: Path) -> dict[str, Any]:
     }
 
 
-def agreement(parent: Path, child: Path) -> float:
-    """Return the share of pixels with equal labels over all frames of the anomaly sets."""
-    if parent == child:
-        return 1.0
-    kept = child.with_name(f"{child.name}.agreement.json")
+def agreement(parent: Path, child: Path, backend: str) -> float:
+    """Return the share of pixels labelled as by the float graph in ONNX Runtime, over all frames of the sets."""
+    kept = child.with_name(f"{child.name}.{backend}.agreement.json")
     if not kept.is_file():
-        before, after = open_detector(parent), open_detector(child)
+        before, after = open_detector(parent), open_detector(child, backend)
         shares = []
         for name, folder in SETS.items():
             dataset = open_named(f"{name}={DATA / folder}")
@@ -185,12 +190,12 @@ def datasets() -> list[str]:
     return [f"{name}={DATA / folder}" for name, folder in SETS.items()]
 
 
-def accuracy(bundle: Path) -> dict[str, Any]:
+def accuracy(bundle: Path, backend: str) -> dict[str, Any]:
     """Return dataset -> AuPRC and FPR95 of the void score, fractions."""
-    output = bundle.with_name(f"{bundle.name}.json")
+    output = bundle.with_name(f"{bundle.name}.{backend}.json")
     words = ["evaluate", str(bundle), "--dataset", *datasets(), "--protocol", "seeds", "--allow-partial"]
     if not output.is_file():
-        run([*words, "--json", str(output)])
+        run([*words, "--score", "void", "--backend", backend, "--json", str(output)])
     results = json.loads(output.read_text())["results"]
     return {row["dataset"]: {"auprc": row["auprc"], "fpr95": row["fpr95"]} for row in results if row["score"] == "void"}
 

@@ -38,3 +38,13 @@ def street_frames(count: int, seed: int = 1_000_001) -> list[RgbImage]:
 
     frames = (frame.image for frame in SyntheticSequence(seed).frames(count))
     return [np.asarray(cv2.resize(frame, (WIDTH_PX, HEIGHT_PX)), np.uint8) for frame in frames]
+
+
+def camvid_frames(data: Path, count: int) -> list[RgbImage]:
+    """Return frames of CamVid's val part from all over its drives, uint8 (1, 120, 160, 3) RGB."""
+    import cv2
+
+    files = sorted((data / "CamVid" / "val").glob("*.jpg"))
+    frames = [cv2.imread(str(file)) for file in files[:: len(files) // count][:count]]
+    small = [cv2.resize(frame, (160, 120), interpolation=cv2.INTER_AREA) for frame in frames]
+    return [np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)[np.newaxis], np.uint8) for frame in small]

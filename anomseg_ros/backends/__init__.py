@@ -29,10 +29,18 @@ def open_backend(name: str, bundle: Bundle, options: BackendOptions | None = Non
     return backend
 
 
+def known_providers(name: str) -> tuple[str, ...]:
+    """Return the providers that a backend of the table knows. Raises BackendError where it is not installed."""
+    return tuple(_module(name).PROVIDERS)
+
+
 def _backend_class(name: str) -> Any:
-    module, _, attribute = BACKENDS[name].partition(":")
+    return getattr(_module(name), BACKENDS[name].partition(":")[2])
+
+
+def _module(name: str) -> Any:
     try:
-        return getattr(importlib.import_module(module), attribute)
+        return importlib.import_module(BACKENDS[name].partition(":")[0])
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
             raise

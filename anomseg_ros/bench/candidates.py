@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from anomseg_ros.backends import open_detector
+from anomseg_ros.backends import known_providers, open_detector
 from anomseg_ros.backends.options import BackendOptions
 from anomseg_ros.core.bundle import GRAPH_FILE, Bundle, load_bundle
 from anomseg_ros.core.types import RgbImage
-from anomseg_ros.errors import ConfigError
+from anomseg_ros.errors import ConfigError, unknown_name
 
 EAGER = "torch eager"
 """The backend name of a checkpoint that runs without being exported."""
@@ -113,9 +113,11 @@ def candidates_of(
 ) -> list[Candidate]:
     """Return every bundle with every backend that can run it and every number of threads.
 
-    score: "" for each bundle's default. A backend is left out for bundles without the file it runs. Raises BundleError
-    for a bundle that cannot be used, ConfigError for a score that one of them lacks or a bundle given twice.
+    score: "" for each bundle's default. A backend is left out for bundles without the file it runs, and runs on its own
+    default where it is not the one that knows the provider. Raises BundleError for a bundle that cannot be used,
+    ConfigError for a score that one of them lacks, a bundle given twice or a provider that no backend knows.
     """
+    providers = _provider_of_each(backends, provider)
     bundles = [load_bundle(directory) for directory in directories]
     found = []
     for bundle, name in zip(bundles, _unique_names(bundles), strict=True):
@@ -134,7 +136,7 @@ def candidates_of(
                         height_px=contract.input.height_px,
                         width_px=contract.input.width_px,
                         precision=contract.precision,
-                        provider=provider,
+                        provider=providers[backend],
                     )
                 )
     return _each_once(found)
@@ -150,14 +152,32 @@ def _unique_names(bundles: Sequence[Bundle]) -> list[str]:
     ]
 
 
-def left_out(directories: Sequence[Path], backends: Sequence[str]) -> list[str]:
-    """Return what candidates_of leaves out, in words: bundles that lack the file a backend runs."""
-    return [
+def left_out(directories: Sequence[Path], backends: Sequence[str], provider: str = "cpu") -> list[str]:
+    """Return what candidates_of leaves out or runs otherwise, in words: missing files, unknown providers."""
+    missing = [
         f"{directory} has no {PROGRAM_FILES.get(backend, GRAPH_FILE)}: it is not measured on {backend}"
         for directory in directories
         for backend in backends
         if PROGRAM_FILES.get(backend, GRAPH_FILE) not in load_bundle(directory).contract.files
     ]
+    other = [
+        f"{backend} has no provider {provider!r}: it is measured on {used}"
+        for backend, used in _provider_of_each(backends, provider).items()
+        if used != provider
+    ]
+    return missing + other
+
+
+def _provider_of_each(backends: Sequence[str], provider: str) -> dict[str, str]:
+    """Return backend -> the provider it runs on. Raises ConfigError for one that none of them knows."""
+    default = BackendOptions().provider
+    if provider == default:
+        return dict.fromkeys(backends, default)
+    known = {backend: known_providers(backend) for backend in backends}
+    if not any(provider in names for names in known.values()):
+        every = list(dict.fromkeys(name for names in known.values() for name in names))
+        raise ConfigError(unknown_name(f"provider of {', '.join(backends)}:", provider, every))
+    return {backend: provider if provider in names else default for backend, names in known.items()}
 
 
 def _each_once(candidates: list[Candidate]) -> list[Candidate]:

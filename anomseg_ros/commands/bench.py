@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         bundles += resized(bundles, checkpoints, args.size, folder)
         candidates = candidates_of(bundles, backends(args.backend), threads, score=args.score, provider=args.provider)
         eager = _eager_candidates(candidates, checkpoints, threads)
-        missing = left_out(bundles, backends(args.backend))
+        missing = left_out(bundles, backends(args.backend), args.provider)
         everything = [*eager, *candidates]
         accuracy = _accuracies(everything, args, evaluations)
         extras = Extras(not args.no_memory, cost_counter(), accuracy, _own_eager(candidates, eager))

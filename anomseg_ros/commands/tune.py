@@ -160,7 +160,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         args.rounds,
         args.allow_partial,
         folder,
-        (*warnings, *more, *refused, *left_out(bundles, backends(args.backend))),
+        (*warnings, *more, *refused, *left_out(bundles, backends(args.backend), args.provider)),
     )
 
 

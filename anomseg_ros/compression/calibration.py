@@ -74,8 +74,8 @@ def calibrate(
         return TensorsData(CalibrationMethod.MinMax, limits)
     if wanted.method == "error":
         least = {
-            name: least_error_range(*collector.histogram_dict[name][:2], limits[name], wanted.symmetric)
-            for name in names
+            name: least_error_range(counts, edges, limits[name], wanted.symmetric)
+            for name, (counts, edges, *_) in collector.histogram_dict.items()
         }
         return TensorsData(CalibrationMethod.MinMax, least)
     if wanted.method == "entropy":

@@ -35,7 +35,7 @@ PRUNED_TOLERANCE = Tolerance(
 )
 """What pruning may cost. An int8 graph is its parent with rounding; a pruned and fine-tuned network is another network
 for the same task, whose borders lie elsewhere and whose scores rank pixels of one class otherwise. What counts is what
-is measured on labelled frames; 3 points of mIoU is what this project allows a network that lost 30 % of its channels."""
+is measured on labelled frames; this project allows 3 points of mIoU for a network that lost 30 % of its channels."""
 
 
 @dataclass(frozen=True)

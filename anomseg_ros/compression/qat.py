@@ -58,7 +58,7 @@ class FineTuneConfig:
 
 @dataclass(frozen=True)
 class FineTuned:
-    """The network in float, in inference mode. Losses of computing as int8 does: mean of all frames, before and after."""
+    """The network in float, in inference mode, and the mean loss over the frames before and after, computed as int8."""
 
     network: SegmentationNetwork
     loss_before: float
@@ -178,7 +178,7 @@ def _train(
         loss = _distance(student(batch), expected, config)
         if not torch.isfinite(loss):
             raise CompressionError(
-                f"fine-tuning: the loss is {float(loss)} at step {step + 1}; give a lower learning rate than "
+                f"fine-tuning: the loss is {float(loss.detach())} at step {step + 1}; give a lower learning rate than "
                 f"{config.learning_rate:g}"
             )
         optimizer.zero_grad()

@@ -18,10 +18,12 @@ convolutions, for which the compiler has no int8 kernel.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import logging
 import operator
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,7 @@ def quantize_torch(
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tools speak to their own developers
         module = build(ready, export, images, config.calibration, kept, progress)
+        _forget_what_no_node_uses(module)
         program = torch.export.export(module, (images[0],))
     if not any("quantize_per_tensor" in str(node.target) for node in program.graph.nodes):
         raise CompressionError("nothing was quantized: the network has no convolution but its classifier")
@@ -128,6 +131,15 @@ def _inference_copy(network: SegmentationNetwork) -> SegmentationNetwork:
     return ready
 
 
+def _forget_what_no_node_uses(module: torch.fx.GraphModule) -> None:
+    """Delete tensors that the graph does not name, such as weights that are int8 by now: a program holds them all."""
+    used = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    for name, _ in [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]:
+        if name not in used:
+            owner, _, attribute = name.rpartition(".")
+            delattr(module.get_submodule(owner), attribute)
+
+
 def _by_pt2e(
     network: SegmentationNetwork,
     export: ExportConfig,
@@ -135,9 +147,10 @@ def _by_pt2e(
     calibration: str,
     kept: Sequence[str],
     progress: Progress,
-) -> nn.Module:
+) -> torch.fx.GraphModule:
     try:
-        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+        with _no_warnings_logged():  # about kernels for graphics cards
+            from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     except ImportError as error:
         raise CompressionError(
             f"PT2E needs torchao 0.15 or later beside torch {torch.__version__}: pip install 'anomseg_ros[offline]'"
@@ -149,9 +162,19 @@ def _by_pt2e(
     progress("exporting", 2, 3)
     _observe(prepared, images, progress)
     _norms_as_scale_and_shift(prepared)
-    converted: nn.Module = convert_pt2e(prepared)
+    converted: torch.fx.GraphModule = convert_pt2e(prepared)
     progress("exporting", 3, 3)
     return converted
+
+
+@contextlib.contextmanager
+def _no_warnings_logged() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _pt2e_quantizer(calibration: str, kept: Sequence[str]) -> Any:
@@ -209,7 +232,7 @@ def _by_fx(
     calibration: str,
     kept: Sequence[str],
     progress: Progress,
-) -> nn.Module:
+) -> torch.fx.GraphModule:
     tools = _fx_tools()
     graph = DetectorGraph(network, export).eval()
     height_px, width_px = (size + -size % network.stride for size in (export.height_px, export.width_px))
@@ -292,7 +315,6 @@ def _with_int8_weights(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
             node.replace_all_uses_with(module.graph.get_attr(name))
         module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
-    module.delete_all_unused_submodules()
     module.recompile()
     return module
 

@@ -203,9 +203,10 @@ class _DownsamplingBottleneck(_Bottleneck):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Phases]:
         pooled, phases = max_pool_with_phases(features)
-        # By the layers' own widths: pruned networks have others than the paper's.
-        new_channels = self.expand.get_parameter("norm.weight").shape[0] - pooled.shape[1]
-        shortcut = F.pad(pooled, (0, 0, 0, 0, 0, new_channels))
+        # By the layer's own width: pruned networks have others than the paper's. Not by the shape of its weight, which
+        # quantization traces or computes from another.
+        width: int = self.expand.get_submodule("conv").out_channels  # type: ignore[assignment]
+        shortcut = F.pad(pooled, (0, 0, 0, 0, 0, width - pooled.shape[1]))
         return self._add(features, shortcut), phases
 
 

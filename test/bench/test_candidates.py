@@ -34,6 +34,15 @@ def test_a_backend_is_left_out_where_its_file_is_missing(tiny_bundle: Path) -> N
     assert "has no model.pt2" in said
 
 
+def test_a_provider_goes_to_the_backend_that_knows_it(tiny_bundle: Path) -> None:
+    both = ["onnxruntime", "torch"]
+    (found,) = candidates_of([tiny_bundle], both, [1], provider="eager")
+    assert (found.backend, found.provider) == ("onnxruntime", "cpu")
+    assert "onnxruntime has no provider 'eager': it is measured on cpu" in left_out([tiny_bundle], both, "eager")
+    with pytest.raises(ConfigError, match=r"provider of onnxruntime: 'eager'; known: .*cuda"):
+        candidates_of([tiny_bundle], ["onnxruntime"], [1], provider="eager")
+
+
 def test_bundles_of_one_name_are_told_apart(tiny_bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_bundle, tmp_path / "copy")
     names = [one.name for one in candidates_of([tiny_bundle, tmp_path / "copy"], ["onnxruntime"], [1])]

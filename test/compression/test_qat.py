@@ -1,15 +1,16 @@
-"""Fine-tuning for int8: an ordinary checkpoint that both quantizers keep closer to the parent."""
+"""Fine-tuning for int8: an ordinary checkpoint that int8 keeps closer to the parent."""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from small_bundles import HEIGHT_PX, WIDTH_PX, street_frames
+from small_bundles import camvid_frames, street_frames
 
 from anomseg_ros.compression.calibration import plain_session
 from anomseg_ros.compression.qat import (
@@ -20,8 +21,9 @@ from anomseg_ros.compression.qat import (
     layers_in_int8,
 )
 from anomseg_ros.compression.quantize_onnx import QuantizeConfig, quantize
-from anomseg_ros.compression.quantize_torch import TorchQuantizeConfig, quantize_torch
-from anomseg_ros.core.bundle import Provenance
+from anomseg_ros.compression.reexport import export_config_of
+from anomseg_ros.core.bundle import Provenance, load_bundle
+from anomseg_ros.core.resources import find_bundle
 from anomseg_ros.errors import CompressionError, ConfigError
 from anomseg_ros.export import DetectorGraph, ExportConfig, export_network
 from anomseg_ros.networks import build_network
@@ -79,6 +81,15 @@ def test_the_result_is_an_ordinary_checkpoint(tmp_path: Path) -> None:
     assert all(torch.equal(value, after[key]) for key, value in again.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["enet", "mide_net", "bisenet_v1", "bisenet_v2"])
+def test_every_network_computes_with_rounded_weights(name: str) -> None:
+    network = build_network(name, 20).eval()
+    made = fine_tune(network, tensors(1), FineTuneConfig(steps=1, batch=1), quiet)
+    assert np.isfinite([made.loss_before, made.loss_after]).all()
+    classifier = network.class_parameter[0]
+    assert not torch.equal(made.network.state_dict()[classifier], network.state_dict()[classifier])
+
+
 def test_bad_values() -> None:
     network = build_network("mide_net", 20)
     with pytest.raises(ConfigError, match="steps and batch must be at least 1"):
@@ -87,8 +98,7 @@ def test_bad_values() -> None:
         fine_tune(network, tensors(1), FineTuneConfig(steps=9, learning_rate=1e12), quiet)
 
 
-@pytest.mark.slow
-def test_both_quantizers_lose_less_of_a_fine_tuned_network(tmp_path: Path) -> None:
+def test_uneven_channels_are_learnt_to_be_held() -> None:
     torch.manual_seed(0)
     parent = build_network("mide_net", 20).eval()
     for module in parent.modules():
@@ -98,32 +108,35 @@ def test_both_quantizers_lose_less_of_a_fine_tuned_network(tmp_path: Path) -> No
             module.weight.data.copy_(ranges[torch.randperm(module.num_features)])
             torch.nn.init.uniform_(module.bias, -0.3, 0.3)
     made = fine_tune(parent, tensors(6), FineTuneConfig(steps=40, crop=1.0), quiet)
-    assert made.loss_after < 0.5 * made.loss_before
-    plain = losses(parent, parent, tmp_path / "plain")
-    tuned = losses(parent, made.network, tmp_path / "tuned")
-    for quantizer, loss in plain.items():
-        assert tuned[quantizer] < 0.8 * loss, (quantizer, plain, tuned)
+    assert 0 < made.loss_after < 0.5 * made.loss_before
 
 
-def losses(parent: SegmentationNetwork, network: SegmentationNetwork, folder: Path) -> dict[str, float]:
-    """Return, by quantizer, the mean square by which int8 scores of unseen frames miss the parent's.
-
-    A probability, since probabilities are what is learnt: logits may move together.
-    """
-    export = ExportConfig("small", 20, 19, height_px=HEIGHT_PX, width_px=WIDTH_PX, scores=("void",))
-    calibration, unseen = tensors(10)[:6], tensors(10)[6:]
+@pytest.mark.slow
+def test_onnxruntime_loses_less_of_a_fine_tuned_enet(shared_data: Path, tmp_path: Path) -> None:
+    shipped = load_bundle(find_bundle("enet-camvid"))
+    contract = shipped.contract
+    parent = load_checkpoint(shipped.directory / "checkpoint.safetensors", contract.network, len(contract.classes))
+    export = replace(export_config_of(contract), height_px=120, width_px=160, scores=("void",))
+    frames = camvid_frames(shared_data, 20)
+    made = fine_tune(parent, frames[:10], FineTuneConfig(steps=60, crop=1.0, learning_rate=3e-5), quiet)
+    assert made.loss_after < 0.9 * made.loss_before
     truth = DetectorGraph(parent, export).eval()
-    program = quantize_torch(network, export, calibration, TorchQuantizeConfig(), quiet).program.module()
-    bundle, _ = export_network(network, "mide_net", export, folder, Provenance())
-    # Without the other remedies, which a network so small does not need.
+    before = int8_error(truth, parent, export, frames, tmp_path / "before")
+    after = int8_error(truth, made.network, export, frames, tmp_path / "after")
+    assert after < 0.95 * before
+
+
+def int8_error(
+    truth: DetectorGraph, network: SegmentationNetwork, export: ExportConfig, frames: list[np.ndarray], folder: Path
+) -> float:
+    """Return the mean square by which int8 void probabilities of ten unseen frames miss the float parent's."""
+    bundle, _ = export_network(network, "enet", export, folder, Provenance())
+    # Without the other remedies, which make good the same errors.
     config = QuantizeConfig(keep_float="none", equalize=False, compensate=False)
-    session = plain_session(quantize(onnx.load(bundle.graph_path), calibration, config, quiet).model)
-    found: dict[str, list[float]] = {"torch": [], "onnxruntime": []}
-    for tensor in unseen:
+    session = plain_session(quantize(onnx.load(bundle.graph_path), frames[:10], config, quiet).model)
+    errors = []
+    for frame in frames[10:]:
         with torch.no_grad():
-            expected = truth(torch.from_numpy(tensor.copy()))[1].numpy()
-            by_torch = program(torch.from_numpy(tensor.copy()))[1].numpy()
-        found["torch"].append(float(np.square(by_torch - expected).mean()))
-        by_onnx = session.run(["void"], {"image": tensor})[0]
-        found["onnxruntime"].append(float(np.square(by_onnx - expected).mean()))
-    return {quantizer: float(np.mean(values)) for quantizer, values in found.items()}
+            expected = truth(torch.from_numpy(frame.copy()))[1].numpy()
+        errors.append(np.square(session.run(["void"], {"image": frame})[0] - expected).mean())
+    return float(np.mean(errors))
