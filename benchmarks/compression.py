@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from common import RESULTS, write_result
-from safetensors.torch import save_file
 
 from anomseg_ros.backends import open_detector
 from anomseg_ros.bench.published import PublishedPoint, published_points
@@ -30,6 +29,7 @@ from anomseg_ros.compression.cost import graph_cost
 from anomseg_ros.core.bundle import load_bundle
 from anomseg_ros.datasets import open_named
 from anomseg_ros.networks import build_network
+from anomseg_ros.networks.checkpoints import save_checkpoint
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 DATA = Path(os.environ.get("ANOMSEG_DATA", SHARED / "data"))
@@ -112,7 +112,7 @@ def checkpoint_of(case: Case, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "random.safetensors"
     torch.manual_seed(0)
-    save_file(build_network(case.network, OUTPUTS).state_dict(), path)
+    save_checkpoint(path, build_network(case.network, OUTPUTS), {})
     return path
 
 

@@ -163,7 +163,7 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--checkpoint", type=Path, help="weights that the bundle was exported from")
     steps_help = "steps of quantization-aware fine-tuning on the calibration frames; 0 = none"
     group.add_argument("--fine-tune", type=int, default=0, metavar="STEPS", help=steps_help)
-    group.add_argument("--learning-rate", type=float, default=1e-4, help="of fine-tuning")
+    group.add_argument("--learning-rate", type=float, default=3e-5, help="of fine-tuning")
     group.add_argument("--torch-method", choices=("pt2e", "fx"), default="pt2e", help="of --backend torch")
     group.add_argument("--no-compile", action="store_true", help="measure --backend torch without compiling: slower")
 

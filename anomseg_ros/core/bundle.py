@@ -113,8 +113,9 @@ class Contract:
 
     @property
     def program_sha256(self) -> str:
-        """Digest by which a bundle is known: the ONNX graph's, or the PyTorch program's where there is no graph."""
-        return next(self.files[name] for name in PROGRAM_FILES if name in self.files)
+        """Digest by which a bundle is known: the ONNX graph's, the PyTorch program's where there is no graph, or "" where
+        there is neither, of recorded outputs."""
+        return next((self.files[name] for name in PROGRAM_FILES if name in self.files), "")
 
 
 @dataclass(frozen=True)

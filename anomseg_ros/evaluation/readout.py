@@ -116,7 +116,7 @@ def _read(
         inference_ms=inference,
         network_ms=network,
         wall_ms=measures.seconds * 1e3 / len(measures.times) / identity.workers if measures.times else None,
-        bundle_sha256=identity.contract.program_sha256,
+        bundle_sha256=identity.contract.program_sha256 or None,
         network=identity.contract.network,
         precision=identity.contract.precision,
         backend=identity.backend,
