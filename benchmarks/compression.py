@@ -227,8 +227,8 @@ def as_markdown(networks: dict[str, Any], threads: int) -> str:
         "of the three sets. Pruned: unstructured, zeros in a dense graph, whose time stays the float graph's; the",
         "estimate is the papers' way of counting, the share of multiply-adds left, and not a measured time.",
         "Theirs: speeds relative to their unpruned float network, estimated in PTQ, on other machines (docs/bench.md);",
-        "mIoU on Cityscapes, which is not measured here. ERFNet's checkpoint was int8 before: a third of its weights are 0",
-        "as they come, so that pruning that share changes nothing.",
+        "mIoU on Cityscapes, which is not measured here. ERFNet's checkpoint was int8 before: a third of its weights",
+        "are 0 as they come, so that pruning that share changes nothing.",
     ]
     for case in CASES:
         if case.network in networks:

@@ -113,8 +113,10 @@ class Contract:
 
     @property
     def program_sha256(self) -> str:
-        """Digest by which a bundle is known: the ONNX graph's, the PyTorch program's where there is no graph, or "" where
-        there is neither, of recorded outputs."""
+        """Digest by which a bundle is known: the ONNX graph's, or the PyTorch program's where there is no graph.
+
+        Recorded outputs have a contract with neither: "".
+        """
         return next((self.files[name] for name in PROGRAM_FILES if name in self.files), "")
 
 
