@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -227,19 +228,22 @@ def test_plain_http_is_refused_before_any_question(
 
 
 def test_ctrl_c_keeps_what_there_is(catalog: Path, server: FileServer, folder: Path) -> None:
+    stopped = threading.Event()
+
     def half_and_wait(handler: Handler, state: FileServer) -> None:
         handler.wfile.write(begin(handler, state)[:50_000])
-        time.sleep(5)
+        stopped.wait(90)
 
     server.faults = [half_and_wait]
     words = [sys.executable, "-m", "anomseg_ros.cli", *fetch_words(catalog, "--accept-licence")]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     part = folder / "tiny.pth.part"
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while not (part.is_file() and part.stat().st_size == 50_000) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=60)
+    stopped.set()
     assert process.returncode == 130 and "run the same command again to continue" in err and "Traceback" not in err
     assert part.stat().st_size == 50_000
     assert main(fetch_words(catalog, "--accept-licence")) == 0

@@ -117,7 +117,7 @@ def test_trained_enet_keeps_its_labels(
     found, of_black_frames = agreement(made.program.module()), agreement(blind.program.module())
     assert found > least
     # The bound means something: ranges found on black frames do not reach it.
-    assert of_black_frames < 0.9, (found, of_black_frames)
+    assert of_black_frames < 0.5, (found, of_black_frames)
 
 
 def test_named_modules_stay_in_float() -> None:
