@@ -298,7 +298,7 @@ def test_sigterm_during_configure(tmp_path: Path, tiny_bundle: Path) -> None:
     ("arguments", "message"),
     [
         (["--bundle", "nowhere"], "'nowhere' is neither a bundle directory nor a shipped bundle"),
-        (["--backend", "tensorflow"], "unknown value of parameter 'backend': 'tensorflow'; known: onnxruntime"),
+        (["--backend", "tensorflow"], "unknown value of parameter 'backend': 'tensorflow'; known: torch, onnxruntime"),
         (["--score", "mps"], "'mps'; known: msp"),
         (["--ros-args", "-p", "precision:=int8"], "asks for int8, bundle 'tiny' is fp32"),
         (["--ros-args", "-p", "jpeg_quality:=101"], "parameter 'jpeg_quality'"),
