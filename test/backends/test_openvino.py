@@ -30,6 +30,8 @@ from anomseg_ros.errors import BackendError
 from anomseg_ros.export import RELATIVE_TOLERANCE, UNPOOLING_SHARE, USUAL_LOGIT, ExportConfig, export_network
 from anomseg_ros.networks.checkpoints import load_checkpoint
 
+pytestmark = pytest.mark.slow
+
 # Not openvino itself, whose import reports itself over the network.
 openvino_backend = pytest.importorskip("anomseg_ros.backends.openvino", reason="needs anomseg_ros[openvino]")
 

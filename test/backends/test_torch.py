@@ -29,6 +29,8 @@ from anomseg_ros.errors import BackendError, BundleError
 from anomseg_ros.export import DetectorGraph
 from anomseg_ros.networks import build_network
 
+pytestmark = pytest.mark.slow
+
 EAGER = BackendOptions(provider="eager")
 
 

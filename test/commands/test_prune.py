@@ -21,6 +21,8 @@ from anomseg_ros.networks import build_network
 from anomseg_ros.networks.checkpoints import load_checkpoint, save_checkpoint
 from anomseg_ros.networks.counting import count_parameters
 
+pytestmark = pytest.mark.slow
+
 CLASSES = 11  # CamVid's
 
 

@@ -25,6 +25,8 @@ from anomseg_ros.export import ExportConfig, export_checkpoint
 from anomseg_ros.networks import build_network
 from anomseg_ros.networks.checkpoints import save_checkpoint
 
+pytestmark = pytest.mark.slow
+
 FEW = ["--rounds", "7", "--threads", "1", "--no-memory"]
 DRAWN = ["--dataset", "synthetic=3:2", "--score", "void"]
 

@@ -22,6 +22,8 @@ from anomseg_ros.compression.drift import (
 from anomseg_ros.core.bundle import GRAPH_FILE, Bundle, ThresholdTable, load_bundle, save_bundle
 from anomseg_ros.errors import CompressionError
 
+pytestmark = pytest.mark.slow
+
 GOOD = Drift(4, 8, 0.99, {"void": ScoreDrift(0.999, 0.01)}, {"d": {"auprc": (0.5, 0.495)}}, Tolerance())
 
 

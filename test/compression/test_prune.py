@@ -22,6 +22,8 @@ from anomseg_ros.networks import NETWORKS, build_network
 from anomseg_ros.networks.base import SegmentationNetwork
 from anomseg_ros.networks.counting import count_multiply_adds, count_parameters
 
+pytestmark = pytest.mark.slow
+
 SIZE_PX = (64, 128)
 FRACTIONS = (0.1, 0.3, 0.5)
 

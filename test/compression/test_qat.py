@@ -30,6 +30,8 @@ from anomseg_ros.networks import build_network
 from anomseg_ros.networks.base import SegmentationNetwork
 from anomseg_ros.networks.checkpoints import load_checkpoint, save_checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 def quiet(what: str, done: int, total: int) -> None:
     """Show nothing."""

@@ -24,6 +24,8 @@ from anomseg_ros.networks import build_network
 from anomseg_ros.networks.base import SegmentationNetwork
 from anomseg_ros.networks.checkpoints import load_checkpoint
 
+pytestmark = pytest.mark.slow
+
 CONFIG = ExportConfig("small", 20, 19, height_px=HEIGHT_PX, width_px=WIDTH_PX, scores=("void", "max_entropy"))
 
 
