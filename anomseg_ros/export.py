@@ -38,6 +38,7 @@ from anomseg_ros.core.preprocess import tensor_from_frame
 from anomseg_ros.core.scores import check_score_names, reference_score
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import ConfigError, ExportError
+from anomseg_ros.export_strips import StripUpsampler
 from anomseg_ros.networks.base import SegmentationNetwork
 from anomseg_ros.networks.checkpoints import load_checkpoint
 
@@ -136,7 +137,7 @@ def export_network(
     Returns the bundle and how far it is from the network. Raises ExportError, leaving nothing behind, if it is off.
     """
     contract = _contract(network_name, config, provenance)
-    graph = DetectorGraph(network, config).eval()
+    graph = StripGraph(network, config).eval()
     with tempfile.TemporaryDirectory() as folder:
         staged = save_bundle(contract, {GRAPH_FILE: _write_onnx(graph, config, Path(folder))}, Path(folder) / "bundle")
         parity = check_parity(staged, network, [*_random_frames(config), *frames])
@@ -203,9 +204,30 @@ class DetectorGraph(nn.Module):
         return logits[:, self.known]
 
 
+class StripGraph(DetectorGraph):
+    """The same computation for engines that run one operator after another: upsampling, labels and scores strip by
+    strip; see export_strips.py."""
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """image: uint8 (1, H, W, 3)."""
+        height_px, width_px = image.shape[1:3]
+        padded = self.network.padded_size(height_px, width_px)
+        logits = self.network.classify_padded(pixels_to_input(image))
+        height, width = logits.shape[-2:]
+        scale = padded[0] // height
+        if scale == 1 or (scale * height, scale * width) != padded:
+            whole = self.network.resize(logits, height_px, width_px)
+            return self.labels(whole), *self.scores(whole)
+        upsample = StripUpsampler(scale, height, width)
+        strips = [(self.labels(strip), *self.scores(strip)) for strip in upsample(logits)]
+        return tuple(torch.cat(parts)[None, :height_px, :width_px] for parts in zip(*strips, strict=True))
+
+
 def _class_sum(values: torch.Tensor) -> torch.Tensor:
-    """Return the sum over axis 1 of (1, C, H, W) as (1, H, W), as a product with ones: a matrix product takes a seventh
-    of the time of ONNX Runtime's ReduceSum."""
+    """Return the sum over axis 1: of (1, C, H, W) as a product with ones, which takes a seventh of the time of ONNX
+    Runtime's ReduceSum there; of strips (R, C, W) as it is."""
+    if values.dim() == 3:
+        return values.sum(dim=1)
     _, classes, height, width = values.shape
     return (torch.ones(1, classes) @ values.reshape(classes, height * width)).reshape(1, height, width)
 

@@ -117,6 +117,23 @@ def replace_transposed_convolutions(graph: Graph) -> None:
         graph.replace(old, new + _pixel_shuffle(graph, last, shape, stride, target))
 
 
+def widen_grouped_inputs(graph: Graph) -> None:
+    """Repeat the inputs of depthwise convolutions that give several outputs per channel, once for each of them.
+
+    BiSeNet v2 expands its channels sixfold like this. ONNX Runtime's fast integer kernel takes as many outputs as
+    inputs; without it these eight convolutions took a fifth of the network's time.
+    """
+    for node in [node for node in graph.nodes if node.op_type == "Conv"]:
+        weight, given = graph.constant(node.input[1]), attributes(node)
+        groups = given.get("group", 1)
+        if weight is None or groups == 1 or weight.shape[1] != 1 or len(weight) == groups:
+            continue
+        order = np.repeat(np.arange(groups), len(weight) // groups)
+        wide = graph.node("Gather", (node.input[0], graph.add_constant(order, "order")), axis=1)
+        conv = graph.node("Conv", (wide.output[0], *node.input[1:]), node.output[0], **{**given, "group": len(weight)})
+        graph.replace([node], [wide, conv])
+
+
 def _phase_kernels(graph: Graph, node: NodeProto) -> tuple[Array, Array, list[int], int] | None:
     """Return the weights (s s C, D, kh, kw) in the order (row phase, column phase, class), biases, pads and stride s.
 

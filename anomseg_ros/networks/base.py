@@ -73,8 +73,11 @@ class SegmentationNetwork(nn.Module, ABC):
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (N, C, H, W), float32, of images (N, 3, H, W), float32, RGB in 0..1, for any H and W."""
         height_px, width_px = images.shape[-2:]
-        logits = self.classify(self._pad(self._normalise(images)))
-        return self._resize(logits, height_px, width_px)
+        return self.resize(self.classify_padded(images), height_px, width_px)
+
+    def classify_padded(self, images: Tensor) -> Tensor:
+        """Return `classify`'s logits of images as for `forward`: of H and W rounded up to multiples of `stride`."""
+        return self.classify(self._pad(self._normalise(images)))
 
     def _normalise(self, images: Tensor) -> Tensor:
         if self.mean == NO_MEAN and self.std == NO_STD:
@@ -88,9 +91,13 @@ class SegmentationNetwork(nn.Module, ABC):
         bottom, right = -height_px % self.stride, -width_px % self.stride
         return F.pad(images, (0, right, 0, bottom), mode="replicate") if bottom or right else images
 
-    def _resize(self, logits: Tensor, height_px: int, width_px: int) -> Tensor:
-        """Undo the network's own downsampling, then `_pad`."""
-        padded = (height_px + -height_px % self.stride, width_px + -width_px % self.stride)
+    def padded_size(self, height_px: int, width_px: int) -> tuple[int, int]:
+        """Return height and width rounded up to multiples of `stride`."""
+        return height_px + -height_px % self.stride, width_px + -width_px % self.stride
+
+    def resize(self, logits: Tensor, height_px: int, width_px: int) -> Tensor:
+        """Return `classify`'s logits of padded images at the images' own size (N, C, H, W): upsampled and cropped."""
+        padded = self.padded_size(height_px, width_px)
         if tuple(logits.shape[-2:]) != padded:
             logits = F.interpolate(logits, size=padded, mode="bilinear", align_corners=False)
         return logits if padded == (height_px, width_px) else logits[..., :height_px, :width_px]
@@ -117,4 +124,4 @@ class AuxiliarySegmentationNetwork(SegmentationNetwork):
             )
         height_px, width_px = images.shape[-2:]
         logits, *auxiliary = self.classify_with_auxiliary(self._pad(self._normalise(images)))
-        return self._resize(logits, height_px, width_px), *auxiliary
+        return self.resize(logits, height_px, width_px), *auxiliary
