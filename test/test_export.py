@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from anomseg_ros.backends import open_detector
 from anomseg_ros.core.bundle import Provenance, load_bundle
@@ -15,9 +16,11 @@ from anomseg_ros.errors import ConfigError, ExportError
 from anomseg_ros.export import (
     DetectorGraph,
     ExportConfig,
+    StripGraph,
     check_parity,
     export_checkpoint,
     export_network,
+    leaky,
     pixels_to_input,
 )
 from anomseg_ros.networks import build_network
@@ -51,6 +54,37 @@ def test_fused_scores_survive_huge_logits() -> None:
     logits = torch.zeros((1, 20, 2, 2))
     logits[:, 3], logits[:, 4] = 1e4, -1e4
     assert all(torch.isfinite(score).all() for score in graph.scores(logits))
+
+
+@pytest.mark.parametrize("network", ["enet", "erfnet", "mide_net", "bisenet_v1", "bisenet_v2"])
+@pytest.mark.parametrize("void_class", [None, 19, 7])
+def test_strips_give_what_the_whole_frame_gives(network: str, void_class: int | None) -> None:
+    """Of a size that neither the stride nor a strip divides."""
+    torch.manual_seed(2)
+    classes = 19 if void_class is None else 20
+    built = build_network(network, classes).eval()
+    config = ExportConfig("x", classes, void_class, height_px=100, width_px=150)
+    image = torch.randint(0, 256, (1, 100, 150, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        whole, strips = DetectorGraph(built, config)(image), StripGraph(built, config)(image)
+    assert (whole[0] != strips[0]).float().mean() < 1e-3  # near ties
+    for before, after in zip(whole[1:], strips[1:], strict=True):
+        assert after.shape == (1, 100, 150)
+        torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
+
+
+def test_leaky_changes_a_copy() -> None:
+    network = nn.Sequential(nn.PReLU(init=0.1), nn.Sequential(nn.PReLU(3, init=0.2)))
+    changed = leaky(network)  # type: ignore[arg-type]
+    assert [type(module) for module in network.modules()][1:] == [nn.PReLU, nn.Sequential, nn.PReLU]
+    assert [type(module) for module in changed.modules()][1:] == [nn.LeakyReLU, nn.Sequential, nn.PReLU]
+    values = torch.randn(1, 3, 4, 4)
+    torch.testing.assert_close(changed(values), network(values))
+
+
+def test_the_graph_names_no_file_of_this_machine(tiny_bundle: Path) -> None:
+    graph = (tiny_bundle / "model.onnx").read_bytes()
+    assert b".py" not in graph and str(Path(__file__).resolve().parents[1]).encode() not in graph
 
 
 def test_default_scores_and_classes() -> None:

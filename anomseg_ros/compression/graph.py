@@ -125,7 +125,13 @@ class Graph:
         return kept
 
     def _take_constant_nodes(self) -> None:
-        """Constants may be nodes too; from here on they are initializers."""
+        """Constants may be nodes too, scalars also filled-in shapes; from here on they are initializers."""
+        for node in [node for node in self.nodes if node.op_type == "ConstantOfShape"]:
+            shape, value = self._constants.get(node.input[0]), attributes(node).get("value")
+            if shape is not None and shape.size == 0:
+                filled = np.zeros(1, np.float32) if value is None else numpy_helper.to_array(value)
+                self._constants[node.output[0]] = filled.reshape(())
+                self.nodes.remove(node)
         for node in [node for node in self.nodes if node.op_type == "Constant"]:
             value = attributes(node).get("value")
             if value is not None:

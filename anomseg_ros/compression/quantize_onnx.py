@@ -24,8 +24,13 @@ from anomseg_ros.compression import sensitivity
 from anomseg_ros.compression.calibration import Calibration, Progress, calibrate, channel_magnitudes, plain_session
 from anomseg_ros.compression.equalize import channel_values, equalize
 from anomseg_ros.compression.graph import Array, Graph
-from anomseg_ros.compression.head import head_nodes, output_layers, shuffle_after_head
-from anomseg_ros.compression.rewrites import fold_and_replace, replace_transposed_convolutions, widen_grouped_inputs
+from anomseg_ros.compression.head import head_nodes, output_layers
+from anomseg_ros.compression.rewrites import (
+    fold_and_replace,
+    multiply_instead_of_select,
+    replace_transposed_convolutions,
+    widen_grouped_inputs,
+)
 from anomseg_ros.compression.rounding import Rounded, input_moments, round_weights
 from anomseg_ros.core.bundle import GRAPH_INPUT
 from anomseg_ros.core.types import RgbImage
@@ -97,7 +102,7 @@ def quantize(
         kept, noise = sensitivity.find_float_layers(plan.build, layers, reference, tensors, goal, progress)
     else:
         kept = _checked_names(() if config.keep_float == NONE else config.keep_float, layers)
-    classifiers = tuple(node.name for node in output_layers(graph))
+    classifiers = _classifiers(graph)
     return Quantized(plan.build(kept), len(layers) + len(classifiers), (*classifiers, *kept), noise)
 
 
@@ -109,10 +114,9 @@ def prepare(model: onnx.ModelProto, tensors: Sequence[RgbImage], config: Quantiz
     if config.equalize:
         equalize(graph, channel_magnitudes(graph, channel_values(graph), tensors, progress))
     replace_transposed_convolutions(graph)
+    multiply_instead_of_select(graph)
     if config.target == "onnxruntime":
         widen_grouped_inputs(graph)
-    graph.infer()
-    shuffle_after_head(graph)
     graph.infer()
     if not layer_names(graph):
         raise CompressionError("the graph has no convolution but its classifier: there is nothing to quantize")
@@ -123,6 +127,11 @@ def layer_names(graph: Graph) -> list[str]:
     """Return the names of the layers that can be quantized: convolutions before the classifier, in order."""
     last = {node.name for node in output_layers(graph)}
     return [node.name for node in graph.nodes if node.op_type in ("Conv", "Gemm") and node.name not in last]
+
+
+def _classifiers(graph: Graph) -> tuple[str, ...]:
+    """Return the classifiers' names, of one that goes over a frame in strips the first strip's."""
+    return tuple({node.input[1]: node.name for node in reversed(output_layers(graph))}.values())
 
 
 @dataclass(frozen=True)

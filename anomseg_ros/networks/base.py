@@ -103,6 +103,25 @@ class SegmentationNetwork(nn.Module, ABC):
         return logits if padded == (height_px, width_px) else logits[..., :height_px, :width_px]
 
 
+class EnlargingSegmentationNetwork(SegmentationNetwork):
+    """A network whose classifier, a transposed convolution, gives logits at the images' own size."""
+
+    classifier: nn.ConvTranspose2d
+
+    @abstractmethod
+    def features(self, images: Tensor) -> Tensor:
+        """Return what the classifier takes, (N, D, H / s, W / s), of normalised images (N, 3, H, W)."""
+
+    def features_padded(self, images: Tensor) -> Tensor:
+        """Return `features` of images as for `forward`: of H and W rounded up to multiples of `stride`."""
+        return self.features(self._pad(self._normalise(images)))
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Return logits (N, C, H, W) of normalised images (N, 3, H, W)."""
+        logits: Tensor = self.classifier(self.features(images))
+        return logits
+
+
 class AuxiliarySegmentationNetwork(SegmentationNetwork):
     """A network with further classifiers on inner features, which help training and are absent from inference."""
 

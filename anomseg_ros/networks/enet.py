@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomseg_ros.networks.base import SegmentationNetwork
+from anomseg_ros.networks.base import EnlargingSegmentationNetwork
 from anomseg_ros.networks.layers import conv_norm
 
 REDUCTION = 4
@@ -231,7 +231,7 @@ class _UpsamplingBottleneck(_Bottleneck):
         return self._add(features, max_unpool_from_phases(self.shortcut(features), phases))
 
 
-class ENet(SegmentationNetwork):
+class ENet(EnlargingSegmentationNetwork):
     """ENet; `variant` is an ENetVariant or a mapping with its fields."""
 
     name = "enet"
@@ -257,11 +257,10 @@ class ENet(SegmentationNetwork):
     def options(self) -> dict[str, Any]:
         return {"variant": asdict(self.variant)}
 
-    def classify(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
         features, phases1 = self.down1(self.initial(images))
         features, phases2 = self.down2(self.stage1(features))
         features = self.stage3(self.stage2(features))
         features = self.stage4(self.up4(features, phases2))
-        features = self.stage5(self.up5(features, phases1))
-        logits: Tensor = self.classifier(features)
-        return logits
+        decoded: Tensor = self.stage5(self.up5(features, phases1))
+        return decoded

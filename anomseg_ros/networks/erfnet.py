@@ -20,7 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from anomseg_ros.networks.base import SegmentationNetwork
+from anomseg_ros.networks.base import EnlargingSegmentationNetwork, SegmentationNetwork
 
 NORM_EPSILON = 1e-3
 
@@ -83,7 +83,7 @@ def _encoder() -> nn.Sequential:
     )
 
 
-class ERFNet(SegmentationNetwork):
+class ERFNet(EnlargingSegmentationNetwork):
     """ERFNet with its decoder."""
 
     name = "erfnet"
@@ -101,9 +101,9 @@ class ERFNet(SegmentationNetwork):
         )
         self.classifier = nn.ConvTranspose2d(16, num_classes, 2, stride=2)
 
-    def classify(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.decoder(self.encoder(images)))
-        return logits
+    def features(self, images: Tensor) -> Tensor:
+        features: Tensor = self.decoder(self.encoder(images))
+        return features
 
 
 class ERFNetEncoder(SegmentationNetwork):

@@ -21,9 +21,14 @@ from anomseg_ros.compression.calibration import (
 )
 from anomseg_ros.compression.equalize import channel_values, equalize
 from anomseg_ros.compression.graph import Graph
-from anomseg_ros.compression.head import head_nodes, output_layers, shuffle_after_head
+from anomseg_ros.compression.head import output_layers
 from anomseg_ros.compression.quantize_onnx import QuantizeConfig, layer_names, prepare, quantize
-from anomseg_ros.compression.rewrites import fold_and_replace, replace_transposed_convolutions
+from anomseg_ros.compression.rewrites import (
+    fold_and_replace,
+    multiply_instead_of_select,
+    replace_transposed_convolutions,
+    widen_grouped_inputs,
+)
 from anomseg_ros.compression.rounding import input_moments, round_weights
 from anomseg_ros.core.bundle import load_bundle
 from anomseg_ros.core.preprocess import tensor_from_frame
@@ -32,7 +37,7 @@ from anomseg_ros.errors import CompressionError
 
 pytestmark = pytest.mark.slow
 
-NETWORKS = ("erfnet", "enet", "mide_net", "bisenet_v2")
+NETWORKS = ("erfnet", "enet", "mide_net", "bisenet_v1", "bisenet_v2")
 NONE = QuantizeConfig(keep_float="none")
 
 
@@ -133,30 +138,27 @@ def test_transposed_convolutions_become_equal_convolutions(kernel: int) -> None:
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
-def test_the_shuffle_goes_behind_the_head(models: dict[str, onnx.ModelProto]) -> None:
-    graph = Graph(models["erfnet"])
-    fold_and_replace(graph)
-    replace_transposed_convolutions(graph)
-    graph.infer()
-    assert shuffle_after_head(graph)
-    graph.infer()
-    classifier = output_layers(graph)[0]
-    following = graph.consumers(classifier.output[0])
-    assert [node.op_type for node in following] == ["Reshape"]
-    assert graph.shape(following[0].output[0]) == (1, 20, 128, 64)
+def test_unpooling_multiplies(models: dict[str, onnx.ModelProto], tensors: list[np.ndarray]) -> None:
+    graph = Graph(models["enet"])
+    selections = sum(node.op_type == "Where" for node in graph.nodes)
+    multiply_instead_of_select(graph)
+    changed = graph.finish()
+    # What is left are the labels of the void class, which are no float32.
+    assert selections - sum(node.op_type == "Where" for node in changed.graph.node) == 8
+    before, after = outputs(models["enet"], tensors[3]), outputs(changed, tensors[3])
+    for name, values in before.items():
+        np.testing.assert_array_equal(after[name], values)
 
 
-def test_a_head_that_mixes_pixels_keeps_the_shuffle_before_it(models: dict[str, onnx.ModelProto]) -> None:
-    graph = Graph(models["erfnet"])
-    fold_and_replace(graph)
-    replace_transposed_convolutions(graph)
-    graph.infer()
-    label = next(node for node in head_nodes(graph) if node.op_type == "ArgMax")
-    pooled = graph.node("AveragePool", label.input, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
-    label.input[:] = [pooled.output[0]]
-    graph.replace([], [pooled])
-    graph.infer()
-    assert not shuffle_after_head(graph)
+def test_depthwise_convolutions_get_an_input_per_output(
+    models: dict[str, onnx.ModelProto], tensors: list[np.ndarray]
+) -> None:
+    graph = Graph(models["bisenet_v2"])
+    widen_grouped_inputs(graph)
+    changed = graph.finish()
+    assert [node.op_type for node in changed.graph.node].count("Gather") > 5
+    before, after = outputs(models["bisenet_v2"], tensors[3]), outputs(changed, tensors[3])
+    np.testing.assert_allclose(after["max_logit"], before["max_logit"], atol=1e-5 * np.ptp(before["max_logit"]))
 
 
 def test_compensated_rounding_keeps_the_output_better(
@@ -227,7 +229,7 @@ def test_quantized_networks_keep_their_labels(
     weights = {tensor.name: tensor.data_type for tensor in made.model.graph.initializer}
     assert sum(kind == TensorProto.INT8 for kind in weights.values()) > 10
     assert agreement(models[name], made.model, tensors[:2]) > 0.85
-    assert made.float_layers == tuple(node.name for node in output_layers(Graph(made.model)))
+    assert made.float_layers == tuple(node.name for node in output_layers(Graph(made.model)))  # one strip each
 
 
 def test_integer_kernels_are_used(
