@@ -1,11 +1,15 @@
 """What compressing costs and gains: one table per network, the papers' rows beside ours, in benchmarks/compression.md.
 
 Each network whose weights are in ANOMSEG_WEIGHTS is exported at 512x1024, quantized to 8 bits (calibrated on CamVid's
-training frames, measured on others) and pruned at the papers' fractions; every bundle is evaluated on the anomaly sets
-of ANOMSEG_DATA, protocol `seeds`, score void. Then the checkpoint in torch eager and both graphs in ONNX Runtime and
-OpenVINO take turns in one run. BiSeNets, whose weights are not there, get random ones: their times hold, nothing else.
-Finished parts stay in --work, so that a run that was killed goes on. The papers' own speeds are relative to their
-unpruned float network.
+training frames, measured on others) for ONNX Runtime and OpenVINO and for torch, and pruned in the papers' ways and
+fractions, then quantized; every bundle is evaluated on the anomaly sets of ANOMSEG_DATA, protocol `seeds`. Then the
+checkpoint in torch eager and the graphs take turns in one run. BiSeNets, whose weights are not there, get random ones:
+their times hold, nothing else. Finished parts stay in --work, so that a run that was killed goes on.
+
+    anomseg train erfnet-camvid --data CAMVID
+    python benchmarks/compression.py --trained runs/erfnet-camvid
+
+adds that network, pruned, fine-tuned and quantized by the recipe erfnet-camvid-prune30-int8, with mIoU on CamVid.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +25,12 @@ from typing import Any
 import numpy as np
 import torch
 from common import RESULTS, write_result
+from compression_table import SETS, as_markdown
 
 from anomseg_ros.backends import open_detector
-from anomseg_ros.bench.published import PublishedPoint, published_points
 from anomseg_ros.cli import main as anomseg
 from anomseg_ros.compression.cost import graph_cost
-from anomseg_ros.core.bundle import load_bundle
+from anomseg_ros.core.bundle import GRAPH_FILE, load_bundle
 from anomseg_ros.datasets import open_named
 from anomseg_ros.networks import build_network
 from anomseg_ros.networks.checkpoints import save_checkpoint
@@ -36,28 +40,51 @@ DATA = Path(os.environ.get("ANOMSEG_DATA", SHARED / "data"))
 WEIGHTS = Path(os.environ.get("ANOMSEG_WEIGHTS", SHARED / "weights"))
 TABLE = Path(__file__).resolve().parent / "compression.md"
 
-SETS = {"road_anomaly_21": "RoadAnomaly21", "road_obstacle_21": "RoadObstacle21", "fs_static": "fs_static"}
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5)
 SIZE = ("512", "1024")
 OUTPUTS, VOID_CLASS = 20, 19
-PUBLISHED_PLACES = (0, 1, 3)
-"""Where a published row has the sets of SETS."""
+BOTH = ("onnxruntime", "openvino")
+TUNED = "30% removed, fine-tuned"
 
 
 @dataclass(frozen=True)
 class Case:
     """A network. file: its checkpoint in ANOMSEG_WEIGHTS, None for random weights; paper: how the papers call it;
-    fractions: of the weights that are pruned."""
+    fractions: of the weights that are zeroed; run: folder of `anomseg train erfnet-camvid` instead."""
 
     network: str
     file: str | None
     paper: str
     fractions: tuple[float, ...] = ()
+    run: Path | None = None
+
+    @property
+    def key(self) -> str:
+        """What the results call it."""
+        return self.network if self.run is None else f"{self.network}_camvid"
+
+    @property
+    def score(self) -> str:
+        """The anomaly score of its rows."""
+        return "void" if self.run is None else "max_logit"
 
     @property
     def trained(self) -> bool:
         """Whether the weights are here."""
-        return self.file is not None and (WEIGHTS / self.file).is_file()
+        return self.run is not None or (self.file is not None and (WEIGHTS / self.file).is_file())
+
+
+@dataclass(frozen=True)
+class Row:
+    """A bundle that a table has. engines: it gets a row with each; timed: whether its times are measured."""
+
+    bundle: Path
+    engines: tuple[str, ...] = ("onnxruntime",)
+    timed: bool = False
+
+    def title(self, name: str, engine: str) -> str:
+        """Return the row's heading."""
+        return name if engine == self.engines[0] else f"{name}, {engine}"
 
 
 CASES = (
@@ -72,41 +99,81 @@ CASES = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("compression_work"), help="folder for finished parts")
-    parser.add_argument("--networks", nargs="+", default=[case.network for case in CASES], help="which ones")
+    parser.add_argument("--networks", nargs="*", default=[case.network for case in CASES], help="which ones")
+    parser.add_argument("--trained", type=Path, help="folder of a run of `anomseg train erfnet-camvid`")
     parser.add_argument("--rounds", type=int, default=15, help="interleaved measurements; 0: no times yet")
     parser.add_argument("--threads", type=int, default=2, help="threads of each engine")
     args = parser.parse_args()
-    rows = {}
-    for case in CASES:
-        if case.network in args.networks:
-            rows[case.network] = measure(case, args.work / case.network, args.rounds, args.threads)
+    cases = [case for case in CASES if case.network in args.networks]
+    if args.trained is not None:
+        cases.append(Case("erfnet", None, "ERFNet", run=args.trained))
+    rows = {case.key: measure(case, args.work / case.key, args.rounds, args.threads) for case in cases}
     path = RESULTS / "compression.json"
     kept = json.loads(path.read_text())["networks"] if path.is_file() else {}
-    result = {"size": "x".join(SIZE), "threads": args.threads, "score": "void", "protocol": "seeds"}
-    print(write_result("compression", {**result, "networks": {**kept, **rows}}))
-    TABLE.write_text(as_markdown({**kept, **rows}, args.threads))
+    networks = {**kept, **rows}
+    print(write_result("compression", {"threads": args.threads, "protocol": "seeds", "networks": networks}))
+    papers = {case.network: case.paper for case in CASES}
+    TABLE.write_text(as_markdown(networks, papers, args.threads))
 
 
 def measure(case: Case, folder: Path, rounds: int, threads: int) -> dict[str, Any]:
     """Return all figures of one network."""
     checkpoint = checkpoint_of(case, folder)
-    real = case.trained
-    bundles = {"float": export(case, checkpoint, folder), "int8": quantize(folder, real)}
-    bundles |= {f"{share:.0%} pruned": prune(folder, checkpoint, share) for share in case.fractions if real}
-    speeds = times(folder, checkpoint, rounds, threads) if rounds else {"torch eager": {}}
-    rows: dict[str, dict[str, Any]] = {"torch eager": speeds["torch eager"]}
-    for name, bundle in bundles.items():
-        for backend in ("onnxruntime", "openvino") if name in ("float", "int8") else ("onnxruntime",):
-            title = name if backend == "onnxruntime" else f"{name}, {backend}"
-            rows[title] = {**speeds.get(title, {}), **counted(bundle)}
-            if real:
-                figures = accuracy(bundle, backend), agreement(bundles["float"], bundle, backend)
-                rows[title] |= dict(zip(("accuracy", "label_agreement"), figures, strict=True))
-    return {"weights": case.file if real else "random", "rows": rows}
+    made = trained_rows(case, folder) if case.run is not None else published_rows(case, checkpoint, folder)
+    speeds = times(case, made, checkpoint, folder, rounds, threads) if rounds else {}
+    rows: dict[str, dict[str, Any]] = {"torch eager": speeds.get("torch eager", {})}
+    for name, row in made.items():
+        for engine in row.engines:
+            title = row.title(name, engine)
+            rows[title] = {**speeds.get(title, {}), **counted(row.bundle)}
+            if case.trained:
+                rows[title]["accuracy"] = accuracy(case, folder, row.bundle, engine)
+                rows[title]["label_agreement"] = agreement(folder, made["float"].bundle, row.bundle, engine)
+    size = load_bundle(made["float"].bundle).contract.input
+    found = {"weights": "random" if not case.trained else case.file or "trained on CamVid", "score": case.score}
+    return {**found, "network": case.network, "size": f"{size.height_px}x{size.width_px}", "rows": rows}
+
+
+def published_rows(case: Case, checkpoint: Path, folder: Path) -> dict[str, Row]:
+    """Return the rows of weights that are here, or random ones: without fine-tuning, as Cityscapes is not here."""
+    whole = export(case, checkpoint, folder)
+    int8 = quantize(whole, folder / "int8", case.trained)
+    rows = {"float": Row(whole, BOTH, timed=True), "int8": Row(int8, BOTH, timed=True)}
+    if not case.trained:
+        return rows
+    words = ["--backend", "torch", "--checkpoint", str(checkpoint)]
+    rows["int8, torch"] = Row(quantize(whole, folder / "int8_torch", True, words), ("torch",), timed=True)
+    for share in case.fractions:
+        zeroed = prune(whole, folder / f"pruned{share:.0%}", checkpoint, "unstructured", share)
+        rows[f"{share:.0%} pruned"] = Row(zeroed)
+    rows["30% masked"] = Row(prune(whole, folder / "masked30%", checkpoint, "masked", 0.3))
+    removed = prune(whole, folder / "removed30%", checkpoint, "structured", 0.3)
+    rows["30% removed"] = Row(removed, BOTH, timed=True)
+    rows["30% removed, int8"] = Row(quantize(removed, folder / "removed30%_int8", True), BOTH, timed=True)
+    return rows
+
+
+def trained_rows(case: Case, folder: Path) -> dict[str, Row]:
+    """Return the rows of the network that was trained here, pruned and fine-tuned by the recipe that ships."""
+    assert case.run is not None
+    whole = case.run / "bundle"
+    camvid = DATA / "CamVid"
+    tuned = folder / "pruned30-int8"
+    words = ["compress", "erfnet-camvid-prune30-int8", str(whole), "--checkpoint", str(checkpoint_of(case, folder))]
+    words += ["--data", str(camvid), "--frames", f"camvid={camvid}:train", "--dataset", f"camvid={camvid}:val"]
+    tuned = finished(tuned, [*words, "--output", str(tuned)])
+    return {
+        "float": Row(whole, BOTH, timed=True),
+        "int8": Row(quantize(whole, folder / "int8", True), BOTH, timed=True),
+        TUNED: Row(tuned.with_name(f"{tuned.name}-float"), BOTH, timed=True),
+        f"{TUNED}, int8": Row(tuned, BOTH, timed=True),
+    }
 
 
 def checkpoint_of(case: Case, folder: Path) -> Path:
     """Return the network's checkpoint, random weights where there is none."""
+    if case.run is not None:
+        return case.run / "best.safetensors"
     if case.file is not None and case.trained:
         return WEIGHTS / case.file
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,60 +191,66 @@ def export(case: Case, checkpoint: Path, folder: Path) -> Path:
     return finished(output, [*made, "--output", str(output)])
 
 
-def quantize(folder: Path, real: bool) -> Path:
+def quantize(parent: Path, output: Path, real: bool, how: Sequence[str] = ()) -> Path:
     """Return the int8 bundle: as the command makes it by default, but for random weights, whose labels mean nothing."""
-    output = folder / "int8"
-    words = ["quantize", str(folder / "float"), "--frames", f"camvid={DATA / 'CamVid'}:train", "--output", str(output)]
+    words = ["quantize", str(parent), "--frames", f"camvid={DATA / 'CamVid'}:train", "--output", str(output), *how]
     words += ["--dataset", *datasets(), "--allow-partial"] if real else ["--keep-float", "none"]
     return finished(output, [*words, "--accept-drift"])
 
 
-def prune(folder: Path, checkpoint: Path, share: float) -> Path:
-    """Return the bundle with this share of the weights zero, as the papers' tables have it."""
-    output = folder / f"pruned{share:.0%}"
-    words = ["prune", str(folder / "float"), "--checkpoint", str(checkpoint), "--method", "unstructured"]
-    words += ["--fraction", str(share), "--frames", f"camvid={DATA / 'CamVid'}:train", "--output", str(output)]
+def prune(parent: Path, output: Path, checkpoint: Path, method: str, share: float) -> Path:
+    """Return the bundle without this share of the weights or channels, as the papers' tables have it."""
+    words = ["prune", str(parent), "--checkpoint", str(checkpoint), "--method", method, "--fraction", str(share)]
+    words += ["--frames", f"camvid={DATA / 'CamVid'}:train", "--rounds", "0", "--output", str(output)]
     return finished(output, [*words, "--accept-drift"])
 
 
-def times(folder: Path, checkpoint: Path, rounds: int, threads: int) -> dict[str, Any]:
-    """Return speeds relative to the checkpoint in torch eager, and sizes, by bundle."""
+def times(
+    case: Case, made: Mapping[str, Row], checkpoint: Path, folder: Path, rounds: int, threads: int
+) -> dict[str, Any]:
+    """Return speeds relative to the checkpoint in torch eager, and sizes, by the rows' headings."""
     output = folder / f"bench{threads}.json"
-    words = ["bench", str(folder / "float"), str(folder / "int8"), "--rounds", str(rounds), "--threads", str(threads)]
-    words += ["--backend", "onnxruntime", "openvino", "--score", "void"]
-    words += ["--torch-checkpoint", f"{folder / 'float'}={checkpoint}", "--json", str(output)]
+    timed = {name: row for name, row in made.items() if row.timed}
+    words = ["bench", *(str(row.bundle) for row in timed.values()), "--rounds", str(rounds), "--threads", str(threads)]
+    words += ["--backend", *sorted({engine for row in timed.values() for engine in row.engines}), "--score", case.score]
+    words += ["--torch-checkpoint", f"{made['float'].bundle}={checkpoint}", "--no-memory", "--json", str(output)]
     if not output.is_file():
         run(words)
+    programs = {program_sha256(row.bundle): name for name, row in timed.items()}
     found = {}
     for entry in json.loads(output.read_text())["entries"]:
-        name = "torch eager" if "eager" in entry["backend"] else "int8" if entry["precision"] == "int8" else "float"
-        name += ", openvino" if entry["backend"] == "openvino" else ""
-        speedup = entry["speedup"].get(entry["own_eager"] or "", {}) if name != "torch eager" else {}
-        found[name] = {"as_eager": speedup, "rounds": entry["rounds"], "file_bytes": entry["file_bytes"]}
-        found[name] |= {"peak_memory_mib": entry["peak_memory_mib"], "p50_ms": entry["latency_ms"]["p50"]}
+        eager = entry["backend"] == "torch eager"
+        name = "torch eager" if eager else programs[entry["sha256"]]
+        title = name if eager else timed[name].title(name, entry["backend"])
+        found[title] = {"as_eager": next(iter(entry["speedup"].values()), {}), "rounds": entry["rounds"]}
+        found[title] |= {"file_bytes": entry["file_bytes"], "p50_ms": entry["latency_ms"]["p50"]}
     return found
+
+
+def program_sha256(bundle: Path) -> str:
+    """Return the digest of the file that runs."""
+    return str(load_bundle(bundle).contract.program_sha256)
 
 
 def counted(bundle: Path) -> dict[str, Any]:
     """Return the effective size of a bundle's network, and what was done to it."""
     loaded = load_bundle(bundle)
-    cost = graph_cost(loaded.graph_path)
-    kept = loaded.contract.compression
-    return {
-        "effective_multiply_adds": cost.effective_multiply_adds,
-        "nonzero_parameters": cost.nonzero_parameters,
-        "method": kept.get("method", "float32"),
-    }
+    found: dict[str, Any] = {"method": loaded.contract.compression.get("method", "float32")}
+    if GRAPH_FILE in loaded.contract.files:
+        cost = graph_cost(loaded.graph_path)
+        found["effective_multiply_adds"] = cost.effective_multiply_adds
+        found["nonzero_parameters"] = cost.nonzero_parameters
+    return found
 
 
-def agreement(parent: Path, child: Path, backend: str) -> float:
+def agreement(folder: Path, parent: Path, child: Path, backend: str) -> float:
     """Return the share of pixels labelled as by the float graph in ONNX Runtime, over all frames of the sets."""
-    kept = child.with_name(f"{child.name}.{backend}.agreement.json")
+    kept = folder / f"{child.name}.{backend}.agreement.json"
     if not kept.is_file():
         before, after = open_detector(parent), open_detector(child, backend)
         shares = []
-        for name, folder in SETS.items():
-            dataset = open_named(f"{name}={DATA / folder}")
+        for name, place in SETS.items():
+            dataset = open_named(f"{name}={DATA / place}")
             for index in range(len(dataset)):
                 frame = dataset.load(index).image
                 shares.append(float((before.detect(frame, ()).labels == after.detect(frame, ()).labels).mean()))
@@ -190,14 +263,21 @@ def datasets() -> list[str]:
     return [f"{name}={DATA / folder}" for name, folder in SETS.items()]
 
 
-def accuracy(bundle: Path, backend: str) -> dict[str, Any]:
-    """Return dataset -> AuPRC and FPR95 of the void score, fractions."""
-    output = bundle.with_name(f"{bundle.name}.{backend}.json")
-    words = ["evaluate", str(bundle), "--dataset", *datasets(), "--protocol", "seeds", "--allow-partial"]
+def accuracy(case: Case, folder: Path, bundle: Path, backend: str) -> dict[str, Any]:
+    """Return dataset -> AuPRC and FPR95 of the score, fractions; for classes of CamVid also its mIoU."""
+    output = folder / f"{bundle.name}.{backend}.json"
+    sets = [*datasets(), f"camvid={DATA / 'CamVid'}:val"] if case.run is not None else datasets()
+    words = ["evaluate", str(bundle), "--dataset", *sets, "--protocol", "seeds", "--allow-partial"]
     if not output.is_file():
-        run([*words, "--score", "void", "--backend", backend, "--json", str(output)])
+        run([*words, "--score", case.score, "--backend", backend, "--json", str(output)])
     results = json.loads(output.read_text())["results"]
-    return {row["dataset"]: {"auprc": row["auprc"], "fpr95": row["fpr95"]} for row in results if row["score"] == "void"}
+    figures: dict[str, Any] = {}
+    for row in results:
+        if row["dataset"] == "camvid":
+            figures["miou"] = row["miou"]
+        elif row["score"] == case.score:
+            figures[row["dataset"]] = {"auprc": row["auprc"], "fpr95": row["fpr95"]}
+    return figures
 
 
 def finished(output: Path, words: list[str]) -> Path:
@@ -213,59 +293,6 @@ def run(words: list[str]) -> None:
     status = anomseg(words)
     if status:
         raise SystemExit(status)
-
-
-def as_markdown(networks: dict[str, Any], threads: int) -> str:
-    """Return one table per network: ours, then the papers'."""
-    published = published_points()
-    lines = [
-        "# What compressing costs and gains",
-        "",
-        "Written by `benchmarks/compression.py`; do not edit. Ours: 512x1024, void score, protocol `seeds`, per cent,",
-        f"AuPRC / FPR95; times as fast as the same checkpoint in torch eager float32, {threads} threads, median of one",
-        "interleaved run with its 95 % interval; labels: share of pixels labelled as by the float graph, on all frames",
-        "of the three sets. Pruned: unstructured, zeros in a dense graph, whose time stays the float graph's; the",
-        "estimate is the papers' way of counting, the share of multiply-adds left, and not a measured time.",
-        "Theirs: speeds relative to their unpruned float network, estimated in PTQ, on other machines (docs/bench.md);",
-        "mIoU on Cityscapes, which is not measured here. ERFNet's checkpoint was int8 before: a third of its weights",
-        "are 0 as they come, so that pruning that share changes nothing.",
-    ]
-    for case in CASES:
-        if case.network in networks:
-            lines += ["", f"## {case.paper}", "", *table(case, networks[case.network], published)]
-    return "\n".join(lines) + "\n"
-
-
-def table(case: Case, network: dict[str, Any], published: Iterable[PublishedPoint]) -> list[str]:
-    """Return the rows of a network."""
-    headings = ["", "source", "times as fast", "estimated", "labels", "mIoU", *SETS]
-    lines = ["| " + " | ".join(headings) + " |", "|---|---|" + "---:|" * (len(headings) - 2)]
-    whole = network["rows"]["float"]["effective_multiply_adds"]
-    for name, row in network["rows"].items():
-        lines.append("| " + " | ".join([name, "ours", *our_cells(name, row, whole)]) + " |")
-    theirs = [p for p in published if p.label == case.paper or p.label.startswith(f"{case.paper},")]
-    whole_ms = {point.table: point.latency_ms for point in theirs if point.label == case.paper}
-    whole_ms["PTQ table 7"] = next((p.latency_ms for p in theirs if p.table in ("PTQ table 5", "PTQ table 6")), 0.0)
-    for point in theirs:
-        speed = f"{whole_ms[point.table] / point.latency_ms:.2f}"
-        pairs = [f"{point.auprc[at]:.2f} / {point.fpr95[at]:.2f}" for at in PUBLISHED_PLACES]
-        cells = ["", speed] if point.estimated else [speed, ""]
-        lines.append("| " + " | ".join([point.label, point.table, *cells, "", f"{point.miou:.2f}", *pairs]) + " |")
-    if network["weights"] == "random":
-        lines += ["", "Our rows: random weights, so times only; quantized whole, as nothing can be said of the labels."]
-    return lines
-
-
-def our_cells(name: str, row: dict[str, Any], whole_multiply_adds: int) -> list[str]:
-    """Return the cells of a row of ours, behind its name."""
-    speed = row.get("as_eager", {})
-    cells = [f"{speed['median']:.2f} ({speed['low']:.2f} to {speed['high']:.2f})" if speed else ""]
-    effective = row.get("effective_multiply_adds", whole_multiply_adds)
-    cells.append(f"{whole_multiply_adds / effective:.2f}" if "pruned" in name else "")
-    cells.append(f"{100 * row['label_agreement']:.2f}" if "label_agreement" in row else "")
-    pairs = row.get("accuracy", {})
-    figures = [f"{100 * pairs[name]['auprc']:.2f} / {100 * pairs[name]['fpr95']:.2f}" if pairs else "" for name in SETS]
-    return [*cells, "", *figures]
 
 
 if __name__ == "__main__":

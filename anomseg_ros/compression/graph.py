@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -26,6 +27,7 @@ class Graph:
         self.outputs = tuple(value.name for value in self.model.graph.output)
         self._constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in self.model.graph.initializer}
         self._named = 0
+        self._added: dict[tuple[Any, ...], str] = {}
         self._take_constant_nodes()
         self.index()
 
@@ -79,10 +81,15 @@ class Graph:
         return tuple(sizes)
 
     def add_constant(self, value: Array, what: str) -> str:
-        """Keep an array as a constant; return its name."""
-        name = self.new_name(what)
-        self._constants[name] = np.asarray(value)
-        return name
+        """Keep an array as a constant; return its name. The same array for the same purpose is kept once: the strips of
+        a classifier share their weights."""
+        array = np.asarray(value)
+        key = (what, array.shape, array.dtype.str, hashlib.sha256(array.tobytes()).digest())
+        known = self._added.get(key)
+        if known is None or known not in self._constants:
+            known = self._added[key] = self.new_name(what)
+            self._constants[known] = array
+        return known
 
     def new_name(self, what: str) -> str:
         """Return a name that nothing has yet."""

@@ -73,7 +73,7 @@ class SegmentationNetwork(nn.Module, ABC):
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (N, C, H, W), float32, of images (N, 3, H, W), float32, RGB in 0..1, for any H and W."""
         height_px, width_px = images.shape[-2:]
-        return self.resize(self.classify_padded(images), height_px, width_px)
+        return self._resize(self.classify_padded(images), height_px, width_px)
 
     def classify_padded(self, images: Tensor) -> Tensor:
         """Return `classify`'s logits of images as for `forward`: of H and W rounded up to multiples of `stride`."""
@@ -95,7 +95,7 @@ class SegmentationNetwork(nn.Module, ABC):
         """Return height and width rounded up to multiples of `stride`."""
         return height_px + -height_px % self.stride, width_px + -width_px % self.stride
 
-    def resize(self, logits: Tensor, height_px: int, width_px: int) -> Tensor:
+    def _resize(self, logits: Tensor, height_px: int, width_px: int) -> Tensor:
         """Return `classify`'s logits of padded images at the images' own size (N, C, H, W): upsampled and cropped."""
         padded = self.padded_size(height_px, width_px)
         if tuple(logits.shape[-2:]) != padded:
@@ -143,4 +143,4 @@ class AuxiliarySegmentationNetwork(SegmentationNetwork):
             )
         height_px, width_px = images.shape[-2:]
         logits, *auxiliary = self.classify_with_auxiliary(self._pad(self._normalise(images)))
-        return self.resize(logits, height_px, width_px), *auxiliary
+        return self._resize(logits, height_px, width_px), *auxiliary

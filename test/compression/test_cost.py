@@ -27,9 +27,12 @@ def test_the_graph_counts_as_the_network(name: str, tmp_path: Path) -> None:
     config = ExportConfig(name, 20, 19, height_px=64, width_px=64)
     bundle, _ = export_network(network, name, config, tmp_path / "b", Provenance())
     cost = graph_cost(bundle.graph_path)
-    assert cost.multiply_adds == count_multiply_adds(network, 64, 64)
+    expected = count_multiply_adds(network, 64, 64)
+    # ENet's 3x3 classifier goes over four phases as 2x2, with zeros where a phase sees less.
+    assert cost.multiply_adds == expected or (name == "enet" and cost.multiply_adds < 1.1 * expected)
+    assert cost.effective_multiply_adds == pytest.approx(expected, rel=1e-5)  # a random weight may be 0
     # Export folds normalisations into convolutions: a scale and a shift become a bias.
-    assert 0.96 * count_parameters(network) < cost.parameters <= count_parameters(network)
+    assert 0.96 * count_parameters(network) < cost.nonzero_parameters <= 1.001 * count_parameters(network)
 
 
 def write(path: Path, nodes: list[onnx.NodeProto], tensors: dict[str, np.ndarray], shape: list[int | str]) -> Path:
@@ -77,11 +80,20 @@ def test_int8_weights_count_once_and_their_zero_is_their_zero_point(tmp_path: Pa
         helper.make_node("Transpose", ["a"], ["t"], perm=[0, 2, 3, 1]),
         helper.make_node("MatMul", ["t", "m"], ["y"]),
     ]
-    tensors["m"] = np.full((2, 7), 0.5, np.float32)
+    tensors["m"] = np.full((2, 7), 0.3, np.float32)
     cost = graph_cost(write(tmp_path / "m.onnx", nodes, tensors, [1, 3, 4, 4]))
     assert (cost.parameters, cost.nonzero_parameters) == (6 + 14, 1 + 14)
     assert cost.multiply_adds == 6 * 16 + 14 * 16
     assert cost.effective_multiply_adds == 1 * 16 + 14 * 16
+
+
+def test_sums_and_interpolations_do_not_count(tmp_path: Path) -> None:
+    nodes = [helper.make_node("MatMul", ["m", "x"], ["a"]), helper.make_node("MatMul", ["a", "n"], ["y"])]
+    shares = np.array([[0.25, 0.75, 0.0], [0.0, 0.5, 0.5]], np.float32)
+    for first, second in ((np.ones((1, 3)), shares.T), (shares, np.ones((3, 4)))):
+        tensors = {"m": first.astype(np.float32), "n": second.astype(np.float32)}
+        cost = graph_cost(write(tmp_path / "m.onnx", nodes, tensors, [1, 2, 3, 3]))
+        assert (cost.parameters, cost.multiply_adds) == (0, 0)
 
 
 def test_what_cannot_be_counted_is_named(tmp_path: Path) -> None:
