@@ -17,6 +17,7 @@ import torch
 import yaml
 from dataset_trees import write
 
+from anomseg_ros.networks.checkpoints import load_checkpoint
 from anomseg_ros.training.config import TrainConfig, load_config
 from anomseg_ros.training.loop import Progress, Result, Sources, train
 
@@ -34,6 +35,12 @@ def write_frames(
             write(root / split / f"{number:03d}.png", image)
             write(root / f"{split}annot" / f"{number:03d}.png", labels)
     return root
+
+
+def weights(output: Path, name: str = "last", network: str = "mide_net", classes: int = 11) -> dict[str, Any]:
+    """Return the state of a network that a run saved."""
+    found: dict[str, Any] = load_checkpoint(output / f"{name}.safetensors", network, classes).state_dict()
+    return found
 
 
 def _frame(seed: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

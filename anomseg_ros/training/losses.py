@@ -73,7 +73,7 @@ def enet_class_weights(frequencies: Frequencies, c: float = ENET_C) -> Tensor:
 
 def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
     """Return the (weighted) cross-entropy. label_smoothing: mass spread over all classes, as torch's own does it."""
-    logits, labels = _full_precision(logits), _without_outliers(target)
+    logits, labels = _full_precision(logits), target.masked_fill(target == OUTLIER, IGNORED)
     total = _class_loss(logits, labels, weight, "sum", label_smoothing)
     if weight is None:
         return _mean(total, (labels != IGNORED).sum())
@@ -90,7 +90,7 @@ def ohem_cross_entropy(
     rule, 0.7 and 1/16 are those of CoinCheung/BiSeNet's published code. Weights, which that code has not, count in the
     mean and not in the choice.
     """
-    logits, labels = _full_precision(logits), _without_outliers(target)
+    logits, labels = _full_precision(logits), target.masked_fill(target == OUTLIER, IGNORED)
     losses = _class_loss(logits, labels, None, "none")
     counted = labels != IGNORED
     with torch.no_grad():
@@ -110,7 +110,7 @@ def focal_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None, gam
     gamma 2 is the paper's; its alpha is `weight`. Deviation: the paper divides by the number of anchors with an object
     in them; a segmentation has no such count, so this is the mean over pixels.
     """
-    logits, labels = _full_precision(logits), _without_outliers(target)
+    logits, labels = _full_precision(logits), target.masked_fill(target == OUTLIER, IGNORED)
     losses = _class_loss(logits, labels, None, "none")
     # The clamp keeps the gradient of the power finite at p = 1 for gamma below 1.
     misses = (-torch.expm1(-losses)).clamp_min(torch.finfo(losses.dtype).tiny)
@@ -355,14 +355,8 @@ def _full_precision(logits: Tensor) -> Tensor:
 
 
 def _resize(logits: Tensor, target: Tensor) -> Tensor:
-    logits, size = _full_precision(logits), (target.shape[-2], target.shape[-1])
-    if tuple(logits.shape[-2:]) == size:
-        return logits
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-
-
-def _without_outliers(target: Tensor) -> Tensor:
-    return target.masked_fill(target == OUTLIER, IGNORED)
+    logits, size = _full_precision(logits), target.shape[-2:]
+    return logits if logits.shape[-2:] == size else F.interpolate(logits, size, mode="bilinear", align_corners=False)
 
 
 def _outliers(target: Tensor, void_class: int | None) -> Tensor:
@@ -384,8 +378,7 @@ def _class_loss(
 
 
 def _pixel_weights(labels: Tensor, weight: Tensor, logits: Tensor) -> Tensor:
-    # 0 for ignored pixels.
-    return F.pad(weight.to(logits.dtype), (0, 256 - len(weight)))[labels]
+    return F.pad(weight.to(logits.dtype), (0, 256 - len(weight)))[labels]  # 0 for ignored pixels
 
 
 def _nth_largest(values: Tensor, n: int) -> Tensor:

@@ -1,0 +1,21 @@
+"""Logits and targets for the tests of losses."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from anomseg_ros.training.losses import IGNORED, OUTLIER
+
+CLASSES = 5
+VOID = CLASSES - 1
+
+
+def batch(seed: int = 0, scale: float = 2.0) -> tuple[Tensor, Tensor]:
+    """Return float64 logits (2, 5, 6, 7) with a gradient, and targets of every kind: classes, outliers, ignored."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = scale * torch.randn(2, CLASSES, 6, 7, generator=generator, dtype=torch.float64)
+    target = torch.randint(0, CLASSES, (2, 6, 7), generator=generator)
+    target[:, 0] = IGNORED
+    target[:, 2:4, 3:6] = OUTLIER
+    return logits.requires_grad_(), target
