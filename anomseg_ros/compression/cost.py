@@ -58,8 +58,7 @@ def graph_cost(path: Path) -> Cost:
 
     The convention is that of networks.counting: a convolution uses each of its weights once per output position, a
     transposed one once per input position, a matrix product once per row. Products of two computed matrices count as
-    well. Export writes sums over classes as products with ones and bilinear upsampling as products with shares that add
-    up to 1; neither counts.
+    well. Export writes bilinear upsampling as products with shares that add up to 1, which do not count.
     """
     try:
         model = onnx.shape_inference.infer_shapes(onnx.load(path), data_prop=True)
@@ -86,7 +85,7 @@ class _Counter:
             if node.op_type in _WEIGHT_INPUT:
                 uses, weight = self._uses(node)
                 array = None if weight is None else self._parameter(weight)
-                if array is not None and node.op_type == "MatMul" and _is_fixed(array, weight == node.input[0]):
+                if array is not None and node.op_type == "MatMul" and _interpolates(array, weight == node.input[0]):
                     continue
                 multiply_adds += uses
                 effective += uses if array is None else round(uses * np.count_nonzero(array) / array.size)
@@ -156,10 +155,11 @@ class _Counter:
         return shape
 
 
-def _is_fixed(array: Array, first: bool) -> bool:
-    """Return whether a factor sums or interpolates, which nothing learned does; first: it is the first factor."""
-    shares = array.sum(axis=-1 if first else -2) if array.ndim > 1 else np.zeros(1)
-    return bool((array == 1).all() or ((array >= 0).all() and (shares == 1).all()))
+def _interpolates(array: Array, first: bool) -> bool:
+    """Return whether a factor interpolates, which nothing learned does; first: it is the first factor."""
+    if array.ndim < 2:
+        return False
+    return bool((array >= 0).all() and (array.sum(axis=-1 if first else -2) == 1).all())
 
 
 def _static_shape(tensor: onnx.TypeProto.Tensor) -> Shape | None:

@@ -39,8 +39,7 @@ class FineTuneConfig:
     """steps: batches of `batch` crops, `crop` of the frame's height and width; label_weight: of the parent's labels as
     cross-entropy beside its probabilities; range_momentum: by how much a frame's range moves the one in use.
 
-    Whole frames, since a crop's borders and ranges are not those of the frames that will come: of ENet on CamVid at
-    120x160, 200 steps on quarters lose as much as they gain.
+    Whole frames, since a crop's borders and ranges are not those of the frames that will come.
     """
 
     steps: int = 200
