@@ -8,6 +8,7 @@ process. The share is (median b - median a) / median a. Weights are random: they
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import statistics
@@ -123,6 +124,7 @@ class FramePath:
 def listen(domain: int) -> None:
     """Subscribe to the outputs in another process, as a planner does."""
     import rclpy
+    from rclpy.executors import ExternalShutdownException
     from sensor_msgs.msg import Image
 
     from anomseg_ros.node.detector_node import OUTPUT_QOS
@@ -131,7 +133,8 @@ def listen(domain: int) -> None:
     node = rclpy.create_node("listener")
     for topic in ("labels", "anomaly/score", "anomaly/mask"):
         node.create_subscription(Image, f"/frame_path/{topic}", lambda message: None, OUTPUT_QOS)
-    rclpy.spin(node)
+    with contextlib.suppress(ExternalShutdownException):  # the benchmark is over
+        rclpy.spin(node)
 
 
 def frame_message(height_px: int, width_px: int) -> Any:

@@ -242,7 +242,9 @@ def test_the_exported_graph_is_equal_and_smaller(name: str, fraction: float, tmp
     pruned = prune(network, PruneConfig(fraction=fraction), SIZE_PX)
     bundle, parity = export_network(pruned, name, config, tmp_path / "pruned", Provenance())  # checks parity
     assert parity.frames == 2
-    assert graph_cost(bundle.graph_path).multiply_adds == count_multiply_adds(pruned, *SIZE_PX)
+    # Effective ones: ENet's 3x3 classifier goes over four phases as 2x2, with zeros where a phase sees less.
+    expected = count_multiply_adds(pruned, *SIZE_PX)
+    assert graph_cost(bundle.graph_path).effective_multiply_adds == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.slow
