@@ -25,6 +25,11 @@ COLUMNS = 16
 """Columns of logits that one product enlarges together. Fewer make narrow products, more waste work on zeros."""
 
 
+SLOW_CHANNELS, LEAST_CHANNELS = 64, 80
+"""OpenVINO has no fast way out of a convolution's own layout for results of up to 64 channels: 27 ms a frame for 44 of
+them, 6 for 80, 36 of which are never looked at. Classifiers of few classes get that many."""
+
+
 class Strips(Protocol):
     """A last layer that gives its logits strip by strip."""
 
@@ -82,14 +87,17 @@ class StripClassifier(nn.Module):
         super().__init__()
         self._stride = layer.stride[0]
         self._rows = max(1, STRIP_ROWS // self._stride)
-        weight = layer.weight.detach().numpy()
-        kernels = phase_kernels(weight, self._stride, _begins(layer)) if _enlarges(layer) else None
+        given = layer.weight.detach().numpy()
+        kernels = phase_kernels(given, self._stride, _begins(layer)) if _enlarges(layer) else None
         if kernels is None:
             raise ConfigError(f"{layer} is no transposed convolution that enlarges by its stride")
         self._pads = kernels.left, kernels.right, kernels.top, kernels.bottom
-        self.register_buffer("_weight", torch.from_numpy(kernels.weight), persistent=False)
+        self._channels = len(kernels.weight)
+        more = LEAST_CHANNELS - self._channels if self._channels <= SLOW_CHANNELS else 0
+        weight = F.pad(torch.from_numpy(kernels.weight), (0, 0, 0, 0, 0, 0, 0, more))
+        self.register_buffer("_weight", weight, persistent=False)
         bias = torch.zeros(layer.out_channels) if layer.bias is None else layer.bias.detach()
-        self.register_buffer("_bias", bias.repeat(self._stride**2), persistent=False)
+        self.register_buffer("_bias", F.pad(bias.repeat(self._stride**2), (0, more)), persistent=False)
 
     def forward(self, features: Tensor) -> Iterator[Tensor]:
         """Yield strips of the logits of features (1, D, h, w); see Strips."""
@@ -99,7 +107,8 @@ class StripClassifier(nn.Module):
         for top in range(0, height, self._rows):
             rows = min(self._rows, height - top)
             logits = F.conv2d(padded[:, :, top : top + rows + weight.shape[2] - 1], weight, bias)
-            yield logits.squeeze(0).permute(1, 0, 2).reshape(rows * self._stride**2, -1, width)
+            own = logits.squeeze(0)[: self._channels]
+            yield own.permute(1, 0, 2).reshape(rows * self._stride**2, -1, width)
 
     def join(self, strips: Sequence[Tensor]) -> Tensor:
         """Return (H, W); see Strips."""
