@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
@@ -238,8 +237,11 @@ def test_ctrl_c_keeps_what_there_is(catalog: Path, server: FileServer, folder: P
     server.faults = [half_and_wait]
     words = [sys.executable, "-m", "anomseg_ros.cli", *fetch_words(catalog, "--accept-licence")]
     # A shell starts what runs in its background with Ctrl-C ignored, and the tests may run so.
-    default = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=default)
+    heed = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.executable, sys.argv[1:])"
+    )
+    words = [sys.executable, "-c", heed, *words]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     part = folder / "tiny.pth.part"
     deadline = time.monotonic() + 60
     while not (part.is_file() and part.stat().st_size == 50_000) and time.monotonic() < deadline:
