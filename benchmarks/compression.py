@@ -216,7 +216,7 @@ def times(
     words += ["--torch-checkpoint", f"{made['float'].bundle}={checkpoint}", "--no-memory", "--json", str(output)]
     if not output.is_file():
         run(words)
-    programs = {program_sha256(row.bundle): name for name, row in timed.items()}
+    programs = {load_bundle(row.bundle).contract.program_sha256: name for name, row in timed.items()}
     found = {}
     for entry in json.loads(output.read_text())["entries"]:
         eager = entry["backend"] == "torch eager"
@@ -225,11 +225,6 @@ def times(
         found[title] = {"as_eager": next(iter(entry["speedup"].values()), {}), "rounds": entry["rounds"]}
         found[title] |= {"file_bytes": entry["file_bytes"], "p50_ms": entry["latency_ms"]["p50"]}
     return found
-
-
-def program_sha256(bundle: Path) -> str:
-    """Return the digest of the file that runs."""
-    return str(load_bundle(bundle).contract.program_sha256)
 
 
 def counted(bundle: Path) -> dict[str, Any]:
