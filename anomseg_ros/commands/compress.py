@@ -8,12 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anomseg_ros.commands import options, quantize
+from anomseg_ros.commands.drift_options import given_bounds
 from anomseg_ros.commands.fine_tune import FineTune
 from anomseg_ros.commands.prune import add_common_options, check_output, print_pruned, prune_bundle
-from anomseg_ros.compression.recipe import QuantizeStep, load_recipe
-from anomseg_ros.core.bundle import load_bundle
+from anomseg_ros.compression.frames import check_split
+from anomseg_ros.compression.prune import PruneConfig
+from anomseg_ros.compression.pruned_bundle import is_pruned_from
+from anomseg_ros.compression.recipe import QuantizeStep, Recipe, load_recipe
+from anomseg_ros.core.bundle import Bundle, load_bundle
 from anomseg_ros.core.resources import find_bundle, share_directories
-from anomseg_ros.errors import ConfigError, closest_first
+from anomseg_ros.errors import BundleError, ConfigError, closest_first
 
 RECIPE_FOLDER = "config/compress"
 
@@ -22,20 +26,50 @@ def main(argv: Sequence[str]) -> int:
     """Run the steps of a recipe, each against what the one before it made; returns 0."""
     args = _parser().parse_args(argv)
     recipe = load_recipe(find_recipe(args.recipe))
-    parent = load_bundle(find_bundle(args.bundle))
-    check_output(args, parent, args.output)
-    if recipe.prune is not None:
-        pruned_output = args.output if recipe.quantize is None else pruned_folder(args.output)
-        check_output(args, parent, pruned_output)
-        step = recipe.fine_tune
-        changes = () if step is None else (*step.set, *args.set)
-        tuning = None if step is None else FineTune(step.config, changes)
-        command = shlex.join(["anomseg", "compress", *argv])
-        parent_before, parent = parent, prune_bundle(args, parent, recipe.prune, tuning, pruned_output, command)
-        print_pruned(parent, parent_before, recipe.prune, args)
+    original = parent = load_bundle(find_bundle(args.bundle))
+    check_output(args, original, args.output)
     if recipe.quantize is not None:
-        return quantize.main(_quantize_arguments(args, recipe.quantize, parent.directory))
-    return 0
+        quantize.require_float(original)
+        _check_frames(args, recipe.quantize)
+    if recipe.prune is not None:
+        parent = _pruned(args, recipe, recipe.prune, original, shlex.join(["anomseg", "compress", *argv]))
+    if recipe.quantize is None:
+        return 0
+    words = _quantize_arguments(args, recipe.quantize, parent.directory)
+    return quantize.main(words, None if parent is original else original)
+
+
+def _pruned(args: argparse.Namespace, recipe: Recipe, config: PruneConfig, original: Bundle, command: str) -> Bundle:
+    """Return what the first step makes, tell of it; one that an ended run of this recipe left is replaced."""
+    output = args.output
+    if recipe.quantize is not None:
+        output = pruned_folder(args.output)
+        args = argparse.Namespace(**{**vars(args), "overwrite": args.overwrite or _is_ours(output, original, config)})
+    check_output(args, original, output)
+    step = recipe.fine_tune
+    tuning = None if step is None else FineTune(step.config, (*step.set, *args.set))
+    pruned = prune_bundle(args, original, config, tuning, output, command)
+    print_pruned(pruned, original, config, args)
+    return pruned
+
+
+def _is_ours(output: Path, original: Bundle, config: PruneConfig) -> bool:
+    try:
+        return is_pruned_from(load_bundle(output), original, config)
+    except BundleError:
+        return False
+
+
+def _check_frames(args: argparse.Namespace, step: QuantizeStep) -> None:
+    """Refuse frames that int8 cannot be calibrated on before the hours that come first."""
+    check_split(
+        args.frames,
+        step.calibration_frames,
+        args.held_out_frames,
+        seed=args.seed,
+        allow_few=args.allow_few,
+        measured=args.dataset,
+    )
 
 
 def pruned_folder(output: Path) -> Path:
@@ -65,8 +99,8 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def _quantize_arguments(args: argparse.Namespace, step: QuantizeStep, bundle: Path) -> list[str]:
-    """Return the command line of the second step; its drift guard has the defaults of `anomseg quantize`."""
-    words = [str(bundle), f"--output={args.output}", *step.arguments()]
+    """Return the command line of the second step; bounds that were not given are those of `anomseg quantize`."""
+    words = [str(bundle), f"--output={args.output}", *step.arguments(), *given_bounds(args)]
     words += [f"--held-out-frames={args.held_out_frames}", f"--seed={args.seed}", f"--threads={args.threads}"]
     flags = ("overwrite", "accept_drift", "allow_partial", "allow_few")
     words += [f"--{name.replace('_', '-')}" for name in flags if getattr(args, name)]
@@ -85,5 +119,5 @@ def _parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the fine-tuning"
     )
     parser.add_argument("--allow-few", action="store_true", help="calibrate int8 on fewer frames than hold")
-    add_common_options(parser)
+    add_common_options(parser, limits=None)
     return parser

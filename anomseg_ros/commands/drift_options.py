@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -12,31 +14,54 @@ from anomseg_ros.compression.drift import Tolerance
 from anomseg_ros.core.bundle import Bundle
 from anomseg_ros.errors import ConfigError
 
+SHARES = {"label_agreement": "least share of labels that stay", "rank_correlation": "least, of each score"}
+POINTS = {"max_auprc": "auprc_points", "max_fpr95": "fpr95_points", "max_miou": "miou_points"}
 
-def add_guard(parser: argparse.ArgumentParser, limits: Tolerance, what: str) -> None:
-    """Add the options of the drift guard. limits: the defaults; what: the group's description."""
+
+def add_guard(parser: argparse.ArgumentParser, limits: Tolerance | None, what: str) -> None:
+    """Add the options of the drift guard. limits: the defaults, None: those of each step; what: the description."""
     guard = parser.add_argument_group("drift guard", what)
     guard.add_argument(
         "--dataset", nargs="+", action="extend", default=[], metavar="NAME=PATH", help="labelled frames to measure on"
     )
     guard.add_argument("--allow-partial", action="store_true", help="accept fewer or more frames than published")
-    guard.add_argument("--label-agreement", type=float, default=limits.label_agreement, help="least share of labels")
-    guard.add_argument("--rank-correlation", type=float, default=limits.rank_correlation, help="least, of each score")
-    for measure, default in (
-        ("auprc", limits.auprc_points),
-        ("fpr95", limits.fpr95_points),
-        ("miou", limits.miou_points),
-    ):
-        guard.add_argument(f"--max-{measure}", type=float, default=default, metavar="POINTS", help="most points worse")
+    for name, text in {**SHARES, **dict.fromkeys(POINTS, "most points worse")}.items():
+        guard.add_argument(
+            _option(name),
+            type=float,
+            default=None if limits is None else getattr(limits, POINTS.get(name, name)),
+            metavar="POINTS" if name in POINTS else "SHARE",
+            help=text + (" (default: each step's own)" if limits is None else ""),
+        )
     guard.add_argument("--accept-drift", action="store_true", help="write the bundle in spite of it")
 
 
-def tolerance(args: argparse.Namespace) -> Tolerance:
-    """Return the tolerance of parsed arguments. Raises ConfigError for shares outside 0 to 1."""
-    for name in ("label_agreement", "rank_correlation"):
-        if not 0 <= getattr(args, name) <= 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(args, name):g}: expected 0 to 1")
-    return Tolerance(args.label_agreement, args.rank_correlation, args.max_auprc, args.max_fpr95, args.max_miou)
+def tolerance(args: argparse.Namespace, limits: Tolerance | None = None) -> Tolerance:
+    """Return the tolerance of parsed arguments, that of `limits` (None: the usual) where nothing was given.
+
+    Raises ConfigError for shares outside 0 to 1 and for points that are no number or below 0.
+    """
+    limits = limits or Tolerance()
+    given = {POINTS.get(name, name): getattr(args, name) for name in (*SHARES, *POINTS)}
+    for name in (*SHARES, *POINTS):
+        value = getattr(args, name)
+        if value is None:
+            continue
+        if name in SHARES and not 0 <= value <= 1:
+            raise ConfigError(f"{_option(name)} {value:g}: expected 0 to 1")
+        if not (math.isfinite(value) and value >= 0):
+            raise ConfigError(f"{_option(name)} {value:g}: expected points, 0 or more; --accept-drift lifts all bounds")
+    return replace(limits, **{name: value for name, value in given.items() if value is not None})
+
+
+def given_bounds(args: argparse.Namespace) -> list[str]:
+    """Return the bounds that were given, as command-line options again."""
+    given = {name: getattr(args, name) for name in (*SHARES, *POINTS)}
+    return [f"{_option(name)}={value!r}" for name, value in given.items() if value is not None]
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def drift_rows(drift: dict[str, Any]) -> list[tuple[str, str, str]]:

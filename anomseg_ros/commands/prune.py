@@ -15,6 +15,7 @@ from anomseg_ros.commands import options
 from anomseg_ros.commands.drift_options import add_guard, drift_rows, print_outcome, tolerance
 from anomseg_ros.commands.evaluate import ProgressLines
 from anomseg_ros.commands.fine_tune import FineTune, fine_tune
+from anomseg_ros.compression.drift import Tolerance
 from anomseg_ros.compression.frames import drawn_frames
 from anomseg_ros.compression.prune import METHODS, SCOPES, UNSTRUCTURED, PruneConfig, estimated_time_ratio, prune
 from anomseg_ros.compression.pruned_bundle import (
@@ -64,7 +65,7 @@ def prune_bundle(
     command: str,
 ) -> Bundle:
     """Return the written bundle. args: those of add_common_options."""
-    limits = tolerance(args)
+    limits = tolerance(args, PRUNED_TOLERANCE)
     contract = parent.contract
     size_px = (contract.input.height_px, contract.input.width_px)
     network = load_parent_network(parent, find_checkpoint(args.checkpoint, parent))
@@ -114,8 +115,8 @@ def check_output(args: argparse.Namespace, parent: Bundle, output: Path) -> None
     refuse_existing(output, args.overwrite)
 
 
-def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """Add what `prune` and `compress` share."""
+def add_common_options(parser: argparse.ArgumentParser, limits: Tolerance | None = PRUNED_TOLERANCE) -> None:
+    """Add what `prune` and `compress` share. limits: of the drift guard, None: those of each step."""
     parser.add_argument("bundle", help="float bundle: directory, or name of a shipped one")
     parser.add_argument(
         "--checkpoint", type=Path, help=f"file that the bundle was exported from (default: its own {CHECKPOINT_FILE})"
@@ -128,7 +129,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="which frames are drawn")
     parser.add_argument("--rounds", type=int, default=15, help="rounds of timing against the parent, 0 for none")
     parser.add_argument("--threads", type=int, default=0, help="processor threads for measuring; 0 = one per core")
-    add_guard(parser, PRUNED_TOLERANCE, GUARD_TEXT)
+    add_guard(parser, limits, GUARD_TEXT)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ import argparse
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from anomseg_ros.commands import options
 from anomseg_ros.commands.drift_options import add_guard, drift_rows, print_outcome, tolerance
 from anomseg_ros.commands.evaluate import ProgressLines
 from anomseg_ros.compression.calibration import METHODS, Calibration, Progress
-from anomseg_ros.compression.drift import Tolerance, compressed_contract, measure_drift, require
+from anomseg_ros.compression.drift import Tolerance, compressed_contract, measure_drift, require, with_original
 from anomseg_ros.compression.frames import split_frames
 from anomseg_ros.compression.quantize_onnx import AUTO, NONE, TARGETS, QuantizeConfig, quantize
 from anomseg_ros.core.bundle import GRAPH_FILE, Bundle, Provenance, load_bundle, refuse_existing, save_bundle
@@ -28,17 +29,20 @@ from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import CompressionError, ConfigError
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Quantize, measure, and write the bundle if it is close enough to its parent; returns 0."""
+def main(argv: Sequence[str] | None = None, original: Bundle | None = None) -> int:
+    """Quantize, measure, and write the bundle if it is close enough to its parent; returns 0.
+
+    original: what a step before made the parent from; the drift from it is kept, too.
+    """
     args = _parser().parse_args(argv)
     parent = load_bundle(find_bundle(args.bundle))
     _check(args, parent)
-    bundle = quantize_bundle(args, parent)
+    bundle = quantize_bundle(args, parent, original)
     _print(bundle)
     return 0
 
 
-def quantize_bundle(args: argparse.Namespace, parent: Bundle) -> Bundle:
+def quantize_bundle(args: argparse.Namespace, parent: Bundle, original: Bundle | None = None) -> Bundle:
     """Return the written bundle. Raises CompressionError if it is too far from its parent."""
     with ProgressLines() as lines, tempfile.TemporaryDirectory(prefix="anomseg-") as folder:
         frames = split_frames(
@@ -47,30 +51,30 @@ def quantize_bundle(args: argparse.Namespace, parent: Bundle) -> Bundle:
             args.held_out_frames,
             seed=args.seed,
             allow_few=args.allow_few,
+            measured=args.dataset,
             progress=lines,
         )
         tensors = [tensor_from_frame(frame, parent.contract.input) for frame in frames.calibration]
         made = _made(args, parent, tensors, Path(folder), lines)
         draft = save_bundle(replace(parent.contract, precision="int8"), made.files, Path(folder) / "draft")
-        drift = require(
-            measure_drift(
-                parent,
-                draft,
-                frames.held_out,
-                args.dataset,
-                tolerance(args),
-                calibration_frames=len(frames.calibration),
-                child_backend=args.backend,
-                allow_partial=args.allow_partial,
-                options=BackendOptions(threads=args.threads),
-                child_options=BackendOptions(threads=args.threads, provider="eager" if args.no_compile else "cpu"),
-                progress=lines,
-            ),
-            args.accept_drift,
+        drift_from = partial(
+            measure_drift,
+            child=draft,
+            frames=frames.held_out,
+            tolerance=tolerance(args),
+            calibration_frames=len(frames.calibration),
+            child_backend=args.backend,
+            allow_partial=args.allow_partial,
+            options=BackendOptions(threads=args.threads),
+            child_options=BackendOptions(threads=args.threads, provider="eager" if args.no_compile else "cpu"),
+            progress=lines,
         )
+        drift = require(drift_from(parent, datasets=args.dataset), args.accept_drift)
         settings = {**made.settings, "seed": args.seed, "calibration_frames": list(frames.calibration_names)}
         contract = compressed_contract(parent, "int8", made.method, settings, drift)
         contract = replace(contract, provenance=made.provenance)
+        if original is not None:
+            contract = with_original(contract, original, drift_from(original))
         return save_bundle(contract, made.files, args.output, overwrite=args.overwrite)
 
 
@@ -174,11 +178,7 @@ def _needs_checkpoint(args: argparse.Namespace) -> bool:
 
 def _check(args: argparse.Namespace, parent: Bundle) -> None:
     """Refuse what cannot work before anything is computed."""
-    if parent.contract.precision == "int8" or parent.contract.compression.get("method", "").startswith("int8"):
-        raise CompressionError(
-            f"bundle {parent.contract.name!r} is {parent.contract.precision} already; quantize the float bundle it was "
-            "made from"
-        )
+    require_float(parent)
     if args.output.resolve() == parent.directory.resolve():
         raise ConfigError(f"--output {str(args.output)!r} is the bundle itself, which is never changed; name another")
     if not 50 < args.percentile <= 100:
@@ -192,6 +192,15 @@ def _check(args: argparse.Namespace, parent: Bundle) -> None:
         from anomseg_ros.commands.quantize_checkpoint import check_options
 
         check_options(args, parent)
+
+
+def require_float(parent: Bundle) -> None:
+    """Raise CompressionError for a bundle that is quantized."""
+    if parent.contract.precision == "int8":
+        raise CompressionError(
+            f"bundle {parent.contract.name!r} is {parent.contract.precision} already; quantize the float bundle it was "
+            "made from"
+        )
 
 
 def _config(args: argparse.Namespace) -> QuantizeConfig:

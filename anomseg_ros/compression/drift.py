@@ -19,6 +19,7 @@ from anomseg_ros.core.types import RgbImage
 from anomseg_ros.datasets.base import Dataset
 from anomseg_ros.errors import CompressionError
 from anomseg_ros.evaluation.evaluate import Request, evaluate
+from anomseg_ros.evaluation.results import Result
 
 SAMPLED_PX = 20_000
 """Pixels per frame that ranks are compared on: one more digit would need a hundred times as many."""
@@ -131,16 +132,13 @@ def measure_drift(
     finally:
         before.close()
         after.close()
-    measured: dict[str, dict[str, tuple[float, float]]] = {}
-    for dataset in datasets:
-        runs = ("before", parent, "onnxruntime", options), ("after", child, child_backend, child_options)
-        measured |= _dataset_drift(runs, dataset, allow_partial, progress)
+    runs = ("before", parent, "onnxruntime", options), ("after", child, child_backend, child_options)
     return Drift(
         len(frames),
         calibration_frames,
         round(compared.agreement(), 5),
         compared.scores(),
-        measured,
+        _dataset_drift(runs, datasets, allow_partial, progress) if datasets else {},
         tolerance or Tolerance(),
         compared.alarms(),
     )
@@ -167,19 +165,43 @@ def compressed_contract(
 ) -> Contract:
     """Return the parent's contract for a compressed bundle, with what was done and what it cost.
 
-    Thresholds whose rate of alarms moved are left out, since they would promise a rate they do not keep; what was
-    measured of the parent's quality is not the child's.
+    Of a parent that was compressed itself, what was done and what that cost is kept below `parent`. Thresholds whose
+    rate of alarms moved are left out, since they would promise a rate they do not keep; what was measured of the
+    parent's quality is not the child's.
     """
-    compression = {
-        "method": method,
+    before = parent.contract.compression
+    compression: dict[str, Any] = {
+        "method": f"{before['method']}; then {method}" if "method" in before else method,
         "parent": {"name": parent.contract.name, "sha256": parent.contract.program_sha256},
         "settings": to_plain(settings),
         "drift": drift.plain(),
     }
+    if "method" in before:
+        compression["parent"]["compression"] = dict(before)
     thresholds = {
         name: table for name, table in parent.contract.thresholds.items() if keeps_alarms(drift.alarms.get(name, {}))
     }
     return replace(parent.contract, precision=precision, thresholds=thresholds, quality={}, compression=compression)
+
+
+def with_original(contract: Contract, original: Bundle, whole: Drift) -> Contract:
+    """Return the contract of a bundle made in two steps with the drift of both together.
+
+    whole: from the bundle that the first step started with, measured on frames; what labelled datasets gave follows
+    from the drifts of both steps.
+    """
+    second = contract.compression["drift"]["datasets"]
+    first = contract.compression["parent"]["compression"]["drift"]["datasets"]
+    datasets = {
+        name: {m: (first[name][m][0], after) for m, (_, after) in measures.items() if m in first[name]}
+        for name, measures in second.items()
+        if name in first
+    }
+    drift = {**whole.plain(), "datasets": to_plain(datasets)}
+    # No bounds of its own: each step was held to its own.
+    kept = {name: drift[name] for name in ("frames", "label_agreement", "scores", "datasets")}
+    entry = {"name": original.contract.name, "sha256": original.contract.program_sha256, "drift": kept}
+    return replace(contract, compression={**contract.compression, "original": entry})
 
 
 def keeps_alarms(alarms: Mapping[float, tuple[float, float]]) -> bool:
@@ -249,20 +271,21 @@ def rank_correlation(first: npt.NDArray[np.float32], second: npt.NDArray[np.floa
 
 def _dataset_drift(
     runs: Sequence[tuple[str, Bundle, str, BackendOptions]],
-    dataset: str | Dataset,
+    datasets: Sequence[str | Dataset],
     allow_partial: bool,
     progress: Progress,
 ) -> dict[str, dict[str, tuple[float, float]]]:
-    """Return the measures of the parent's default score by protocol `seeds`, where the dataset has them.
+    """Return the measures of the parent's default score by protocol `seeds`, where the datasets have them.
 
     runs: ("before", parent, backend, its options), then the same of the child.
     """
     found = []
     score = runs[0][1].contract.score_names[0]
     for which, bundle, backend, options in runs:
+        # All datasets in one request, which tells two of the same name apart.
         request = Request(
             bundles=(Path(bundle.directory),),
-            datasets=(dataset,),
+            datasets=tuple(datasets),
             scores=(score,),
             allow_partial=allow_partial,
             backend=backend,
@@ -271,11 +294,10 @@ def _dataset_drift(
         outcome = evaluate(request, lambda what, done, total, which=which: progress(f"{which}: {what}", done, total))  # type: ignore[misc]
         if outcome.errors:
             raise CompressionError(f"the drift could not be measured: {'; '.join(outcome.errors)}")
-        found.append(outcome.results[0])
-    before, after = found
-    measures = {}
-    for measure in ("auprc", "fpr95", "miou"):
-        pair = getattr(before, measure), getattr(after, measure)
-        if None not in pair:
-            measures[measure] = (round(pair[0], 5), round(pair[1], 5))
-    return {before.dataset: measures}
+        found.append(outcome.results)
+    return {before.dataset: _changes(before, after) for before, after in zip(*found, strict=True)}
+
+
+def _changes(before: Result, after: Result) -> dict[str, tuple[float, float]]:
+    pairs = {measure: (getattr(before, measure), getattr(after, measure)) for measure in ("auprc", "fpr95", "miou")}
+    return {name: (round(pair[0], 5), round(pair[1], 5)) for name, pair in pairs.items() if None not in pair}

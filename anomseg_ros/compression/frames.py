@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from anomseg_ros.core.image_files import image_files, read_image
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.datasets import DATASETS, open_named
+from anomseg_ros.datasets.base import Dataset
 from anomseg_ros.errors import CompressionError
 
 FEWEST_CALIBRATION = 8
@@ -19,6 +21,15 @@ FEWEST_HELD_OUT = 2
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, frames done, frames in all)."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A frame that was found. origin: what tells the same picture in another source; see Dataset.origin."""
+
+    name: str
+    origin: str
+    read: Callable[[], RgbImage]
 
 
 @dataclass(frozen=True)
@@ -38,31 +49,57 @@ def split_frames(
     *,
     seed: int = 0,
     allow_few: bool = False,
+    measured: Sequence[str] = (),
     progress: Progress = lambda what, done, total: None,
 ) -> FrameSplit:
     """Draw frames from folders, image files and NAME=PATH datasets, the same ones for the same seed.
 
-    Where there are fewer than asked for, a quarter of them is held out. Raises CompressionError for too few frames,
-    FrameError and DatasetError for a source or a frame that cannot be read.
+    Where there are fewer than asked for, a quarter of them is held out. measured: NAME=PATH datasets that nothing may
+    be calibrated on. Raises CompressionError for too few frames and for such ones, FrameError and DatasetError for a
+    source or a frame that cannot be read.
     """
-    if calibration < 1 or held_out < 1:
-        raise CompressionError(
-            f"{calibration} frames to calibrate on and {held_out} to measure on: both must be at least 1"
-        )
     listed = _listed(sources)
-    if len(listed) < calibration + held_out:
-        held_out = min(held_out, max(FEWEST_HELD_OUT, len(listed) // 4))
-        calibration = min(calibration, len(listed) - held_out)
-    _require_enough(sources, len(listed), calibration, held_out, allow_few)
+    calibration, held_out = _shares(sources, len(listed), calibration, held_out, allow_few)
     order = np.random.default_rng(seed).permutation(len(listed))[: calibration + held_out]
+    require_apart([listed[index] for index in order[:calibration]], measured)
     frames = []
     for done, index in enumerate(order):
-        frames.append(listed[index][1]())
+        frames.append(listed[index].read())
         progress("reading frames", done + 1, len(order))
-    names = tuple(listed[index][0] for index in order)
+    names = tuple(listed[index].name for index in order)
     return FrameSplit(
         tuple(frames[:calibration]), tuple(frames[calibration:]), names[:calibration], names[calibration:]
     )
+
+
+def check_split(
+    sources: Sequence[str],
+    calibration: int,
+    held_out: int,
+    *,
+    seed: int = 0,
+    allow_few: bool = False,
+    measured: Sequence[str] = (),
+) -> None:
+    """Raise what split_frames would for too few frames or the wrong ones, without reading any."""
+    listed = _listed(sources)
+    calibration, held_out = _shares(sources, len(listed), calibration, held_out, allow_few)
+    order = np.random.default_rng(seed).permutation(len(listed))[:calibration]
+    require_apart([listed[index] for index in order], measured)
+
+
+def require_apart(calibration: Sequence[Listed], measured: Sequence[str]) -> None:
+    """Raise CompressionError where a dataset to measure on, NAME=PATH, holds frames that are calibrated on."""
+    taken = {frame.origin for frame in calibration}
+    for source in measured:
+        dataset = open_named(source)
+        shared = sum(dataset.origin(index) in taken for index in range(len(dataset)))
+        if shared:
+            raise CompressionError(
+                f"--dataset {source} holds {shared} of the {len(calibration)} frames to calibrate on, so that its "
+                "figures would not be those of unseen frames; calibrate on others (--frames), such as another split: "
+                "NAME=PATH:SPLIT"
+            )
 
 
 def calibration_frames(sources: Sequence[str], count: int, *, seed: int = 0, allow_few: bool = False) -> list[RgbImage]:
@@ -80,28 +117,42 @@ def drawn_frames(
     order = np.random.default_rng(seed).permutation(len(listed))[:count]
     frames = []
     for done, index in enumerate(order):
-        frames.append(listed[index][1]())
+        frames.append(listed[index].read())
         progress("reading frames", done + 1, len(order))
     return frames
 
 
-def _listed(sources: Sequence[str]) -> list[tuple[str, Callable[[], RgbImage]]]:
-    """Return the name of every frame and what reads it."""
-    found: dict[str, Callable[[], RgbImage]] = {}
+def _listed(sources: Sequence[str]) -> list[Listed]:
+    """Return every frame once."""
+    found: dict[str, Listed] = {}
     for source in sources:
         name, equals, _ = source.partition("=")
         if equals and (name.strip() in DATASETS or not Path(source).exists()):
             dataset = open_named(source)
             for index in range(len(dataset)):
-                found[f"{source}/{dataset.frame_id(index)}"] = lambda of=dataset, at=index: of.load(at).image  # type: ignore[misc]
+                name = f"{source}/{dataset.frame_id(index)}"
+                read = partial(_picture, dataset, index)
+                found[name] = Listed(name, dataset.origin(index), read)
             continue
         path = Path(source).expanduser()
         for file in [path] if path.is_file() else image_files(path):
-            found[str(file)] = lambda of=file: read_image(of)  # type: ignore[misc]
-    return list(found.items())
+            found[str(file)] = Listed(str(file), str(file.resolve()), partial(read_image, file))
+    return list(found.values())
 
 
-def _require_enough(sources: Sequence[str], found: int, calibration: int, held_out: int, allow_few: bool) -> None:
+def _picture(dataset: Dataset, index: int) -> RgbImage:
+    return dataset.load(index).image
+
+
+def _shares(sources: Sequence[str], found: int, calibration: int, held_out: int, allow_few: bool) -> tuple[int, int]:
+    """Return how many of the frames found to calibrate on and how many to measure on."""
+    if calibration < 1 or held_out < 1:
+        raise CompressionError(
+            f"{calibration} frames to calibrate on and {held_out} to measure on: both must be at least 1"
+        )
+    if found < calibration + held_out:
+        held_out = min(held_out, max(FEWEST_HELD_OUT, found // 4))
+        calibration = min(calibration, found - held_out)
     needed = FEWEST_CALIBRATION + FEWEST_HELD_OUT
     if calibration < 1 or held_out < 1:
         raise CompressionError(
@@ -113,3 +164,4 @@ def _require_enough(sources: Sequence[str], found: int, calibration: int, held_o
             f"than {FEWEST_CALIBRATION} do not hold: give at least {needed} of the camera's usual scenes, or pass "
             "--allow-few"
         )
+    return calibration, held_out

@@ -127,6 +127,14 @@ def time_against_parent(
     return before, after
 
 
+def is_pruned_from(bundle: Bundle, parent: Bundle, config: PruneConfig) -> bool:
+    """Return whether a bundle was made from this parent by this configuration."""
+    compression = bundle.contract.compression
+    settings = compression.get("settings", {})
+    same = all(settings.get(name) == value for name, value in _own_settings(config).items())
+    return same and compression.get("parent", {}).get("sha256") == parent.contract.program_sha256
+
+
 def _own_settings(config: PruneConfig) -> dict[str, Any]:
     """Return the settings that the method reads."""
     plain = asdict(config)

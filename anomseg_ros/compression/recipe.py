@@ -33,10 +33,14 @@ class QuantizeStep:
     calibration_frames: int = 16
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for unknown choices."""
+        """Raise ConfigError for unknown choices and figures out of range."""
         for name, options in (("target", TARGETS), ("calibration", METHODS)):
             if getattr(self, name) not in options:
                 raise ConfigError(unknown_name(f"quantize.{name}", getattr(self, name), options))
+        if not 50 < self.percentile <= 100:
+            raise ConfigError(f"quantize.percentile {self.percentile:g}: expected more than 50 and at most 100")
+        if self.calibration_frames < 1:
+            raise ConfigError(f"quantize.calibration_frames {self.calibration_frames!r}: expected 1 or more")
 
     def arguments(self) -> list[str]:
         """Return the step as command-line options."""

@@ -60,6 +60,10 @@ class Dataset(Protocol):
         """Return the name of a frame, unique in the dataset."""
         ...
 
+    def origin(self, index: int) -> str:
+        """Return what is the same for the same picture in another dataset or folder: its file, or how it is drawn."""
+        ...
+
     def load(self, index: int) -> LabelledFrame:
         """Read one frame and its ground truth. Raises DatasetError that names the file."""
         ...
@@ -161,6 +165,10 @@ class FileDataset(ABC):
     def frame_id(self, index: int) -> str:
         """Return the name of a frame: what the dataset's own files call it."""
         return self.samples[index].id
+
+    def origin(self, index: int) -> str:
+        """Return the file of a frame's picture; see Dataset.origin."""
+        return str(self.samples[index].image_path.resolve())
 
     def load(self, index: int) -> LabelledFrame:
         """Read one frame and its ground truth. Raises DatasetError that names the file."""

@@ -69,6 +69,11 @@ class SyntheticDataset:
         seed, number = self._place(index)
         return f"{seed}_{number:06d}"
 
+    def origin(self, index: int) -> str:
+        """Return drive and number of a frame, however many of them are asked for; see Dataset.origin."""
+        scenes = "usual" if self._config is None else "training"
+        return f"synthetic, {scenes} scenes: {self.frame_id(index)}"
+
     def load(self, index: int) -> LabelledFrame:
         """Draw one frame."""
         if not 0 <= index < self._count:

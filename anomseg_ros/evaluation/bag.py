@@ -93,6 +93,10 @@ class BagDataset:
         """Return a frame's stamp in seconds, as in 12.300000000."""
         return seconds(self.stamps_ns[index])
 
+    def origin(self, index: int) -> str:
+        """Return the bag, the topic and the stamp of a frame; see Dataset.origin."""
+        return f"{Path(self.path).resolve()} {self.image_topic} {self.frame_id(index)}"
+
     def load(self, index: int) -> LabelledFrame:
         """Read one frame and its ground truth.
 

@@ -60,6 +60,10 @@ class KnownFrames:
         """Return the name of a frame."""
         return self._inner.frame_id(index)
 
+    def origin(self, index: int) -> str:
+        """Return what tells the picture in another dataset."""
+        return self._inner.origin(index)
+
     def load(self, index: int) -> LabelledFrame:
         """Read one frame; labelled pixels are known, the others void."""
         frame = self._inner.load(index)

@@ -181,18 +181,31 @@ def _camera_level(snapshot: Snapshot, limits: Limits) -> tuple[bytes, str]:
 
 
 def drift_values(compression: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a bundle's contract says of its compression as diagnostic values; nothing for a float bundle."""
-    if not compression:
+    """Return what a bundle's contract says of its compression as diagnostic values; nothing for a float bundle.
+
+    drift_…: against the bundle it was made from; parent_drift_…: of that one against its own, where it was compressed
+    as well; original_drift_…: of both steps together, where that was measured.
+    """
+    if "method" not in compression:  # a tuned float bundle has other notes there
         return {}
-    drift = compression.get("drift", {})
-    values = {"compression": str(compression.get("method", "unknown"))}
+    parent = compression.get("parent", {}).get("compression", {})
+    return {
+        "compression": str(compression["method"]),
+        **_drift_values("drift", compression.get("drift", {})),
+        **_drift_values("parent_drift", parent.get("drift", {})),
+        **_drift_values("original_drift", compression.get("original", {}).get("drift", {})),
+    }
+
+
+def _drift_values(prefix: str, drift: Mapping[str, Any]) -> dict[str, str]:
+    values = {}
     if "label_agreement" in drift:
-        values["drift_label_agreement"] = f"{drift['label_agreement']:.4f}"
+        values[f"{prefix}_label_agreement"] = f"{drift['label_agreement']:.4f}"
     for score, changes in drift.get("scores", {}).items():
-        values[f"drift_rank_correlation_{score}"] = f"{changes['rank_correlation']:.4f}"
+        values[f"{prefix}_rank_correlation_{score}"] = f"{changes['rank_correlation']:.4f}"
     for dataset, measures in drift.get("datasets", {}).items():
         for measure, (before, after) in measures.items():
-            values[f"drift_{measure}_{dataset}"] = f"{before:.4f} -> {after:.4f}"
+            values[f"{prefix}_{measure}_{dataset}"] = f"{before:.4f} -> {after:.4f}"
     return values
 
 

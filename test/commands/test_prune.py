@@ -1,52 +1,29 @@
-"""`anomseg prune` and `anomseg compress`."""
+"""`anomseg prune`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
 import pytest
 import torch
-import yaml
-from network_contract import randomize
+from pruning_place import CLASSES, arguments, make_place
 from small_bundles import street_frames
-from tiny_runs import write_config, write_frames
+from tiny_runs import write_config
 
 from anomseg_ros.backends import open_detector
 from anomseg_ros.cli import main
 from anomseg_ros.compression.prune import zero_share
 from anomseg_ros.core.bundle import GRAPH_FILE, load_bundle, sha256_of
-from anomseg_ros.export import ExportConfig, export_checkpoint
 from anomseg_ros.networks import build_network
 from anomseg_ros.networks.checkpoints import load_checkpoint, save_checkpoint
 from anomseg_ros.networks.counting import count_parameters
 
 pytestmark = pytest.mark.slow
 
-CLASSES = 11  # CamVid's
-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a bundle, its checkpoint, frames of a street, and a few frames in CamVid's layout."""
-    folder = tmp_path_factory.mktemp("prune")
-    torch.manual_seed(0)
-    network = build_network("mide_net", CLASSES)
-    randomize(network)
-    save_checkpoint(folder / "whole.safetensors", network, {})
-    config = ExportConfig("whole", CLASSES, label_set="camvid", height_px=64, width_px=128)
-    export_checkpoint("mide_net", folder / "whole.safetensors", config, folder / "whole")
-    (folder / "frames").mkdir()
-    for index, frame in enumerate(street_frames(12)):
-        cv2.imwrite(str(folder / "frames" / f"{index}.png"), cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-    write_frames(folder / "camvid")
-    return folder
-
-
-def arguments(place: Path, output: Path, *more: str) -> list[str]:
-    frames = ["--frames", str(place / "frames"), "--held-out-frames", "2"]
-    checkpoint = ["--checkpoint", str(place / "whole.safetensors")]
-    return [str(place / "whole"), *checkpoint, *frames, "--output", str(output), "--threads", "1", *more]
+    return make_place(tmp_path_factory.mktemp("prune"))
 
 
 def prune(place: Path, output: Path, *more: str) -> int:
@@ -170,41 +147,13 @@ def test_the_source_is_never_the_output(place: Path, capsys: pytest.CaptureFixtu
     assert "never changed" in capsys.readouterr().err
 
 
-def write_recipe(path: Path, **steps: object) -> str:
-    path.write_text(yaml.safe_dump({"name": "tiny", **steps}), encoding="utf-8")
-    return str(path)
-
-
-@pytest.mark.slow
-def test_prune_then_quantize(place: Path, tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path / "r.yaml", prune={"fraction": 0.25}, quantize={"keep_float": "none"})
-    words = ["compress", recipe, *arguments(place, tmp_path / "out", "--rounds", "0", "--accept-drift")]
-    assert main([*words, "--allow-few"]) == 0
-    small, middle = load_bundle(tmp_path / "out"), load_bundle(tmp_path / "out-float")
-    assert small.contract.precision == "int8" and middle.contract.precision == "fp32"
-    assert small.contract.compression["parent"]["sha256"] == sha256_of(middle.graph_path)
-    assert middle.contract.compression["parent"]["sha256"] == sha256_of(place / "whole" / GRAPH_FILE)
-    # An int8 bundle is the end of the line.
-    again = ["prune", str(tmp_path / "out"), *arguments(place, tmp_path / "again")[1:]]
-    assert main(again) == 1
-
-
-@pytest.mark.parametrize(
-    ("steps", "words"),
-    [
-        ({}, "prune, quantize or both"),
-        ({"prune": {"fraction": 3}}, "more than 0 and less than 1"),
-        ({"prune": {"fration": 0.3}}, "did you mean 'fraction'"),
-        ({"quantize": {"calibration": "mean"}}, "quantize.calibration"),
-        ({"fine_tune": {"config": "enet-camvid"}, "quantize": {}}, "comes after prune"),
-    ],
-)
-def test_wrong_recipes(
-    steps: dict[str, object], words: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe = write_recipe(tmp_path / "r.yaml", **steps)
-    assert main(["compress", recipe, *arguments(place, tmp_path / "out")]) == 1
-    error = capsys.readouterr().err
-    assert words in error and "Traceback" not in error
-    assert main(["compress", "no-such-recipe", *arguments(place, tmp_path / "out")]) == 1
-    assert "shipped recipe" in capsys.readouterr().err
+def test_an_int8_bundle_is_refused(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The checkpoint is the right one, so that nothing else is wrong."""
+    assert prune(place, tmp_path / "float", "--accept-drift") == 0
+    float_bundle, frames = str(tmp_path / "float"), ("--frames", str(place / "frames"), "--allow-few")
+    small = str(tmp_path / "small")
+    assert main(["quantize", float_bundle, *frames, "--output", small, "--keep-float=none", "--accept-drift"]) == 0
+    capsys.readouterr()
+    words = ["--checkpoint", f"{float_bundle}/checkpoint.safetensors", "--frames", str(place / "frames")]
+    assert main(["prune", small, *words, "--output", str(tmp_path / "again")]) == 1
+    assert "is int8; prune the float bundle that it was made from" in capsys.readouterr().err

@@ -64,6 +64,11 @@ def test_too_much_drift_is_refused(place: Path, tmp_path: Path, capsys: pytest.C
     [
         (("--percentile", "3"), "--percentile 3"),
         (("--label-agreement", "97"), "--label-agreement 97"),
+        (("--label-agreement", "nan"), "--label-agreement nan"),
+        (("--max-auprc", "nan"), "--max-auprc nan"),
+        (("--max-fpr95", "inf"), "--max-fpr95 inf"),
+        (("--max-miou", "-1"), "--max-miou -1"),
+        (("--frames", "synthetic=3:20", "--dataset", "synthetic=3:20"), "frames to calibrate on"),
         (("--calibration-frames", "0"), "at least 1"),
         (("--keep-float", "conv_9"), "no layer 'conv_9'"),
         (("--calibration-frames", "4"), "--allow-few"),

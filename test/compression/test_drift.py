@@ -18,6 +18,7 @@ from anomseg_ros.compression.drift import (
     measure_drift,
     rank_correlation,
     require,
+    with_original,
 )
 from anomseg_ros.core.bundle import GRAPH_FILE, Bundle, ThresholdTable, load_bundle, save_bundle
 from anomseg_ros.errors import CompressionError
@@ -101,6 +102,24 @@ def test_the_contract_tells_what_was_done(parent: Bundle, tmp_path: Path) -> Non
     assert read.compression["parent"] == {"name": "mide_net", "sha256": parent.contract.files[GRAPH_FILE]}
     assert read.compression["settings"] == {"a": [1, 2]}
     assert read.compression["drift"]["datasets"]["d"]["auprc"] == [0.5, 0.495]
+
+
+def test_two_steps_are_told_together(parent: Bundle) -> None:
+    pruned = replace(GOOD, datasets={"d": {"auprc": (0.6, 0.5), "fpr95": (0.1, 0.2)}, "alone": {"miou": (0.7, 0.6)}})
+    first = compressed_contract(parent, "fp32", "pruned", {}, pruned)
+    second = compressed_contract(replace(parent, contract=first), "int8", "rounded", {}, GOOD)
+    assert second.compression["method"] == "pruned; then rounded"
+    assert second.compression["parent"]["compression"] == first.compression
+    told = with_original(second, parent, replace(GOOD, label_agreement=0.8)).compression
+    assert told["drift"] == second.compression["drift"]
+    assert told["original"]["drift"]["label_agreement"] == 0.8
+    assert told["original"]["drift"]["datasets"] == {"d": {"auprc": [0.6, 0.495]}}
+
+
+def test_two_datasets_of_one_name_are_both_measured(parent: Bundle, stranger: Bundle) -> None:
+    drift = measure_drift(parent, stranger, street_frames(1), ["synthetic=3:2", "synthetic=4:2"])
+    assert set(drift.datasets) == {"synthetic=3:2", "synthetic=4:2"}
+    assert all({"auprc", "fpr95"} <= set(measures) for measures in drift.datasets.values())
 
 
 def test_alarms() -> None:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from anomseg_ros.compression.frames import calibration_frames, split_frames
+from anomseg_ros.compression.frames import calibration_frames, check_split, split_frames
 from anomseg_ros.errors import CompressionError, DatasetError, FrameError
 
 
@@ -67,3 +67,37 @@ def test_what_cannot_be_read(folder: Path, tmp_path: Path) -> None:
     (folder / "3.png").write_bytes(b"not a picture")
     with pytest.raises(FrameError, match=r"3\.png"):
         split_frames([str(folder)], 18, 2)
+
+
+def camvid(root: Path, split: str) -> Path:
+    """Write ten frames in CamVid's layout."""
+    for index in range(10):
+        for folder, pixels in ((split, np.zeros((8, 8, 3), np.uint8)), (f"{split}annot", np.zeros((8, 8), np.uint8))):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(root / folder / f"{split}{index}.png"), pixels)
+    return root
+
+
+def test_what_is_measured_is_not_calibrated_on(tmp_path: Path) -> None:
+    root = camvid(camvid(tmp_path / "camvid", "val"), "train")
+    measured = [f"camvid={root}"]  # val is its default
+    for frames in (measured, [str(root / "val")]):
+        for split in (split_frames, check_split):
+            with pytest.raises(CompressionError, match=r"--dataset camvid=.* holds 8 of the 8 frames to calibrate on"):
+                split(frames, 8, 2, measured=measured)  # type: ignore[operator]
+    assert len(split_frames([f"camvid={root}:train"], 8, 2, measured=measured).calibration) == 8
+
+
+def test_drawn_frames_are_known_by_drive_and_number() -> None:
+    with pytest.raises(CompressionError, match="holds 8 of the 8 frames"):
+        check_split(["synthetic=5:12"], 8, 2, measured=["synthetic=5:20"])
+    check_split(["synthetic=5:12"], 8, 2, measured=["synthetic=6:20"])
+    check_split(["synthetic=5:12"], 8, 2, measured=["synthetic=5:2x12"])  # training scenes are others
+
+
+def test_too_few_are_found_without_reading_any(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.write_bytes(b"not a picture")
+    check_split([str(folder)], 16, 4)
+    with pytest.raises(CompressionError, match="at least 2"):
+        check_split([str(folder / "1.png")], 16, 4)

@@ -102,3 +102,19 @@ def test_the_drift_of_a_compressed_bundle_is_shown() -> None:
         "drift_auprc_fs_static": "0.2070 -> 0.2000",
     }
     assert drift_values({}) == {}
+    assert drift_values({"tuned": {"goal": "p50 of at most 50 ms"}}) == {}  # a float bundle that tune chose
+
+
+def test_the_drift_of_every_step_is_shown() -> None:
+    steps = {
+        "method": "channels removed; then int8",
+        "drift": {"label_agreement": 0.99},
+        "parent": {"compression": {"method": "channels removed", "drift": {"label_agreement": 0.9}}},
+        "original": {"drift": {"label_agreement": 0.89}},
+    }
+    assert drift_values(steps) == {
+        "compression": "channels removed; then int8",
+        "drift_label_agreement": "0.9900",
+        "parent_drift_label_agreement": "0.9000",
+        "original_drift_label_agreement": "0.8900",
+    }
