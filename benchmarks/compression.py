@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, write_result
+from common import RESULTS, origin, write_result
 from compression_table import SETS, as_markdown
 
 from anomseg_ros.backends import open_detector
@@ -107,13 +107,15 @@ def main() -> None:
     cases = [case for case in CASES if case.network in args.networks]
     if args.trained is not None:
         cases.append(Case("erfnet", None, "ERFNet", run=args.trained))
-    rows = {case.key: measure(case, args.work / case.key, args.rounds, args.threads) for case in cases}
+    # Networks may be measured in runs of their own: each says in which.
+    run = {"threads": args.threads, **origin()}
+    rows = {case.key: {**measure(case, args.work / case.key, args.rounds, args.threads), **run} for case in cases}
     path = RESULTS / "compression.json"
     kept = json.loads(path.read_text())["networks"] if path.is_file() else {}
     networks = {**kept, **rows}
-    print(write_result("compression", {"threads": args.threads, "protocol": "seeds", "networks": networks}))
+    print(write_result("compression", {"protocol": "seeds", "networks": networks}))
     papers = {case.network: case.paper for case in CASES}
-    TABLE.write_text(as_markdown(networks, papers, args.threads))
+    TABLE.write_text(as_markdown(networks, papers))
 
 
 def measure(case: Case, folder: Path, rounds: int, threads: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ INTRODUCTION = """# What compressing costs and gains
 Written by `benchmarks/compression.py`; do not edit.
 
 Ours: protocol `seeds`, per cent, AuPRC / FPR95 of the score named with each table. Times as fast: as the network's own
-checkpoint, not pruned, in torch eager float32, {threads} threads, median of one interleaved run with its 95 % interval.
+checkpoint, not pruned, in torch eager float32, on as many threads, median of one interleaved run with its 95 % interval.
 Labels: share of pixels labelled as by the float graph, on all frames of the three sets. Engines: ONNX Runtime where
 none is named.
 
@@ -32,10 +32,10 @@ they come, so that pruning that share changes nothing.
 """
 
 
-def as_markdown(networks: Mapping[str, Any], papers: Mapping[str, str], threads: int) -> str:
+def as_markdown(networks: Mapping[str, Any], papers: Mapping[str, str]) -> str:
     """Return one table per network: ours, then the papers'. papers: network -> how the papers call it."""
     published = published_points()
-    text = INTRODUCTION.format(threads=threads)
+    text = INTRODUCTION
     order = list(papers)
     for key in sorted(networks, key=lambda name: (order.index(networks[name]["network"]), name)):
         network = networks[key]
@@ -43,7 +43,8 @@ def as_markdown(networks: Mapping[str, Any], papers: Mapping[str, str], threads:
         here = network["weights"] == "trained on CamVid"
         title = f"{paper}, trained here on CamVid" if here else paper
         theirs = [p for p in published if p.label == paper or p.label.startswith(f"{paper},")]
-        lines = ["", f"## {title}", "", f"{network['size']}, score {network['score']}.{note(network)}", ""]
+        size = f"{network['size']}, {network['threads']} threads"
+        lines = ["", f"## {title}", "", f"{size}, score {network['score']}.{note(network)}", ""]
         lines += table(network, [] if here else theirs, paper)
         text += "\n".join(lines) + "\n"
     return text
