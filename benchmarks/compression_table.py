@@ -17,7 +17,7 @@ INTRODUCTION = """# What compressing costs and gains
 Written by `benchmarks/compression.py`; do not edit.
 
 Ours: protocol `seeds`, per cent, AuPRC / FPR95 of the score named with each table. Times as fast: as the network's own
-checkpoint, not pruned, in torch eager float32, on as many threads, median of one interleaved run with its 95 % interval.
+checkpoint, not pruned, in torch eager float32 on as many threads, median of one interleaved run with its 95 % interval.
 Labels: share of pixels labelled as by the float graph, on all frames of the three sets. Engines: ONNX Runtime where
 none is named.
 

@@ -8,6 +8,8 @@ import os
 # small tensors ten times slower; tests are about results, and ONNX Runtime has a pool of its own.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# For tests that import onnxruntime before the package, which sets it; see anomseg_ros/__init__.py.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""OpenVINO: runs model.onnx; int8 graphs faster than ONNX Runtime on CPUs with VNNI instructions, most float ones as well.
+"""OpenVINO: runs model.onnx; int8 faster than ONNX Runtime does on CPUs with VNNI instructions, float often as well.
 
 `import openvino` (2026.4) reports itself over the network, unasked, through the package openvino-telemetry, which pip
 installs with it. Only the model converter does so, which running a graph does not need: it is left out of the import.

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -49,6 +53,21 @@ def test_scores_nobody_asks_for_are_not_in_the_session(tiny_bundle: Path) -> Non
     alone = open_detector(tiny_bundle)
     alone.detect(frame, ["void"], labels=False)
     assert {output.name for output in alone.backend._session.get_outputs()} == {"void"}  # type: ignore[attr-defined]
+
+
+def test_nothing_is_reported_to_anyone(tiny_bundle: Path, tmp_path: Path) -> None:
+    """onnxruntime's own reporting, from 1.29 on, keeps what it will send in a database below HOME or XDG_CACHE_HOME."""
+    code = "import sys; from anomseg_ros.cli import main; sys.exit(main(sys.argv[1:]))"
+    frame = tmp_path / "frame.png"
+    assert cv2.imwrite(str(frame), np.zeros((8, 8, 3), np.uint8))
+    kept_out = ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME", "CI")
+    environment = {name: value for name, value in os.environ.items() if name not in kept_out}
+    home = tmp_path / "home"
+    home.mkdir()
+    words = [sys.executable, "-c", code, "run", str(tiny_bundle), str(frame), "--output", str(tmp_path / "out")]
+    done = subprocess.run(words, env={**environment, "HOME": str(home)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not list(home.rglob("*onnxruntime*"))
 
 
 def test_unknown_provider(tiny_bundle: Path) -> None:
