@@ -21,7 +21,7 @@ import torch
 import torch._inductor.config
 
 from anomseg_ros.backends.options import BackendOptions
-from anomseg_ros.backends.torch_archive import EXPECTED, require_plain_program
+from anomseg_ros.backends.torch_archive import EXPECTED, read_plain_program
 from anomseg_ros.core.bundle import TORCH_FILE, Bundle
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import BackendError, unknown_name
@@ -106,13 +106,13 @@ def compiler_works() -> bool:
 
 
 def _load(path: Path) -> torch.fx.GraphModule:
-    require_plain_program(path)
+    checked = read_plain_program(path)
     # It registers the operators quantized_decomposed.*, which a program names.
     from torch.ao.quantization.fx import _decomposed  # noqa: F401
 
     try:
         # Quantized programs have no training mode of their own; module() gives one that only infers.
-        module: torch.fx.GraphModule = torch.export.load(path).module()
+        module: torch.fx.GraphModule = torch.export.load(checked).module()
     except Exception as error:
         raise BackendError(
             f"{path} cannot be loaded by torch {torch.__version__}: {_one_line(error)}; {EXPECTED}"

@@ -1,89 +1,333 @@
-"""Says whether a model.pt2 is data only, before torch reads it.
+"""Reads a model.pt2 only if it is data: known members, plain tensors, and a graph of operators that only compute.
 
-torch.export.load (torch 2.13) is no reader of plain data. It unpickles without restriction the tensors that an archive
-marks as pickled and objects of other classes, loads machine code (data/aotinductor), evaluates symbolic sizes and
-guards as Python, and imports modules that the tree of inputs names. `anomseg quantize` writes none of these: constant
-sizes, plain tensors and operators of torch. An archive that holds anything else is refused here.
+torch.export.load (torch 2.13) is no reader of plain data. From an archive of its own it
+- unpickles sample inputs, weights and constants marked as pickled, legacy members (data/weights/model.pt), custom and
+  opaque objects, and reads the old layout of a program, pickles throughout, when the new one fails to load;
+- loads machine code (data/aotinductor);
+- evaluates symbolic sizes (sympy.sympify) and guards, and imports modules that the tree of inputs names;
+- pastes the names of values, tensors and arguments into Python source that it executes;
+- looks up whatever under `torch.` a node names, such as aten.from_file, which maps any file for writing.
+`anomseg quantize` writes none of these. So what may be there is listed here, down to each field, and all else is
+refused. torch is then given the checked bytes in an archive written anew: its reader need not agree with zipfile on
+what a strange archive holds, and a file may change between two readings.
+
+This keeps a program from running code and from touching files. It may still ask for much time or memory.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from anomseg_ros.errors import BackendError
 
+SAMPLE_INPUTS = "data/sample_inputs/model.pt"
+PROGRAM = "models/model.json"
+TENSORS = {
+    "data/weights/model_weights_config.json": r"weight_\d{1,9}",
+    "data/constants/model_constants_config.json": r"tensor_\d{1,9}",
+}
+"""List of tensors -> how their members are called; other prefixes make torch unpickle what they hold."""
 MEMBERS = re.compile(
-    r"[^/]+/("
     r"archive_format|archive_version|byteorder|\.data/(version|serialization_id)|\.format_version|\.storage_alignment"
-    r"|models/model\.json|data/weights/(weight_\d+|model_weights_config\.json)"
-    r"|data/constants/(tensor_\d+|model_constants_config\.json)|data/sample_inputs/model\.pt)"
+    r"|models/model\.json|data/weights/(weight_\d{1,9}|model_weights_config\.json)"
+    r"|data/constants/(tensor_\d{1,9}|model_constants_config\.json)|data/sample_inputs/model\.pt",
+    re.ASCII,
 )
-OPERATORS = re.compile(r"torch\.ops\.(aten|quantized_decomposed)\.\w+\.\w+|_operator\.getitem")
-EVALUATED = ("as_expr", "expr_str", "as_custom_obj", "as_graph", "as_sym_int", "as_sym_float", "as_sym_bool")
-"""Keys of values that torch evaluates or builds objects from. A list of sizes may be called as_sym_ints: see below."""
-IMPORTED = ("__enum__", "default_factory_module")
-"""Words in the description of inputs and outputs that make torch import a module."""
-EXPECTED = "expected the program that `anomseg quantize --backend torch` wrote"
+
+_WRITTEN = """
+__and__.Tensor __or__.Tensor _assert_tensor_metadata.default add.Tensor amax.default argmax.default avg_pool2d.default
+batch_norm.default bitwise_not.default cat.default conv2d.default conv_transpose2d.input detach_.default div.Tensor
+dropout.default eq.Scalar eq.Tensor exp.default feature_dropout.default index.Tensor lift_fresh_copy.default log.default
+max_pool2d.default mean.dim mul.Tensor neg.default new_zeros.default pad.default permute.default prelu.default
+reciprocal.default relu.default reshape.default rsub.Scalar select.int sigmoid.default slice.Tensor stack.default
+sub.Tensor sum.dim_IntList to.dtype upsample_bilinear2d.vec upsample_nearest2d.vec where.self
+"""
+"""What the programs of our networks and scores call."""
+_ALIKE = """
+adaptive_avg_pool2d.default amin.default bitwise_and.Tensor bitwise_or.Tensor clamp.default clone.default
+contiguous.default detach.default expand.default flatten.using_ints ge.Scalar gt.Scalar le.Scalar logical_and.default
+logical_not.default logical_or.default lt.Scalar max.dim mul.Scalar ne.Scalar relu_.default softmax.int squeeze.dim
+transpose.int unsqueeze.default view.default
+"""
+"""What another version of torch may write for the same: arithmetic and shapes of tensors, nothing else."""
+_INT8 = "quantize_per_tensor quantize_per_channel dequantize_per_tensor dequantize_per_channel"
+OPERATORS = frozenset(
+    [f"torch.ops.aten.{name}" for name in (_WRITTEN + _ALIKE).split()]
+    + [f"torch.ops.quantized_decomposed.{name}.default" for name in _INT8.split()]
+)
+WORDS = {"torch.ops.aten.pad.default": ("constant", "reflect", "replicate", "circular")}
+"""Operator -> the words that it may be given. No other takes any: a file's name would be one."""
+EXPECTED = (
+    "expected the program that `anomseg quantize --backend torch` wrote; write it anew with that command, from weights "
+    "that you trust"
+)
+
+Check = Callable[[str, Any], None]
+"""Called with the place of a value and the value; raises _Foreign."""
 
 
-def require_plain_program(path: Path) -> None:
-    """Raise BackendError unless the archive holds plain tensors and a graph of torch's own operators."""
+class _Foreign(Exception):
+    """What an archive holds that may not be there."""
+
+
+def read_plain_program(path: Path) -> io.BytesIO:
+    """Return the archive as torch.export.load may read it; raise BackendError unless it is plain tensors and a graph
+    of the operators above, or if it cannot be read."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            _check_members(path, names)
-            root = names[0].split("/")[0]
-            for kind in ("weights", "constants"):
-                _check_payload(path, json.loads(archive.read(f"{root}/data/{kind}/model_{kind}_config.json")))
-            _check_program(path, json.loads(archive.read(f"{root}/models/model.json")))
-    except (zipfile.BadZipFile, KeyError, IndexError, OSError, ValueError, TypeError, RecursionError) as error:
+        members = _read_members(path)
+        for name, members_name in TENSORS.items():
+            _tensors(members_name)(name, _parsed(members, name))
+        _PROGRAM(PROGRAM, _parsed(members, PROGRAM))
+    except _Foreign as foreign:
+        raise BackendError(
+            f"{path} is not loaded, since that could run code of whoever made it: {foreign}; {EXPECTED}"
+        ) from foreign
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError) as error:
         raise BackendError(f"{path} cannot be loaded: {' '.join(str(error).split())}; {EXPECTED}") from error
+    return _written(members)
 
 
-def _check_members(path: Path, names: list[str]) -> None:
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    foreign = [name for name in names if not MEMBERS.fullmatch(name)]
-    roots = {name.split("/")[0] for name in names}
-    if twice or foreign or len(roots) != 1:
-        _refuse(path, f"the archive holds {(twice or foreign or sorted(roots))[0]!r}")
+def _read_members(path: Path) -> dict[str, bytes]:
+    """Return name -> content, without the folder that all members are in."""
+    with zipfile.ZipFile(path) as archive:
+        entries = [(*info.filename.partition("/")[::2], info) for info in archive.infolist()]
+        roots = {root for root, _, _ in entries}
+        for name, count in Counter(info.filename for _, _, info in entries).items():
+            if count > 1:
+                raise _Foreign(f"the archive holds {name!r} twice")
+        for _, name, info in entries:
+            if not MEMBERS.fullmatch(name) or len(roots) != 1:
+                raise _Foreign(f"the archive holds {info.filename!r}")
+            if info.compress_type != zipfile.ZIP_STORED:
+                raise _Foreign(f"the archive holds {info.filename!r} compressed, which torch does not write")
+            if name == SAMPLE_INPUTS and info.file_size:
+                raise _Foreign(
+                    f"sample inputs, which torch unpickles ({name!r}: {info.file_size} bytes, expected none)"
+                )
+        members = {name: archive.read(info) for _, name, info in entries}
+    for name in (PROGRAM, SAMPLE_INPUTS, *TENSORS):
+        if name not in members:
+            raise ValueError(f"there is no {name!r} in it")
+    return members
 
 
-def _check_payload(path: Path, config: dict[str, Any]) -> None:
-    for name, payload in config["config"].items():
-        if payload["use_pickle"] or not re.fullmatch(r"(weight|tensor)_\d+", payload["path_name"]):
-            _refuse(path, f"tensor {name!r} is a pickled object")
+def _parsed(members: dict[str, bytes], name: str) -> Any:
+    # Decoded first, as torch does it: bytes in other encodings would be read as another text here.
+    return json.loads(members[name].decode("utf-8"))
 
 
-def _check_program(path: Path, program: dict[str, Any]) -> None:
-    if program["guards_code"] or program["range_constraints"]:
-        _refuse(path, "the program has guards, which are Python code")
-    for node in program["graph_module"]["graph"]["nodes"]:
-        if not OPERATORS.fullmatch(node["target"]):
-            _refuse(path, f"the program calls {node['target']!r}")
-    for key, value in _items(program):
-        if key in EVALUATED:
-            _refuse(path, f"the program has a value of kind {key!r}")
-        if isinstance(value, str) and any(word in value for word in IMPORTED):
-            _refuse(path, "its inputs or outputs are of classes of their own")
+def _written(members: dict[str, bytes]) -> io.BytesIO:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in members.items():
+            archive.writestr(f"model/{name}", content)
+    stream.seek(0)
+    return stream
 
 
-def _items(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield every key with its value, at any depth."""
-    stack = [("", value)]
+def _refuse(where: str, value: Any, expected: str) -> NoReturn:
+    raise _Foreign(f"{where} is {value!r:.100}, expected {expected}")
+
+
+def _nothing(where: str, value: Any) -> None:
+    """Pass what an empty field may hold."""
+    if value not in (None, False, "", [], {}):
+        _refuse(where, value, "nothing there")
+
+
+def _record(**fields: Check) -> Check:
+    """Pass an object of these fields; others, of another version of torch, must be empty."""
+
+    def check(where: str, value: Any) -> None:
+        if not isinstance(value, dict):
+            _refuse(where, value, "an object")
+        for key, item in value.items():
+            fields.get(key, _nothing)(f"{where}: {key}" if where == PROGRAM else f"{where}.{key}", item)
+
+    return check
+
+
+def _one_of(**kinds: Check) -> Check:
+    """Pass an object of one field, which tells the kind of the value."""
+
+    def check(where: str, value: Any) -> None:
+        if not isinstance(value, dict) or len(value) != 1:
+            _refuse(where, value, "one value")
+        ((kind, item),) = value.items()
+        if kind not in kinds:
+            _refuse(where, value, f"a value of kind {' or '.join(kinds)}")
+        kinds[kind](f"{where}.{kind}", item)
+
+    return check
+
+
+def _list(check_item: Check) -> Check:
+    def check(where: str, value: Any) -> None:
+        if not isinstance(value, list):
+            _refuse(where, value, "a list")
+        for index, item in enumerate(value):
+            check_item(f"{where}[{index}]", item)
+
+    return check
+
+
+def _map(check_key: Check, check_item: Check) -> Check:
+    def check(where: str, value: Any) -> None:
+        if not isinstance(value, dict):
+            _refuse(where, value, "an object")
+        for key, item in value.items():
+            check_key(where, key)
+            check_item(f"{where}.{key}", item)
+
+    return check
+
+
+def _optional(check_value: Check) -> Check:
+    return lambda where, value: None if value is None else check_value(where, value)
+
+
+def _text(pattern: str, expected: str) -> Check:
+    compiled = re.compile(pattern, re.ASCII)
+
+    def check(where: str, value: Any) -> None:
+        if not isinstance(value, str) or not compiled.fullmatch(value):
+            _refuse(where, value, expected)
+
+    return check
+
+
+def _among(values: Collection[str]) -> Check:
+    def check(where: str, value: Any) -> None:
+        if not isinstance(value, str) or value not in values:
+            _refuse(where, value, f"one of {', '.join(sorted(values))}")
+
+    return check
+
+
+def _typed(*types: type) -> Check:
+    def check(where: str, value: Any) -> None:
+        if type(value) not in types:  # not isinstance: True is an int
+            _refuse(where, value, " or ".join(kind.__name__ for kind in types))
+
+    return check
+
+
+def _operator(where: str, value: Any) -> None:
+    if not isinstance(value, str) or value not in OPERATORS:
+        raise _Foreign(f"the program calls {value!r:.100}, which none of ours does")
+
+
+def _not_pickled(where: str, value: Any) -> None:
+    if value is not False:
+        raise _Foreign(f"a pickled object in place of a plain tensor, {where}")
+
+
+def _node(where: str, value: Any) -> None:
+    _NODE(where, value)
+    words = WORDS.get(value.get("target"), ())
+    for argument in value.get("inputs", ()):
+        word = argument.get("arg", {}).get("as_string")
+        if word is not None and word not in words:
+            _refuse(
+                where, word, f"a number or tensor as the argument {argument.get('name')!r} of {value.get('target')}"
+            )
+
+
+def _tree(where: str, value: Any) -> None:
+    """Pass the JSON text of how inputs or outputs are nested: in tuples and lists, and no keywords."""
+    parsed = json.loads(value) if isinstance(value, str) else None
+    if not isinstance(parsed, list) or len(parsed) != 2 or parsed[0] != 1:
+        _refuse(where, value, "a tree of tuples")
+    stack = [parsed[1]]
     while stack:
-        key, item = stack.pop()
-        yield key, item
-        if isinstance(item, dict):
-            stack += item.items()
-        elif isinstance(item, list):
-            stack += (("", entry) for entry in item)
+        item = stack.pop()
+        if not isinstance(item, dict) or not isinstance(item.get("children_spec"), list):
+            _refuse(where, value, "a tree of tuples")
+        given, children = (item.get("type"), item.get("context")), item["children_spec"]
+        if given not in _NESTED and not (given in _EMPTY and not children):
+            _refuse(where, value, "a tree of tuples, no classes of their own")
+        stack += children
 
 
-def _refuse(path: Path, reason: str) -> None:
-    raise BackendError(f"{path} is not loaded, since that could run code of whoever made it: {reason}; {EXPECTED}")
+_NESTED = (("builtins.tuple", "null"), ("builtins.list", "null"))
+_EMPTY = ((None, None), ("builtins.dict", "[]"))
+"""A value, and keyword arguments, of which there are none."""
+_PART = r"(?!__)\w{1,200}"
+_NAME = _text(r"(?!__)[A-Za-z_]\w{0,500}", "a plain name, for it becomes Python source")
+_QUALIFIED_NAME = _text(rf"{_PART}(\.{_PART})*", "a plain name, for it becomes Python source")
+_MODULE_NAME = _text(rf"({_PART}(\.{_PART})*)?", "a plain name")
+_INT, _BOOL, _NUMBER, _STR = _typed(int), _typed(bool), _typed(int, float), _typed(str)
+_TENSOR = _record(name=_NAME)
+_SIZE = _one_of(as_int=_INT)
+_DEVICE = _record(type=_among(("cpu",)))
+_TENSOR_META = _record(
+    dtype=_INT,
+    sizes=_list(_SIZE),
+    requires_grad=_BOOL,
+    device=_DEVICE,
+    strides=_list(_SIZE),
+    storage_offset=_SIZE,
+    layout=_INT,
+)
+_ARGUMENT = _one_of(
+    as_none=_BOOL,
+    as_tensor=_TENSOR,
+    as_tensors=_list(_TENSOR),
+    as_optional_tensors=_list(_one_of(as_none=_BOOL, as_tensor=_TENSOR)),
+    as_int=_INT,
+    as_ints=_list(_INT),
+    as_float=_NUMBER,
+    as_floats=_list(_NUMBER),
+    as_bool=_BOOL,
+    as_string=_STR,  # see _node
+    as_scalar_type=_INT,
+    as_memory_format=_INT,
+    as_layout=_INT,
+    as_device=_DEVICE,
+)
+_VALUE = _one_of(as_tensor=_TENSOR)
+_NODE = _record(
+    target=_operator,
+    inputs=_list(_record(name=_NAME, arg=_ARGUMENT, kind=_optional(_INT))),
+    outputs=_list(_VALUE),
+    name=_optional(_NAME),
+)
+_CALL = _record(
+    in_spec=_tree, out_spec=_tree, forward_arg_names=_optional(_list(_NAME)), inputs=_nothing, outputs=_nothing
+)
+_INPUT = _one_of(
+    user_input=_record(arg=_VALUE),
+    parameter=_record(arg=_TENSOR, parameter_name=_QUALIFIED_NAME),
+    buffer=_record(arg=_TENSOR, buffer_name=_QUALIFIED_NAME, persistent=_BOOL),
+    tensor_constant=_record(arg=_TENSOR, tensor_constant_name=_QUALIFIED_NAME),
+)
+_PROGRAM = _record(
+    graph_module=_record(
+        graph=_record(
+            inputs=_list(_VALUE), outputs=_list(_VALUE), nodes=_list(_node), tensor_values=_map(_NAME, _TENSOR_META)
+        ),
+        signature=_record(input_specs=_list(_INPUT), output_specs=_list(_one_of(user_output=_record(arg=_VALUE)))),
+        module_call_graph=_list(_record(fqn=_MODULE_NAME, signature=_optional(_CALL))),
+    ),
+    opset_version=_map(_among(("aten",)), _INT),
+    schema_version=_record(major=_INT, minor=_INT),
+    verifiers=_list(_among(("TRAINING", "ATEN"))),
+    torch_version=_STR,
+)
+
+
+def _tensors(members_name: str) -> Check:
+    payload = _record(
+        path_name=_text(members_name, "the member of a plain tensor"),
+        is_param=_BOOL,
+        use_pickle=_not_pickled,
+        tensor_meta=_TENSOR_META,
+    )
+    return _record(config=_map(_QUALIFIED_NAME, payload))

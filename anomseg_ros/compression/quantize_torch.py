@@ -20,8 +20,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import logging
 import operator
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +35,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from anomseg_ros.core.types import RgbImage
-from anomseg_ros.errors import CompressionError, closest_first
+from anomseg_ros.errors import AnomsegError, CompressionError, closest_first
 from anomseg_ros.export import DetectorGraph, ExportConfig
 from anomseg_ros.networks.base import SegmentationNetwork
 
@@ -74,7 +76,8 @@ def quantize_torch(
 ) -> TorchQuantized:
     """Quantize a network, which is not changed, calibrated on uint8 (1, H, W, 3) tensors of the export's size.
 
-    Raises CompressionError for a network that cannot be traced, a torch without the method, unknown layers.
+    Raises CompressionError for a network that torch cannot trace or quantize, with the module or node where torch
+    stopped as far as it tells, for a torch without the method, and for unknown layers.
     """
     kept = _float_layers(network, config.keep_float)
     ready = _inference_copy(network)
@@ -84,7 +87,7 @@ def quantize_torch(
         warnings.simplefilter("ignore")  # the tools speak to their own developers
         module = build(ready, export, images, config.calibration, kept, progress)
         _forget_what_no_node_uses(module)
-        program = torch.export.export(module, (images[0],))
+        program = _export(module, images[0], ready, config.method)
     if not any("quantize_per_tensor" in str(node.target) for node in program.graph.nodes):
         raise CompressionError("nothing was quantized: the network has no convolution but its classifier")
     convolutions = [name for name, module in network.named_modules() if isinstance(module, CONVOLUTIONS)]
@@ -93,13 +96,22 @@ def quantize_torch(
 
 
 def save_program(program: ExportedProgram, path: Path) -> Path:
-    """Write a program as model.pt2, without the lines of source it came from and without sample inputs."""
+    """Write a program as model.pt2, without the lines of source it came from and without sample inputs.
+
+    Raises CompressionError if torch cannot write it.
+    """
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:
                 node.meta = {key: value for key, value in node.meta.items() if key in ("val", "tensor_meta")}
     program.example_inputs = None
-    torch.export.save(program, path)
+    try:
+        torch.export.save(program, path)
+    except Exception as error:  # of the disk, or of an operator that cannot be written
+        raise CompressionError(
+            f"torch {torch.__version__} cannot write {path}: {_reason(error)}; make room there, or use --backend "
+            "onnxruntime if it is the program"
+        ) from error
     return path
 
 
@@ -149,32 +161,91 @@ def _by_pt2e(
     progress: Progress,
 ) -> torch.fx.GraphModule:
     try:
-        with _no_warnings_logged():  # about kernels for graphics cards
+        with _no_logs():  # about kernels for graphics cards
             from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     except ImportError as error:
         raise CompressionError(
             f"PT2E needs torchao 0.15 or later beside torch {torch.__version__}: pip install 'anomseg_ros[offline]'"
         ) from error
     progress("exporting", 0, 3)
-    exported = torch.export.export(DetectorGraph(network, export).eval(), (images[0],)).module()
+    exported = _export(DetectorGraph(network, export).eval(), images[0], network, "pt2e").module()
     progress("exporting", 1, 3)
-    prepared = prepare_pt2e(exported, _pt2e_quantizer(calibration, kept))
+    with _step("prepare it for int8", network, "pt2e"):
+        prepared = prepare_pt2e(exported, _pt2e_quantizer(calibration, kept))
     progress("exporting", 2, 3)
-    _observe(prepared, images, progress)
-    _norms_as_scale_and_shift(prepared)
-    converted: torch.fx.GraphModule = convert_pt2e(prepared)
+    with _step("run it on frames", network, "pt2e"):
+        _observe(prepared, images, progress)
+    with _step("convert it to int8", network, "pt2e"):
+        _norms_as_scale_and_shift(prepared)
+        converted: torch.fx.GraphModule = convert_pt2e(prepared)
     progress("exporting", 3, 3)
     return converted
 
 
 @contextlib.contextmanager
-def _no_warnings_logged() -> Iterator[None]:
+def _no_logs() -> Iterator[None]:
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
         yield
     finally:
         logging.disable(before)
+
+
+@contextlib.contextmanager
+def _step(doing: str, network: SegmentationNetwork, method: str) -> Iterator[None]:
+    """Raise a CompressionError that names the place for whatever torch raises here, of which there are many classes."""
+    try:
+        with _no_logs():
+            yield
+    except AnomsegError:
+        raise
+    except Exception as error:
+        place = _place(error, network)
+        # What stays in float is traced and run all the same.
+        keep = "leave that part in float with --keep-float NAME, or " if doing in _QUANTIZING else ""
+        raise CompressionError(
+            f"torch {torch.__version__} cannot quantize {network.name} by {method}, it fails to {doing}"
+            f"{' at ' + place if place else ''}: {_reason(error)}; {keep}use --torch-method "
+            f"{'fx' if method == 'pt2e' else 'pt2e'} or --backend onnxruntime"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the class of an error and the first paragraph of what it says, the rest is for torch's developers."""
+    said = str(error).strip().partition("\n\n")[0]
+    return f"{type(error).__name__}: {' '.join(said.split())[:200]}"
+
+
+_QUANTIZING = ("prepare it for int8", "convert it to int8", "round the weights")
+
+
+def _export(module: nn.Module, image: torch.Tensor, network: SegmentationNetwork, method: str) -> ExportedProgram:
+    # torch prints the graph that it has so far before it raises.
+    with _step("export it", network, method), contextlib.redirect_stderr(io.StringIO()):
+        return torch.export.export(module, (image,))
+
+
+def _place(error: BaseException | None, network: SegmentationNetwork) -> str:
+    """Return the innermost module of the network that torch was in when it failed, else the node of the graph."""
+    names = {id(module): name for name, module in network.named_modules()}
+    module, node = "", None
+    while error is not None and not module and node is None:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            owner = frame.f_locals.get("self")
+            if names.get(id(owner)):
+                # An observed network lies inside another (_put_body).
+                name = names[id(owner)].removeprefix("quantized").removeprefix(".").removeprefix("network.")
+                module = f"module {name!r} ({type(owner).__name__})" if name else module
+            node = next((value for value in frame.f_locals.values() if isinstance(value, torch.fx.Node)), node)
+        error = error.__cause__ or error.__context__
+    if module or node is None:
+        return module
+    # An observer is nobody's: what it observes tells more.
+    if node.op == "call_module" and node.args and isinstance(node.args[0], torch.fx.Node):
+        node = node.args[0]
+    tensor = str(node.target).removeprefix("network.")
+    return f"tensor {tensor!r}" if node.op == "get_attr" else f"node {node.name!r} ({node.target})"
 
 
 def _pt2e_quantizer(calibration: str, kept: Sequence[str]) -> Any:
@@ -238,19 +309,17 @@ def _by_fx(
     height_px, width_px = (size + -size % network.stride for size in (export.height_px, export.width_px))
     example = (torch.zeros(1, 3, height_px, width_px),)
     mapping = _fx_mapping(calibration, kept)
-    try:
+    with _step("trace it", network, "fx"):
         prepared = tools.prepare_fx(_Body(network), mapping, example)
-    except Exception as error:  # tracing fails with errors of many classes
-        raise CompressionError(
-            f"FX of torch {torch.__version__} cannot trace {network.name}: {' '.join(str(error).split())[:300]}; use "
-            "--torch-method pt2e"
-        ) from error
     _put_body(network, prepared)
-    _observe(graph, images, progress)
-    _put_body(network, tools._convert_to_reference_decomposed_fx(prepared))
-    exported = torch.export.export(graph, (images[0],)).module()
+    with _step("run it on frames", network, "fx"):
+        _observe(graph, images, progress)
+    with _step("convert it to int8", network, "fx"):
+        _put_body(network, tools._convert_to_reference_decomposed_fx(prepared))
+    exported = _export(graph, images[0], network, "fx").module()
     assert isinstance(exported, torch.fx.GraphModule)
-    return _with_int8_weights(exported)
+    with _step("round the weights", network, "fx"):
+        return _with_int8_weights(exported)
 
 
 def _fx_tools() -> Any:

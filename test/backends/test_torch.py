@@ -1,14 +1,9 @@
-"""The torch backend: the contract of all, what it refuses to load, and what it says it runs on."""
+"""The torch backend: the contract of all, and what it says it runs on. What it refuses: test_torch_archive.py."""
 
 from __future__ import annotations
 
-import io
-import json
-import pickle
 import shutil
 import warnings
-import zipfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +15,6 @@ from backend_contract import BackendContract
 from anomseg_ros.backends import open_backend, open_detector
 from anomseg_ros.backends import torch as torch_backend
 from anomseg_ros.backends.options import BackendOptions
-from anomseg_ros.backends.torch_archive import require_plain_program
 from anomseg_ros.compression.quantize_torch import save_program
 from anomseg_ros.compression.reexport import export_config_of
 from anomseg_ros.core.bundle import CONTRACT_FILE, GRAPH_FILE, TORCH_FILE, Bundle, load_bundle, save_bundle, sha256_of
@@ -114,104 +108,6 @@ def test_a_changed_program_and_a_missing_one(torch_bundle: Bundle, tmp_path: Pat
     (copy / TORCH_FILE).unlink()
     with pytest.raises(BundleError, match=r"model\.pt2 is missing"):
         load_bundle(copy)
-
-
-class Evil:
-    """Leaves a file behind when it is unpickled."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
-        return exec, (f"open({str(self.target)!r}, 'w').close()",)
-
-
-def rewritten(bundle: Bundle, to: Path, change: Callable[[dict[str, bytes]], None]) -> Path:
-    """Copy the program with its members changed."""
-    with zipfile.ZipFile(bundle.directory / TORCH_FILE) as archive:
-        members = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
-    change(members)
-    with zipfile.ZipFile(to, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in members.items():
-            archive.writestr(f"model/{name}", content)
-    return to
-
-
-def edit_json(members: dict[str, bytes], name: str, change: Callable[[dict], object]) -> None:  # type: ignore[type-arg]
-    content = json.loads(members[name])
-    change(content)
-    members[name] = json.dumps(content).encode()
-
-
-WEIGHTS = "data/weights/model_weights_config.json"
-MODEL = "models/model.json"
-
-
-def pickled_weight(members: dict[str, bytes], target: Path) -> None:
-    """Mark one weight as pickled and put code in it, in the form that torch.load reads."""
-
-    def mark(config: dict) -> None:  # type: ignore[type-arg]
-        entry = next(iter(config["config"].values()))
-        entry["use_pickle"] = True
-        stream = io.BytesIO()
-        torch.save(Evil(target), stream, pickle_module=pickle)
-        members[f"data/weights/{entry['path_name']}"] = stream.getvalue()
-
-    edit_json(members, WEIGHTS, mark)
-
-
-def test_a_pickled_weight_would_run_code_and_is_refused(torch_bundle: Bundle, tmp_path: Path) -> None:
-    sign = tmp_path / "was-run"
-    bad = rewritten(torch_bundle, tmp_path / "bad.pt2", lambda members: pickled_weight(members, sign))
-    with pytest.raises(BackendError, match="pickled object"):
-        require_plain_program(bad)
-    assert not sign.exists()
-    # What is refused is a danger, not a formality: torch itself runs the code.
-    with pytest.raises(Exception):  # noqa: B017
-        torch.export.load(bad)
-    assert sign.exists()
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda m: m.update({"data/aotinductor/model/a.so": b"code"}), "a.so"),
-        (lambda m: m.update({"data/weights/model.pt": b"pickle"}), "model.pt"),
-        (lambda m: edit_json(m, MODEL, lambda d: d["guards_code"].append("print(1)")), "guards"),
-        (lambda m: edit_json(m, MODEL, lambda d: d["range_constraints"].update({"s0": {}})), "guards"),
-        (
-            lambda m: edit_json(m, MODEL, lambda d: d["graph_module"]["graph"]["nodes"][0].update(target="torch.load")),
-            "torch.load",
-        ),
-        (
-            lambda m: edit_json(
-                m, MODEL, lambda d: d["graph_module"]["graph"].update(x={"as_expr": {"expr_str": "1"}})
-            ),
-            "as_expr",
-        ),
-        (
-            lambda m: edit_json(
-                m,
-                MODEL,
-                lambda d: d["graph_module"]["module_call_graph"][0]["signature"].update(in_spec='{"__enum__": true}'),
-            ),
-            "classes of their own",
-        ),
-        (lambda m: m.pop(MODEL), "cannot be loaded"),
-        (lambda m: m.update({MODEL: b"{}"}), "cannot be loaded"),
-        (lambda m: m.update({MODEL: b"\xff"}), "cannot be loaded"),
-    ],
-)
-def test_what_could_run_code_or_is_damaged_is_refused(
-    change: Callable[[dict[str, bytes]], None], words: str, torch_bundle: Bundle, tmp_path: Path
-) -> None:
-    bad = rewritten(torch_bundle, tmp_path / "bad.pt2", change)
-    with pytest.raises(BackendError, match=words):
-        require_plain_program(bad)
-
-
-def test_an_unchanged_copy_is_accepted(torch_bundle: Bundle, tmp_path: Path) -> None:
-    require_plain_program(rewritten(torch_bundle, tmp_path / "same.pt2", lambda members: None))
 
 
 def test_outputs_nobody_asks_for_are_not_computed(torch_bundle: Bundle) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 from small_bundles import HEIGHT_PX, WIDTH_PX, camvid_frames, street_frames
 
-from anomseg_ros.backends.torch_archive import require_plain_program
+from anomseg_ros.backends.torch_archive import read_plain_program
 from anomseg_ros.compression import quantize_torch as module_under_test
 from anomseg_ros.compression.quantize_torch import TorchQuantizeConfig, TorchQuantized, quantize_torch, save_program
 from anomseg_ros.compression.reexport import export_config_of
@@ -89,7 +90,7 @@ def test_every_convolution_but_the_classifier_becomes_int8(name: str, method: st
         assert (truth[0] == found[0]).mean() > 0.7
         assert np.corrcoef(truth[1].reshape(-1), found[1].reshape(-1))[0, 1] > 0.9
     path = save_program(made.program, tmp_path / "model.pt2")
-    require_plain_program(path)
+    read_plain_program(path)
     assert b"anomseg_ros" not in path.read_bytes()  # nothing of the source, nor where it lay
 
 
@@ -141,3 +142,103 @@ def test_a_torch_without_fx(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.ao.quantization.quantize_fx", None)
     with pytest.raises(CompressionError, match=rf"torch {torch.__version__.split('+')[0]}.*--torch-method pt2e"):
         module_under_test.quantize_torch(lively("mide_net"), CONFIG, tensors(1), TorchQuantizeConfig("fx"), quiet)
+
+
+class Gate(torch.nn.Module):
+    """Doubles what is bright on the whole: which way it goes is not known before it has a frame."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.conv(images)
+        return 2 * features if features.mean() > 0 else features
+
+
+class Small(SegmentationNetwork):
+    """One part and a classifier."""
+
+    name = "small"
+    stride = 1
+    class_parameter = ("classifier.weight", 0)
+
+    def __init__(self, part: torch.nn.Module) -> None:
+        super().__init__(20)
+        self.part = part
+        self.classifier = torch.nn.Conv2d(4, 20, 1)
+
+    def classify(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.classifier(self.part(images))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("method", "words", "instead"),
+    [
+        ("pt2e", "fails to export it at module 'part' .Gate.: .*data-dependent expression", "fx"),
+        ("fx", "fails to trace it at module 'part' .Gate.: .*control flow", "pt2e"),
+    ],
+)
+def test_a_network_that_branches_on_data_is_named(
+    method: str, words: str, instead: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(CompressionError) as caught:
+        quantize_torch(Small(Gate()), CONFIG, tensors(1), TorchQuantizeConfig(method), quiet)
+    said = str(caught.value)
+    assert re.search(rf"cannot quantize small by {method}, it {words}", said)
+    assert said.endswith(f"; use --torch-method {instead} or --backend onnxruntime")  # float parts are traced as well
+    assert "\n" not in said and len(said) < 400
+    written = capfd.readouterr()
+    assert "def forward" not in written.err + written.out  # torch's own report
+
+
+def test_what_pt2e_cannot_convert_is_named() -> None:
+    part = torch.nn.Conv2d(3, 4, 3, padding=1).requires_grad_(False)
+    part.weight.fill_(float("nan"))  # of a training that diverged: such values have no range
+    with pytest.raises(CompressionError) as caught:
+        quantize_torch(Small(part), CONFIG, tensors(1), TorchQuantizeConfig("pt2e"), quiet)
+    said = str(caught.value)
+    assert re.search(
+        r"cannot quantize small by pt2e, it fails to convert it to int8 at tensor 'part\.weight': .*nan", said
+    )
+    assert said.endswith(
+        "leave that part in float with --keep-float NAME, or use --torch-method fx or --backend onnxruntime"
+    )
+    assert "\n" not in said and len(said) < 450
+
+
+class ScaledByData(torch.nn.Module):
+    """A convolution whose weights are computed from the frame."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(4, 3, 3, 3))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.conv2d(images, self.weight * images.mean(), padding=1)
+
+
+def test_what_fx_cannot_round_is_named() -> None:
+    with pytest.raises(CompressionError, match=r"by fx, it fails to round the weights at node '\w+' \(quantized_deco"):
+        quantize_torch(Small(ScaledByData()), CONFIG, tensors(1), TorchQuantizeConfig("fx"), quiet)
+
+
+@pytest.mark.parametrize("method", ["pt2e", "fx"])
+def test_layers_that_do_not_fit_are_named(method: str) -> None:
+    wrong = torch.nn.Sequential(torch.nn.Conv2d(5, 4, 3, padding=1))
+    with pytest.raises(CompressionError, match=r"at module 'part\.0' \(Conv2d\): RuntimeError: .*5 channels"):
+        quantize_torch(Small(wrong), CONFIG, tensors(1), TorchQuantizeConfig(method), quiet)
+
+
+def test_options_that_errors_name_are_those_of_the_command() -> None:
+    from anomseg_ros.commands.quantize import _parser
+
+    known = _parser().format_help()
+    assert all(option in known for option in ("--torch-method {pt2e,fx}", "--backend {onnxruntime", "--keep-float"))
+
+
+def test_a_program_that_cannot_be_written(tmp_path: Path) -> None:
+    made = quantize_torch(lively("mide_net"), CONFIG, tensors(1), TorchQuantizeConfig("fx"), quiet)
+    with pytest.raises(CompressionError, match=r"cannot write .*nowhere/model\.pt2: "):
+        save_program(made.program, tmp_path / "nowhere" / "model.pt2")
