@@ -19,7 +19,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows defaults, but none where there is nothing to show, or where the help text says it."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        empty = action.default in (None, (), [], False)
+        empty = action.default is False or action.default in (None, (), [])  # 0 is something to show
         return action.help if empty or "(default" in (action.help or "") else super()._get_help_string(action)
 
 

@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from anomseg_ros.core.types import LabelImage
 from anomseg_ros.errors import ConfigError, DatasetError, unknown_name
 
-IGNORED = 255
-OUTLIER = 254
+IGNORED, OUTLIER = 255, 254
 
 KINDS = ("cross_entropy", "ohem", "focal")
 Frequencies = npt.NDArray[np.float64]
