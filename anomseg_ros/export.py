@@ -133,13 +133,15 @@ def export_network(
     *,
     frames: Sequence[RgbImage] = (),
     overwrite: bool = False,
+    form: type[DetectorGraph] | None = None,
 ) -> tuple[Bundle, Parity]:
     """Write the bundle of a network and check it on random frames and on `frames` (uint8 (H, W, 3) RGB).
 
-    Returns the bundle and how far it is from the network. Raises ExportError, leaving nothing behind, if it is off.
+    form: how the graph computes (None: StripGraph). Returns the bundle and how far it is from the network. Raises
+    ExportError, leaving nothing behind, if it is off.
     """
     contract = _contract(network_name, config, provenance)
-    graph = StripGraph(network, config).eval()
+    graph = (form or StripGraph)(network, config).eval()
     with tempfile.TemporaryDirectory() as folder:
         staged = save_bundle(contract, {GRAPH_FILE: _write_onnx(graph, config, Path(folder))}, Path(folder) / "bundle")
         parity = check_parity(staged, network, [*_random_frames(config), *frames])

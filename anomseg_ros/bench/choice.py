@@ -79,8 +79,8 @@ def nearest(entries: Sequence[Entry], goal: TuneGoal) -> str:
         fastest = min(entries, key=lambda entry: entry.latency_ms[goal.latency])
         found = f"{goal.latency} {fastest.latency_ms[goal.latency]:.1f} ms"
         remedy = (
-            "give smaller --size with --checkpoint, quantized or pruned bundles by --candidates, more --threads, or a "
-            "higher --max-latency-ms"
+            "give smaller --size or --prune with --checkpoint, --frames to quantize by, other bundles by --candidates, "
+            "or a higher --max-latency-ms"
         )
         return f"no candidate has {goal.limit}: the nearest is {fastest.title}, {found}; {remedy}"
     known = [(entry.accuracy.value, entry) for entry in entries if entry.accuracy is not None]

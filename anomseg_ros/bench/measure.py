@@ -46,6 +46,16 @@ class Cost(Protocol):
 CostOf = Callable[[Path], Cost]
 
 
+class InUse(Protocol):
+    """The engine that was asked for, and the one in use: a runner, or what is kept of one."""
+
+    @property
+    def requested(self) -> str: ...
+
+    @property
+    def actual(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class Extras:
     """What is found out beside the times. accuracy: by candidate title; own: title -> title of its torch eager."""
@@ -160,12 +170,12 @@ def _speedups(candidate: Candidate, times: Mapping[str, Sequence[float]], extras
     }
 
 
-def surprises(candidates: Sequence[Candidate], runners: Sequence[Runner]) -> list[str]:
+def surprises(candidates: Sequence[Candidate], engines: Sequence[InUse]) -> list[str]:
     """Return a warning for each candidate that runs on another engine than asked for."""
     return [
-        f"{candidate.title}: {runner.requested} was asked for, {runner.actual} is in use"
-        for candidate, runner in zip(candidates, runners, strict=True)
-        if runner.actual != runner.requested
+        f"{candidate.title}: {engine.requested} was asked for, {engine.actual} is in use"
+        for candidate, engine in zip(candidates, engines, strict=True)
+        if engine.actual != engine.requested
     ]
 
 

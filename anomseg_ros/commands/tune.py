@@ -3,91 +3,122 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import shlex
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from anomseg_ros.backends import BACKENDS
 from anomseg_ros.backends.options import BackendOptions
 from anomseg_ros.bench.accuracy import mean_accuracy
-from anomseg_ros.bench.candidates import Candidate, candidates_of, left_out, thread_counts
+from anomseg_ros.bench.candidates import (
+    PROGRAM_FILES,
+    Candidate,
+    candidates_of,
+    core_count,
+    left_out,
+    thread_counts,
+)
 from anomseg_ros.bench.chart import Goal, pareto_chart
 from anomseg_ros.bench.choice import TuneGoal, choose, nearest
-from anomseg_ros.bench.measure import DRAWN_FRAMES, DRAWN_SEED, Extras, Measured, entry_of, read_frames
-from anomseg_ros.bench.results import Accuracy, BenchReport, Entry, save_report
+from anomseg_ros.bench.measure import (
+    DRAWN_FRAMES,
+    DRAWN_SEED,
+    Extras,
+    Measured,
+    entry_of,
+    read_frames,
+    surprises,
+)
+from anomseg_ros.bench.results import Accuracy, BenchReport, Entry
 from anomseg_ros.bench.rounds import MIN_ROUNDS
-from anomseg_ros.bench.tune_state import TuneState, label_agreement, measure_missing
+from anomseg_ros.bench.tune_state import LeftOut, TuneState, label_agreement, measure_together
 from anomseg_ros.commands import options
-from anomseg_ros.commands.bench import add_measuring_options, backends, cost_counter, report_of, resized, size_of
-from anomseg_ros.commands.bench_output import print_report, write_picture
+from anomseg_ros.commands.bench import backends, cost_counter, report_of
+from anomseg_ros.commands.bench_output import print_report
 from anomseg_ros.commands.evaluate import ProgressLines
-from anomseg_ros.core.bundle import CONTRACT_FILE, Bundle, Contract, load_bundle, save_bundle, sha256_of
-from anomseg_ros.core.image_files import image_files
+from anomseg_ros.commands.tune_candidates import Maker, add_making_options, check_making, usable_backends
+from anomseg_ros.commands.tune_output import EVIDENCE, PROTOCOL, print_choice, write_evidence, write_tuned
+from anomseg_ros.core.bundle import CONTRACT_FILE, GRAPH_FILE, Bundle, load_bundle
 from anomseg_ros.core.resources import find_bundle
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.datasets import open_named
 from anomseg_ros.datasets.base import Dataset
 from anomseg_ros.datasets.synthetic import SyntheticSequence
-from anomseg_ros.errors import BundleError, CompressionError, ConfigError, DatasetError, MetricError
+from anomseg_ros.errors import BundleError, ConfigError, DatasetError, MetricError
 from anomseg_ros.evaluation.evaluate import Request, evaluate
 from anomseg_ros.evaluation.machine import describe_machine, package_versions
-
-PROTOCOL = "seeds"
-EVIDENCE = ("evidence.json", "evidence.svg")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure and by what to judge it. metric: auprc, miou, or label_agreement where there is no dataset."""
+    """How to measure and by what to judge. metric: auprc, miou, or label_agreement where there is no dataset.
+
+    frames: to time on; judged: to compare labels on; uint8 (H, W, 3) RGB.
+    """
 
     goal: TuneGoal
     source: Bundle
-    candidates: tuple[Candidate, ...]
+    bundles: tuple[Path, ...]
+    backends: tuple[str, ...]
+    threads: tuple[int, ...]
+    score: str
+    provider: str
     frames: tuple[RgbImage, ...]
+    judged: tuple[RgbImage, ...]
     datasets: tuple[Dataset, ...]
     metric: str
     rounds: int
+    memory: bool
     allow_partial: bool
-    folder: Path
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...]
+    left_out: tuple[LeftOut, ...]
+
+    def candidates(self, made: Sequence[Path]) -> list[Candidate]:
+        """Return every bundle, those given and those made, on every backend that runs it, with all threads given."""
+        bundles = [*self.bundles, *made]
+        return candidates_of(bundles, self.backends, self.threads, score=self.score, provider=self.provider)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, choose, write the bundle with its evidence; returns 0, or raises ConfigError where nothing fits."""
     args = _parser().parse_args(argv)
-    # Exporting and quantizing show their own progress.
-    plan = _plan(args)
+    plan, maker = _plan(args)
+    folder = _state_folder(args)
+    state = TuneState(folder, _settings(plan))
+    state.save()
+    # Pruning and quantizing show their own progress.
+    made = _made(plan, maker, state)
     with ProgressLines() as lines:
-        state = TuneState(plan.folder / "state.json", _settings(plan))
-        actual, surprising = measure_missing(plan.candidates, plan.frames, plan.rounds, state, lines)
-        accuracy = _accuracies(plan, state, lines)
-        entries = _entries(plan, state, actual, accuracy, not args.no_memory, lines)
+        candidates, failed = _measured(plan, made, state, lines)
+        accuracy = _accuracies(plan, candidates, state, lines)
+        entries = _entries(plan, candidates, state, accuracy, lines)
     chosen = choose(entries, plan.goal)
-    report = _report(plan, entries, surprising, chosen, shlex.join(["anomseg", "tune", *(argv or [])]))
+    left_out = [*plan.left_out, *maker.left_out, *failed]
+    command = shlex.join(["anomseg", "tune", *(argv or [])])
+    report = _report(plan, candidates, entries, state, left_out, chosen, command)
     print_report(Console(), report)
     title = None if chosen is None else chosen.title
-    drawing = Goal(plan.goal.max_latency_ms, plan.goal.min_auprc, title, plan.goal.latency)
-    svg = pareto_chart(report, drawing)
+    svg = pareto_chart(report, Goal(plan.goal.max_latency_ms, plan.goal.min_auprc, title, plan.goal.latency))
     if chosen is None:
-        _write_evidence(report, svg, plan.folder)
-        raise ConfigError(f"{nearest(entries, plan.goal)}. The evidence is in {plan.folder}, and nothing is lost there")
-    written = _write_bundle(plan, report, svg, chosen, args.output, args.overwrite)
-    shutil.rmtree(plan.folder, ignore_errors=True)
-    _say(Console(), written, chosen, plan)
+        write_evidence(report, svg, {name: state.claim(name) for name in EVIDENCE})
+        raise ConfigError(f"{nearest(entries, plan.goal)}. The evidence is in {folder}, and nothing is lost there")
+    candidate = next(one for one in candidates if one.title == chosen.title)
+    bundle = load_bundle(candidate.bundle)
+    written = write_tuned(bundle, plan.goal, chosen, report, svg, args.output, args.overwrite)
+    state.remove()
+    print_choice(Console(), written, chosen, plan.goal)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = options.parser(
         "tune",
-        "Measure candidates (bundles, input sizes, backends, threads) on this machine, and write the best bundle with "
-        "the evidence.",
+        "Measure candidates on this machine (backends, threads, int8, pruned networks, input sizes, other bundles), "
+        "and write the best bundle with the evidence.",
     )
     parser.add_argument("bundle", help="bundle directory, or name of a shipped bundle; it is not changed")
     goal = parser.add_argument_group("goal, one of both")
@@ -97,101 +128,122 @@ def _parser() -> argparse.ArgumentParser:
     goal.add_argument("--min-auprc", type=float, metavar="X", help="take the fastest with at least this AuPRC, 0 to 1")
     goal.add_argument("--percentile", type=int, default=95, help="of the latency that counts: 50, 95 or 99")
     parser.add_argument("--candidates", nargs="+", default=[], metavar="BUNDLE", help="other bundles: int8, pruned, …")
-    parser.add_argument("--checkpoint", type=Path, help="checkpoint of BUNDLE, to export it at other sizes")
-    parser.add_argument("--size", nargs="+", default=[], type=size_of, metavar="HxW", help="those sizes")
-    quantize_help = "also int8 of every float bundle, calibrated on --frames (needs anomseg_ros[offline])"
-    parser.add_argument("--quantize", action="store_true", help=quantize_help)
-    accept_help = "measure int8 bundles too that `anomseg quantize` would refuse for what they lose"
-    parser.add_argument("--accept-drift", action="store_true", help=accept_help)
+    add_making_options(parser)
     dataset_help = "what accuracy is measured on (default: label agreement with BUNDLE on the frames)"
     parser.add_argument("--dataset", nargs="+", action="extend", default=[], metavar="NAME=PATH", help=dataset_help)
     metric_help = "accuracy, the mean over the datasets (default: auprc where they have anomalies, else miou)"
     parser.add_argument("--metric", choices=("auprc", "miou"), help=metric_help)
     parser.add_argument("--allow-partial", action="store_true", help="accept fewer or more frames than published")
-    add_measuring_options(parser)
-    parser.add_argument("--rounds", type=int, default=30, help="how often each candidate runs")
-    parser.add_argument("--no-memory", action="store_true", help="do not start a process per candidate for its memory")
+    _add_measuring_options(parser)
     parser.add_argument("--output", required=True, type=Path, help="where to write the bundle")
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
-    state_help = "folder that a killed run goes on from (default: OUTPUT.tune)"
+    state_help = (
+        "folder that a killed run goes on from, a new one or that of a tune; what tune puts there is deleted when the "
+        "bundle is written (default: OUTPUT.tune)"
+    )
     parser.add_argument("--state", type=Path, metavar="DIR", help=state_help)
     return parser
 
 
-def _plan(args: argparse.Namespace) -> Plan:
-    """Check all that was given before anything is measured, and make the sizes and precisions."""
+def _add_measuring_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how each bundle is measured")
+    backend_help = f"engines, of {', '.join(sorted(BACKENDS))} (default: all that are installed and run a bundle)"
+    group.add_argument("--backend", nargs="+", metavar="BACKEND", help=backend_help)
+    group.add_argument("--provider", default=BackendOptions().provider, help=options.PROVIDER_HELP)
+    threads_help = "processor threads; 0 = one per core; several: 1,2 (default: 1 and one per core)"
+    threads = ["1", "0"] if core_count() > 1 else ["1"]
+    group.add_argument("--threads", nargs="+", default=threads, metavar="N", help=threads_help)
+    group.add_argument("--score", default="", help="score to compute beside the labels (default: the bundle's first)")
+    frames_help = "camera frames to measure on, quantize by and prune by (default: drawn road scenes to measure on)"
+    group.add_argument("--frames", type=Path, metavar="FOLDER", help=frames_help)
+    group.add_argument("--rounds", type=int, default=30, help="how often each candidate runs")
+    group.add_argument("--no-memory", action="store_true", help="do not start a process per candidate for its memory")
+
+
+def _plan(args: argparse.Namespace) -> tuple[Plan, Maker]:
+    """Check all that was given before anything is made or measured."""
     goal = TuneGoal(args.max_latency_ms, args.min_auprc, args.percentile)
     if args.rounds < MIN_ROUNDS:
         raise ConfigError(f"rounds is {args.rounds}; a percentile needs at least {MIN_ROUNDS}, better 30")
-    directory = find_bundle(args.bundle)
-    source = load_bundle(directory)
-    _check_output(args.output, directory, args.overwrite)
+    bundles = [find_bundle(name) for name in (args.bundle, *args.candidates)]
+    source = load_bundle(bundles[0])
+    _check_output(args.output, bundles[0], args.overwrite)
+    _check_apart(_state_folder(args), [*bundles, args.output])
     datasets = tuple(open_named(text) for text in args.dataset)
     metric, used, warnings = _judged_by(goal, args.metric, datasets)
     frames = read_frames(args.frames)
     threads, more = thread_counts(options.several(args.threads))
-    folder = args.state or args.output.with_name(args.output.name + ".tune")
-    bundles = [directory, *map(find_bundle, args.candidates)]
-    sizes = args.size
-    if sizes and args.checkpoint is None:
-        raise ConfigError(
-            "--size needs --checkpoint: a bundle has one input size, another is exported from the weights"
-        )
-    if args.checkpoint is not None and not sizes:
-        raise ConfigError("--checkpoint is for exporting at other sizes; give them as --size HxW")
-    if args.quantize and args.frames is None:
-        raise ConfigError("--quantize needs --frames: ranges are calibrated on camera frames")
-    if sizes:
-        bundles += resized([directory], {directory: args.checkpoint}, sizes, folder / "bundles")
-    refused: list[str] = []
-    if args.quantize:
-        made, refused = _quantized(bundles, args.frames, folder / "bundles", args.accept_drift)
-        bundles += made
-    candidates = candidates_of(bundles, backends(args.backend), threads, score=args.score, provider=args.provider)
-    if not candidates:
-        raise ConfigError(f"none of the bundles can run on {', '.join(options.several(args.backend))}")
-    return Plan(
-        goal,
-        source,
-        tuple(candidates),
-        tuple(frames),
-        used,
-        metric,
-        args.rounds,
-        args.allow_partial,
-        folder,
-        (*warnings, *more, *refused, *left_out(bundles, backends(args.backend), args.provider)),
+    check_making(args, source)
+    maker = Maker(args, bundles[0], bundles)
+    if args.backend is None:
+        chosen, missing = usable_backends(bundles, maker.total > 0)
+        lacking = left_out([], chosen, args.provider)  # which bundle has no file for which backend is no news here
+    else:
+        chosen, missing = backends(args.backend), []
+        lacking = left_out(bundles, chosen, args.provider)
+    plan = Plan(
+        goal=goal,
+        source=source,
+        bundles=tuple(bundles),
+        backends=chosen,
+        threads=threads,
+        score=args.score,
+        provider=args.provider,
+        frames=tuple(frames),
+        judged=tuple((() if used else maker.unseen_frames()) or frames),
+        datasets=used,
+        metric=metric,
+        rounds=args.rounds,
+        memory=not args.no_memory,
+        allow_partial=args.allow_partial,
+        warnings=(*warnings, *more, *lacking),
+        left_out=tuple(missing),
     )
+    if not plan.candidates([]) and not maker.total:
+        raise ConfigError(f"none of the bundles can run on {', '.join(chosen) or 'an installed backend'}")
+    return plan, maker
 
 
-def _quantized(bundles: Sequence[Path], frames: Path, folder: Path, accept_drift: bool) -> tuple[list[Path], list[str]]:
-    """Return the int8 bundle of every float one, and why there is none of some: they would lose too much."""
-    from anomseg_ros.commands import quantize
-    from anomseg_ros.compression.frames import FEWEST_CALIBRATION, FEWEST_HELD_OUT
-
-    files, needed = image_files(frames), FEWEST_CALIBRATION + FEWEST_HELD_OUT
-    if len(files) < needed:
-        raise CompressionError(f"{frames} holds {len(files)} frame(s); --quantize needs at least {needed}, better 32")
-    made, refused = [], []
-    for bundle in map(load_bundle, bundles):
-        if bundle.contract.precision != "fp32":
-            continue
-        output = folder / f"{bundle.contract.name}-int8-{_digest(bundle, files)}"
-        try:
-            # A whole one is from an earlier run: bundles are written beside and renamed.
-            if not output.is_dir():
-                words = [str(bundle.directory), "--frames", str(frames), "--output", str(output)]
-                quantize.main([*words, "--accept-drift"] if accept_drift else words)
-            made.append(output)
-        except CompressionError as error:
-            refused.append(f"{bundle.contract.name}: no int8 candidate: {error}")
-    return made, refused
+def _state_folder(args: argparse.Namespace) -> Path:
+    folder: Path = args.state or args.output.with_name(args.output.name + ".tune")
+    return folder
 
 
-def _digest(bundle: Bundle, files: Sequence[Path]) -> str:
-    """Return what an int8 bundle depends on, shortened: its parent and the frames."""
-    digests = [bundle.contract.program_sha256, *map(sha256_of, files)]
-    return hashlib.sha256(" ".join(digests).encode()).hexdigest()[:8]
+def _check_apart(folder: Path, kept: Sequence[Path]) -> None:
+    """Refuse a state folder with what must outlive it inside."""
+    for path in kept:
+        if folder.resolve() in (path.resolve(), *path.resolve().parents):
+            raise ConfigError(
+                f"{path} lies in {folder}, where this tune keeps what it deletes at the end; give another --state"
+            )
+
+
+def _made(plan: Plan, maker: Maker, state: TuneState) -> list[Path]:
+    """Say how much there is to do, and make the bundles."""
+    engines = sum(PROGRAM_FILES.get(backend, GRAPH_FILE) == GRAPH_FILE for backend in plan.backends)
+    given, more = len(plan.candidates([])), maker.total * engines * len(plan.threads)
+    _tell(
+        f"up to {given + more} candidates: {len(plan.bundles)} bundle(s) and {maker.total} to be made or found in the "
+        f"state, on {', '.join(plan.backends)}, threads {', '.join(map(str, plan.threads))} (0: one per core)"
+    )
+    return maker.make(state.claim)
+
+
+def _measured(
+    plan: Plan, made: Sequence[Path], state: TuneState, lines: ProgressLines
+) -> tuple[list[Candidate], list[LeftOut]]:
+    """Measure all candidates in turns; return those that can run, and the others with the reason."""
+    candidates = plan.candidates(made)
+    _tell(f"{len(candidates)} candidates, {plan.rounds} rounds in which they take turns")
+    usable, failed = measure_together(candidates, plan.frames, plan.rounds, state, lines)
+    if not usable:
+        reasons = "; ".join(f"{one.what}: {one.reason}" for one in failed)
+        raise ConfigError(f"none of {len(candidates)} candidates can run: {reasons}")
+    return usable, failed
+
+
+def _tell(text: str) -> None:
+    Console(stderr=True).print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def _check_output(output: Path, source: Path, overwrite: bool) -> None:
@@ -230,34 +282,39 @@ def _settings(plan: Plan) -> dict[str, Any]:
         "datasets": [[one.name, one.split, one.path, len(one)] for one in plan.datasets],
         "metric": plan.metric,
         "frames": [[*frame.shape, int(frame.sum())] for frame in plan.frames],
+        "judged": [[*frame.shape, int(frame.sum())] for frame in plan.judged],
         "source": dict(plan.source.contract.files),
         "machine": describe_machine(),
         "versions": package_versions(),
     }
 
 
-def _accuracies(plan: Plan, state: TuneState, lines: ProgressLines) -> dict[str, Accuracy]:
+def _accuracies(
+    plan: Plan, candidates: Sequence[Candidate], state: TuneState, lines: ProgressLines
+) -> dict[str, Accuracy]:
     """Return title -> accuracy of the candidates that are fast enough to matter, each bundle measured once."""
     found = {}
-    for candidate in plan.candidates:
-        if not plan.goal.fits_latency(_timed(candidate, state)):
+    for candidate, times in _times(plan, candidates, state).items():
+        entry = entry_of(candidate, "", {candidate.title: times}, Extras(memory=False))
+        if not plan.goal.fits_latency(entry):
             continue
         accuracy = state.accuracy(candidate)
         if accuracy is None:
-            accuracy = _measure_accuracy(plan, candidate, lines)
+            accuracy = _measure_accuracy(plan, candidate, state, lines)
             state.add_accuracy(candidate, accuracy)
         found[candidate.title] = accuracy
     return found
 
 
-def _timed(candidate: Candidate, state: TuneState) -> Entry:
-    times = {candidate.title: state.times(candidate)}
-    return entry_of(candidate, "", times, Extras(memory=False))
+def _times(plan: Plan, candidates: Sequence[Candidate], state: TuneState) -> dict[Candidate, tuple[float, ...]]:
+    """Return the milliseconds of the rounds in which all candidates took turns: no others are compared."""
+    columns = zip(*state.rounds_of(candidates)[: plan.rounds], strict=True)
+    return dict(zip(candidates, columns, strict=True))
 
 
-def _measure_accuracy(plan: Plan, candidate: Candidate, lines: ProgressLines) -> Accuracy:
+def _measure_accuracy(plan: Plan, candidate: Candidate, state: TuneState, lines: ProgressLines) -> Accuracy:
     if plan.metric == "label_agreement":
-        frames = plan.frames or [frame.image for frame in SyntheticSequence(DRAWN_SEED).frames(DRAWN_FRAMES)]
+        frames = plan.judged or [frame.image for frame in SyntheticSequence(DRAWN_SEED).frames(DRAWN_FRAMES)]
         return label_agreement(plan.source, candidate, frames)
     request = Request(
         bundles=(Path(candidate.bundle),),
@@ -268,7 +325,7 @@ def _measure_accuracy(plan: Plan, candidate: Candidate, lines: ProgressLines) ->
         require_miou=plan.metric == "miou",
         backend=candidate.backend,
         options=BackendOptions(provider=candidate.provider),
-        state=plan.folder / "evaluation",
+        state=state.claim("evaluation"),
     )
     outcome = evaluate(request, lines)
     accuracy = mean_accuracy(outcome.results, plan.metric, candidate.score)
@@ -280,27 +337,28 @@ def _measure_accuracy(plan: Plan, candidate: Candidate, lines: ProgressLines) ->
 
 def _entries(
     plan: Plan,
+    candidates: Sequence[Candidate],
     state: TuneState,
-    actual: Mapping[str, str],
     accuracy: Mapping[str, Accuracy],
-    memory: bool,
     lines: ProgressLines,
 ) -> list[Entry]:
-    times = {candidate.title: state.times(candidate)[: plan.rounds] for candidate in plan.candidates}
-    extras = Extras(memory, cost_counter(), accuracy)
+    times = {candidate.title: own for candidate, own in _times(plan, candidates, state).items()}
+    extras = Extras(plan.memory, cost_counter(), accuracy)
     entries = []
-    for index, candidate in enumerate(plan.candidates):
-        # Of what an earlier run measured, the engine in use is what it was then: the same versions are in the state.
-        engine = actual.get(candidate.title, f"{candidate.backend}:{candidate.provider}")
-        own = {candidate.title: times[candidate.title]}
-        first = plan.candidates[0].title
-        entries.append(entry_of(candidate, engine, {first: times[first], **own}, extras))
-        lines("memory and size", index + 1, len(plan.candidates))
+    for index, (candidate, engine) in enumerate(zip(candidates, state.engines(candidates), strict=True)):
+        entries.append(entry_of(candidate, engine.actual, times, extras))
+        lines("memory and size", index + 1, len(candidates))
     return entries
 
 
 def _report(
-    plan: Plan, entries: Sequence[Entry], surprising: Sequence[str], chosen: Entry | None, command: str
+    plan: Plan,
+    candidates: Sequence[Candidate],
+    entries: Sequence[Entry],
+    state: TuneState,
+    out: Sequence[LeftOut],
+    chosen: Entry | None,
+    command: str,
 ) -> BenchReport:
     settings = {
         "asked": plan.goal.words,
@@ -309,57 +367,10 @@ def _report(
         "metric": plan.metric,
         "datasets": [one.name for one in plan.datasets],
         "protocol": PROTOCOL if plan.datasets else None,
+        "left_out": [asdict(one) for one in out],
     }
-    return report_of(Measured(tuple(entries), (), ()), [*plan.warnings, *surprising], command, settings)
-
-
-def _write_evidence(report: BenchReport, svg: str, folder: Path) -> dict[str, Path]:
-    files = {name: folder / name for name in EVIDENCE}
-    save_report(report, files["evidence.json"])
-    write_picture(svg, files["evidence.svg"])
-    return files
-
-
-def _write_bundle(plan: Plan, report: BenchReport, svg: str, chosen: Entry, output: Path, overwrite: bool) -> Bundle:
-    candidate = next(one for one in plan.candidates if one.title == chosen.title)
-    bundle = load_bundle(candidate.bundle)
-    contract = tuned_contract(bundle.contract, plan.goal, chosen, report)
-    with tempfile.TemporaryDirectory(prefix="anomseg-") as folder:
-        files = {name: bundle.directory / name for name in bundle.contract.files}
-        files |= _write_evidence(report, svg, Path(folder))
-        return save_bundle(contract, files, output, overwrite=overwrite)
-
-
-def tuned_contract(contract: Contract, goal: TuneGoal, chosen: Entry, report: BenchReport) -> Contract:
-    """Return the contract with what was asked and measured, under `compression: tuned`, and the measured quality."""
-    assert chosen.accuracy is not None
-    tuned = {
-        "asked": goal.words,
-        "backend": chosen.backend,
-        "actual": chosen.actual,
-        "threads": chosen.threads,
-        "latency_ms": {name: round(value, 3) for name, value in chosen.latency_ms.items()},
-        "rounds": chosen.rounds,
-        "accuracy": {**asdict(chosen.accuracy), "value": round(chosen.accuracy.value, 6)},
-        "candidates": len(report.entries),
-        "machine": dict(report.machine),
-        "created": report.created,
-    }
-    quality = dict(contract.quality)
-    if chosen.accuracy.metric != "label_agreement":
-        figures = {chosen.accuracy.metric: round(chosen.accuracy.value, 6), "protocol": PROTOCOL, "score": chosen.score}
-        quality[chosen.accuracy.dataset] = figures
-    return replace(contract, quality=quality, compression={**contract.compression, "tuned": tuned})
-
-
-def _say(console: Console, written: Bundle, chosen: Entry, plan: Plan) -> None:
-    assert chosen.accuracy is not None
-    threads = "all threads (0)" if chosen.threads == 0 else f"{chosen.threads} thread(s)"
-    console.print(
-        f"{plan.goal.words}: {chosen.title}, {plan.goal.latency} {chosen.latency_ms[plan.goal.latency]:.1f} ms, "
-        f"{chosen.accuracy.metric} {100 * chosen.accuracy.value:.2f} %; written to {written.directory}; "
-        f"run it on {chosen.backend} with {threads}",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
-    )
+    rounds = state.rounds_of(candidates)[: plan.rounds]
+    said = [f"left out: {one.what}: {one.reason}" for one in out]
+    surprising = surprises(candidates, state.engines(candidates))
+    measured = Measured(tuple(entries), tuple(map(tuple, rounds)), ())
+    return report_of(measured, [*plan.warnings, *said, *surprising], command, settings)

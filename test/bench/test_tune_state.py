@@ -1,54 +1,147 @@
-"""What a tune keeps: rounds by weights and engine, so that a killed one measures only what is missing."""
+"""What a tune keeps: rounds of all candidates, by weights and engine, and which files are its own."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from anomseg_ros.bench.candidates import candidates_of
 from anomseg_ros.bench.results import Accuracy
-from anomseg_ros.bench.tune_state import TuneState, accuracy_key, candidate_key, label_agreement, measure_missing
+from anomseg_ros.bench.tune_state import (
+    Engine,
+    TuneState,
+    accuracy_key,
+    candidate_key,
+    label_agreement,
+    measure_together,
+)
 from anomseg_ros.core.bundle import load_bundle
 from anomseg_ros.core.resources import find_bundle
 from anomseg_ros.datasets.synthetic import SyntheticSequence
 from anomseg_ros.errors import ConfigError
 
+SETTINGS = {"a": 1}
+
+
+def told_rounds(told: list[tuple[str, int]]) -> list[int]:
+    return [done for what, done in told if what == "rounds"]
+
 
 def test_only_missing_rounds_are_measured(tiny_bundle: Path, tmp_path: Path) -> None:
-    path = tmp_path / "state.json"
-    one, two = candidates_of([tiny_bundle], ["onnxruntime"], [1, 2])
-    state = TuneState(path, {"a": 1})
-    measure_missing([one], [], 4, state)
-    first = list(state.times(one))
-    again = TuneState(path, {"a": 1})
+    both = candidates_of([tiny_bundle], ["onnxruntime"], [1, 2])
+    state = TuneState(tmp_path, SETTINGS)
+    assert measure_together(both, [], 4, state) == (both, [])
+    first = state.rounds_of(both)
     told: list[tuple[str, int]] = []
-    actual, warnings = measure_missing([one, two], [], 6, again, lambda what, done, total: told.append((what, done)))
-    assert again.times(one)[:4] == first and len(again.times(one)) == len(again.times(two)) == 6
-    # Four rounds of what is behind alone, then two of both.
-    assert [done for what, done in told if what == "rounds"] == [1, 2, 3, 4, 1, 2]
-    assert actual == dict.fromkeys((one.title, two.title), "onnxruntime:cpu") and warnings == []
-    assert measure_missing([one, two], [], 6, TuneState(path, {"a": 1})) == ({}, [])
+    again = TuneState(tmp_path, SETTINGS)
+    measure_together(both, [], 6, again, lambda what, done, total: told.append((what, done)))
+    assert again.rounds_of(both)[:4] == first and len(again.rounds_of(both)) == 6
+    assert told_rounds(told) == [1, 2]
+    told.clear()
+    whole = TuneState(tmp_path, SETTINGS)
+    measure_together(both, [], 6, whole, lambda what, done, total: told.append((what, done)))
+    assert told == [] and whole.rounds_of(both) == again.rounds_of(both)
+    # The engine is that of the measurement, not what the name suggests.
+    assert whole.engines(both) == [Engine("onnxruntime:cpu", "onnxruntime:cpu")] * 2
+
+
+def test_a_late_candidate_is_compared_in_rounds_of_all(tiny_bundle: Path, tmp_path: Path) -> None:
+    one, two = candidates_of([tiny_bundle], ["onnxruntime"], [1, 2])
+    state = TuneState(tmp_path, SETTINGS)
+    for _ in range(9):
+        state.add_round([one], [123456.0])  # as if the machine had been asleep then
+    told: list[tuple[str, int]] = []
+    measure_together([one, two], [], 7, state, lambda what, done, total: told.append((what, done)))
+    rounds = state.rounds_of([one, two])
+    assert told_rounds(told) == [1, 2, 3, 4, 5, 6, 7] and len(rounds) == 7
+    assert all(0 < time_ms < 123456 for row in rounds for time_ms in row)
+    # Those of one alone are still there, for a run without the other.
+    assert len(state.rounds_of([one])) == 16 and state.rounds_of([one])[0] == [123456.0]
+    assert [row[::-1] for row in rounds] == state.rounds_of([two, one])
+
+
+def test_times_of_another_engine_are_dropped(tiny_bundle: Path, tmp_path: Path) -> None:
+    one, two = candidates_of([tiny_bundle], ["onnxruntime"], [1, 2])
+    state = TuneState(tmp_path, SETTINGS)
+    state.set_engine(one, Engine("onnxruntime:cpu", "onnxruntime:else"))
+    state.set_engine(two, Engine("onnxruntime:cpu", "onnxruntime:cpu"))
+    state.add_accuracy(one, Accuracy(0.5, "auprc", "d", "s"))
+    for _ in range(5):
+        state.add_round([one, two], [123456.0, 123456.0])
+    again = TuneState(tmp_path, SETTINGS)
+    assert again.engine(one) == Engine("onnxruntime:cpu", "onnxruntime:else")
+    measure_together([one, two], [], 7, again)
+    assert len(again.rounds_of([one, two])) == 7 and again.engine(one) == Engine("onnxruntime:cpu", "onnxruntime:cpu")
+    assert again.accuracy(one) is None
+    assert all(time_ms < 123456 for row in again.rounds_of([one, two]) for time_ms in row)
+
+
+def test_what_cannot_run_is_left_out_with_the_reason(tiny_bundle: Path, tmp_path: Path) -> None:
+    one, two = candidates_of([tiny_bundle], ["onnxruntime"], [1, 2])
+    broken = replace(two, provider="nosuch")
+    state = TuneState(tmp_path, SETTINGS)
+    usable, (failed,) = measure_together([one, broken], [], 4, state)
+    assert usable == [one] and failed.what == broken.title and "nosuch" in failed.reason
+    first = state.rounds_of([one])
+    assert len(first) == 4
+    # It is tried again, and nothing else is measured again for it.
+    usable, (failed,) = measure_together([one, broken], [], 4, TuneState(tmp_path, SETTINGS))
+    assert usable == [one] and TuneState(tmp_path, SETTINGS).rounds_of([one]) == first
 
 
 def test_other_settings_begin_anew(tiny_bundle: Path, tmp_path: Path) -> None:
     (candidate,) = candidates_of([tiny_bundle], ["onnxruntime"], [1])
-    state = TuneState(tmp_path / "s.json", {"frames": [[4, 5]], "pair": (1, 2)})
+    state = TuneState(tmp_path, {"frames": [[4, 5]], "pair": (1, 2)})
+    state.set_engine(candidate, Engine("a", "b"))
     state.add_round([candidate], [12.5])
     state.add_accuracy(candidate, Accuracy(0.5, "auprc", "d", "s"))
-    same = TuneState(tmp_path / "s.json", {"frames": [[4, 5]], "pair": (1, 2)})
-    assert same.times(candidate) == [12.5] and same.accuracy(candidate) == Accuracy(0.5, "auprc", "d", "s")
-    other = TuneState(tmp_path / "s.json", {"frames": [[4, 6]], "pair": (1, 2)})
-    assert other.times(candidate) == [] and other.accuracy(candidate) is None
+    same = TuneState(tmp_path, {"frames": [[4, 5]], "pair": (1, 2)})
+    assert same.rounds_of([candidate]) == [[12.5]] and same.accuracy(candidate) == Accuracy(0.5, "auprc", "d", "s")
+    other = TuneState(tmp_path, {"frames": [[4, 6]], "pair": (1, 2)})
+    assert other.rounds_of([candidate]) == [] and other.accuracy(candidate) is None and other.engine(candidate) is None
 
 
 def test_what_is_no_state_is_refused(tmp_path: Path) -> None:
-    for content in ("{", "[]", json.dumps({"settings": 1})):
-        (tmp_path / "s.json").write_text(content)
+    for content in ("{", "[]", json.dumps({"settings": 1}), json.dumps({"kind": "state of something else"})):
+        (tmp_path / "state.json").write_text(content)
         with pytest.raises(ConfigError, match="begin anew"):
-            TuneState(tmp_path / "s.json", {})
+            TuneState(tmp_path, {})
+    (tmp_path / "state.json").rename(tmp_path / "mine.json")
+    with pytest.raises(ConfigError, match="is not the folder of a tune"):
+        TuneState(tmp_path, {})
+    with pytest.raises(ConfigError, match="is not the folder of a tune"):
+        TuneState(tmp_path / "mine.json", {})
+
+
+def test_only_what_was_claimed_is_removed(tmp_path: Path) -> None:
+    folder, outside = tmp_path / "state", tmp_path / "outside"
+    outside.mkdir()
+    (outside / "mine").write_text("")
+    state = TuneState(folder, SETTINGS)
+    for name in ("bundles/a", "bundles/b"):
+        state.claim(name).mkdir(parents=True)
+    (state.claim("bundles/b") / "model.onnx").write_text("")
+    state.claim("evidence.json").write_text("")
+    state.claim("never made")
+    state.claim("elsewhere").symlink_to(outside)
+    (folder / "bundles" / "mine").write_text("")
+    with pytest.raises(ConfigError, match="was not made by this tune"):
+        state.claim("bundles/mine")
+    # A later run knows what the earlier ones made, even of other settings.
+    TuneState(folder, {"a": 2}).remove()
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")} - {"state/elsewhere"}
+    assert left == {"state", "state/bundles", "state/bundles/mine", "outside", "outside/mine"}
+
+
+def test_a_folder_with_nothing_else_is_gone(tmp_path: Path) -> None:
+    state = TuneState(tmp_path / "state", SETTINGS)
+    state.claim("bundles/a").mkdir(parents=True)
+    state.remove()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_keys_follow_the_weights_not_the_folder(tiny_bundle: Path, tmp_path: Path) -> None:

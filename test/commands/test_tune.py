@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import pytest
 import torch
 from flat_dataset import write_flat_dataset
 
+from anomseg_ros.bench.candidates import core_count
 from anomseg_ros.bench.results import load_report
 from anomseg_ros.cli import main
 from anomseg_ros.core.bundle import Contract, load_bundle
@@ -27,7 +30,8 @@ from anomseg_ros.networks.checkpoints import save_checkpoint
 
 pytestmark = pytest.mark.slow
 
-FEW = ["--rounds", "7", "--threads", "1", "--no-memory"]
+BRIEF = ["--rounds", "7", "--threads", "1", "--no-memory"]
+FEW = [*BRIEF, "--backend", "onnxruntime"]
 DRAWN = ["--dataset", "synthetic=3:2", "--score", "void"]
 
 
@@ -102,12 +106,11 @@ def test_where_nothing_fits_the_nearest_is_named_and_nothing_lost(
     assert not (tmp_path / "out").exists()
     kept = tmp_path / "out.tune"
     assert load_report(kept / "evidence.json").settings["chosen"] is None
-    before = json.loads((kept / "state.json").read_text())["times_ms"]
+    before = json.loads((kept / "state.json").read_text())["rounds"]
     # Another goal: nothing is timed again.
     assert main([*words, "--max-latency-ms", "60000"]) == 0
-    times = {time for row in before.values() for time in row}
-    entries = load_report(tmp_path / "out" / "evidence.json").entries
-    assert all(entry.latency_ms["max"] in times for entry in entries)
+    report = load_report(tmp_path / "out" / "evidence.json")
+    assert report.times_ms == tuple(tuple(row.values()) for row in before)
 
 
 @pytest.mark.slow
@@ -141,7 +144,7 @@ def test_int8_is_made_and_measured(tmp_path: Path, capsys: pytest.CaptureFixture
     for _ in range(2):
         assert main([*words, "--max-latency-ms", "0.001"]) == 1
         assert "no candidate has a p95" in capsys.readouterr().err
-        (made,) = (tmp_path / "out.tune" / "bundles").iterdir()
+        (made,) = (tmp_path / "out.tune" / "bundles").glob("*/enet-synthetic-int8")
         written.add((made / "model.onnx").stat().st_mtime_ns)
     assert len(written) == 1  # found again, not made again
     assert main([*words, "--max-latency-ms", "60000"]) == 0
@@ -153,10 +156,14 @@ def test_int8_is_made_and_measured(tmp_path: Path, capsys: pytest.CaptureFixture
     assert int8.multiply_adds == pytest.approx(own.multiply_adds, rel=0.1)
 
 
+SENTINEL_MS = 123456.0
+
+
 @pytest.mark.slow
 def test_a_killed_tune_goes_on(tiny_bundle: Path, tmp_path: Path) -> None:
     words = ["tune", "enet-synthetic", "--candidates", str(tiny_bundle), "--max-latency-ms", "60000", "--no-memory"]
-    words += ["--rounds", "60", "--threads", "1", "--output", str(tmp_path / "out")]
+    words += ["--backend", "onnxruntime", "--percentile", "50", "--rounds", "60", "--threads", "1"]
+    words += ["--output", str(tmp_path / "out")]
     started = subprocess.Popen(
         [sys.executable, "-m", "anomseg_ros.cli", *words],
         stderr=subprocess.DEVNULL,
@@ -165,19 +172,115 @@ def test_a_killed_tune_goes_on(tiny_bundle: Path, tmp_path: Path) -> None:
     )
     state = tmp_path / "out.tune" / "state.json"
     deadline = time.monotonic() + 60
-    while not state.is_file() and time.monotonic() < deadline:
+    while not (state.is_file() and json.loads(state.read_text())["rounds"]) and time.monotonic() < deadline:
         assert started.poll() is None, "it ended before it could be killed"
         time.sleep(0.01)
     os.killpg(started.pid, signal.SIGKILL)
     started.wait()
     assert not (tmp_path / "out").exists()
-    kept = json.loads(state.read_text())["times_ms"]
-    assert len(kept) == 2 and all(0 < len(row) < 60 for row in kept.values())
+    kept = json.loads(state.read_text())
+    assert 0 < len(kept["rounds"]) < 60 and all(len(row) == 2 for row in kept["rounds"])
+    # Times that nobody would measure show that they are taken from there.
+    kept["rounds"][0] = dict.fromkeys(kept["rounds"][0], SENTINEL_MS)
+    state.write_text(json.dumps(kept))
     assert main(words) == 0
-    entries = load_report(tmp_path / "out" / "evidence.json").entries
-    assert [entry.rounds for entry in entries] == [60, 60]
-    first = next(iter(kept.values()))
-    assert min(first) >= min(entry.latency_ms["min"] for entry in entries)
+    report = load_report(tmp_path / "out" / "evidence.json")
+    assert [entry.rounds for entry in report.entries] == [60, 60] and len(report.times_ms) == 60
+    assert report.times_ms[: len(kept["rounds"])] == tuple(tuple(row.values()) for row in kept["rounds"])
+    assert [entry.latency_ms["max"] for entry in report.entries] == [SENTINEL_MS, SENTINEL_MS]
+
+
+def test_a_candidate_that_comes_later_is_measured_with_all_others(tiny_bundle: Path, tmp_path: Path) -> None:
+    words = ["tune", str(tiny_bundle), *FEW, "--output", str(tmp_path / "out")]
+    assert main([*words, "--max-latency-ms", "0.0001"]) == 1
+    state = tmp_path / "out.tune" / "state.json"
+    kept = json.loads(state.read_text())
+    kept["rounds"] = [dict.fromkeys(row, SENTINEL_MS) for row in kept["rounds"]]
+    state.write_text(json.dumps(kept))
+    assert main([*words, "--max-latency-ms", "60000", "--candidates", "enet-synthetic"]) == 0
+    report = load_report(tmp_path / "out" / "evidence.json")
+    tiny, enet = report.entries
+    # Not with times of another run, in which the machine may have been another: one of that run would be 123 s.
+    assert len(report.times_ms) == 7 and tiny.latency_ms["max"] < 60_000
+    assert 0 < enet.speedup[tiny.title].median < 1
+
+
+def test_the_engine_in_use_is_that_of_the_measurement(tiny_bundle: Path, tmp_path: Path) -> None:
+    words = ["tune", str(tiny_bundle), *FEW, "--output", str(tmp_path / "out")]
+    assert main([*words, "--max-latency-ms", "0.0001"]) == 1
+    state = tmp_path / "out.tune" / "state.json"
+    kept = json.loads(state.read_text())
+    (engine,) = kept["engines"].values()
+    assert engine == {"requested": "onnxruntime:cpu", "actual": "onnxruntime:cpu"}
+    engine["requested"] = "onnxruntime:cuda"
+    state.write_text(json.dumps(kept))
+    assert main([*words, "--max-latency-ms", "60000"]) == 0
+    report = load_report(tmp_path / "out" / "evidence.json")
+    assert report.entries[0].actual == "onnxruntime:cpu"
+    assert any("onnxruntime:cuda was asked for, onnxruntime:cpu is in use" in text for text in report.warnings)
+
+
+def test_without_more_every_engine_and_number_of_threads_is_measured(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["tune", str(tiny_bundle), "--max-latency-ms", "60000", "--output", str(tmp_path / "out")]
+    assert main([*words, "--rounds", "7", "--no-memory"]) == 0
+    engines = ["onnxruntime", *(["openvino"] if importlib.util.find_spec("openvino") else [])]
+    threads = [1, 0] if core_count() > 1 else [1]
+    report = load_report(tmp_path / "out" / "evidence.json")
+    found = [(entry.backend, entry.threads) for entry in report.entries]
+    assert found == [(engine, number) for engine in engines for number in threads]
+    assert [entry.actual for entry in report.entries] == [f"{engine}:cpu" for engine in engines for _ in threads]
+    assert f"{len(found)} candidates, 7 rounds" in capsys.readouterr().err
+    assert not (tmp_path / "out.tune").exists()
+
+
+def everything_in(folder: Path) -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def test_a_state_folder_with_other_things_is_refused(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "models"
+    shutil.copytree(tiny_bundle, mine / "tiny")
+    words = ["tune", str(tiny_bundle), "--max-latency-ms", "60000", *FEW, "--output", str(tmp_path / "out")]
+    before = everything_in(tmp_path)
+    assert main([*words, "--state", str(mine)]) == 1
+    assert "is not the folder of a tune" in capsys.readouterr().err
+    (mine / "state.json").write_text('{"progress": 3}')
+    assert main([*words, "--state", str(mine)]) == 1
+    assert "is not the state of a tune" in capsys.readouterr().err
+    (mine / "state.json").unlink()
+    assert everything_in(tmp_path) == before
+
+
+def test_what_others_put_into_the_state_folder_stays(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    words = ["tune", str(tiny_bundle), *FEW, "--output", str(tmp_path / "out"), "--state", str(folder)]
+    assert main([*words, "--max-latency-ms", "0.0001"]) == 1
+    shutil.copytree(tiny_bundle, folder / "bundles" / "mine")
+    (folder / "notes.txt").write_text("mine")
+    assert main([*words, "--max-latency-ms", "60000"]) == 0
+    assert {path.name for path in folder.iterdir()} == {"bundles", "notes.txt"}
+    assert everything_in(folder / "bundles" / "mine").keys() == {
+        folder / "bundles" / "mine" / path.name for path in tiny_bundle.iterdir()
+    }
+
+
+@pytest.mark.parametrize("which", ["bundle", "candidate", "output"])
+def test_what_must_stay_is_not_in_the_state_folder(
+    which: str, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inside = tmp_path / "state" / "tiny"
+    words = ["--max-latency-ms", "60000", *FEW, "--state", str(tmp_path / "state")]
+    if which != "output":
+        shutil.copytree(tiny_bundle, inside)
+    bundle = inside if which == "bundle" else tiny_bundle
+    output = inside if which == "output" else tmp_path / "out"
+    more = ["--candidates", str(inside)] if which == "candidate" else []
+    assert main(["tune", str(bundle), *words, "--output", str(output), *more]) == 1
+    assert "lies in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -192,7 +295,7 @@ def test_a_killed_tune_goes_on(tiny_bundle: Path, tmp_path: Path) -> None:
         (["--max-latency-ms", "9", "--candidates", "nowhere"], "neither a bundle directory nor a shipped bundle"),
         (["--max-latency-ms", "9", "--size", "32x64"], "needs --checkpoint"),
         (["--max-latency-ms", "9", "--quantize"], "needs --frames"),
-        (["--max-latency-ms", "9", "--checkpoint", "x.pth"], "give them as --size"),
+        (["--max-latency-ms", "9", "--checkpoint", "x.pth"], "give them as --size HxW, --prune FRACTION"),
         (["--max-latency-ms", "9", "--frames", "nowhere"], "is not a folder"),
         (["--max-latency-ms", "9", "--rounds", "2"], "at least 7"),
         (["--max-latency-ms", "9", "--backend", "torch2"], "known: "),

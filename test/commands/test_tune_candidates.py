@@ -1,0 +1,306 @@
+"""What `anomseg tune` makes of a bundle: sizes, pruned networks and int8; what of it is refused, and found again."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from network_contract import randomize
+from small_bundles import street_frames
+from tiny_runs import write_config, write_frames
+
+from anomseg_ros.bench.results import BenchReport, load_report
+from anomseg_ros.cli import main
+from anomseg_ros.commands.tune_candidates import Maker, add_making_options, usable_backends
+from anomseg_ros.compression.frames import split_frames
+from anomseg_ros.core.bundle import CONTRACT_FILE, load_bundle, save_bundle
+from anomseg_ros.export import ExportConfig, export_checkpoint
+from anomseg_ros.networks import build_network
+from anomseg_ros.networks.checkpoints import save_checkpoint
+
+CLASSES = 11  # CamVid's
+FEW = ["--rounds", "7", "--threads", "1", "--no-memory", "--backend", "onnxruntime"]
+NOTHING_FITS = ["--max-latency-ms", "0.0001"]
+ANYTHING_FITS = ["--max-latency-ms", "60000"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a bundle, its checkpoint, twelve frames of a street, and a few frames in CamVid's layout."""
+    folder = tmp_path_factory.mktemp("tune")
+    torch.manual_seed(0)
+    network = build_network("mide_net", CLASSES)
+    randomize(network)
+    save_checkpoint(folder / "whole.safetensors", network, {})
+    config = ExportConfig("whole", CLASSES, label_set="camvid", height_px=64, width_px=128)
+    export_checkpoint("mide_net", folder / "whole.safetensors", config, folder / "whole")
+    (folder / "frames").mkdir()
+    for index, frame in enumerate(street_frames(12)):
+        cv2.imwrite(str(folder / "frames" / f"{index}.png"), cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    write_frames(folder / "camvid")
+    return folder
+
+
+def arguments(place: Path, output: Path, *more: str) -> list[str]:
+    return ["tune", str(place / "whole"), *FEW, "--frames", str(place / "frames"), "--output", str(output), *more]
+
+
+def pruning(place: Path) -> list[str]:
+    return ["--checkpoint", str(place / "whole.safetensors"), "--prune", "0.5"]
+
+
+def evidence(folder: Path) -> BenchReport:
+    return load_report(folder / "evidence.json")
+
+
+def made(state: Path) -> dict[str, Path]:
+    return {path.parent.name: path.parent for path in state.glob("bundles/*/*/bundle.yaml")}
+
+
+def stamps(state: Path) -> dict[str, int]:
+    return {name: (path / CONTRACT_FILE).stat().st_mtime_ns for name, path in made(state).items()}
+
+
+def names(report: BenchReport) -> list[str]:
+    return [entry.title.partition(",")[0] for entry in report.entries]
+
+
+def reasons(report: BenchReport) -> dict[str, str]:
+    return {one["what"]: one["reason"] for one in report.settings["left_out"]}
+
+
+WHOLE = ["whole", "whole-32x64", "whole-pruned50", "whole-32x64-pruned50"]
+
+
+@pytest.mark.slow
+def test_sizes_pruned_networks_and_int8_of_all(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.read_bytes() for path in (place / "whole").iterdir()}
+    words = arguments(place, tmp_path / "out", *pruning(place), "--size", "32x64")
+    state = tmp_path / "out.tune"
+    # A network with half of its channels, not trained again, is beyond what pruning may cost.
+    assert main([*words, *NOTHING_FITS]) == 1
+    assert "up to 8 candidates: 1 bundle(s) and 7 to be made" in capsys.readouterr().err
+    report = evidence(state)
+    assert names(report) == ["whole fp32", "whole-32x64 fp32", "whole int8", "whole-32x64 int8"]
+    left = reasons(report)
+    assert set(left) == {"whole-pruned50", "whole-32x64-pruned50"}
+    assert "too far from its parent: " in left["whole-pruned50"] and "--accept-drift" in left["whole-pruned50"]
+    assert any("left out: whole-pruned50" in warning for warning in report.warnings)
+    first = stamps(state)
+    # Accepted, it is measured, with int8 of it; what is there is not made again.
+    assert main([*words, *NOTHING_FITS, "--accept-drift"]) == 1
+    report = evidence(state)
+    assert names(report) == [f"{name} {precision}" for precision in ("fp32", "int8") for name in WHOLE]
+    assert reasons(report) == {} and len(report.times_ms) == 7 and len(report.times_ms[0]) == 8
+    assert first.items() <= stamps(state).items() and len(made(state)) == 7
+    # Not accepted any more, it is out again, although it is there; so is its int8.
+    assert main([*words, *ANYTHING_FITS]) == 0
+    report = evidence(tmp_path / "out")
+    assert len(report.entries) == 4 and set(reasons(report)) == set(left)
+    assert "pruned" not in report.settings["chosen"]
+    assert not state.exists() and before == {path: path.read_bytes() for path in (place / "whole").iterdir()}
+
+
+@pytest.mark.slow
+def test_the_pruned_network_is_chosen_where_only_that_is_fast_enough(place: Path, tmp_path: Path) -> None:
+    words = arguments(place, tmp_path / "out", *pruning(place), "--no-quantize", "--accept-drift", "--size", "32x64")
+    assert main([*words, *NOTHING_FITS]) == 1
+    state = json.loads((tmp_path / "out.tune" / "state.json").read_text())
+    # As if all but the small pruned one, which is measured last, were slow.
+    for row in state["rounds"]:
+        row.update(dict.fromkeys(list(row)[:3], 9000.0))
+    (tmp_path / "out.tune" / "state.json").write_text(json.dumps(state))
+    assert main([*words, "--max-latency-ms", "5000"]) == 0
+    bundle = load_bundle(tmp_path / "out")
+    assert bundle.contract.name == "whole-32x64-pruned50" and bundle.contract.input.height_px == 32
+    # With its weights, from which it can be exported again, and all that was done and asked.
+    assert set(bundle.contract.files) == {"model.onnx", "checkpoint.safetensors", "evidence.json", "evidence.svg"}
+    assert bundle.contract.compression["settings"]["fraction"] == 0.5
+    assert bundle.contract.compression["parent"]["name"] == "whole-32x64"
+    assert bundle.contract.compression["tuned"]["candidates"] == 4
+
+
+def doctor(bundle: Path, agreement: float) -> None:
+    """Change the label agreement that a bundle says of itself."""
+    contract = yaml.safe_load((bundle / CONTRACT_FILE).read_text())
+    contract["compression"]["drift"]["label_agreement"] = agreement
+    (bundle / CONTRACT_FILE).write_text(yaml.safe_dump(contract))
+
+
+@pytest.mark.slow
+def test_an_int8_bundle_that_was_accepted_once_is_judged_again(place: Path, tmp_path: Path) -> None:
+    words = arguments(place, tmp_path / "out", *NOTHING_FITS)
+    state = tmp_path / "out.tune"
+    assert main([*words, "--accept-drift"]) == 1
+    doctor(made(state)["whole-int8"], 0.9)
+    first = stamps(state)
+    assert main(words) == 1
+    assert names(evidence(state)) == ["whole"]
+    assert "labels agree in 90.00%" in reasons(evidence(state))["whole in int8"]
+    assert main([*words, "--accept-drift"]) == 1
+    assert names(evidence(state)) == ["whole fp32", "whole int8"]
+    assert stamps(state) == first  # found, not made again
+
+
+@pytest.mark.slow
+def test_a_tune_that_ended_while_bundles_were_made_goes_on(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from anomseg_ros.commands import quantize
+
+    def killed(argv: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    words = arguments(place, tmp_path / "out", *pruning(place), "--accept-drift")
+    with monkeypatch.context() as patch:
+        patch.setattr(quantize, "main", killed)
+        with contextlib.suppress(KeyboardInterrupt):
+            assert main([*words, *NOTHING_FITS]) != 0
+    state = tmp_path / "out.tune"
+    first = stamps(state)
+    assert list(first) == ["whole-pruned50"]
+    assert main([*words, *NOTHING_FITS]) == 1
+    assert first.items() <= stamps(state).items()
+    assert set(stamps(state)) == {"whole-pruned50", "whole-int8", "whole-pruned50-int8"}
+
+
+@pytest.mark.slow
+def test_a_pruned_network_is_fine_tuned(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    run = {"epochs": 1, "ema_decay": 0.5}
+    recipe = write_config(tmp_path / "tune.yaml", "", run=run, optimizer={"kind": "adamw"})
+    words = arguments(place, tmp_path / "out", *pruning(place), "--fine-tune", str(recipe), "--size", "32x64")
+    words += ["--data", str(place / "camvid"), "--no-quantize", "--accept-drift"]
+    assert main([*words, *NOTHING_FITS]) == 1
+    folder = made(tmp_path / "out.tune")
+    kept = [load_bundle(folder[name]).contract.compression["settings"]["fine_tune"] for name in WHOLE[2:]]
+    # Trained once, for both sizes.
+    assert kept[0]["steps"] == 3 and kept[0] == kept[1]
+    assert [path.name for path in tmp_path.glob("out.tune/bundles/*/*.fine-tune")] == ["whole-pruned50.fine-tune"]
+    assert main([*words, *ANYTHING_FITS]) == 0
+    assert not (tmp_path / "out.tune").exists()
+
+
+@pytest.mark.slow
+def test_frames_bring_int8_only_where_there_are_enough(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    for index in range(9):
+        shutil.copy(place / "frames" / f"{index}.png", few)
+    words = ["tune", str(place / "whole"), *FEW, "--frames", str(few), "--output", str(tmp_path / "out")]
+    assert main([*words, "--quantize", *ANYTHING_FITS]) == 1
+    assert "holds 9 frame(s); --quantize needs at least 10" in capsys.readouterr().err
+    assert not (tmp_path / "out.tune").exists()
+    assert main([*words, *ANYTHING_FITS]) == 0
+    report = evidence(tmp_path / "out")
+    assert names(report) == ["whole"] and "holds 9 frame(s)" in reasons(report)["int8"]
+    (few / "9.png").write_text("no picture")
+    assert main([*words, "--overwrite", *ANYTHING_FITS]) == 1
+    assert "9.png" in capsys.readouterr().err
+
+
+def test_frames_to_judge_int8_by_are_not_those_it_is_calibrated_on(place: Path) -> None:
+    args = argparse.ArgumentParser()
+    add_making_options(args)
+    args.add_argument("--frames", type=Path)
+    args.set_defaults(dataset=[])
+    given = args.parse_args(["--frames", str(place / "frames")])
+    frames = Maker(given, place / "whole", [place / "whole"]).unseen_frames()
+    split = split_frames([str(place / "frames")], 16, 16)
+    assert len(frames) == len(split.held_out) == 3
+    assert not any(np.array_equal(one, other) for one in frames for other in split.calibration)
+    none = args.parse_args(["--frames", str(place / "frames"), "--no-quantize"])
+    assert Maker(none, place / "whole", [place / "whole"]).unseen_frames() == []
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (["--prune", "0.5"], "--checkpoint"),
+        (["--prune", "30", "--checkpoint", "WEIGHTS"], "more than 0 and less than 1"),
+        (["--prune", "0", "--checkpoint", "WEIGHTS"], "more than 0 and less than 1"),
+        (["--prune", "0.5", "--checkpoint", "nowhere.pth"], "nowhere.pth does not exist"),
+        (["--prune", "0.5", "--checkpoint", "FRAME"], "is not what bundle"),
+        (["--size", "32x64", "--checkpoint", "FRAME"], "is not what bundle"),
+        (["--fine-tune", "mide_net-camvid"], "--prune FRACTION"),
+        (["--data", "."], "--fine-tune CONFIG"),
+        (["--prune", "0.5", "--checkpoint", "WEIGHTS", "--fine-tune", "mide_net-camvi"], "mide_net-camvid"),
+    ],
+)
+def test_what_cannot_be_made_is_one_line_before_anything_is(
+    extra: list[str], said: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = {"WEIGHTS": place / "whole.safetensors", "FRAME": place / "frames" / "0.png"}
+    words = [str(known.get(word, word)) for word in extra]
+    assert main(arguments(place, tmp_path / "out", *words, *ANYTHING_FITS)) == 1
+    err = capsys.readouterr().err
+    assert said in err and "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_int8_is_not_judged_by_what_it_is_calibrated_on(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    camvid = write_frames(tmp_path / "camvid", validation_frames=12)
+    words = ["tune", str(place / "whole"), *FEW, "--dataset", f"camvid={camvid}:val", "--allow-partial"]
+    words += ["--frames", str(camvid / "val"), "--output", str(tmp_path / "out"), *ANYTHING_FITS]
+    assert main([*words, "--quantize"]) == 1
+    assert "frames to calibrate on" in capsys.readouterr().err
+    assert main(words) == 0
+    report = evidence(tmp_path / "out")
+    assert names(report) == ["whole"] and "frames to calibrate on" in reasons(report)["int8"]
+
+
+def test_pruning_needs_frames(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["tune", str(place / "whole"), *pruning(place), *ANYTHING_FITS, "--output", str(tmp_path / "out")]
+    assert main(words) == 1
+    assert "--prune needs --frames" in capsys.readouterr().err
+
+
+def test_backends_are_those_that_run_a_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    assert usable_backends([tiny_bundle], False) == (("onnxruntime", "openvino"), [])
+    both = with_program(tiny_bundle, tmp_path / "both", b"no program", keep_graph=True)
+    assert usable_backends([tiny_bundle, both], False) == (("onnxruntime", "openvino", "torch"), [])
+    alone = with_program(tiny_bundle, tmp_path / "alone", b"no program", keep_graph=False)
+    assert usable_backends([alone], False) == (("torch",), [])
+    assert usable_backends([alone], True)[0] == ("onnxruntime", "openvino", "torch")
+
+
+def test_a_backend_that_is_not_installed_is_named(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.delitem(sys.modules, "anomseg_ros.backends.openvino", raising=False)
+    found, (missing,) = usable_backends([tiny_bundle], False)
+    assert found == ("onnxruntime",) and missing.what == "backend openvino" and "pip install" in missing.reason
+
+
+def with_program(bundle: Path, output: Path, program: bytes, keep_graph: bool) -> Path:
+    """Return a copy of a bundle with a model.pt2 of that content."""
+    contract = load_bundle(bundle).contract
+    path = output.with_name("model.pt2")
+    path.write_bytes(program)
+    files = {"model.onnx": bundle / "model.onnx"} if keep_graph else {}
+    save_bundle(contract, {**files, "model.pt2": path}, output)
+    return output
+
+
+@pytest.mark.slow
+def test_a_candidate_that_cannot_run_does_not_end_the_others(tiny_bundle: Path, tmp_path: Path) -> None:
+    both = with_program(tiny_bundle, tmp_path / "both", b"no program", keep_graph=True)
+    words = ["tune", str(both), *ANYTHING_FITS, "--rounds", "7", "--no-memory", "--output", str(tmp_path / "out")]
+    assert main([*words, "--backend", "onnxruntime", "torch"]) == 0
+    report = evidence(tmp_path / "out")
+    assert {entry.backend for entry in report.entries} == {"onnxruntime"}
+    left = reasons(report)
+    assert left and all(", torch, " in what for what in left) and all("model.pt2" in said for said in left.values())
