@@ -1,4 +1,4 @@
-"""What the tests of `anomseg prune` and `anomseg compress` work on."""
+"""What the tests of `anomseg prune`, `compress` and `tune` work on."""
 
 from __future__ import annotations
 

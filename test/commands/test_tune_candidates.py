@@ -9,13 +9,10 @@ import shutil
 import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
-import torch
 import yaml
-from network_contract import randomize
-from small_bundles import street_frames
+from pruning_place import make_place
 from tiny_runs import write_config, write_frames
 
 from anomseg_ros.bench.results import BenchReport, load_report
@@ -23,11 +20,7 @@ from anomseg_ros.cli import main
 from anomseg_ros.commands.tune_candidates import Maker, add_making_options, usable_backends
 from anomseg_ros.compression.frames import split_frames
 from anomseg_ros.core.bundle import CONTRACT_FILE, load_bundle, save_bundle
-from anomseg_ros.export import ExportConfig, export_checkpoint
-from anomseg_ros.networks import build_network
-from anomseg_ros.networks.checkpoints import save_checkpoint
 
-CLASSES = 11  # CamVid's
 FEW = ["--rounds", "7", "--threads", "1", "--no-memory", "--backend", "onnxruntime"]
 NOTHING_FITS = ["--max-latency-ms", "0.0001"]
 ANYTHING_FITS = ["--max-latency-ms", "60000"]
@@ -36,18 +29,7 @@ ANYTHING_FITS = ["--max-latency-ms", "60000"]
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a bundle, its checkpoint, twelve frames of a street, and a few frames in CamVid's layout."""
-    folder = tmp_path_factory.mktemp("tune")
-    torch.manual_seed(0)
-    network = build_network("mide_net", CLASSES)
-    randomize(network)
-    save_checkpoint(folder / "whole.safetensors", network, {})
-    config = ExportConfig("whole", CLASSES, label_set="camvid", height_px=64, width_px=128)
-    export_checkpoint("mide_net", folder / "whole.safetensors", config, folder / "whole")
-    (folder / "frames").mkdir()
-    for index, frame in enumerate(street_frames(12)):
-        cv2.imwrite(str(folder / "frames" / f"{index}.png"), cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-    write_frames(folder / "camvid")
-    return folder
+    return make_place(tmp_path_factory.mktemp("tune"))
 
 
 def arguments(place: Path, output: Path, *more: str) -> list[str]:
