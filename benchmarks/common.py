@@ -19,19 +19,16 @@ def machine_description() -> dict[str, Any]:
     return {**describe_machine(), "packages": package_versions()}
 
 
-def origin() -> dict[str, Any]:
-    """Return when, how and where something is measured: date, command without paths of this machine, machine."""
+def write_result(name: str, result: dict[str, Any]) -> Path:
+    """Write benchmarks/results/NAME.json: the result with the machine, the command and the date; return its path."""
     arguments = [Path(part).name if os.path.isabs(part) else part for part in sys.argv[1:]]
-    return {
+    document = {
+        "benchmark": name,
         "date": datetime.date.today().isoformat(),
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments]),
         "machine": machine_description(),
+        **result,
     }
-
-
-def write_result(name: str, result: dict[str, Any]) -> Path:
-    """Write benchmarks/results/NAME.json: the result with the machine, the command and the date; return its path."""
-    document = {"benchmark": name, **origin(), **result}
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     part = path.with_suffix(".json.part")

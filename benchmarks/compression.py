@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, origin, write_result
+from common import RESULTS, write_result
 from compression_table import SETS, as_markdown
 
 from anomseg_ros.backends import open_detector
@@ -107,9 +107,7 @@ def main() -> None:
     cases = [case for case in CASES if case.network in args.networks]
     if args.trained is not None:
         cases.append(Case("erfnet", None, "ERFNet", run=args.trained))
-    # Networks may be measured in runs of their own: each says in which.
-    run = {"threads": args.threads, **origin()}
-    rows = {case.key: {**measure(case, args.work / case.key, args.rounds, args.threads), **run} for case in cases}
+    rows = {case.key: measure(case, args.work / case.key, args.rounds, args.threads) for case in cases}
     path = RESULTS / "compression.json"
     kept = json.loads(path.read_text())["networks"] if path.is_file() else {}
     networks = {**kept, **rows}
@@ -133,7 +131,8 @@ def measure(case: Case, folder: Path, rounds: int, threads: int) -> dict[str, An
                 rows[title]["label_agreement"] = agreement(folder, made["float"].bundle, row.bundle, engine)
     size = load_bundle(made["float"].bundle).contract.input
     found = {"weights": "random" if not case.trained else case.file or "trained on CamVid", "score": case.score}
-    return {**found, "network": case.network, "size": f"{size.height_px}x{size.width_px}", "rows": rows}
+    found |= {"network": case.network, "size": f"{size.height_px}x{size.width_px}", "threads": threads}
+    return {**found, "timed": timed_by(folder, threads) if rounds else None, "rows": rows}
 
 
 def published_rows(case: Case, checkpoint: Path, folder: Path) -> dict[str, Row]:
@@ -227,6 +226,12 @@ def times(
         found[title] = {"as_eager": next(iter(entry["speedup"].values()), {}), "rounds": entry["rounds"]}
         found[title] |= {"file_bytes": entry["file_bytes"], "p50_ms": entry["latency_ms"]["p50"]}
     return found
+
+
+def timed_by(folder: Path, threads: int) -> dict[str, Any]:
+    """Return when and on what a network was timed, which may have been in another run than its neighbours."""
+    report = json.loads((folder / f"bench{threads}.json").read_text())
+    return {name: report[name] for name in ("created", "machine", "versions")}
 
 
 def counted(bundle: Path) -> dict[str, Any]:

@@ -53,10 +53,11 @@ sub.Tensor sum.dim_IntList to.dtype upsample_bilinear2d.vec upsample_nearest2d.v
 _ALIKE = """
 adaptive_avg_pool2d.default amin.default bitwise_and.Tensor bitwise_or.Tensor clamp.default clone.default
 contiguous.default detach.default expand.default flatten.using_ints ge.Scalar gt.Scalar le.Scalar logical_and.default
-logical_not.default logical_or.default lt.Scalar max.dim mul.Scalar ne.Scalar relu_.default softmax.int squeeze.dim
-transpose.int unsqueeze.default view.default
+logical_not.default logical_or.default lt.Scalar matmul.default max.dim mul.Scalar ne.Scalar ones.default relu_.default
+softmax.int squeeze.dim transpose.int unsqueeze.default view.default
 """
-"""What another version of torch may write for the same: arithmetic and shapes of tensors, nothing else."""
+"""What another version of torch, or an earlier one of this package, may write for the same: arithmetic and shapes of
+tensors, nothing else."""
 _INT8 = "quantize_per_tensor quantize_per_channel dequantize_per_tensor dequantize_per_channel"
 OPERATORS = frozenset(
     [f"torch.ops.aten.{name}" for name in (_WRITTEN + _ALIKE).split()]
@@ -221,7 +222,7 @@ def _typed(*types: type) -> Check:
 
 def _operator(where: str, value: Any) -> None:
     if not isinstance(value, str) or value not in OPERATORS:
-        raise _Foreign(f"the program calls {value!r:.100}, which none of ours does")
+        raise _Foreign(f"the program calls {value!r:.100}, which is none of the operators that only compute")
 
 
 def _not_pickled(where: str, value: Any) -> None:

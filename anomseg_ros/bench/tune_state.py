@@ -181,8 +181,9 @@ def measure_together(
     Rounds that one of them missed are no comparison: with a new candidate, all of them run again. Returns the
     candidates that can run, and those that cannot with the reason.
     """
+    candidates, twice = _once_each(candidates)
     if len(state.rounds_of(candidates)) >= rounds:
-        return list(candidates), []
+        return candidates, twice
     with ExitStack() as stack:
         runners, failed = _open_each(candidates, frames, stack, progress)
         usable = list(runners)
@@ -198,7 +199,18 @@ def measure_together(
                 on_round=partial(state.add_round, usable),
                 progress=progress,
             )
-    return usable, failed
+    return usable, twice + failed
+
+
+def _once_each(candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[LeftOut]]:
+    """Return those that differ in more than their names, which is all that a time depends on, and the others."""
+    first: dict[str, Candidate] = {}
+    twice = []
+    for candidate in candidates:
+        known = first.setdefault(candidate_key(candidate), candidate)
+        if known is not candidate:
+            twice.append(LeftOut(candidate.title, f"it is the same as {known.title}"))
+    return list(first.values()), twice
 
 
 def _open_each(

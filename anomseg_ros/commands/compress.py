@@ -20,6 +20,8 @@ from anomseg_ros.core.resources import find_bundle, share_directories
 from anomseg_ros.errors import BundleError, ConfigError, closest_first
 
 RECIPE_FOLDER = "config/compress"
+COMMAND = "anomseg compress "
+"""What the command lines in the provenance of bundles begin with."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
         quantize.require_float(original)
         _check_frames(args, recipe.quantize)
     if recipe.prune is not None:
-        parent = _pruned(args, recipe, recipe.prune, original, shlex.join(["anomseg", "compress", *argv]))
+        parent = _pruned(args, recipe, recipe.prune, original, COMMAND + shlex.join(argv))
     if recipe.quantize is None:
         return 0
     words = _quantize_arguments(args, recipe.quantize, parent.directory)
@@ -41,23 +43,29 @@ def main(argv: Sequence[str]) -> int:
 
 def _pruned(args: argparse.Namespace, recipe: Recipe, config: PruneConfig, original: Bundle, command: str) -> Bundle:
     """Return what the first step makes, tell of it; one that an ended run of this recipe left is replaced."""
-    output = args.output
+    output, step = args.output, recipe.fine_tune
+    tuning = None if step is None else FineTune(step.config, (*step.set, *args.set))
     if recipe.quantize is not None:
         output = pruned_folder(args.output)
-        args = argparse.Namespace(**{**vars(args), "overwrite": args.overwrite or _is_ours(output, original, config)})
+        overwrite = args.overwrite or _is_ours(output, original, config, tuning)
+        args = argparse.Namespace(**{**vars(args), "overwrite": overwrite})
     check_output(args, original, output)
-    step = recipe.fine_tune
-    tuning = None if step is None else FineTune(step.config, (*step.set, *args.set))
     pruned = prune_bundle(args, original, config, tuning, output, command)
     print_pruned(pruned, original, config, args)
     return pruned
 
 
-def _is_ours(output: Path, original: Bundle, config: PruneConfig) -> bool:
+def _is_ours(output: Path, original: Bundle, config: PruneConfig, tuning: FineTune | None) -> bool:
+    """Return whether a bundle is what this command would make anew: one by hand may have been trained for days."""
     try:
-        return is_pruned_from(load_bundle(output), original, config)
+        bundle = load_bundle(output)
     except BundleError:
         return False
+    if not (bundle.contract.provenance.command or "").startswith(COMMAND):
+        return False
+    kept = bundle.contract.compression["settings"].get("fine_tune")
+    same = kept is None if tuning is None else kept is not None and kept["set"] == list(tuning.set)
+    return same and is_pruned_from(bundle, original, config)
 
 
 def _check_frames(args: argparse.Namespace, step: QuantizeStep) -> None:

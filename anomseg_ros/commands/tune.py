@@ -52,6 +52,9 @@ from anomseg_ros.errors import BundleError, ConfigError, DatasetError, MetricErr
 from anomseg_ros.evaluation.evaluate import Request, evaluate
 from anomseg_ros.evaluation.machine import describe_machine, package_versions
 
+MANY = 24
+"""Candidates that are many to have in memory together, some 100 MiB each."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -210,12 +213,14 @@ def _state_folder(args: argparse.Namespace) -> Path:
 
 
 def _check_apart(folder: Path, kept: Sequence[Path]) -> None:
-    """Refuse a state folder with what must outlive it inside."""
+    """Refuse a state folder with what must outlive it inside, and one inside a bundle."""
     for path in kept:
         if folder.resolve() in (path.resolve(), *path.resolve().parents):
             raise ConfigError(
                 f"{path} lies in {folder}, where this tune keeps what it deletes at the end; give another --state"
             )
+        if path.resolve() in folder.resolve().parents:
+            raise ConfigError(f"--state {folder} lies in the bundle {path}, where nothing is put; give another folder")
 
 
 def _made(plan: Plan, maker: Maker, state: TuneState) -> list[Path]:
@@ -234,7 +239,8 @@ def _measured(
 ) -> tuple[list[Candidate], list[LeftOut]]:
     """Measure all candidates in turns; return those that can run, and the others with the reason."""
     candidates = plan.candidates(made)
-    _tell(f"{len(candidates)} candidates, {plan.rounds} rounds in which they take turns")
+    fewer = "; all are in memory together: fewer by --backend and --threads" if len(candidates) > MANY else ""
+    _tell(f"{len(candidates)} candidates, {plan.rounds} rounds in which they take turns{fewer}")
     usable, failed = measure_together(candidates, plan.frames, plan.rounds, state, lines)
     if not usable:
         reasons = "; ".join(f"{one.what}: {one.reason}" for one in failed)

@@ -16,7 +16,7 @@ from anomseg_ros.backends import BACKENDS, known_providers
 from anomseg_ros.bench.candidates import PROGRAM_FILES
 from anomseg_ros.bench.measure import MAX_FRAMES
 from anomseg_ros.bench.tune_state import LeftOut
-from anomseg_ros.commands.bench import resized, size_of
+from anomseg_ros.commands.bench import backends, resized, size_of
 from anomseg_ros.core.bundle import CONTRACT_FILE, GRAPH_FILE, Bundle, load_bundle, sha256_of
 from anomseg_ros.core.image_files import image_files
 from anomseg_ros.core.schema import from_plain
@@ -58,6 +58,7 @@ def add_making_options(parser: argparse.ArgumentParser) -> None:
 
 def check_making(args: argparse.Namespace, source: Bundle) -> None:
     """Refuse options that cannot work before anything is made."""
+    _check_engines(args)
     if args.size and args.checkpoint is None:
         raise ConfigError(
             "--size needs --checkpoint: a bundle has one input size, another is exported from the weights"
@@ -78,6 +79,19 @@ def check_making(args: argparse.Namespace, source: Bundle) -> None:
         from anomseg_ros.compression.reexport import require_same_checkpoint  # imports torch
 
         require_same_checkpoint(source, args.checkpoint)
+
+
+def _check_engines(args: argparse.Namespace) -> None:
+    """Make no graphs for backends of which none runs one."""
+    chosen = () if args.backend is None else backends(args.backend)
+    if not chosen or any(PROGRAM_FILES.get(name, GRAPH_FILE) == GRAPH_FILE for name in chosen):
+        return
+    if args.size or args.prune or args.quantize:
+        raise ConfigError(
+            f"--size, --prune and --quantize make ONNX graphs, which {', '.join(chosen)} does not run; add "
+            "onnxruntime or openvino to --backend"
+        )
+    args.quantize = False
 
 
 def _check_pruning(args: argparse.Namespace, source: Bundle) -> None:

@@ -48,18 +48,30 @@ def test_prune_then_quantize(place: Path, tmp_path: Path) -> None:
 
 
 def test_an_ended_run_goes_on(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The second step refuses; the float bundle that it leaves is no obstacle to the same recipe, but to another."""
-    steps = {"prune": {"fraction": 0.25}, "quantize": {"keep_float": "none"}}
-    recipe = write_recipe(tmp_path / "r.yaml", **steps)
-    words = ["compress", recipe, *arguments(place, tmp_path / "out", "--rounds", "0", "--allow-few")]
-    loose = ["--label-agreement", "0.05", "--rank-correlation", "0"]
-    float_words = ["prune", *arguments(place, tmp_path / "out-float", "--rounds", "0", "--fraction", "0.25", *loose)]
-    assert main(float_words) == 0
-    other = write_recipe(tmp_path / "other.yaml", **{**steps, "prune": {"fraction": 0.5}})
-    assert main(["compress", other, *words[2:], *loose]) == 1
+    """The second step fails; the float bundle that it leaves is no obstacle to the same pruning, but to another."""
+    words = [*arguments(place, tmp_path / "out", "--rounds", "0", "--allow-few", "--accept-drift")]
+
+    def compress(fraction: float, keep_float: str) -> int:
+        steps = {"prune": {"fraction": fraction}, "quantize": {"keep_float": keep_float}}
+        return main(["compress", write_recipe(tmp_path / "r.yaml", **steps), *words])
+
+    assert compress(0.25, "no_such_layer") == 1
+    assert "no layer 'no_such_layer'" in capsys.readouterr().err
+    assert load_bundle(tmp_path / "out-float").contract.precision == "fp32"
+    assert compress(0.5, "none") == 1
     assert "out-float" in capsys.readouterr().err
-    assert main([*words, *loose]) == 0
+    assert compress(0.25, "none") == 0
     assert load_bundle(tmp_path / "out").contract.precision == "int8"
+
+
+def test_a_bundle_pruned_by_hand_is_not_replaced(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    by_hand = arguments(place, tmp_path / "out-float", "--rounds", "0", "--fraction", "0.25", "--accept-drift")
+    assert main(["prune", *by_hand]) == 0
+    recipe = write_recipe(tmp_path / "r.yaml", prune={"fraction": 0.25}, quantize={"keep_float": "none"})
+    assert main(["compress", recipe, *arguments(place, tmp_path / "out", "--allow-few", "--accept-drift")]) == 1
+    assert "out-float" in capsys.readouterr().err
 
 
 def test_given_bounds_hold_in_the_int8_step(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -283,6 +283,28 @@ def test_what_must_stay_is_not_in_the_state_folder(
     assert "lies in" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("which", ["bundle", "output"])
+def test_the_state_folder_is_in_no_bundle(
+    which: str, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    before = everything_in(tmp_path)
+    words = ["tune", str(bundle), "--max-latency-ms", "60000", *FEW, "--output", str(tmp_path / "output")]
+    assert main([*words, "--state", str(tmp_path / which / "state")]) == 1
+    assert "lies in the bundle" in capsys.readouterr().err
+    assert everything_in(tmp_path) == before
+
+
+def test_the_same_graph_twice_is_one_candidate(tiny_bundle: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_bundle, tmp_path / "copy")
+    words = ["tune", str(tiny_bundle), "--max-latency-ms", "60000", *FEW, "--output", str(tmp_path / "out")]
+    assert main([*words, "--candidates", str(copy)]) == 0
+    report = load_report(tmp_path / "out" / "evidence.json")
+    assert len(report.entries) == 1
+    (left,) = report.settings["left_out"]
+    assert "it is the same as" in left["reason"]
+
+
 @pytest.mark.parametrize(
     ("extra", "said"),
     [

@@ -286,3 +286,14 @@ def test_a_candidate_that_cannot_run_does_not_end_the_others(tiny_bundle: Path, 
     assert {entry.backend for entry in report.entries} == {"onnxruntime"}
     left = reasons(report)
     assert left and all(", torch, " in what for what in left) and all("model.pt2" in said for said in left.values())
+
+
+def test_no_graphs_are_made_for_a_backend_that_runs_none(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*arguments(place, tmp_path / "out", *ANYTHING_FITS), "--backend", "torch"]
+    assert main([*words, *pruning(place)]) == 1
+    assert "which torch does not run; add onnxruntime or openvino" in capsys.readouterr().err
+    assert main(words) == 1  # int8 that nobody asked for is not made either
+    assert "none of the bundles can run on torch" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
