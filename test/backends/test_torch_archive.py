@@ -232,7 +232,7 @@ def one_operator(target: str) -> Callable[[Members], object]:
 )
 def test_other_operators_are_refused(target: Any, program: Path, tmp_path: Path) -> None:
     bad = rewritten(program, tmp_path / "bad.pt2", one_operator(target))
-    with pytest.raises(BackendError, match=r"the program calls .*, which is none of the operators that only compute; expected the program"):
+    with pytest.raises(BackendError, match=r"the program calls .*, which is none of .*; expected the program"):
         read_plain_program(bad)
 
 
