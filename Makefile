@@ -25,7 +25,7 @@ soak: $(STAMP)
 
 # Speed comparisons, each a ratio in one run, written to benchmarks/results. compression takes an hour on two cores.
 benchmarks: $(STAMP)
-	cd benchmarks && for each in frame_path mide_formulation shared_memory metrics_speed train_step compression; do ../$(BIN)/python $$each.py || exit 1; done
+	cd benchmarks && for each in frame_path mide_formulation shared_memory metrics_speed train_step strips compression; do ../$(BIN)/python $$each.py || exit 1; done
 
 $(STAMP): setup.py setup.cfg constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

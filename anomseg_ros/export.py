@@ -212,7 +212,7 @@ class StripGraph(DetectorGraph):
     """The same computation for engines that run one operator after another: full-size logits, labels and scores strip
     by strip, see networks/strips.py, and PReLUs of one slope as leaky ReLUs.
 
-    ONNX Runtime computes a leaky ReLU within the convolution before it; its PRelu took half of ENet's time.
+    ONNX Runtime computes a leaky ReLU within the convolution before it; its PRelu took a sixth of ENet's time.
     """
 
     def __init__(self, network: SegmentationNetwork, config: ExportConfig) -> None:

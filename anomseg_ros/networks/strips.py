@@ -3,8 +3,7 @@
 What follows the logits, labels and scores, goes over C values per pixel several times. A whole frame of them, 40 MB at
 512x1024 with 20 classes, comes from memory each time; a strip stays in the processor's cache. And with the classes of
 one pixel row side by side, (rows, C, columns), engines reduce over them two to three times as fast as over the first
-axis of (C, rows, columns). Measured with ONNX Runtime, 2 threads, 512x1024, eightfold upsampling to labels and void
-score: 8.6 ms a frame in strips, 15.2 with Resize and the rest on the whole.
+axis of (C, rows, columns). benchmarks/strips.py measures both.
 """
 
 from __future__ import annotations
