@@ -11,7 +11,7 @@ from anomseg_ros.commands import options, quantize
 from anomseg_ros.commands.drift_options import given_bounds
 from anomseg_ros.commands.fine_tune import FineTune
 from anomseg_ros.commands.prune import add_common_options, check_output, print_pruned, prune_bundle
-from anomseg_ros.compression.frames import check_split
+from anomseg_ros.compression.frames import draw_split
 from anomseg_ros.compression.prune import PruneConfig
 from anomseg_ros.compression.pruned_bundle import is_pruned_from
 from anomseg_ros.compression.recipe import QuantizeStep, Recipe, load_recipe
@@ -63,14 +63,14 @@ def _is_ours(output: Path, original: Bundle, config: PruneConfig, tuning: FineTu
         return False
     if not (bundle.contract.provenance.command or "").startswith(COMMAND):
         return False
-    kept = bundle.contract.compression["settings"].get("fine_tune")
+    kept = bundle.contract.compression.get("settings", {}).get("fine_tune")
     same = kept is None if tuning is None else kept is not None and kept["set"] == list(tuning.set)
     return same and is_pruned_from(bundle, original, config)
 
 
 def _check_frames(args: argparse.Namespace, step: QuantizeStep) -> None:
     """Refuse frames that int8 cannot be calibrated on before the hours that come first."""
-    check_split(
+    draw_split(
         args.frames,
         step.calibration_frames,
         args.held_out_frames,

@@ -41,23 +41,22 @@ def tolerance(args: argparse.Namespace, limits: Tolerance | None = None) -> Tole
 
     Raises ConfigError for shares outside 0 to 1 and for points that are no number or below 0.
     """
-    limits = limits or Tolerance()
-    given = {POINTS.get(name, name): getattr(args, name) for name in (*SHARES, *POINTS)}
-    for name in (*SHARES, *POINTS):
-        value = getattr(args, name)
-        if value is None:
-            continue
+    given = _given(args)
+    for name, value in given.items():
         if name in SHARES and not 0 <= value <= 1:
             raise ConfigError(f"{_option(name)} {value:g}: expected 0 to 1")
         if not (math.isfinite(value) and value >= 0):
             raise ConfigError(f"{_option(name)} {value:g}: expected points, 0 or more; --accept-drift lifts all bounds")
-    return replace(limits, **{name: value for name, value in given.items() if value is not None})
+    return replace(limits or Tolerance(), **{POINTS.get(name, name): value for name, value in given.items()})
 
 
 def given_bounds(args: argparse.Namespace) -> list[str]:
     """Return the bounds that were given, as command-line options again."""
-    given = {name: getattr(args, name) for name in (*SHARES, *POINTS)}
-    return [f"{_option(name)}={value!r}" for name, value in given.items() if value is not None]
+    return [f"{_option(name)}={value!r}" for name, value in _given(args).items()]
+
+
+def _given(args: argparse.Namespace) -> dict[str, float]:
+    return {name: value for name in (*SHARES, *POINTS) if (value := getattr(args, name)) is not None}
 
 
 def _option(name: str) -> str:

@@ -318,14 +318,14 @@ def _pruned_name(parent: Bundle, fraction: float) -> str:
 
 def _why_no_int8(args: argparse.Namespace) -> str:
     """Return why the frames are none to quantize by, "" where they are."""
-    from anomseg_ros.compression.frames import FEWEST_CALIBRATION, FEWEST_HELD_OUT, check_split
+    from anomseg_ros.compression.frames import FEWEST_CALIBRATION, FEWEST_HELD_OUT, draw_split
 
     found, needed = len(image_files(args.frames)), FEWEST_CALIBRATION + FEWEST_HELD_OUT
     if found < needed:
         return f"{args.frames} holds {found} frame(s); --quantize needs at least {needed}, better 32"
     try:
         # What a dataset says of frames that were calibrated on is not what others would.
-        check_split([str(args.frames)], CALIBRATION_FRAMES, HELD_OUT_FRAMES, measured=args.dataset)
+        draw_split([str(args.frames)], CALIBRATION_FRAMES, HELD_OUT_FRAMES, measured=args.dataset)
     except CompressionError as error:
         return str(error)
     return ""

@@ -58,21 +58,17 @@ def split_frames(
     be calibrated on. Raises CompressionError for too few frames and for such ones, FrameError and DatasetError for a
     source or a frame that cannot be read.
     """
-    listed = _listed(sources)
-    calibration, held_out = _shares(sources, len(listed), calibration, held_out, allow_few)
-    order = np.random.default_rng(seed).permutation(len(listed))[: calibration + held_out]
-    require_apart([listed[index] for index in order[:calibration]], measured)
-    frames = []
-    for done, index in enumerate(order):
-        frames.append(listed[index].read())
-        progress("reading frames", done + 1, len(order))
-    names = tuple(listed[index].name for index in order)
+    ours, others = draw_split(sources, calibration, held_out, seed=seed, allow_few=allow_few, measured=measured)
+    frames = _read([*ours, *others], progress)
     return FrameSplit(
-        tuple(frames[:calibration]), tuple(frames[calibration:]), names[:calibration], names[calibration:]
+        tuple(frames[: len(ours)]),
+        tuple(frames[len(ours) :]),
+        tuple(frame.name for frame in ours),
+        tuple(frame.name for frame in others),
     )
 
 
-def check_split(
+def draw_split(
     sources: Sequence[str],
     calibration: int,
     held_out: int,
@@ -80,15 +76,17 @@ def check_split(
     seed: int = 0,
     allow_few: bool = False,
     measured: Sequence[str] = (),
-) -> None:
-    """Raise what split_frames would for too few frames or the wrong ones, without reading any."""
+) -> tuple[list[Listed], list[Listed]]:
+    """Return the frames of split_frames, to calibrate on and to measure on, without reading any; raise what it does
+    for too few of them and for the wrong ones."""
     listed = _listed(sources)
     calibration, held_out = _shares(sources, len(listed), calibration, held_out, allow_few)
-    order = np.random.default_rng(seed).permutation(len(listed))[:calibration]
-    require_apart([listed[index] for index in order], measured)
+    drawn = _drawn(listed, calibration + held_out, seed)
+    _require_apart(drawn[:calibration], measured)
+    return drawn[:calibration], drawn[calibration:]
 
 
-def require_apart(calibration: Sequence[Listed], measured: Sequence[str]) -> None:
+def _require_apart(calibration: Sequence[Listed], measured: Sequence[str]) -> None:
     """Raise CompressionError where a dataset to measure on, NAME=PATH, holds frames that are calibrated on."""
     taken = {frame.origin for frame in calibration}
     for source in measured:
@@ -114,11 +112,18 @@ def drawn_frames(
     listed = _listed(sources)
     if count < 1 or not listed:
         raise CompressionError(f"{', '.join(sources)}: {len(listed)} frame(s), of which {count} to measure on; give 1")
-    order = np.random.default_rng(seed).permutation(len(listed))[:count]
+    return _read(_drawn(listed, count, seed), progress)
+
+
+def _drawn(listed: Sequence[Listed], count: int, seed: int) -> list[Listed]:
+    return [listed[index] for index in np.random.default_rng(seed).permutation(len(listed))[:count]]
+
+
+def _read(listed: Sequence[Listed], progress: Progress) -> list[RgbImage]:
     frames = []
-    for done, index in enumerate(order):
-        frames.append(listed[index].read())
-        progress("reading frames", done + 1, len(order))
+    for done, frame in enumerate(listed):
+        frames.append(frame.read())
+        progress("reading frames", done + 1, len(listed))
     return frames
 
 

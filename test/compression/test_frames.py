@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from anomseg_ros.compression.frames import calibration_frames, check_split, split_frames
+from anomseg_ros.compression.frames import calibration_frames, draw_split, split_frames
 from anomseg_ros.errors import CompressionError, DatasetError, FrameError
 
 
@@ -82,7 +82,7 @@ def test_what_is_measured_is_not_calibrated_on(tmp_path: Path) -> None:
     root = camvid(camvid(tmp_path / "camvid", "val"), "train")
     measured = [f"camvid={root}"]  # val is its default
     for frames in (measured, [str(root / "val")]):
-        for split in (split_frames, check_split):
+        for split in (split_frames, draw_split):
             with pytest.raises(CompressionError, match=r"--dataset camvid=.* holds 8 of the 8 frames to calibrate on"):
                 split(frames, 8, 2, measured=measured)  # type: ignore[operator]
     assert len(split_frames([f"camvid={root}:train"], 8, 2, measured=measured).calibration) == 8
@@ -90,14 +90,14 @@ def test_what_is_measured_is_not_calibrated_on(tmp_path: Path) -> None:
 
 def test_drawn_frames_are_known_by_drive_and_number() -> None:
     with pytest.raises(CompressionError, match="holds 8 of the 8 frames"):
-        check_split(["synthetic=5:12"], 8, 2, measured=["synthetic=5:20"])
-    check_split(["synthetic=5:12"], 8, 2, measured=["synthetic=6:20"])
-    check_split(["synthetic=5:12"], 8, 2, measured=["synthetic=5:2x12"])  # training scenes are others
+        draw_split(["synthetic=5:12"], 8, 2, measured=["synthetic=5:20"])
+    draw_split(["synthetic=5:12"], 8, 2, measured=["synthetic=6:20"])
+    draw_split(["synthetic=5:12"], 8, 2, measured=["synthetic=5:2x12"])  # training scenes are others
 
 
 def test_too_few_are_found_without_reading_any(folder: Path) -> None:
     for path in folder.iterdir():
         path.write_bytes(b"not a picture")
-    check_split([str(folder)], 16, 4)
+    draw_split([str(folder)], 16, 4)
     with pytest.raises(CompressionError, match="at least 2"):
-        check_split([str(folder / "1.png")], 16, 4)
+        draw_split([str(folder / "1.png")], 16, 4)
