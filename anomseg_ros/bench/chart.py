@@ -18,7 +18,7 @@ from anomseg_ros.evaluation.report_page import text
 from anomseg_ros.evaluation.report_style import DARK, LIGHT
 
 WIDTH = 880
-LEFT, RIGHT, TOP, BOTTOM = 64, 856, 56, 420
+LEFT, RIGHT, TOP, BOTTOM = 64, 856, 68, 420
 STRIP = 26
 """Height of the strip below the plot for candidates whose accuracy is not known."""
 ROW = 19
