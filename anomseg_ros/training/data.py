@@ -14,8 +14,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from anomseg_ros.core.labels import UNLABELLED
 from anomseg_ros.datasets.cut_paste import OUTLIER, paste_objects
-from anomseg_ros.datasets.outlier_objects import FolderObjects, ObjectSource, ProceduralObjects
-from anomseg_ros.datasets.transforms import AugmentConfig, augment
+from anomseg_ros.datasets.outlier_mixture import open_objects
+from anomseg_ros.datasets.outlier_objects import ObjectSource
+from anomseg_ros.datasets.paste_places import draw_horizon
+from anomseg_ros.datasets.transforms import AugmentConfig, augment, draw_window
 from anomseg_ros.errors import AnomsegError
 from anomseg_ros.training.config import CutPasteConfig, TrainConfig
 from anomseg_ros.training.frame_cache import Frames
@@ -122,10 +124,15 @@ class TrainingSamples(Dataset["Sample | AnomsegError"]):
 
     def _sample(self, position: int, index: int) -> Sample:
         rng = np.random.default_rng([self.seed, 2, position])
-        image, labels = augment(self.frames.images[index], self.frames.labels[index], self.config, rng, PADDED)
+        frame_labels = self.frames.labels[index]
+        window = draw_window(frame_labels.shape, self.config, rng)
+        image, labels = augment(self.frames.images[index], frame_labels, self.config, rng, PADDED, window)
         if self.objects is not None and rng.random() < self.cut_paste.probability:
             others = [self.frames.images[int(i)] for i in rng.integers(0, len(self.frames), OTHER_FRAMES)]
-            image, labels = paste_objects(image, labels, self.objects, rng, self.cut_paste.paste, others)
+            classes, paste, horizon_px = self.frames.classes, self.cut_paste.paste, None
+            if paste.placement == "road":  # a crop need not show the horizon, its frame does
+                horizon_px = window.crop_row(draw_horizon(frame_labels, classes, paste, rng), labels.shape[0])
+            image, labels = paste_objects(image, labels, self.objects, rng, paste, others, classes, horizon_px)
         target = np.asarray(cv2.LUT(labels, self.table), np.uint8)
         return torch.from_numpy(image), torch.from_numpy(target), self.frames.ids[index]
 
@@ -134,7 +141,7 @@ def objects_of(config: CutPasteConfig) -> ObjectSource | None:
     """Return the source of outlier objects that a configuration asks for, None where it asks for none."""
     if config.probability == 0:
         return None
-    return ProceduralObjects() if config.objects == "procedural" else FolderObjects(config.objects)
+    return open_objects(config.sources)
 
 
 def target_table(void: str, void_class: int | None) -> npt.NDArray[np.uint8]:
