@@ -96,7 +96,8 @@ def _described(config: TrainConfig, trained_on: Dataset) -> str:
     text = f"{trained_on.name} {trained_on.split} ({len(trained_on)} frames)"
     pasted = config.data.cut_paste
     if pasted.probability:
-        text += f", outliers pasted into {pasted.probability:.0%} of them: {Path(pasted.objects).name} objects"
+        names = ", ".join(Path(objects.source).name for objects in pasted.sources)
+        text += f", outliers pasted into {pasted.probability:.0%} of them: {names} objects"
     return text
 
 

@@ -54,46 +54,70 @@ class AugmentConfig:
                 raise ConfigError(f"augment.{name} is {getattr(self, name)!r}; give a share from 0 to 1")
 
 
+@dataclass(frozen=True)
+class Window:
+    """The part of a frame that becomes a crop. top, left, height, width: of the part in the frame, in pixels, after it
+    was flipped; beyond the frame it is padded. scale: of the crop relative to the part."""
+
+    flipped: bool
+    top: int
+    left: int
+    height: int
+    width: int
+    scale: float
+
+    def crop_row(self, frame_row: float, crop_height_px: int) -> float:
+        """Return where a row of the frame lies in the crop; may be outside it."""
+        return (frame_row - self.top) * crop_height_px / self.height
+
+
 def augment(
     image: RgbImage,
     labels: LabelImage,
     config: AugmentConfig,
     rng: np.random.Generator,
     padding_label: int = UNLABELLED,
+    window: Window | None = None,
 ) -> tuple[RgbImage, LabelImage]:
     """Return a flipped, scaled, cropped and recoloured copy: uint8 (h, w, 3) and uint8 (h, w) of the crop's size.
 
-    padding_label: put where a shrunken frame does not fill the crop. Everything drawn comes from `rng`, so that the
-    same state gives the same sample.
+    padding_label: put where a shrunken frame does not fill the crop. window: what draw_window gave, None to draw it.
+    Everything drawn comes from `rng`, so that the same state gives the same sample.
     """
-    if rng.random() < config.flip:
+    window = window or draw_window(labels.shape, config, rng)
+    if window.flipped:
         image, labels = image[:, ::-1], labels[:, ::-1]
-    image, labels = _scaled_crop(image, labels, config, rng, padding_label)
+    image, labels = _scaled_crop(image, labels, config, window, padding_label)
     return _recolour(image, config, rng), labels
 
 
+def draw_window(size_px: tuple[int, ...], config: AugmentConfig, rng: np.random.Generator) -> Window:
+    """Return which part of a frame of a height and width in pixels becomes the crop."""
+    flipped = rng.random() < config.flip
+    scale, aspect = _log_even(config.scale, rng), _log_even(config.aspect, rng)
+    part_h = max(1, round(config.crop_height_px / scale))
+    part_w = max(1, round(config.crop_width_px / (scale * aspect)))
+    top = int(rng.integers(0, max(1, size_px[0] - part_h + 1)))
+    left = int(rng.integers(0, max(1, size_px[1] - part_w + 1)))
+    return Window(flipped, top, left, part_h, part_w, scale)
+
+
 def _scaled_crop(
-    image: RgbImage, labels: LabelImage, config: AugmentConfig, rng: np.random.Generator, padding_label: int
+    image: RgbImage, labels: LabelImage, config: AugmentConfig, window: Window, padding_label: int
 ) -> tuple[RgbImage, LabelImage]:
     """Cut the part that becomes the crop, then resize: only pixels that are used are resized."""
-    height, width = labels.shape
-    scale, aspect = _log_even(config.scale, rng), _log_even(config.aspect, rng)
-    part_h, part_w = round(config.crop_height_px / scale), round(config.crop_width_px / (scale * aspect))
-    part_h, part_w = max(1, part_h), max(1, part_w)
-    top = int(rng.integers(0, max(1, height - part_h + 1)))
-    left = int(rng.integers(0, max(1, width - part_w + 1)))
-    image = image[top : top + part_h, left : left + part_w]
-    labels = labels[top : top + part_h, left : left + part_w]
-    below, right = part_h - labels.shape[0], part_w - labels.shape[1]
+    part = (slice(window.top, window.top + window.height), slice(window.left, window.left + window.width))
+    image, labels = image[part], labels[part]
+    below, right = window.height - labels.shape[0], window.width - labels.shape[1]
     if below or right:
         edges = (0, below, 0, right, cv2.BORDER_CONSTANT)
         image = np.asarray(cv2.copyMakeBorder(np.ascontiguousarray(image), *edges, value=PADDING), np.uint8)
         labels = np.asarray(cv2.copyMakeBorder(np.ascontiguousarray(labels), *edges, value=padding_label), np.uint8)
     size = (config.crop_width_px, config.crop_height_px)
-    if (part_w, part_h) == size:
+    if (window.width, window.height) == size:
         return np.ascontiguousarray(image), np.ascontiguousarray(labels)
     # Area averaging keeps thin things visible where the frame shrinks.
-    smooth = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    smooth = cv2.INTER_AREA if window.scale < 1 else cv2.INTER_LINEAR
     resized = cv2.resize(np.ascontiguousarray(image), size, interpolation=smooth)
     nearest = cv2.resize(np.ascontiguousarray(labels), size, interpolation=cv2.INTER_NEAREST_EXACT)
     return np.asarray(resized, np.uint8), np.asarray(nearest, np.uint8)

@@ -12,6 +12,7 @@ import yaml
 
 from anomseg_ros.core.schema import from_plain, to_plain
 from anomseg_ros.datasets.cut_paste import PasteConfig
+from anomseg_ros.datasets.outlier_mixture import ObjectsConfig
 from anomseg_ros.datasets.transforms import AugmentConfig
 from anomseg_ros.errors import ConfigError, unknown_name
 from anomseg_ros.training.segmentation_loss import LossConfig
@@ -79,17 +80,24 @@ class NetworkConfig:
 class CutPasteConfig:
     """Outliers pasted into training frames as they are drawn: the share of frames, and where objects come from.
 
-    objects: "procedural", or a folder of cut-out objects (COCO layout or RGBA pictures).
+    objects: "procedural", a folder of cut-out objects in a layout of FolderObjects, or a list of several sources.
     """
 
     probability: float = 0.0
-    objects: str = "procedural"
+    objects: str | tuple[ObjectsConfig, ...] = "procedural"
     paste: PasteConfig = field(default_factory=PasteConfig)
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a probability outside 0 to 1."""
+        """Raise ConfigError for a probability outside 0 to 1, and an empty list of sources."""
         if not 0 <= self.probability <= 1:
             raise ConfigError(f"cut_paste.probability is {self.probability!r}; give a share from 0 to 1")
+        if not self.objects:
+            raise ConfigError(f"cut_paste.objects is {self.objects!r}; give `procedural`, a folder, or several of them")
+
+    @property
+    def sources(self) -> tuple[ObjectsConfig, ...]:
+        """The sources of objects, also where only one is given."""
+        return (ObjectsConfig(self.objects),) if isinstance(self.objects, str) else self.objects
 
 
 @dataclass(frozen=True)
@@ -306,17 +314,37 @@ def _apply(data: dict[str, Any], change: str) -> None:
     if not equals or not key.strip():
         raise ConfigError(f"--set {change!r} is not of the form key=value, for example run.epochs=3")
     *parents, last = key.strip().split(".")
-    place = data
+    place: Any = data
+    holder = ""
     for name in parents:
-        if place.get(name) is None:
-            place[name] = {}
-        place = place[name]
-        if not isinstance(place, dict):
-            raise ConfigError(f"--set {change!r}: {name!r} is a value, not a group of keys")
+        place, holder = _inner(place, holder, name, change), name
     try:
-        place[last] = yaml.load(text, _Loader)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {change!r}: the value is not YAML: {error}") from error
+    if isinstance(place, list):
+        place[_position(place, last, change)] = value
+    elif isinstance(place, dict):
+        place[last] = value
+    else:
+        raise ConfigError(f"--set {change!r}: {holder!r} is a value, not a group of keys")
+
+
+def _inner(place: Any, holder: str, name: str, change: str) -> Any:
+    """Return what a key of a mapping or a position in a list holds; keys that are missing or empty become mappings."""
+    if isinstance(place, list):
+        return place[_position(place, name, change)]
+    if not isinstance(place, dict):
+        raise ConfigError(f"--set {change!r}: {holder!r} is a value, not a group of keys")
+    if place.get(name) is None:
+        place[name] = {}
+    return place[name]
+
+
+def _position(items: list[Any], name: str, change: str) -> int:
+    if not name.isdecimal() or int(name) >= len(items):
+        raise ConfigError(f"--set {change!r}: {name!r} is no position in a list of {len(items)}; the first is 0")
+    return int(name)
 
 
 class _Loader(yaml.SafeLoader):
