@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from anomseg_ros.core.labels import UNLABELLED
+from anomseg_ros.core.types import LabelImage, RgbImage
 from anomseg_ros.datasets.cut_paste import OUTLIER, paste_objects
 from anomseg_ros.datasets.outlier_objects import FolderObjects, ObjectSource, ProceduralObjects
 from anomseg_ros.datasets.transforms import AugmentConfig, augment
@@ -122,10 +123,15 @@ class TrainingSamples(Dataset["Sample | AnomsegError"]):
 
     def _sample(self, position: int, index: int) -> Sample:
         rng = np.random.default_rng([self.seed, 2, position])
-        image, labels = augment(self.frames.images[index], self.frames.labels[index], self.config, rng, PADDED)
-        if self.objects is not None and rng.random() < self.cut_paste.probability:
+
+        def paste(image: RgbImage, labels: LabelImage) -> tuple[RgbImage, LabelImage]:
+            if self.objects is None or rng.random() >= self.cut_paste.probability:
+                return image, labels
             others = [self.frames.images[int(i)] for i in rng.integers(0, len(self.frames), OTHER_FRAMES)]
-            image, labels = paste_objects(image, labels, self.objects, rng, self.cut_paste.paste, others)
+            return paste_objects(image, labels, self.objects, rng, self.cut_paste.paste, others)
+
+        frame, truth = self.frames.images[index], self.frames.labels[index]
+        image, labels = augment(frame, truth, self.config, rng, PADDED, paste)
         target = np.asarray(cv2.LUT(labels, self.table), np.uint8)
         return torch.from_numpy(image), torch.from_numpy(target), self.frames.ids[index]
 
