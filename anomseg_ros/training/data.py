@@ -13,8 +13,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from anomseg_ros.core.labels import UNLABELLED
+from anomseg_ros.core.types import LabelImage, RgbImage
 from anomseg_ros.datasets.cut_paste import OUTLIER, paste_objects
-from anomseg_ros.datasets.outlier_objects import FolderObjects, ObjectSource, ProceduralObjects
+from anomseg_ros.datasets.outlier_mixture import open_objects
+from anomseg_ros.datasets.outlier_objects import ObjectSource
+from anomseg_ros.datasets.paste_places import draw_horizon
 from anomseg_ros.datasets.transforms import AugmentConfig, augment
 from anomseg_ros.errors import AnomsegError
 from anomseg_ros.training.config import CutPasteConfig, TrainConfig
@@ -127,11 +130,21 @@ class TrainingSamples(Dataset["Sample | AnomsegError"]):
 
     def _sample(self, position: int, index: int) -> Sample:
         rng = np.random.default_rng([self.seed, 2, position])
-        image, labels = augment(self.frames.images[index], self.frames.labels[index], self.config, rng, PADDED)
-        clean = torch.from_numpy(image) if self.for_teachers else None  # pasting copies
-        if self.objects is not None and rng.random() < self.cut_paste.probability:
+        frame, truth, config = self.frames.images[index], self.frames.labels[index], self.cut_paste.paste
+        classes, clean = self.frames.classes, None
+        # A crop need not show the road's end, its frame does.
+        on_road = self.objects is not None and config.placement == "road"
+        horizon_px = draw_horizon(truth, classes, config, rng) if on_road else None
+
+        def paste(image: RgbImage, labels: LabelImage, horizon_px: float) -> tuple[RgbImage, LabelImage]:
+            nonlocal clean
+            clean = torch.from_numpy(image) if self.for_teachers else None  # pasting copies
+            if self.objects is None or rng.random() >= self.cut_paste.probability:
+                return image, labels
             others = [self.frames.images[int(i)] for i in rng.integers(0, len(self.frames), OTHER_FRAMES)]
-            image, labels = paste_objects(image, labels, self.objects, rng, self.cut_paste.paste, others)
+            return paste_objects(image, labels, self.objects, rng, config, others, classes, horizon_px)
+
+        image, labels = augment(frame, truth, self.config, rng, PADDED, paste, horizon_px)
         target = np.asarray(cv2.LUT(labels, self.table), np.uint8)
         return torch.from_numpy(image), torch.from_numpy(target), self.frames.ids[index], clean
 
@@ -140,7 +153,7 @@ def objects_of(config: CutPasteConfig) -> ObjectSource | None:
     """Return the source of outlier objects that a configuration asks for, None where it asks for none."""
     if config.probability == 0:
         return None
-    return ProceduralObjects() if config.objects == "procedural" else FolderObjects(config.objects)
+    return open_objects(config.sources)
 
 
 def target_table(void: str, void_class: int | None) -> npt.NDArray[np.uint8]:
