@@ -17,14 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from anomseg_ros.errors import CheckpointError, ConfigError
-from anomseg_ros.networks.base import SegmentationNetwork
+from anomseg_ros.networks.base import IMAGENET_MEAN, IMAGENET_STD, SegmentationNetwork
 from anomseg_ros.networks.bisenet_v1 import BiSeNetV1
 
 BACKBONES = {"bisenet_v1": "resnet18.tv_in1k"}
 """Network -> timm's name of torchvision's weights, which BiSeNet's published code takes, too (lib/models/resnet.py)."""
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""What those weights were trained with, of RGB in 0..1 (timm's pretrained_cfg)."""
 
 HUB = "https://huggingface.co"
 PROBE_TIMEOUT_S = 5.0
