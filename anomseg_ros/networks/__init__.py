@@ -17,6 +17,7 @@ NETWORKS: dict[str, str] = {
     "enet": "anomseg_ros.networks.enet:ENet",
     "erfnet": "anomseg_ros.networks.erfnet:ERFNet",
     "erfnet_encoder": "anomseg_ros.networks.erfnet:ERFNetEncoder",
+    "espnetv2": "anomseg_ros.networks.espnetv2:ESPNetv2",
     "mide_net": "anomseg_ros.networks.mide_net:MiDENet",
 }
 """Network name -> "module:Class". The modules are imported on first use, so that this table costs no torch import."""

@@ -19,15 +19,12 @@ from torch import Tensor, nn
 
 from anomseg_ros.errors import CheckpointError, ConfigError
 from anomseg_ros.networks import efficientnet_lite
-from anomseg_ros.networks.base import SegmentationNetwork
+from anomseg_ros.networks.base import IMAGENET_MEAN, IMAGENET_STD, SegmentationNetwork
 from anomseg_ros.networks.bisenet_lite import BiSeNetLite
 from anomseg_ros.networks.bisenet_v1 import BiSeNetV1
 
 BACKBONES = {"bisenet_v1": "resnet18.tv_in1k"}
 """Network -> timm's name of torchvision's weights, which BiSeNet's published code takes, too (lib/models/resnet.py)."""
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""What those weights were trained with, of RGB in 0..1 (timm's pretrained_cfg)."""
 
 EFFICIENTNET_LITE_MEAN, EFFICIENTNET_LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 """(x - 127) / 128 of pixels from 0 to 255: tensorflow/tpu, efficientnet_lite_builder.py."""

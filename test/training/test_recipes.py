@@ -13,9 +13,9 @@ from dataset_trees import write
 
 from anomseg_ros.core.labels import CAMVID, CITYSCAPES
 from anomseg_ros.networks import network_class
-from anomseg_ros.networks.base import SegmentationNetwork
+from anomseg_ros.networks.base import IMAGENET_MEAN, IMAGENET_STD, SegmentationNetwork
 from anomseg_ros.networks.checkpoints import load_checkpoint, save_checkpoint
-from anomseg_ros.training.backbones import BACKBONES, IMAGENET_MEAN, IMAGENET_STD
+from anomseg_ros.training.backbones import BACKBONES
 from anomseg_ros.training.config import TrainConfig, load_config
 from anomseg_ros.training.loop import Progress, Sources, train
 
