@@ -128,11 +128,14 @@ class TrainingSamples(Dataset["Sample | AnomsegError"]):
         window = draw_window(frame_labels.shape, self.config, rng)
         image, labels = augment(self.frames.images[index], frame_labels, self.config, rng, PADDED, window)
         if self.objects is not None and rng.random() < self.cut_paste.probability:
-            others = [self.frames.images[int(i)] for i in rng.integers(0, len(self.frames), OTHER_FRAMES)]
+            chosen = [int(i) for i in rng.integers(0, len(self.frames), OTHER_FRAMES)]
+            others, other_labels = ([pixels[i] for i in chosen] for pixels in (self.frames.images, self.frames.labels))
             classes, paste, horizon_px = self.frames.classes, self.cut_paste.paste, None
             if paste.placement == "road":  # a crop need not show the horizon, its frame does
                 horizon_px = window.crop_row(draw_horizon(frame_labels, classes, paste, rng), labels.shape[0])
-            image, labels = paste_objects(image, labels, self.objects, rng, paste, others, classes, horizon_px)
+            image, labels = paste_objects(
+                image, labels, self.objects, rng, paste, others, classes, horizon_px, other_labels
+            )
         target = np.asarray(cv2.LUT(labels, self.table), np.uint8)
         return torch.from_numpy(image), torch.from_numpy(target), self.frames.ids[index]
 
