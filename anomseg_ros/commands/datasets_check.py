@@ -37,13 +37,15 @@ def main_list(argv: Sequence[str] | None = None) -> int:
     for name in DATASETS:
         kind = dataset_type(name)
         splits = ", ".join(
-            f"{split} {count}{' (default)' if split == kind.default_split and len(kind.splits) > 1 else ''}"
+            f"{split}{f' {count}' if count else ''}{' (default)' if split == kind.default_split and len(kind.splits) > 1 else ''}"
             for split, count in kind.splits.items()
         )
         print(f"{name:<17}{splits or 'generated'}")
         for layout in kind.layouts:
             print(f"{'':<17}{layout}")
-    print("\nEach but cut_paste may also be flat: images/N.png (or jpg, webp) with labels_masks/N.png.")
+    print(
+        "\nEach but cut_paste and pseudo_label may also be flat: images/N.png (or jpg, webp) with labels_masks/N.png."
+    )
     print("See docs/datasets.md.")
     return 0
 

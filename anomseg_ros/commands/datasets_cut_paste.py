@@ -9,7 +9,7 @@ from pathlib import Path
 from anomseg_ros.commands import options
 from anomseg_ros.datasets import open_named
 from anomseg_ros.datasets.cut_paste import PasteConfig
-from anomseg_ros.datasets.cut_paste_dataset import PREVIEW, Manifest
+from anomseg_ros.datasets.cut_paste_dataset import Manifest
 from anomseg_ros.datasets.cut_paste_write import WriteConfig, write_cut_paste
 from anomseg_ros.datasets.outlier_objects import (
     ALL_KINDS,
@@ -18,6 +18,7 @@ from anomseg_ros.datasets.outlier_objects import (
     FolderObjects,
     ProceduralObjects,
 )
+from anomseg_ros.datasets.written_folder import PREVIEW
 from anomseg_ros.errors import ConfigError
 
 PROCEDURAL = "procedural"
