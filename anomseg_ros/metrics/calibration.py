@@ -164,8 +164,8 @@ class TemperatureFit:
     def add(self, logits: npt.NDArray[np.floating], labels: LabelImage, stride_px: int = 1) -> None:
         """Count one frame: logits float (C, H, W) of the known classes, labels uint8 (H, W) train ids.
 
-        Labels 255 and 252 are ignored. stride_px: use every n-th row and column. Raises MetricError, nothing counted, for other shapes, labels of no
-        class, or logits that are not finite.
+        Labels 255 and 252 are ignored. stride_px: use every n-th row and column. Raises MetricError, nothing counted,
+        for other shapes, labels of no class, or logits that are not finite.
         """
         if logits.ndim != 3 or logits.shape[1:] != labels.shape or labels.dtype != np.uint8:
             raise MetricError(

@@ -30,7 +30,7 @@ class SemanticMetrics:
 
 
 class ConfusionMatrix:
-    """int64 counts of (true class, predicted class or void). Ground truth 255 and 252 is ignored; predicting 255 is wrong."""
+    """int64 counts of (true class, predicted class or void). True 255 and 252 are ignored; predicting 255 is wrong."""
 
     def __init__(self, num_classes: int) -> None:
         if not 1 <= num_classes <= KNOWN_UNCERTAIN:

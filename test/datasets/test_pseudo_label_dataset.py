@@ -195,7 +195,7 @@ def test_nothing_to_write(source: Path, tmp_path: Path) -> None:
     [
         (
             {"validation": ("camvid-d*",)},
-            r"validation pattern 'camvid-d\*' matches no frame; frames are called camvid-c0",
+            r"pattern 'camvid-d\*' matches no frame; frames are called camvid-c0",
         ),
         ({"share": 1.0}, "validation share is 1.0"),
     ],
@@ -208,7 +208,7 @@ def test_hold_outs_that_cannot_be(config: dict[str, object], text: str, source: 
 def test_reading_what_is_no_pseudo_labelled_dataset(source: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="nowhere' is not a folder"):
         open_dataset("pseudo_label", tmp_path / "nowhere")
-    with pytest.raises(DatasetError, match="no pseudo_label.yaml in"):
+    with pytest.raises(DatasetError, match=r"no pseudo_label.yaml in"):
         open_dataset("pseudo_label", source)
     make(source, tmp_path / "out")
     with pytest.raises(DatasetError, match="has no split 'test'"):

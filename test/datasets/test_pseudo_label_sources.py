@@ -66,7 +66,7 @@ def test_a_video_that_was_cut_short_says_so(tmp_path: Path) -> None:
     path.write_bytes(data[: len(data) // 2])
     (source,) = open_sources([f"video={path}"])
     source.load(0)
-    with pytest.raises(DatasetError, match="drive.avi' ends after [0-9]+ frames where it states 30: it was cut short"):
+    with pytest.raises(DatasetError, match=r"drive.avi' ends after [0-9]+ frames where it states 30: it was cut short"):
         source.load(29)
 
 

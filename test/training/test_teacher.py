@@ -10,7 +10,10 @@ import torch
 
 from anomseg_ros.backends import open_detector
 from anomseg_ros.core.resources import find_bundle
+from anomseg_ros.datasets import open_dataset
 from anomseg_ros.datasets.bundle_teacher import BundleTeacher
+from anomseg_ros.datasets.pseudo_label import LabelConfig, label_frame
+from anomseg_ros.datasets.pseudo_label_sources import FREE, Unlabelled
 from anomseg_ros.errors import CheckpointError, ConfigError
 from anomseg_ros.networks import build_network
 from anomseg_ros.networks.checkpoints import save_checkpoint
@@ -76,5 +79,17 @@ def test_a_bundle_votes_with_one_minus_its_msp(tiny_bundle: Path) -> None:
 
 
 def test_a_bundle_of_other_classes_is_refused() -> None:
-    with pytest.raises(ConfigError, match="'enet-camvid' has the classes sky, building.*a teacher needs the 19"):
+    with pytest.raises(ConfigError, match=r"'enet-camvid' has the classes sky, building.*a teacher needs the 19"):
         BundleTeacher(open_detector(find_bundle("enet-camvid")))
+
+
+@pytest.mark.slow
+def test_a_published_network_labels_a_real_frame_as_people_did(shared_data: Path, shared_weights: Path) -> None:
+    truth = open_dataset("cityscapes", shared_data / "cityscapes_aachen").load(0)
+    teacher = NetworkTeacher("espnetv2", shared_weights / "espnetv2" / "espnetv2_s_2.0_city_1024x512.pth")
+    free = Unlabelled(truth.image, np.full(truth.image.shape[:2], FREE, np.uint8), np.ones((256, 19), bool))
+    done = label_frame(free, (teacher,), LabelConfig(size_px=(512, 1024), confidence=0.7), known=False)
+    expected = truth.labels[1::2, 1::2]
+    labelled = (done.labels < 19) & (expected < 19)
+    assert labelled.mean() > 0.8
+    assert (done.labels == expected)[labelled].mean() > 0.95
