@@ -25,9 +25,14 @@ from anomseg_ros.datasets.problems import FrameProblem
 from anomseg_ros.errors import AnomsegError, DatasetError, FrameError, unknown_name
 
 FREE = 254
-"""Code of pixels that no label of the source's own says anything about: the teacher chooses among all classes."""
+"""Code of pixels that no label of the source's own says anything about."""
+
+NATURE = ("vegetation", "terrain", "sky")
+"""Classes that scenery may show. A teacher of streets is often sure of cars and people in close leaves and far rocks;
+what it takes for another class is uncertain."""
 
 FOLDER, SCENERY, VIDEO = "folder", "scenery", "video"
+_ALL = tuple(info.name for info in CITYSCAPES)
 IGNORE = "ignore"
 """Folder beside the pictures of a folder: masks of what no teacher may label, not 0 there."""
 
@@ -37,7 +42,7 @@ class Unlabelled:
     """One frame to label.
 
     image: uint8 (H, W, 3) RGB. codes: uint8 (H, W). choices: bool (256, 19), the classes that a pixel of a code may
-    have: all of them for FREE, none for what stays unlabelled.
+    have: none for what stays unlabelled.
     """
 
     image: RgbImage
@@ -103,7 +108,7 @@ class DatasetFrames(Source):
             return Unlabelled(frame.image, frame.labels, self._own)
         if frame.anomaly is None:
             return _free(frame.image)
-        return _free(frame.image, frame.anomaly != KNOWN)
+        return _free(frame.image, ignored=frame.anomaly != KNOWN)
 
 
 class PictureFolder(Source):
@@ -123,12 +128,13 @@ class PictureFolder(Source):
         file = self._files[index]
         image = read_picture(file)
         mask = self._masks / f"{file.stem}.png"
+        classes = NATURE if self.known else _ALL
         if not mask.is_file():
-            return _free(image)
+            return _free(image, classes)
         ignored = read_label(mask)
         if ignored.shape != image.shape[:2]:
             raise FrameProblem("labels of another size", mask, f"its image {file.name} is {image.shape[:2]}")
-        return _free(image, ignored != 0)
+        return _free(image, classes, ignored != 0)
 
 
 class VideoFrames(Source):
@@ -207,10 +213,11 @@ def _check(source: Source, text: str) -> None:
         raise DatasetError(f"{text!r} has frames whose names differ only by folder or file ending; rename them")
 
 
-def _free(image: RgbImage, ignored: npt.NDArray[np.bool_] | None = None) -> Unlabelled:
+def _free(image: RgbImage, classes: Sequence[str] = _ALL, ignored: npt.NDArray[np.bool_] | None = None) -> Unlabelled:
+    """Return a frame without own labels, whose pixels may be of these classes, but for those to ignore."""
     codes = np.full(image.shape[:2], FREE, np.uint8)
     if ignored is not None:
         codes[ignored] = UNLABELLED
     choices = np.zeros((256, len(CITYSCAPES)), np.bool_)
-    choices[FREE] = True
+    choices[FREE] = [info.name in classes for info in CITYSCAPES]
     return Unlabelled(image, codes, choices)

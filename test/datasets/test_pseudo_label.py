@@ -76,6 +76,14 @@ def test_what_a_teacher_gives_to_no_class_lowers_the_confidence() -> None:
     assert one(frame(FREE), Says({"road": 0.3}), confidence=0.5) == (UNLABELLED, round(0.3 * 255), 255)
 
 
+def test_what_a_teacher_gives_to_an_excluded_class_makes_a_pixel_without_own_label_uncertain() -> None:
+    choices = np.zeros((256, 19), bool)
+    choices[FREE, [ID["terrain"], ID["sky"]]] = True
+    given = frame(FREE, choices=choices)
+    assert one(given, Says({"person": 0.6, "terrain": 0.4}), known=True) == (KNOWN_UNCERTAIN, round(0.4 * 255), 255)
+    assert one(given, Says({"person": 0.3, "terrain": 0.7}), known=True)[0] == ID["terrain"]
+
+
 def test_own_labels_are_kept_and_no_teacher_asked() -> None:
     teacher = Says({"sky": 1.0})
     codes = (ID["road"], UNLABELLED, ID["bicycle"])

@@ -48,6 +48,7 @@ def test_pictures_and_what_to_leave_out(tmp_path: Path) -> None:
     assert list(first.frame_names) == ["b2", "b10"] and (first.known, second.known) == (False, True)
     assert first.load(0).codes.reshape(-1)[:2].tolist() == [FREE, UNLABELLED]
     assert (first.load(1).codes == FREE).all() and first.load(1).choices[FREE].all()
+    assert np.flatnonzero(second.load(0).choices[FREE]).tolist() == [8, 9, 10]
     write(tmp_path / "ignore" / "b10.png", np.zeros((3, 3), np.uint8))
     with pytest.raises(DatasetError, match="labels of another size"):
         first.load(1)
