@@ -15,12 +15,13 @@ from anomseg_ros.commands import options
 from anomseg_ros.core.schema import from_plain
 from anomseg_ros.datasets import open_named
 from anomseg_ros.datasets.cut_paste import PasteConfig
-from anomseg_ros.datasets.cut_paste_dataset import PREVIEW, Manifest
+from anomseg_ros.datasets.cut_paste_dataset import Manifest
 from anomseg_ros.datasets.cut_paste_write import WriteConfig, write_cut_paste
 from anomseg_ros.datasets.outlier_files import PARTS
 from anomseg_ros.datasets.outlier_mixture import PROCEDURAL, ObjectsConfig, open_objects
 from anomseg_ros.datasets.outlier_objects import ALL_KINDS, OVERLAP_CLASSES, DescribedSource, ProceduralObjects
 from anomseg_ros.datasets.paste_config import CUT_OBJECTS, PLACEMENTS
+from anomseg_ros.datasets.written_folder import PREVIEW
 from anomseg_ros.errors import ConfigError
 
 _PASTE = "paste_"
