@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", metavar="HxW", help="size to write, for example 512x1024 (default: each frame's own)")
     parser.add_argument("--flip", action="store_true", help="ask the teachers about mirrored frames too")
     parser.add_argument(
-        "--scales", type=options.names, default=("1",), help="factors on the frames' size, commas between them"
+        "--scales", type=options.names, default="1", help="factors on the frames' size, commas between them"
     )
     parser.add_argument(
         "--confidence", type=float, default=labels.confidence, help="probability below which a class is uncertain"

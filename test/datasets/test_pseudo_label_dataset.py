@@ -180,6 +180,12 @@ def test_a_frame_that_fails_is_named_and_tried_again(source: Path, tmp_path: Pat
     assert files_of(tmp_path / "out") == files_of(tmp_path / "never_failed")
 
 
+def test_a_folder_that_cannot_be_written(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ConfigError, match=r"cannot write .*file': .*give another folder"):
+        make(source, tmp_path / "file")
+
+
 def test_nothing_to_write(source: Path, tmp_path: Path) -> None:
     for file in (source / "pictures").glob("*.png"):
         file.write_bytes(b"no picture")
