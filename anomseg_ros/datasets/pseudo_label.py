@@ -59,16 +59,13 @@ class LabelConfig:
     """How frames are labelled.
 
     size_px: (height, width) of what is written, None for each frame's own. scales, flip: views of a frame that a
-    teacher is asked about. confidence: below it a pixel's class is uncertain. uncertain_known: whether such pixels are
-    "known, class uncertain" (252) also where neither own labels nor the source say that something known is there;
-    else they are unlabelled (255).
+    teacher is asked about. confidence: below it a pixel's class is uncertain.
     """
 
     size_px: tuple[int, int] | None = None
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     confidence: float = 0.5
-    uncertain_known: bool = False
 
     def __post_init__(self) -> None:
         """Raise ConfigError for values that cannot be."""
@@ -96,9 +93,10 @@ class Labelled:
 
 
 def label_frame(frame: Unlabelled, teachers: tuple[Teacher, ...], config: LabelConfig, *, known: bool) -> Labelled:
-    """Return a frame's labels. known: the source says that the frame shows nothing but known classes.
+    """Return a frame's labels. Teachers are only asked where a pixel has a choice.
 
-    Teachers are only asked where a pixel has a choice.
+    known: the frame shows nothing but known classes, so that uncertain pixels are 252; else they are 255, but where own
+    labels say what may be there.
     """
     size_px = config.size_px or (frame.image.shape[0], frame.image.shape[1])
     image, codes = resized(frame.image, size_px), _resized_codes(frame.codes, size_px)
@@ -114,9 +112,7 @@ def label_frame(frame: Unlabelled, teachers: tuple[Teacher, ...], config: LabelC
         chosen, confidence, agreement = _vote(itertools.chain(*looks), allowed, codes != FREE)
     labels = chosen.copy()
     uncertain = confidence < config.confidence
-    # Own labels that leave a choice say that one of these classes is there.
-    is_known = (codes != FREE) | (known or config.uncertain_known)
-    labels[uncertain] = np.where(is_known, KNOWN_UNCERTAIN, UNLABELLED)[uncertain]
+    labels[uncertain] = np.where((codes != FREE) | known, KNOWN_UNCERTAIN, UNLABELLED)[uncertain]
     labels[~sure] = UNLABELLED
     return Labelled(image, labels, _as_byte(confidence * sure), _as_byte(agreement * sure))
 
