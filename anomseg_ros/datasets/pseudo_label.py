@@ -100,21 +100,19 @@ def label_frame(frame: Unlabelled, teachers: tuple[Teacher, ...], config: LabelC
     """
     size_px = config.size_px or (frame.image.shape[0], frame.image.shape[1])
     image, codes = resized(frame.image, size_px), _resized_codes(frame.codes, size_px)
-    asked, sure = np.asarray(frame.choices.sum(axis=1) > 1)[codes], np.asarray(frame.choices.any(axis=1))[codes]
+    choices = frame.choices.sum(axis=1)
+    asked, possible = np.asarray(choices > 1)[codes], np.asarray(choices > 0)[codes]
     allowed = np.ascontiguousarray(frame.choices[codes].transpose(2, 0, 1))
-    chosen, confidence, agreement = (
-        allowed.argmax(axis=0).astype(np.uint8),
-        sure.astype(np.float32),
-        sure.astype(np.float32),
-    )
+    chosen, confidence = allowed.argmax(axis=0).astype(np.uint8), np.ones(size_px, np.float32)
+    agreement = confidence
     if asked.any():
         looks = [teacher.look(frame.image, size_px, config.scales, config.flip) for teacher in teachers]
         chosen, confidence, agreement = _vote(itertools.chain(*looks), allowed, codes != FREE)
     labels = chosen.copy()
     uncertain = confidence < config.confidence
     labels[uncertain] = np.where((codes != FREE) | known, KNOWN_UNCERTAIN, UNLABELLED)[uncertain]
-    labels[~sure] = UNLABELLED
-    return Labelled(image, labels, _as_byte(confidence * sure), _as_byte(agreement * sure))
+    labels[~possible] = UNLABELLED
+    return Labelled(image, labels, _as_byte(confidence * possible), _as_byte(agreement * possible))
 
 
 def _vote(
