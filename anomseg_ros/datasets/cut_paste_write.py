@@ -10,9 +10,9 @@ import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import overload
+from typing import TypeVar, overload
 
 import cv2
 import numpy as np
@@ -20,7 +20,7 @@ import numpy as np
 from anomseg_ros import __version__
 from anomseg_ros.core.labels import KNOWN_UNCERTAIN, UNLABELLED
 from anomseg_ros.core.types import LabelImage, RgbImage
-from anomseg_ros.datasets.base import Dataset
+from anomseg_ros.datasets.base import Dataset, LabelledFrame
 from anomseg_ros.datasets.cut_paste import OUTLIER, PasteConfig, paste_objects
 from anomseg_ros.datasets.cut_paste_dataset import FORMAT, IMAGES, LABELS, CutPasteSpec, Manifest, written_folder
 from anomseg_ros.datasets.outlier_objects import DescribedSource
@@ -30,6 +30,8 @@ from anomseg_ros.errors import ConfigError, DatasetError
 
 _OTHER_FRAMES = 2
 """Frames that the source may take textures from, per frame written."""
+
+_P = TypeVar("_P")
 
 _PREVIEW_TILES, _PREVIEW_WIDTH_PX = 12, 480
 _OUTLINE_RGB = (255, 0, 255)
@@ -167,32 +169,37 @@ def _paste(dataset: Dataset, source: DescribedSource, spec: CutPasteSpec, number
             f"its {len(spec.classes)} classes and {UNLABELLED}"
         )
     # From the whole dataset, also under a limit: a frame does not depend on how many are written.
-    others = rng.choice(len(dataset), min(_OTHER_FRAMES + 1, len(dataset)), replace=False)
-    chosen = [int(other) for other in others if other != index][:_OTHER_FRAMES]
-    return paste_objects(frame.image, frame.labels, source, rng, spec.paste, _LazyFrames(dataset, chosen))
+    drawn = rng.choice(len(dataset), min(_OTHER_FRAMES + 1, len(dataset)), replace=False)
+    chosen = [int(other) for other in drawn if other != index][:_OTHER_FRAMES]
+    load = lru_cache(lambda position: dataset.load(chosen[position]))
+    images = _LazyFrames(load, lambda other: other.image, len(chosen))
+    labels = _LazyFrames(load, _labels_of, len(chosen))
+    return paste_objects(frame.image, frame.labels, source, rng, spec.paste, images, spec.classes, other_labels=labels)
 
 
-class _LazyFrames(Sequence[RgbImage]):
-    """Frames of a dataset that are read when they are looked at: cut-outs from files never do."""
+def _labels_of(frame: LabelledFrame) -> LabelImage:
+    return np.full(frame.image.shape[:2], UNLABELLED, np.uint8) if frame.labels is None else frame.labels
 
-    def __init__(self, dataset: Dataset, indices: Sequence[int]) -> None:
-        self._dataset, self._indices = dataset, indices
-        self._read: dict[int, RgbImage] = {}
+
+class _LazyFrames(Sequence[_P]):
+    """Pictures or labels of a dataset's frames that are read when they are looked at: cut-outs from files never do."""
+
+    def __init__(self, load: Callable[[int], LabelledFrame], part: Callable[[LabelledFrame], _P], count: int) -> None:
+        self._load, self._part, self._count = load, part, count
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return self._count
 
     @overload
-    def __getitem__(self, position: int) -> RgbImage: ...
+    def __getitem__(self, position: int) -> _P: ...
     @overload
-    def __getitem__(self, position: slice) -> list[RgbImage]: ...
-    def __getitem__(self, position: int | slice) -> RgbImage | list[RgbImage]:
+    def __getitem__(self, position: slice) -> list[_P]: ...
+    def __getitem__(self, position: int | slice) -> _P | list[_P]:
         if isinstance(position, slice):
             return [self[number] for number in range(len(self))[position]]
-        index = self._indices[position]
-        if index not in self._read:
-            self._read[index] = self._dataset.load(index).image
-        return self._read[index]
+        if not 0 <= position < self._count:
+            raise IndexError(position)
+        return self._part(self._load(position))
 
 
 def _preview(folder: Path, ids: Sequence[str]) -> bytes:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from anomseg_ros.errors import ConfigError
 from anomseg_ros.networks.base import SegmentationNetwork
-from anomseg_ros.networks.layers import conv_norm
+from anomseg_ros.networks.layers import adaptive_average_pool, conv_norm
 
 WIDTHS: dict[float, tuple[int, int, int, int]] = {
     0.5: (16, 32, 64, 128),
@@ -162,9 +162,9 @@ class _PyramidPooling(nn.Module):
         height, width = size
         scaled = max(LEAST_SIZE, math.ceil(height * scale)), max(LEAST_SIZE, math.ceil(width * scale))
         if scale > 1.0:
-            return F.adaptive_avg_pool2d(branch(_enlarge(features, scaled)), (height, width))
+            return adaptive_average_pool(branch(_enlarge(features, scaled)), (height, width))
         if scale < 1.0:
-            return _enlarge(branch(F.adaptive_avg_pool2d(features, scaled)), (height, width))
+            return _enlarge(branch(adaptive_average_pool(features, scaled)), (height, width))
         convolved: Tensor = branch(features)
         return convolved
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anomseg_ros.networks.base import NO_MEAN, NO_STD
+from anomseg_ros.networks.base import IMAGENET_MEAN, IMAGENET_STD, NO_MEAN, NO_STD
 from anomseg_ros.networks.enet import CONTEXT_SCHEDULE, DAVIDTVS, YASSOUALI
 from anomseg_ros.networks.erfnet import NORM_EPSILON
 from anomseg_ros.networks.espnetv2 import WIDTHS
@@ -313,8 +313,6 @@ _EDGENETS: Rules = (
     (r"\.norm\.", ".0."),
     (r"\.activation\.", ".1."),
 )
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def _edgenets() -> tuple[Layout, ...]:
