@@ -12,7 +12,7 @@ RgbImage = npt.NDArray[np.uint8]
 """uint8 (H, W, 3), channel order R, G, B."""
 
 LabelImage = npt.NDArray[np.uint8]
-"""uint8 (H, W), train ids, 255 = unlabelled or void."""
+"""uint8 (H, W), train ids, 255 = unlabelled or void; in ground truth also 252, known but class uncertain."""
 
 ScoreMap = npt.NDArray[np.float32]
 """float32 (H, W), higher = more anomalous."""
