@@ -43,8 +43,21 @@ def shipped_bundles() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in share_directories():
         for contract in sorted((folder / "models").glob(f"*/{CONTRACT_FILE}")):
-            found.setdefault(contract.parent.name, contract.parent)
+            if not contract.parent.name.startswith("."):  # of a save that was killed
+                found.setdefault(contract.parent.name, contract.parent)
     return found
+
+
+def is_shipped(directory: Path) -> bool:
+    """Return whether a folder lies in models/ of this package's sources, or of an installation of them."""
+    return any(
+        folder.name == "models" and _names_package(folder.parent / "package.xml")
+        for folder in directory.resolve().parents
+    )
+
+
+def _names_package(path: Path) -> bool:
+    return path.is_file() and f"<name>{PACKAGE}</name>" in path.read_text(encoding="utf-8", errors="replace")
 
 
 def find_bundle(name_or_path: str | Path) -> Path:
