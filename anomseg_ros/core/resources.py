@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from anomseg_ros.core.bundle import CONTRACT_FILE
+from anomseg_ros.core.staging import cut_off
 from anomseg_ros.errors import BundleError, ConfigError, closest_first
 
 PACKAGE = "anomseg_ros"
@@ -68,5 +69,7 @@ def find_bundle(name_or_path: str | Path) -> Path:
     shipped = shipped_bundles()
     if str(name_or_path) in shipped:
         return shipped[str(name_or_path)]
+    if (left := cut_off(path)) is not None:
+        raise BundleError(f"{path} does not exist: a change was cut off; rename {left} to it, which is the old bundle")
     known = ", ".join(closest_first(str(name_or_path), shipped)) or "none"
     raise BundleError(f"{str(name_or_path)!r} is neither a bundle directory nor a shipped bundle; shipped: {known}")

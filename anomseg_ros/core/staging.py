@@ -19,6 +19,7 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 """Of linux/fcntl.h and linux/fs.h, for renameat2(2)."""
 _CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 """What kernels and file systems answer that know no exchange, NFS for one."""
+_REPLACED = ".replaced"
 
 
 def part_ending() -> str:
@@ -71,13 +72,13 @@ def put_in_place(staging: Path, target: Path) -> None:
     """Give the folder `staging` the name `target`; a folder that had it is called `staging` afterwards.
 
     That is one step wherever the file system can exchange two names. Where it cannot, there are two, and a process
-    that is killed between them leaves the old folder as STAGING.replaced. Raises OSError, and leaves everything as it
+    that is killed between them leaves the old folder beside, see cut_off. Raises OSError, and leaves everything as it
     was, where neither is possible.
     """
     if not target.exists():
         staging.rename(target)
     elif not _exchanged(staging, target):
-        aside = staging.with_name(f"{staging.name}.replaced")
+        aside = staging.with_name(f"{staging.name}{_REPLACED}")
         target.rename(aside)
         try:
             staging.rename(target)
@@ -85,6 +86,11 @@ def put_in_place(staging: Path, target: Path) -> None:
             aside.rename(target)
             raise
         aside.rename(staging)
+
+
+def cut_off(target: Path) -> Path | None:
+    """Return the old folder that a process left which was killed between the two steps of put_in_place."""
+    return next(iter(target.parent.glob(f".{glob.escape(target.name)}.*{_REPLACED}")), None)
 
 
 def _exchanged(one: Path, other: Path) -> bool:
