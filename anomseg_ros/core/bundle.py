@@ -227,21 +227,20 @@ def change_bundle(
     Raises:
         BundleError: as save_bundle does, or the bundle has other files by now. Nothing is changed then.
     """
-    contract = _read_contract(bundle.directory)
+    new, contract = dict(files or {}), _read_contract(bundle.directory)
     if contract.files != bundle.contract.files:
-        raise BundleError(
-            f"the files of {bundle.directory} were changed in the meantime: nothing was written; start again"
-        )
+        raise BundleError(f"the files of {bundle.directory} were changed in the meantime; start again")
     contract = change(contract)
     if output is not None and output.resolve() != bundle.directory.resolve():
         _refuse_inside(output, bundle)
-        beside, directory = _unlisted(bundle.directory), output
-    elif files or finish:
+        beside = [path for path in _unlisted(bundle.directory) if path.name not in new]
+        directory = output
+    elif new or finish:
         beside, directory, overwrite = [], bundle.directory, True
     else:
         with _naming(bundle.directory):
             return Bundle(bundle.directory, _write_contract(contract, bundle.directory))
-    listed = {name: bundle.directory / name for name in contract.files} | dict(files or {})
+    listed = {name: bundle.directory / name for name in contract.files} | new
     return save_bundle(contract, listed, directory, overwrite=overwrite, beside=beside, finish=finish)
 
 
