@@ -11,8 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from anomseg_ros.backends import BACKENDS
 from anomseg_ros.backends.options import BackendOptions
+from anomseg_ros.core.bundle import Bundle, check_target, check_writable
 from anomseg_ros.core.image_files import read_image
+from anomseg_ros.core.resources import is_shipped
 from anomseg_ros.core.types import RgbImage
+from anomseg_ros.errors import BundleError
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -46,6 +49,26 @@ def add_backend_options(target: argparse.ArgumentParser) -> None:
 def backend_options(args: argparse.Namespace) -> BackendOptions:
     """Return the BackendOptions of parsed arguments."""
     return BackendOptions(threads=args.threads, provider=args.provider, arena=not args.no_arena, spin=args.spin)
+
+
+def add_changed_bundle(target: argparse.ArgumentParser) -> None:
+    """Add where a bundle goes that a command changes."""
+    target.add_argument("--output", type=Path, help="where to write a changed copy (default: the bundle is changed)")
+    target.add_argument("--overwrite", action="store_true", help="replace a bundle that is at --output")
+
+
+def check_changed_bundle(args: argparse.Namespace, bundle: Bundle) -> None:
+    """Refuse, before anything is measured, a place where the changed bundle cannot go. Raises BundleError."""
+    target = args.output or bundle.directory
+    if is_shipped(target):
+        raise BundleError(
+            f"{target} ships with the package and is not changed; give --output FOLDER for a changed copy, outside the "
+            "package's models/"
+        )
+    if target.resolve() == bundle.directory.resolve():
+        check_writable(bundle.directory.resolve())
+    else:
+        check_target(target, args.overwrite)
 
 
 def names(text: str) -> tuple[str, ...]:

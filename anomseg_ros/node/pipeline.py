@@ -13,11 +13,12 @@ import numpy.typing as npt
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
-from anomseg_ros.core.bundle import Bundle, Threshold
+from anomseg_ros.core.bundle import Bundle
 from anomseg_ros.core.components import find_components
 from anomseg_ros.core.detector import Detector
 from anomseg_ros.core.labels import palette
 from anomseg_ros.core.overlay import anomaly_mask, gray_scores, overlay, score_range
+from anomseg_ros.core.thresholds import Threshold
 from anomseg_ros.core.types import LabelImage, Mask, Outputs, RgbImage, ScoreMap
 from anomseg_ros.errors import ConfigError
 from anomseg_ros.node import conversions, vision
