@@ -121,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--score", nargs="+", action="extend", default=[], metavar="SCORE", help=score_help)
     protocol_help = f"how figures are defined, see docs/evaluate.md: {', '.join(PROTOCOLS)} (default: seeds)"
     parser.add_argument("--protocol", nargs="+", action="extend", default=[], metavar="PROTOCOL", help=protocol_help)
+    options.add_road_region(parser, options.MEASURED_ON_ROAD)
     parser.add_argument("--json", type=Path, help="file for everything measured, and how")
     parser.add_argument("--html", type=Path, help="file for the report, one self-contained page")
     parser.add_argument("--exact", action="store_true", help="no score is rounded, whatever memory that takes")
@@ -193,7 +194,7 @@ def _request(args: argparse.Namespace, bundles: list[Path]) -> Request:
         bundles=tuple(bundles),
         datasets=tuple(args.dataset),
         scores=args.score,
-        protocols=tuple(args.protocol),
+        protocols=options.with_road(args.protocol, args.road_region),
         exact=args.exact,
         allow_partial=args.allow_partial,
         network_only=args.network_only,

@@ -14,8 +14,10 @@ from anomseg_ros.backends.options import BackendOptions
 from anomseg_ros.core.bundle import Bundle, check_target, check_writable
 from anomseg_ros.core.image_files import read_image
 from anomseg_ros.core.resources import is_shipped
+from anomseg_ros.core.road_region import SURFACES
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import BundleError
+from anomseg_ros.metrics.protocols import on_road
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -69,6 +71,23 @@ def check_changed_bundle(args: argparse.Namespace, bundle: Bundle) -> None:
         check_writable(bundle.directory.resolve())
     else:
         check_target(target, args.overwrite)
+
+
+MEASURED_ON_ROAD = (
+    "measure a second time, as protocol NAME+REGION, with alarms limited to the road (and sidewalk) and what stands on "
+    "it"
+)
+
+
+def add_road_region(target: argparse.ArgumentParser, text: str) -> None:
+    """Add --road-region, the name of a region or None."""
+    target.add_argument("--road-region", choices=tuple(SURFACES), help=text)
+
+
+def with_road(protocols: Iterable[str], region: str | None) -> tuple[str, ...]:
+    """Return the protocols, and each of them again as limited to a region, if one is given."""
+    plain = tuple(protocols)
+    return plain if region is None else (*plain, *(on_road(name, region) for name in plain))
 
 
 def names(text: str) -> tuple[str, ...]:

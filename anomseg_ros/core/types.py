@@ -26,9 +26,11 @@ class Outputs:
     """What a detector says of one frame.
 
     labels: LabelImage, or None when it was not asked for. scores: score name -> ScoreMap, those that were asked for.
-    network_ms: wall time of the graph alone, milliseconds.
+    network_ms: wall time of the graph alone, milliseconds. region: uint8 (H, W), 255 on the road and what stands on it;
+    None when it was not asked for, or no road was found. The scores are those of the whole frame all the same.
     """
 
     labels: LabelImage | None
     scores: Mapping[str, ScoreMap] = field(default_factory=dict)
     network_ms: float = 0.0
+    region: Mask | None = None

@@ -18,8 +18,14 @@ from anomseg_ros.datasets.check import check
 from anomseg_ros.datasets.corruptions import Corruption, corrupt_dataset, library_version
 from anomseg_ros.datasets.kept import keep_frames
 from anomseg_ros.errors import AnomsegError, ConfigError, MetricError
-from anomseg_ros.evaluation.component_pass import ComponentTask, component_sums, components_of, merged_sums
-from anomseg_ros.evaluation.measures import Measures, MeasureSpec
+from anomseg_ros.evaluation.component_pass import (
+    ComponentTask,
+    component_sums,
+    component_thresholds,
+    components_of,
+    merged_sums,
+)
+from anomseg_ros.evaluation.measures import Key, Measures, MeasureSpec, road_of
 from anomseg_ros.evaluation.part import PartTask, evaluate_part
 from anomseg_ros.evaluation.pictures import PictureKey, draw_worst
 from anomseg_ros.evaluation.readout import Identity, read_results
@@ -194,6 +200,7 @@ def _plan(request: Request, bundle_name: str, bundle: Bundle, dataset_name: str,
         num_classes=len(dataset.classes) if measured and dataset.classes is not None else None,
         anomalies=dataset.has_anomalies,
         exact=request.exact,
+        road=road_of(bundle.contract, request.protocols),
     )
     if not measured and not dataset.has_anomalies:
         raise MetricError(
@@ -312,15 +319,11 @@ def _task(request: Request, job: _Job, indices: Sequence[int]) -> PartTask:
 
 def _components(
     request: Request, job: _Job, measures: Measures, progress: Progress
-) -> tuple[dict[str, Components], list[str]]:
+) -> tuple[dict[Key, Components], list[str]]:
     """Measure SegmentMeIfYouCan's component metrics where its protocol is asked for and has a threshold."""
-    if "smiyc" not in request.protocols or request.network_only or job.corruption is not None:
+    if request.network_only or job.corruption is not None:
         return {}, []
-    read = {
-        score: protocol("smiyc").read(accumulator).best_f1_threshold
-        for (score, name), accumulator in measures.curves.items()
-        if name == "smiyc" and accumulator.anomaly_px and accumulator.known_px
-    }
+    read = component_thresholds(measures)
     if not read:
         return {}, []
     parts = [list(range(len(job.dataset)))]
@@ -332,7 +335,8 @@ def _components(
     sums = merged_sums(list(run_parts(component_sums, tasks, request.workers)))
     progress(title, len(job.dataset), len(job.dataset))
     components = components_of(sums, read)
-    return components, [f"no true component is large enough to rate: score {name}" for name in read.keys() - components]
+    missing = dict.fromkeys(score for score, _ in read.keys() - components.keys())
+    return components, [f"no true component is large enough to rate: score {score}" for score in missing]
 
 
 def _backend_in_use(request: Request, job: _Job) -> str:

@@ -81,7 +81,10 @@ class DriveSize:
 
 @dataclass(frozen=True)
 class Drive:
-    """A bag as a drive, see bag_drive.py: alarms by their onsets, objects by the time to their first detection."""
+    """A bag as a drive, see bag_drive.py: alarms by their onsets, objects by the time to their first detection.
+
+    road_region: alarms outside this region of the detector's labels are no alarms, and detect nothing; None: no limit.
+    """
 
     threshold: float
     threshold_source: str
@@ -96,6 +99,7 @@ class Drive:
     objects_detected: int = 0
     median_seconds_to_detection: float | None = None
     sizes: tuple[DriveSize, ...] = ()
+    road_region: str | None = None
 
 
 @dataclass(frozen=True)
