@@ -69,6 +69,33 @@ CAMVID = _label_set(
 
 LABEL_SETS: dict[str, tuple[ClassInfo, ...]] = {"cityscapes": CITYSCAPES, "camvid": CAMVID}
 
+CLASS_MAPS: dict[tuple[str, str], dict[str, str]] = {
+    # SegNet's 11 classes are groups of CamVid's 32: walls are buildings, traffic lights are sign symbols, trucks, buses
+    # and trains are cars, motorcycles are bicyclists, low vegetation is a tree.
+    ("cityscapes", "camvid"): {
+        "road": "road",
+        "sidewalk": "pavement",
+        "building": "building",
+        "wall": "building",
+        "fence": "fence",
+        "pole": "pole",
+        "traffic light": "sign symbol",
+        "traffic sign": "sign symbol",
+        "vegetation": "tree",
+        "terrain": "tree",
+        "sky": "sky",
+        "person": "pedestrian",
+        "rider": "bicyclist",
+        "car": "car",
+        "truck": "car",
+        "bus": "car",
+        "train": "car",
+        "motorcycle": "bicyclist",
+        "bicycle": "bicyclist",
+    },
+}
+"""(label set of a prediction, label set of the ground truth) -> class to class, where the second set is the coarser."""
+
 VOID = ClassInfo("void", UNLABELLED_COLOR, UNLABELLED)
 
 
@@ -77,6 +104,26 @@ def label_set(name: str) -> tuple[ClassInfo, ...]:
     if name not in LABEL_SETS:
         raise ConfigError(unknown_name("label set", name, LABEL_SETS))
     return LABEL_SETS[name]
+
+
+def class_map(known: Sequence[ClassInfo], wanted: Sequence[ClassInfo]) -> tuple[int, ...] | None:
+    """Return 256 train ids of `wanted`, one for each label value of a prediction in the classes `known`.
+
+    Values without a class become 255. Sets are recognised by the names and train ids of their classes; None where
+    CLASS_MAPS has no map from the one to the other.
+    """
+    ours, theirs = _train_ids(known), _train_ids(wanted)
+    for (finer, coarser), names in CLASS_MAPS.items():
+        if (ours, theirs) == (_train_ids(LABEL_SETS[finer]), _train_ids(LABEL_SETS[coarser])):
+            table = [UNLABELLED] * 256
+            for name, train_id in ours.items():
+                table[train_id] = theirs[names[name]]
+            return tuple(table)
+    return None
+
+
+def _train_ids(classes: Sequence[ClassInfo]) -> dict[str, int]:
+    return {info.name: info.train_id for info in classes}
 
 
 def palette(classes: Sequence[ClassInfo]) -> npt.NDArray[np.uint8]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from anomseg_ros.core.bundle import Contract
+from anomseg_ros.core.bundle import Contract, Threshold
 from anomseg_ros.evaluation.measures import Key, Measures
-from anomseg_ros.evaluation.results import Components, Curves, FrameResult, Result
+from anomseg_ros.evaluation.results import AtThreshold, Components, Curves, FrameResult, Result
 from anomseg_ros.metrics.curve import ScoreCurve
 from anomseg_ros.metrics.pixel_curves import PixelCurves
 from anomseg_ros.metrics.protocols import PixelAccumulator, protocol
@@ -25,7 +25,10 @@ PERCENTILES = (50, 95, 99)
 
 @dataclass(frozen=True)
 class Identity:
-    """What the results are of. bundle, dataset: their names in the table; backend: the one really in use."""
+    """What the results are of. bundle, dataset: their names in the table; backend: the one really in use.
+
+    thresholds: of the scores that have a calibrated one.
+    """
 
     bundle: str
     dataset: str
@@ -33,6 +36,7 @@ class Identity:
     backend: str
     class_names: tuple[str, ...] = ()
     workers: int = 1
+    thresholds: Mapping[str, Threshold] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,7 @@ def _read(
         frames=len(timed),
         frames_skipped=measures.skipped.get(name, 0),
         components=components.get(score) if name == "smiyc" else None,
+        at_threshold=_at_threshold(measures, identity, score, size),
         ece=None if calibrated is None else calibrated.ece,
         inference_ms=inference,
         network_ms=network,
@@ -162,6 +167,20 @@ def _semantic_figures(
     read = matrix.metrics()
     named = zip(identity.class_names, read.iou, strict=True)
     return {"miou": read.miou, "iou": {name: value for name, value in named if np.isfinite(value)}}, []
+
+
+def _at_threshold(
+    measures: Measures, identity: Identity, score: str, size: tuple[int, int] | None
+) -> AtThreshold | None:
+    threshold, counted = identity.thresholds.get(score), measures.above.get((score, size))
+    if threshold is None or counted is None or counted.known_px + counted.anomaly_px == 0:
+        return None
+    return AtThreshold(
+        threshold=threshold.value,
+        source=threshold.source,
+        fpr=counted.known_above_px / counted.known_px if counted.known_px else None,
+        tpr=counted.anomaly_above_px / counted.anomaly_px if counted.anomaly_px else None,
+    )
 
 
 def _calibration(key: Key, measures: Measures) -> Reliability | None:
