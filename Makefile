@@ -24,6 +24,7 @@ soak: $(STAMP)
 	cd benchmarks && ../$(BIN)/python soak.py $(SOAK_OPTIONS)
 
 # Speed comparisons, each a ratio in one run, written to benchmarks/results. compression takes an hour on two cores.
+# Apart from it, and measured on a quiet machine: benchmarks/road_anomaly.py and benchmarks/node_latency.py.
 benchmarks: $(STAMP)
 	cd benchmarks && for each in frame_path mide_formulation shared_memory metrics_speed train_step strips compression; do ../$(BIN)/python $$each.py || exit 1; done
 

@@ -127,6 +127,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--exact", action="store_true", help="no score is rounded, whatever memory that takes")
     parser.add_argument("--allow-partial", action="store_true", help="accept fewer or more frames than published")
     parser.add_argument("--require-miou", action="store_true", help="fail if a bundle's classes do not fit a dataset")
+    target_help = "false-positive rate whose threshold in the bundle is tried on each dataset (default: 0.01)"
+    parser.add_argument("--target-fpr", type=float, default=0.01, metavar="RATE", help=target_help)
     parser.add_argument("--network-only", action="store_true", help="time the network with nothing beside it, only")
     _add_corruption_options(parser)
     add_worker_options(parser)
@@ -199,6 +201,7 @@ def _request(args: argparse.Namespace, bundles: list[Path]) -> Request:
         allow_partial=args.allow_partial,
         network_only=args.network_only,
         require_miou=args.require_miou,
+        target_fpr=args.target_fpr,
         pictures=args.html is not None,
         corruptions=args.corruptions,
         backend=args.backend,
@@ -298,6 +301,8 @@ def _columns(dataset: str, results: Sequence[Result]) -> dict[str, str]:
         columns["ECE"] = "ece"
     if any(result.components is not None for result in own):
         columns |= {"sIoU": "components.siou", "PPV": "components.ppv", "F1": "components.f1"}
+    if any(result.at_threshold is not None for result in own):
+        columns["FPR at threshold"] = "at_threshold.fpr"
     return columns or {"AuPRC": "auprc"}
 
 

@@ -125,6 +125,30 @@ def counted_labels(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return np.where(uncertain, np.uint8(UNLABELLED), labels) if uncertain.any() else labels
 
 
+def class_map(known: Sequence[ClassInfo], wanted: Sequence[ClassInfo]) -> tuple[int, ...] | None:
+    """Return 256 train ids of `wanted`, one for each label value of a prediction in the classes `known`.
+
+    Values without a class become 255. Sets are recognised by the names and train ids of their classes; None where
+    `known` is not Cityscapes' set, or CITYSCAPES_CLASSES_OF does not have `wanted`. A class that is in several groups
+    (walls) is in the first.
+    """
+    ours, theirs = _train_ids(known), _train_ids(wanted)
+    if ours != _train_ids(CITYSCAPES):
+        return None
+    for name, groups in CITYSCAPES_CLASSES_OF.items():
+        if theirs == _train_ids(LABEL_SETS[name]):
+            table = [UNLABELLED] * 256
+            for group, members in reversed(groups.items()):
+                for member in members:
+                    table[ours[member]] = theirs[group]
+            return tuple(table)
+    return None
+
+
+def _train_ids(classes: Sequence[ClassInfo]) -> dict[str, int]:
+    return {info.name: info.train_id for info in classes}
+
+
 def palette(classes: Sequence[ClassInfo]) -> npt.NDArray[np.uint8]:
     """Return the (256, 3) uint8 RGB table from label value to colour; values without a class are black."""
     table = np.zeros((256, 3), np.uint8)

@@ -349,8 +349,9 @@ def _components(
     request: BagRequest, planned: Sequence[_Planned], measures: Measures
 ) -> tuple[dict[Key, Components], list[str]]:
     """Measure SegmentMeIfYouCan's component metrics where its protocol was asked for and a model can look again."""
-    thresholds = {} if request.recorded is not None else component_thresholds(measures)
-    tasks = []
+    if request.recorded is not None:
+        return {}, []
+    thresholds, tasks = component_thresholds(measures), []
     for bag in planned:
         first = bag.task.first_index
         indices = tuple(n for n in range(len(bag.dataset)) if first + n in measures.done)

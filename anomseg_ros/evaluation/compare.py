@@ -84,6 +84,12 @@ _FIGURES: tuple[tuple[str, str, Callable[[Result], float | None], bool], ...] = 
     ("best F1", "fraction", lambda result: result.best_f1, True),
     ("mIoU", "fraction", lambda result: result.miou, True),
     ("ECE", "fraction", lambda result: result.ece, False),
+    (
+        "FPR at threshold",
+        "fraction",
+        lambda result: None if result.at_threshold is None else result.at_threshold.fpr,
+        False,
+    ),
     ("component sIoU", "fraction", lambda result: None if result.components is None else result.components.siou, True),
     ("component PPV", "fraction", lambda result: None if result.components is None else result.components.ppv, True),
     ("component F1", "fraction", lambda result: None if result.components is None else result.components.f1, True),

@@ -12,6 +12,8 @@ from typing import Any
 from anomseg_ros.backends import open_detector
 from anomseg_ros.backends.options import BackendOptions
 from anomseg_ros.core.bundle import Bundle, load_bundle
+from anomseg_ros.core.labels import class_map
+from anomseg_ros.core.thresholds import Threshold
 from anomseg_ros.datasets import DATASETS, dataset_type, open_named
 from anomseg_ros.datasets.base import Dataset
 from anomseg_ros.datasets.check import check
@@ -50,8 +52,8 @@ class Request:
 
     state: folder for what is measured so far, None for none; save_every_s: how often that is written. pictures: draw
     overlays of the worst frames. network_only: time the network alone, measure nothing else. require_miou: a bundle
-    whose classes are not those of a labelled dataset is an error instead of a note. corruptions: measure everything
-    under each of these too.
+    whose classes cannot be compared with those of a labelled dataset is an error instead of a note. target_fpr: picks
+    the bundle's threshold whose real rates are measured. corruptions: measure everything under each of these too.
     """
 
     bundles: tuple[Path, ...]
@@ -62,6 +64,7 @@ class Request:
     allow_partial: bool = False
     network_only: bool = False
     require_miou: bool = False
+    target_fpr: float = 0.01
     pictures: bool = False
     corruptions: tuple[Corruption, ...] = ()
     backend: str = "onnxruntime"
@@ -190,41 +193,67 @@ def _dataset_name(dataset: Dataset) -> str:
 
 def _plan(request: Request, bundle_name: str, bundle: Bundle, dataset_name: str, dataset: Dataset) -> _Job:
     scores = tuple(dict.fromkeys(map(bundle.check_score, request.scores))) or bundle.contract.score_names
-    misfit = _class_misfit(bundle, dataset)
-    if misfit and request.require_miou:
-        raise ConfigError(f"{dataset.path!r}: {misfit}")
-    measured = dataset.classes is not None and misfit is None
+    classes = _compared_classes(bundle, dataset)
+    if dataset.classes is not None and classes.count is None and request.require_miou:
+        raise ConfigError(f"{dataset.path!r}: {classes.note}")
     spec = MeasureSpec(
         scores=scores,
         protocols=request.protocols,
-        num_classes=len(dataset.classes) if measured and dataset.classes is not None else None,
+        num_classes=classes.count,
+        label_map=classes.label_map,
         anomalies=dataset.has_anomalies,
         exact=request.exact,
         road=road_of(bundle.contract, request.protocols),
+        thresholds=tuple((score, found.value) for score, found in _thresholds(request, bundle, scores).items()),
     )
-    if not measured and not dataset.has_anomalies:
+    if classes.count is None and not dataset.has_anomalies:
         raise MetricError(
             f"nothing can be measured in {dataset.path!r}: there are no anomaly masks, and "
-            f"{misfit or 'no semantic labels either'}"
+            f"{classes.note or 'no semantic labels either'}"
         )
-    return _Job(bundle_name, bundle, dataset_name, dataset, spec, (misfit,) if misfit else ())
+    return _Job(bundle_name, bundle, dataset_name, dataset, spec, (classes.note,) if classes.note else ())
 
 
-def _class_misfit(bundle: Bundle, dataset: Dataset) -> str | None:
-    """Return why mIoU cannot be measured; None where it can, or where the dataset has no semantic labels."""
+@dataclass(frozen=True)
+class _ComparedClasses:
+    """Classes that mIoU is over, None where it cannot be measured; see MeasureSpec for label_map; note: why, or how."""
+
+    count: int | None = None
+    label_map: tuple[int, ...] | None = None
+    note: str = ""
+
+
+def _compared_classes(bundle: Bundle, dataset: Dataset) -> _ComparedClasses:
     if dataset.classes is None:
-        return None
+        return _ComparedClasses()
     void = bundle.contract.void_class
     known = [info for index, info in enumerate(bundle.contract.classes) if index != void]
     ours = {(info.train_id, info.name) for info in known}
     theirs = {(info.train_id, info.name) for info in dataset.classes}
     if ours == theirs:
-        return None
+        return _ComparedClasses(len(theirs))
+    table = class_map(known, dataset.classes)
+    if table is not None:
+        note = f"mIoU is over the {len(theirs)} classes of {dataset.name}; the bundle's {len(ours)} are mapped to them"
+        return _ComparedClasses(len(theirs), table, note)
     lacking = ", ".join(name for _, name in sorted(theirs - ours)[:3]) or "none"
-    return (
-        f"mIoU is not measured: the bundle's {len(ours)} classes are not the {len(theirs)} of {dataset.name} (it lacks "
-        f"{lacking}, …); export with --label-set {dataset.label_set} if they are"
+    return _ComparedClasses(
+        note=f"mIoU is not measured: the bundle's {len(ours)} classes are not the {len(theirs)} of {dataset.name} (it "
+        f"lacks {lacking}, …); export with --label-set {dataset.label_set} if they are"
     )
+
+
+def _thresholds(request: Request, bundle: Bundle, scores: Sequence[str]) -> dict[str, Threshold]:
+    """Return the bundle's calibrated thresholds for the rate asked for; scores without one are left out."""
+    found = {}
+    for score in scores:
+        try:
+            threshold = bundle.threshold(score, request.target_fpr)
+        except ConfigError:  # calibrated, but for higher rates only
+            continue
+        if threshold is not None and threshold.calibrated:
+            found[score] = threshold
+    return found
 
 
 def _run(request: Request, job: _Job, progress: Progress) -> tuple[Result, ...]:
@@ -241,7 +270,10 @@ def _run(request: Request, job: _Job, progress: Progress) -> tuple[Result, ...]:
     detector_backend = _backend_in_use(request, job)
     names = tuple(info.name for info in job.dataset.classes or ())
     workers = max(1, request.workers.count)
-    identity = Identity(job.bundle_name, job.dataset_name, job.bundle.contract, detector_backend, names, workers)
+    thresholds = _thresholds(request, job.bundle, job.spec.scores)
+    identity = Identity(
+        job.bundle_name, job.dataset_name, job.bundle.contract, detector_backend, names, workers, thresholds
+    )
     results = read_results(measures, identity, components, (*job.notes, *notes))
     if not request.network_only and all(result.auprc is None and result.miou is None for result in results):
         reasons = "; ".join(dict.fromkeys(note for result in results for note in result.notes))
@@ -394,6 +426,7 @@ def _settings(
         "exact": request.exact,
         "network_only": request.network_only,
         "corruptions": [str(corruption) for corruption in request.corruptions],
+        "target_fpr": request.target_fpr,
         "backend": request.backend,
         "options": asdict(request.options),
         "workers": asdict(request.workers),

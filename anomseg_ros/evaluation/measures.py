@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from anomseg_ros.core.labels import UNLABELLED, counted_labels
 from anomseg_ros.core.overlay import lowest_score
 from anomseg_ros.core.preprocess import resized_labels, resized_scores
 from anomseg_ros.core.road_region import RoadRegion, limited_scores, road_region
-from anomseg_ros.core.types import Outputs, ScoreMap
+from anomseg_ros.core.types import LabelImage, Outputs, ScoreMap
+from anomseg_ros.datasets.base import VOID
 from anomseg_ros.errors import ConfigError, MetricError
 from anomseg_ros.evaluation.frame_figures import frame_auprc_fpr95
 from anomseg_ros.evaluation.results import FrameResult
@@ -40,7 +41,9 @@ class MeasureSpec:
     """What to measure.
 
     scores, protocols: names. num_classes: known classes for mIoU, None where it is not measured. anomalies: whether
-    there are anomaly masks. exact: as in PixelCurves. road: the region of the protocols that have one.
+    there are anomaly masks. exact: as in PixelCurves. road: the region of the protocols that have one. label_map:
+    predicted label value -> train id of the ground truth, 256 of them, None where they are the same. thresholds: pairs
+    of score and value to count the pixels above.
     """
 
     scores: tuple[str, ...]
@@ -49,6 +52,8 @@ class MeasureSpec:
     anomalies: bool = True
     exact: bool = False
     road: RoadRegion | None = None
+    label_map: tuple[int, ...] | None = None
+    thresholds: tuple[tuple[str, float], ...] = ()
 
     @property
     def sizes(self) -> tuple[Size, ...]:
@@ -62,8 +67,8 @@ class MeasureSpec:
 
     @property
     def calibrated(self) -> bool:
-        """Whether the semantic calibration error is measured."""
-        return self.num_classes is not None and CONFIDENCE_SCORE in self.scores
+        """Whether the semantic calibration error is measured: the confidence is one in a class, not in a group."""
+        return self.num_classes is not None and CONFIDENCE_SCORE in self.scores and self.label_map is None
 
 
 def road_of(contract: Contract, protocols: Sequence[str]) -> RoadRegion | None:
@@ -86,6 +91,20 @@ class TimedOutputs:
 
 
 @dataclass(frozen=True)
+class PixelsAbove:
+    """Known and anomalous pixels, and how many of each have a score above a threshold."""
+
+    known_px: int = 0
+    known_above_px: int = 0
+    anomaly_px: int = 0
+    anomaly_above_px: int = 0
+
+    def plus(self, other: PixelsAbove) -> PixelsAbove:
+        """Return the sums."""
+        return PixelsAbove(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True)
 class _Row:
     index: int
     result: FrameResult
@@ -96,8 +115,9 @@ class Measures:
     """Accumulators of every (score, protocol) and of every view; rows per frame; which frames are in.
 
     curves: known and anomalous pixels by score. confusion: true and predicted classes by view. mistakes: pixels by
-    1 - confidence, label 1 where the predicted class is wrong, by view. seconds: working time, opening excluded.
-    roadless: frames of which a view should have been limited to the road, but showed none.
+    1 - confidence, label 1 where the predicted class is wrong, by view. above: pixels above the spec's thresholds by
+    score and view; in frames without an anomaly mask every labelled pixel is known. seconds: working time, opening
+    excluded. roadless: frames of which a view should have been limited to the road, but showed none.
     """
 
     spec: MeasureSpec
@@ -106,6 +126,7 @@ class Measures:
     curves: dict[Key, PixelAccumulator] = field(default_factory=dict)
     confusion: dict[Size, ConfusionMatrix] = field(default_factory=dict)
     mistakes: dict[Size, PixelCurves] = field(default_factory=dict)
+    above: dict[tuple[str, Size], PixelsAbove] = field(default_factory=dict)
     rows: dict[Key, list[_Row]] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
     times: dict[int, FrameResult] = field(default_factory=dict)
@@ -122,6 +143,8 @@ class Measures:
                 self.confusion.setdefault(size, ConfusionMatrix(self.spec.num_classes))
             if self.spec.calibrated:
                 self.mistakes.setdefault(size, PixelCurves(exact=self.spec.exact))
+            for score, _ in self.spec.thresholds:
+                self.above.setdefault((score, size), PixelsAbove())
 
     def needs(self, view: View) -> bool:
         """Whether the detector must look at this view: some protocol counts it, or it has labels to compare with."""
@@ -163,6 +186,7 @@ class Measures:
             curves={key: curves.merge(other.curves[key]) for key, curves in self.curves.items()},  # type: ignore[arg-type]
             confusion={size: matrix.merge(other.confusion[size]) for size, matrix in self.confusion.items()},
             mistakes={size: curves.merge(other.mistakes[size]) for size, curves in self.mistakes.items()},
+            above={key: counted.plus(other.above[key]) for key, counted in self.above.items()},
             rows={key: sorted(rows + other.rows[key], key=lambda row: row.index) for key, rows in self.rows.items()},
             skipped={name: count + other.skipped[name] for name, count in self.skipped.items()},
             times=dict(sorted((self.times | other.times).items())),
@@ -186,6 +210,7 @@ class Measures:
             "done": sorted(self.done),
             "seconds": self.seconds,
             "skipped": self.skipped,
+            "above": [astuple(counted) for counted in self.above.values()],
             "rows": [[[row.index, asdict(row.result)] for row in self.rows[key]] for key in self.curves],
             "times": [[index, asdict(result)] for index, result in self.times.items()],
             "roadless": sorted(self.roadless),
@@ -208,6 +233,7 @@ class Measures:
             },
             confusion={s: ConfusionMatrix.load(folder / f"confusion-{n}.npz") for n, s in numbered if empty.confusion},
             mistakes={s: PixelCurves.load(folder / f"mistakes-{n}.npz") for n, s in numbered if empty.mistakes},
+            above={key: PixelsAbove(*counts) for key, counts in zip(empty.above, plain["above"], strict=True)},
             rows={
                 key: [_Row(index, FrameResult(**result)) for index, result in rows]
                 for key, rows in zip(empty.curves, plain["rows"], strict=True)
@@ -234,10 +260,9 @@ class Measures:
         """Return the frame's own confusion matrix, None where there is nothing to compare."""
         if timed is None or view.labels is None or self.spec.num_classes is None:
             return None
-        assert timed.outputs.labels is not None
         matrix = ConfusionMatrix(self.spec.num_classes)
         try:
-            matrix.add(resized_labels(timed.outputs.labels, *view.labels.shape), view.labels)
+            matrix.add(self._predicted(timed.outputs, view.labels.shape), view.labels)
         except MetricError as error:
             raise MetricError(f"frame {frame_id!r}, labels: {error}") from error
         return matrix
@@ -249,6 +274,8 @@ class Measures:
             self.confusion[view.size_px] = self.confusion[view.size_px].merge(compared)
             if self.spec.calibrated:
                 self._add_mistakes(frame_id, view, timed.outputs)
+        if timed is not None:
+            self._add_above(view, timed.outputs)
         if not self.spec.anomalies or view.anomaly is None:
             return
         for chosen in self._protocols(view.size_px):
@@ -280,10 +307,28 @@ class Measures:
         )
         self.rows[key].append(_Row(index, result))
 
+    def _predicted(self, outputs: Outputs, shape: tuple[int, ...]) -> LabelImage:
+        """Return the predicted labels uint8 (H, W) at a size, in the classes of the ground truth."""
+        assert outputs.labels is not None
+        predicted = resized_labels(outputs.labels, *shape)
+        return predicted if self.spec.label_map is None else np.array(self.spec.label_map, np.uint8)[predicted]
+
+    def _add_above(self, view: View, outputs: Outputs) -> None:
+        truth = view.anomaly
+        if truth is None and view.labels is not None:
+            truth = np.where(view.labels == UNLABELLED, VOID, KNOWN).astype(np.uint8)
+        if truth is None:
+            return
+        known, anomaly = truth == KNOWN, truth == ANOMALY
+        for score, threshold in self.spec.thresholds:
+            above = _scores_of_size(outputs, score, truth.shape) > np.float32(threshold)
+            counts = (known, known & above, anomaly, anomaly & above)
+            seen = PixelsAbove(*(int(np.count_nonzero(pixels)) for pixels in counts))
+            self.above[score, view.size_px] = self.above[score, view.size_px].plus(seen)
+
     def _add_mistakes(self, frame_id: str, view: View, outputs: Outputs) -> None:
-        assert view.labels is not None and outputs.labels is not None
-        predicted = resized_labels(outputs.labels, *view.labels.shape)
-        truth = counted_labels(view.labels)
+        assert view.labels is not None
+        predicted, truth = self._predicted(outputs, view.labels.shape), counted_labels(view.labels)
         wrong = np.where(truth == UNLABELLED, UNLABELLED, predicted != truth).astype(np.uint8)
         try:
             self.mistakes[view.size_px].add(_scores_of_size(outputs, CONFIDENCE_SCORE, wrong.shape), wrong)

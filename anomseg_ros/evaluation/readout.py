@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from anomseg_ros.core.bundle import Contract
+from anomseg_ros.core.thresholds import Threshold
 from anomseg_ros.evaluation.measures import Key, Measures
-from anomseg_ros.evaluation.results import Components, Curves, FrameResult, Result
+from anomseg_ros.evaluation.results import AtThreshold, Components, Curves, FrameResult, Result
 from anomseg_ros.metrics.curve import ScoreCurve
 from anomseg_ros.metrics.pixel_curves import PixelCurves
 from anomseg_ros.metrics.protocols import PixelAccumulator, protocol
@@ -25,7 +26,10 @@ PERCENTILES = (50, 95, 99)
 
 @dataclass(frozen=True)
 class Identity:
-    """What the results are of. bundle, dataset: their names in the table; backend: the one really in use."""
+    """What the results are of. bundle, dataset: their names in the table; backend: the one really in use.
+
+    thresholds: of the scores that have a calibrated one.
+    """
 
     bundle: str
     dataset: str
@@ -33,6 +37,7 @@ class Identity:
     backend: str
     class_names: tuple[str, ...] = ()
     workers: int = 1
+    thresholds: Mapping[str, Threshold] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,10 +103,11 @@ def _read(
     score, name = key
     figures, noted = _pixel_figures(key, measures)
     if protocol(name).road_region is None:
-        calibrated = _calibration(key, measures)
-        semantic, semantic_notes = _semantic_figures(measures, protocol(name).size_px, identity)
-    else:  # neither labels nor probabilities are limited to a region
-        calibrated, semantic, semantic_notes = None, {"miou": None}, _roadless(measures)
+        size = protocol(name).size_px
+        calibrated, at_threshold = _calibration(key, measures), _at_threshold(measures, identity, score, size)
+        semantic, semantic_notes = _semantic_figures(measures, size, identity)
+    else:  # neither labels nor probabilities nor the pixels above the threshold are limited to a region
+        calibrated, at_threshold, semantic, semantic_notes = None, None, {"miou": None}, _roadless(measures)
     frames = measures.frame_results(key)
     timed = frames or tuple(measures.times.values())
     inference = timing([frame.inference_ms for frame in timed])
@@ -114,6 +120,7 @@ def _read(
         frames=len(timed),
         frames_skipped=measures.skipped.get(name, 0),
         components=components.get(key),
+        at_threshold=at_threshold,
         ece=None if calibrated is None else calibrated.ece,
         inference_ms=inference,
         network_ms=network,
@@ -170,6 +177,20 @@ def _semantic_figures(
     read = matrix.metrics()
     named = zip(identity.class_names, read.iou, strict=True)
     return {"miou": read.miou, "iou": {name: value for name, value in named if np.isfinite(value)}}, []
+
+
+def _at_threshold(
+    measures: Measures, identity: Identity, score: str, size: tuple[int, int] | None
+) -> AtThreshold | None:
+    threshold, counted = identity.thresholds.get(score), measures.above.get((score, size))
+    if threshold is None or counted is None or counted.known_px + counted.anomaly_px == 0:
+        return None
+    return AtThreshold(
+        threshold=threshold.value,
+        source=threshold.source,
+        fpr=counted.known_above_px / counted.known_px if counted.known_px else None,
+        tpr=counted.anomaly_above_px / counted.anomaly_px if counted.anomaly_px else None,
+    )
 
 
 def _calibration(key: Key, measures: Measures) -> Reliability | None:

@@ -58,6 +58,20 @@ class Components:
 
 
 @dataclass(frozen=True)
+class AtThreshold:
+    """What the bundle's own threshold does here: shares of known and of anomalous pixels above it, None without any.
+
+    source: the rate that the threshold was calibrated for, and on what. In frames without an anomaly mask every
+    labelled pixel is known.
+    """
+
+    threshold: float
+    source: str
+    fpr: float | None
+    tpr: float | None
+
+
+@dataclass(frozen=True)
 class DriveObject:
     """One object of a drive, followed by overlap: when it appeared (seconds since the first frame), in how many frames
     it was there and detected, its largest area, and the time from appearing to the first detection (None: never)."""
@@ -143,6 +157,8 @@ class Result:
     best_f1_threshold: float | None = None
     iou: Mapping[str, float] | None = None
     components: Components | None = None
+    at_threshold: AtThreshold | None = None
+    """None where the bundle has no calibrated threshold of the score."""
     ece: float | None = None
     inference_ms: Mapping[str, float] | None = None
     network_ms: Mapping[str, float] | None = None
