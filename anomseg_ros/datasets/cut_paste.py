@@ -111,6 +111,24 @@ def paste_objects(
     return pasted, marked
 
 
+def paste_at(
+    image: RgbImage,
+    labels: LabelImage,
+    drawn: OutlierObject,
+    scale: float,
+    place_px: tuple[int, int],
+    feather_radius_px: float,
+    tone_match: float,
+) -> None:
+    """Blend one object into a frame and its labels, in place; what lies beyond the frame is cut off.
+
+    image: uint8 (H, W, 3) RGB. labels: uint8 (H, W), which gets OUTLIER where the object is. scale: factor on the
+    object's size. place_px: top and left of the scaled object's box; may be negative, or beyond the frame. The others
+    are those of PasteConfig.
+    """
+    _blend(image, labels, _cut(drawn, scale, feather_radius_px), place_px, tone_match)
+
+
 @dataclass(frozen=True, eq=False)
 class _Cut:
     """A scaled object. image: uint8 (h, w, 3). alpha: uint8 (h, w), 255 = object. pad_px: rim around the mask's box."""
@@ -263,6 +281,8 @@ def _blend(pasted: RgbImage, marked: LabelImage, cut: _Cut, place_px: tuple[int,
     start = np.array(place_px) - cut.pad_px
     end = start + cut.alpha.shape
     first, last = np.maximum(start, 0), np.minimum(end, marked.shape)
+    if (first >= last).any():  # nothing of it is in the frame
+        return
     place = (slice(first[0], last[0]), slice(first[1], last[1]))
     window = tuple(slice(a, b) for a, b in zip(first - start, last - start, strict=True))
     alpha, image, below = cut.alpha[window], cut.image[window], pasted[place]
