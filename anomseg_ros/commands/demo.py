@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 DRIVE_BAG, OUTPUTS_BAG = "drive_bag", "outputs_bag"
 
 _TIMED_FRAMES = 7
-_MARGIN = 1.3
-_ROS_S = 0.015
+_MARGIN = 1.25
+_ROS_S = 0.01
 """A frame is given this much more than the network needs alone: its way through ROS, and what else the machine does."""
 
 _SLOWEST = 0.25

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from anomseg_ros.bags.pixels import frame_from_message, labels_from_message, scores_from_message
 from anomseg_ros.bags.read import open_bag
@@ -37,7 +38,7 @@ _RANGE_PERCENTILES = (2.0, 99.9)
 class ShownFrame:
     """One frame. files: of PICTURES, relative to the page. Alarms are regions of the mask, at least MIN_ALARM_PX.
 
-    road_alarms: those with road around them, of which on_anomaly touch a known anomaly. other_alarms: the rest.
+    road_alarms: on the road, of which on_anomaly touch a known anomaly. other_alarms: beside it.
     """
 
     time_s: float
@@ -104,31 +105,37 @@ def show_drive(
 def count_alarms(
     mask: Mask | None, labels: LabelImage, road_id: int | None, anomaly: Mask | None = None
 ) -> tuple[int, int, int]:
-    """Return how many regions of a mask have road around them, how many of those touch an anomaly, and the others.
+    """Return how many regions of a mask are on the road, how many of those touch an anomaly, and how many are beside.
 
     mask: uint8 (H, W), not 0 = marked. labels: uint8 (H, W). road_id: train id of the road; None: nothing is on it.
-    anomaly: uint8, 1 = anomaly, of any size. A region has road around it if at least half of the pixels next to it are
-    road, those that are marked themselves left out.
+    anomaly: uint8, 1 = anomaly, of any size. The mask is cut along the outline of the road: what stands on the road and
+    reaches above it would else be one with the hills behind.
     """
     if mask is None:
         return 0, 0, 0
-    height, width = mask.shape
-    known = None if anomaly is None else resized_labels(anomaly, height, width) == 1
+    road = road_outline(labels, road_id)
+    on_road = _regions(np.where(road > 0, mask, 0).astype(np.uint8))
+    known = np.zeros_like(mask) if anomaly is None else resized_labels(anomaly, *mask.shape)
+    on_anomaly = sum(bool((known[own] == 1).any()) for own in on_road)
+    return len(on_road), on_anomaly, len(_regions(np.where(road > 0, 0, mask).astype(np.uint8)))
+
+
+def road_outline(labels: LabelImage, road_id: int | None) -> Mask:
+    """Return uint8 (H, W), 255 on the road and on what stands on it: the convex hull of its largest part."""
+    outline: Mask = np.zeros(labels.shape, np.uint8)
+    if road_id is None:
+        return outline
+    parts, _ = cv2.findContours((labels == road_id).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    if parts:
+        cv2.fillConvexPoly(outline, cv2.convexHull(max(parts, key=cv2.contourArea)), 255)
+    return outline
+
+
+def _regions(mask: Mask) -> list[tuple[npt.NDArray[np.intp], ...]]:
+    """Return the pixels of each region of a mask that is large enough for an alarm."""
     count, ids, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-    road = on_anomaly = others = 0
-    for number in range(1, count):
-        left, top, wide, high, area_px = (int(value) for value in stats[number])
-        if area_px < MIN_ALARM_PX:
-            continue
-        box = np.s_[max(top - 2, 0) : top + high + 2, max(left - 2, 0) : left + wide + 2]
-        own = (ids[box] == number).astype(np.uint8)
-        around = (cv2.dilate(own, np.ones((5, 5), np.uint8)) > 0) & (mask[box] == 0)
-        if road_id is None or not around.any() or np.mean(labels[box][around] == road_id) < 0.5:
-            others += 1
-            continue
-        road += 1
-        on_anomaly += known is not None and bool(known[box][own > 0].any())
-    return road, on_anomaly, others
+    large = [number for number in range(1, count) if stats[number, cv2.CC_STAT_AREA] >= MIN_ALARM_PX]
+    return [np.nonzero(ids == number) for number in large]
 
 
 class _Answers:

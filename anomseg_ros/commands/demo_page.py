@@ -14,6 +14,7 @@ from anomseg_ros.commands.demo_film import SCRIPT, STYLE
 from anomseg_ros.commands.demo_frames import PICTURES, ShownDrive, ShownFrame
 from anomseg_ros.core.labels import UNLABELLED
 from anomseg_ros.core.overlay import ANOMALY_COLOR
+from anomseg_ros.evaluation.bag_drive import MIN_ALARM_PX
 from anomseg_ros.evaluation.report_page import count, scrolling, text
 from anomseg_ros.evaluation.report_style import STYLE as REPORT_STYLE
 
@@ -69,7 +70,7 @@ def pace(result: DemoResult) -> str:
     if result.rate < 1:
         return (
             f"{dropped}. The drive was played at {result.rate:g} times its speed, a frame every {result.period_ms:.0f} "
-            f"ms, since the network takes about {takes_ms:.0f} ms a frame on this machine."
+            f"ms, at which this machine keeps up: the node takes about {takes_ms:.0f} ms a frame."
         )
     return f"{dropped}. The drive was played in real time, a frame every {result.period_ms:.0f} ms."
 
@@ -184,8 +185,8 @@ def _mask(result: DemoResult, detector: Mapping[str, str], shown: ShownDrive) ->
     beside = sum(frame.other_alarms > 0 for frame in shown.frames)
     return (
         f"Backend {result.backend}. An anomaly is where {score} is above {threshold} ({source}). An alarm is a region "
-        f"of it of at least 50 pixels of the network; it is on the road where the pixels around it are road. {beside} "
-        f"of {len(shown.frames)} frames have alarms beside the road as well."
+        f"of it of at least {MIN_ALARM_PX} of the network's pixels. It is on the road inside the convex outline of what "
+        f"is labelled so. {beside} of {len(shown.frames)} frames have alarms beside the road."
     )
 
 

@@ -14,8 +14,8 @@ from anomseg_ros.errors import ConfigError
 CAMERA = RoadCamera(
     width_px=400, height_px=200, focal_px=400, above_road_m=1.2, horizon_px=80, vanishing_px=190, speed_mps=10
 )
-CHAIR = RoadObject("a chair", "furniture", 8, size_m=1.0, lateral_m=1.0, passed_at_s=6.0)
-SCENE = RoadScene("nowhere", CAMERA, (CHAIR,))
+BOX = RoadObject("a box", "box", 5, size_m=1.0, lateral_m=1.0, passed_at_s=6.0)
+SCENE = RoadScene("nowhere", CAMERA, (BOX,))
 RATE_HZ = 10.0
 
 
@@ -63,14 +63,13 @@ def test_only_the_object_and_its_shadow_change_the_frame() -> None:
 
 @pytest.mark.parametrize("passed_at_s", [0.0, 13.0])
 def test_what_is_behind_or_too_far_is_not_there(passed_at_s: float) -> None:
-    scene = replace(SCENE, objects=(replace(CHAIR, passed_at_s=passed_at_s),))
+    scene = replace(SCENE, objects=(replace(BOX, passed_at_s=passed_at_s),))
     (frame,) = paste_on_road(road(1), RATE_HZ, scene)
     assert not frame.anomaly.any() and np.array_equal(frame.image, road(1)[0])
 
 
 def test_near_objects_hide_far_ones() -> None:
-    near, far = replace(CHAIR, kind="box", seed=5, lateral_m=0.0, passed_at_s=1.0), replace(CHAIR, passed_at_s=2.0)
-    far = replace(far, lateral_m=0.0)
+    near, far = (replace(BOX, lateral_m=0.0, passed_at_s=passed_at_s) for passed_at_s in (1.0, 2.0))
     both, alone = (
         next(paste_on_road(road(1), RATE_HZ, replace(SCENE, objects=objects))) for objects in ((near, far), (near,))
     )
