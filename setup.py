@@ -96,7 +96,7 @@ setup(
         (f"share/{NAME}", ["package.xml"]),
         # colcon puts console scripts here by setup.cfg, pip puts them in bin: as a data file it is here either way.
         (f"lib/{NAME}", ["scripts/detector"]),
-        *shared("launch", "config", "models"),
+        *shared("launch", "config", "demo", "models"),
     ],
     entry_points={"console_scripts": [f"anomseg = {NAME}.cli:main"]},
     zip_safe=False,

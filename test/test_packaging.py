@@ -153,7 +153,7 @@ def test_installed_files(installer: str, request: pytest.FixtureRequest) -> None
     assert (prefix / "share/ament_index/resource_index/packages/anomseg_ros").is_file()
     for path in sources():
         relative = path.relative_to(ROOT)
-        if relative.parts[0] in ("launch", "config", "models"):
+        if relative.parts[0] in ("launch", "config", "demo", "models"):
             assert (share / relative).read_bytes() == path.read_bytes(), relative
         if relative.parts[0] == "anomseg_ros":
             assert len(list(prefix.glob(f"lib/python*/site-packages/{relative}"))) == 1, relative

@@ -15,6 +15,9 @@ PACKAGE = "anomseg_ros"
 ROAD_BUNDLE = "erfnet-camvid"
 """Shipped bundle for camera frames: what the node takes unless it is told otherwise."""
 
+DEMO_BUNDLE = "enet-camvid"
+"""Shipped bundle that `anomseg demo` shows with the shipped drive: two cores keep up with it."""
+
 SYNTHETIC_BUNDLE = "enet-synthetic"
 """Shipped bundle for generated scenes."""
 
