@@ -24,7 +24,7 @@ GRAPHS = {1.0: b"1" * 300_000, 2.0: b"2" * 300_000}
 """Temperature -> the graph that belongs to it."""
 STEPS = ("open", "os.", "shutil.", "ctypes.dl", "tempfile.")
 """Python's audit events of what touches files."""
-RANDOM_KILLS = 20
+RANDOM_KILLS = 10
 
 Change = Callable[[Bundle], object]
 

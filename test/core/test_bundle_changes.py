@@ -213,7 +213,7 @@ def no_privileges() -> Iterator[None]:
 def test_a_kill_leaves_the_old_or_the_new_bundle(tmp_path: Path) -> None:
     # In another process: it forks, which this one with its threads should not.
     command = [sys.executable, str(Path(__file__).parent.parent / "killed_changes.py"), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     checked, old, new = map(int, done.stdout.split())
-    assert checked > 40 and old > 10 and new > 3
+    assert checked > 30 and old > 10 and new > 3
