@@ -81,7 +81,7 @@ def test_arguments_are_parameters_of_the_node() -> None:
     choices = {
         name: words["choices"] for name, words in declared(LAUNCH / "detector.launch.py").items() if "choices" in words
     }
-    for name in ("image_transport", "precision", "road_region"):
+    for name in ("image_transport", "precision"):
         assert parameters[name] in ast.literal_eval(choices[name])
 
 

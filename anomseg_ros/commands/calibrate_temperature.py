@@ -16,6 +16,7 @@ from anomseg_ros.commands.evaluate import ProgressLines
 from anomseg_ros.compression.reexport import export_config_of, require_same_checkpoint
 from anomseg_ros.core.bundle import GRAPH_FILE, TORCH_FILE, Bundle, Contract, change_bundle, load_bundle
 from anomseg_ros.core.resources import find_bundle
+from anomseg_ros.core.scores import SCORES
 from anomseg_ros.datasets import open_named
 from anomseg_ros.datasets.base import Dataset
 from anomseg_ros.datasets.check import check
@@ -27,7 +28,7 @@ from anomseg_ros.networks.base import SegmentationNetwork
 from anomseg_ros.networks.checkpoints import load_checkpoint
 
 COMMAND = ("anomseg", "calibrate", "temperature")
-TEMPERATURE_FREE = ("max_logit",)
+TEMPERATURE_FREE = tuple(name for name, score in SCORES.items() if not score.uses_temperature)
 """Scores that the temperature does not enter: their thresholds stay true."""
 
 

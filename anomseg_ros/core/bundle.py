@@ -20,8 +20,9 @@ import yaml
 
 from anomseg_ros.core.labels import UNLABELLED, ClassInfo
 from anomseg_ros.core.schema import from_plain, to_plain
+from anomseg_ros.core.scores import SCORES
 from anomseg_ros.core.staging import carry, put_in_place, remove, replace_text, staging_folder
-from anomseg_ros.core.thresholds import UNCALIBRATED_THRESHOLDS, Threshold, ThresholdTable
+from anomseg_ros.core.thresholds import Threshold, ThresholdTable
 from anomseg_ros.errors import BundleError, ConfigError, closest_first, unknown_name
 
 FORMAT_VERSION = 1
@@ -94,6 +95,11 @@ class Contract:
         return tuple(output.name for output in self.outputs if output.name != LABELS_OUTPUT)
 
     @property
+    def known_count(self) -> int:
+        """Number of the known classes: all but the void class."""
+        return len(self.classes) - (self.void_class is not None)
+
+    @property
     def program_sha256(self) -> str:
         """Digest by which a bundle is known: the ONNX graph's, or the PyTorch program's where there is no graph.
 
@@ -135,12 +141,12 @@ class Bundle:
     def threshold(self, score: str, target_fpr: float) -> Threshold | None:
         """Return the threshold of `score` for the largest calibrated rate not above `target_fpr`.
 
-        Without a calibration, probabilities (void, msp) fall back to 0.5 and other scores have none. Raises ConfigError
-        if every calibrated rate is above `target_fpr`.
+        Without a calibration, scores with a natural threshold (probabilities: 0.5) fall back to it, others have none.
+        Raises ConfigError if every calibrated rate is above `target_fpr`.
         """
         table = self.contract.thresholds.get(score)
         if table is None:
-            value = UNCALIBRATED_THRESHOLDS.get(score)
+            value = SCORES[score].natural_threshold
             return None if value is None else Threshold(value, f"default {value:g}, not calibrated", False)
         found = table.at(target_fpr)
         if found is None:

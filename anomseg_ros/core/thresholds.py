@@ -6,9 +6,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# A probability has a natural middle; -max z and the energy have no scale of their own.
-UNCALIBRATED_THRESHOLDS = {"void": 0.5, "msp": 0.5}
-
 
 @dataclass(frozen=True)
 class Threshold:

@@ -19,6 +19,7 @@ from anomseg_ros.core.labels import UNLABELLED, counted_labels
 from anomseg_ros.core.overlay import lowest_score
 from anomseg_ros.core.preprocess import resized_labels, resized_scores
 from anomseg_ros.core.road_region import RoadRegion, limited_scores, road_region
+from anomseg_ros.core.scores import CONFIDENCE_SCORE
 from anomseg_ros.core.types import LabelImage, Outputs, ScoreMap
 from anomseg_ros.datasets.base import VOID
 from anomseg_ros.errors import ConfigError, MetricError
@@ -29,7 +30,6 @@ from anomseg_ros.metrics.miou import ConfusionMatrix
 from anomseg_ros.metrics.pixel_curves import ANOMALY, KNOWN, PixelCurves
 from anomseg_ros.metrics.protocols import PixelAccumulator, Protocol, protocol
 
-CONFIDENCE_SCORE = "msp"
 """1 - msp is the probability of the predicted class, which the semantic calibration error is about."""
 
 _ROWS_FILE = "rows.json"

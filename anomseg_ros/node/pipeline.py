@@ -92,7 +92,7 @@ class FramePipeline:
         self._ego_mask = ego_mask
         contract = detector.bundle.contract
         self._colors = palette(contract.classes)
-        self._known_classes = len(contract.classes) - (contract.void_class is not None)
+        self._known_classes = contract.known_count
         self._ignored_pixels = functools.lru_cache(maxsize=4)(self._make_ignored_pixels)
 
     def process(
