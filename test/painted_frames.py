@@ -1,7 +1,7 @@
 """Frames painted in the colours of their classes, and a bundle that reads the classes off the colours, exactly.
 
-So a test says where the detector sees road, building and anomalies. Red is road, blue building, green void, white
-sidewalk; the score `void` is near 1 on green and near 0 elsewhere.
+So a test says where the detector sees road, building and anomalies. Red is road, blue building, green and olive are
+void; the score `void` is near 1 on green, 0.91 on olive and near 0 elsewhere.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from anomseg_ros.core.bundle import GRAPH_FILE, Bundle, Contract, InputSpec, Out
 from anomseg_ros.core.labels import CITYSCAPES, VOID
 
 HEIGHT_PX, WIDTH_PX = 128, 256
-RED, BLUE, GREEN, WHITE = (255, 0, 0), (0, 0, 255), (0, 255, 0), (255, 255, 255)
+RED, BLUE, GREEN, OLIVE = (255, 0, 0), (0, 0, 255), (0, 255, 0), (120, 135, 0)
 HORIZON_PX = 60
 
 
@@ -86,7 +86,7 @@ def street(*, road: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """Return a frame uint8 (128, 256, 3) and its anomaly mask uint8 (128, 256).
 
     A road from the lower edge to the horizon, buildings elsewhere, an obstacle on the road, and above the horizon a
-    patch as large that the network takes for an anomaly and is none.
+    patch as large that the network takes for an anomaly and is none; both green above and olive below.
     """
     frame = np.full((HEIGHT_PX, WIDTH_PX, 3), BLUE, np.uint8)
     anomaly = np.zeros((HEIGHT_PX, WIDTH_PX), np.uint8)
@@ -94,7 +94,8 @@ def street(*, road: bool = True) -> tuple[np.ndarray, np.ndarray]:
         for row in range(HORIZON_PX, HEIGHT_PX):
             half_px = 8 + (row - HORIZON_PX)
             frame[row, WIDTH_PX // 2 - half_px : WIDTH_PX // 2 + half_px] = RED
-    frame[90:102, 120:132] = GREEN
     anomaly[90:102, 120:132] = 1
-    frame[20:32, 30:42] = GREEN
+    for top, left in ((90, 120), (20, 30)):
+        frame[top : top + 6, left : left + 12] = GREEN
+        frame[top + 6 : top + 12, left : left + 12] = OLIVE
     return frame, anomaly

@@ -154,12 +154,8 @@ def evaluate_bags(request: BagRequest, progress: Progress = lambda what, done, t
     identity = _identity(request, planned, [part.name for part in parts if part.frames])
     outcome = BagOutcome((), parts)
     results = read_results(measures, identity, components, tuple(dict.fromkeys([*notes, *missing, *outcome.errors])))
-    drives = [pooled_drive([drive for drive in several if drive is not None]) for several in _drives(parts)]
+    drives = pooled_drive([part.drive for part in parts]), pooled_drive([part.road_drive for part in parts])
     return replace(outcome, results=tuple(_completed(result, request, planned[0].task, drives) for result in results))
-
-
-def _drives(parts: Sequence[BagPart]) -> tuple[list[Drive | None], list[Drive | None]]:
-    return [part.drive for part in parts], [part.road_drive for part in parts]
 
 
 def _named(bag: str, text: str, bags: int) -> str:

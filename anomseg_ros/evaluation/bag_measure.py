@@ -123,8 +123,9 @@ class BagMeasured:
     failure: str | None = None
 
 
-def pooled_drive(drives: Sequence[Drive]) -> Drive | None:
+def pooled_drive(of_bags: Sequence[Drive | None]) -> Drive | None:
     """Return the drives one after the other as one: times count on, counts add up. None without any."""
+    drives = [drive for drive in of_bags if drive is not None]
     if len(drives) < 2:
         return drives[0] if drives else None
     starts_s = [sum(drive.duration_s for drive in drives[:number]) for number in range(len(drives))]
