@@ -13,6 +13,10 @@ from anomseg_ros.errors import ConfigError, unknown_name
 UNLABELLED = 255
 """Train id of pixels that belong to no known class: ignored in training, `void` in a prediction."""
 
+KNOWN_UNCERTAIN = 252
+"""Label of pixels that show something known, of a class that the labels do not tell: no metric counts them, and
+training teaches only that they are not void."""
+
 UNLABELLED_COLOR = (0, 0, 0)
 
 

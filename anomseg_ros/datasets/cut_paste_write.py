@@ -224,9 +224,10 @@ def _paste(dataset: Dataset, source: DescribedSource, spec: CutPasteSpec, number
             f"its {len(spec.classes)} classes and {UNLABELLED}"
         )
     # From the whole dataset, also under a limit: a frame does not depend on how many are written.
-    others = rng.choice(len(dataset), min(_OTHER_FRAMES + 1, len(dataset)), replace=False)
-    chosen = [int(other) for other in others if other != index][:_OTHER_FRAMES]
-    return paste_objects(frame.image, frame.labels, source, rng, spec.paste, _LazyFrames(dataset, chosen))
+    drawn = rng.choice(len(dataset), min(_OTHER_FRAMES + 1, len(dataset)), replace=False)
+    chosen = [int(other) for other in drawn if other != index][:_OTHER_FRAMES]
+    others = _LazyFrames(dataset, chosen)
+    return paste_objects(frame.image, frame.labels, source, rng, spec.paste, others, spec.classes)
 
 
 class _LazyFrames(Sequence[RgbImage]):

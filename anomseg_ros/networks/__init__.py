@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from anomseg_ros.networks.base import SegmentationNetwork
 
 NETWORKS: dict[str, str] = {
+    "bisenet_lite": "anomseg_ros.networks.bisenet_lite:BiSeNetLite",
     "bisenet_v1": "anomseg_ros.networks.bisenet_v1:BiSeNetV1",
     "bisenet_v2": "anomseg_ros.networks.bisenet_v2:BiSeNetV2",
     "enet": "anomseg_ros.networks.enet:ENet",
