@@ -167,8 +167,8 @@ def _require_no_joining_groups(network: SegmentationNetwork) -> None:
     for name, module in network.named_modules():
         if isinstance(module, _ConvNd) and 1 < module.groups < module.in_channels:
             raise CompressionError(
-                f"network {network.name!r} joins {module.in_channels} channels in {module.groups} groups ({name}), which "
-                "structured pruning cannot narrow; give --method unstructured or masked"
+                f"network {network.name!r} joins {module.in_channels} channels in {module.groups} groups ({name}), "
+                "which structured pruning cannot narrow; give --method unstructured or masked"
             )
 
 
