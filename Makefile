@@ -29,7 +29,8 @@ benchmarks: $(STAMP)
 
 $(STAMP): setup.py setup.cfg constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ros,offline,openvino,cluster,efficientnet,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ros,offline,openvino,cluster,corruptions,efficientnet,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps 'imagecorruptions-imaug>=1.1.5,<2'
 	touch $@
 
 clean:

@@ -9,7 +9,7 @@ import copy
 import logging
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,9 +29,11 @@ from anomseg_ros.core.bundle import (
     LABELS_OUTPUT,
     Bundle,
     Contract,
+    Finish,
     InputSpec,
     OutputSpec,
     Provenance,
+    check_target,
     save_bundle,
     sha256_of,
 )
@@ -75,6 +77,7 @@ class ExportConfig:
     resize: str = "bilinear"
     scores: tuple[str, ...] = ()
     temperature: float = 1.0
+    channel_order: str = "rgb"
 
     def classes(self) -> tuple[ClassInfo, ...]:
         """Return one entry per network output; raise ConfigError if the label set does not fit num_classes."""
@@ -134,19 +137,27 @@ def export_network(
     frames: Sequence[RgbImage] = (),
     overwrite: bool = False,
     form: type[DetectorGraph] | None = None,
+    files: Mapping[str, Path] | None = None,
+    finish: Finish | None = None,
 ) -> tuple[Bundle, Parity]:
     """Write the bundle of a network and check it on random frames and on `frames` (uint8 (H, W, 3) RGB).
 
-    form: how the graph computes (None: StripGraph). Returns the bundle and how far it is from the network. Raises
-    ExportError, leaving nothing behind, if it is off.
+    form: how the graph computes (None: StripGraph). files: name -> source of files to keep beside the graph. finish:
+    what is measured of the bundle after that check, before it is in place. Returns the bundle and how far it is from
+    the network. Raises ExportError, leaving nothing behind, if it is off.
     """
-    contract = _contract(network_name, config, provenance)
-    graph = (form or StripGraph)(network, config).eval()
+    check_target(output, overwrite)
+    contract = contract_of(network_name, config, provenance)
+    parities = []
+
+    def checked(bundle: Bundle) -> Contract:
+        parities.append(check_parity(bundle, network, [*random_frames(config), *frames]))
+        return bundle.contract if finish is None else finish(bundle)
+
     with tempfile.TemporaryDirectory() as folder:
-        staged = save_bundle(contract, {GRAPH_FILE: _write_onnx(graph, config, Path(folder))}, Path(folder) / "bundle")
-        parity = check_parity(staged, network, [*_random_frames(config), *frames])
-        bundle = save_bundle(contract, {GRAPH_FILE: staged.graph_path}, output, overwrite=overwrite)
-    return bundle, parity
+        made = {GRAPH_FILE: write_graph(network, config, Path(folder), form), **(files or {})}
+        bundle = save_bundle(contract, made, output, overwrite=overwrite, finish=checked)
+    return bundle, parities[0]
 
 
 class DetectorGraph(nn.Module):
@@ -316,7 +327,8 @@ class _FrameParity:
         return RELATIVE_TOLERANCE * max(USUAL_LOGIT, float(np.abs(self.logits).max()))
 
 
-def _contract(network_name: str, config: ExportConfig, provenance: Provenance) -> Contract:
+def contract_of(network_name: str, config: ExportConfig, provenance: Provenance) -> Contract:
+    """Return the contract of the bundle that a configuration gives, without files. Raises ConfigError."""
     names = config.score_names()
     outputs = [OutputSpec(LABELS_OUTPUT, "uint8", "train ids, 255 = void or unlabelled")]
     outputs += [OutputSpec(name, "float32", f"{SCORE_MEANINGS[name]}; higher = more anomalous") for name in names]
@@ -326,7 +338,7 @@ def _contract(network_name: str, config: ExportConfig, provenance: Provenance) -
         network=network_name,
         precision="fp32",
         classes=config.classes(),
-        input=InputSpec(config.height_px, config.width_px, resize=config.resize),
+        input=InputSpec(config.height_px, config.width_px, config.channel_order, config.resize),
         outputs=tuple(outputs),
         files={},
         void_class=config.void_class,
@@ -335,7 +347,11 @@ def _contract(network_name: str, config: ExportConfig, provenance: Provenance) -
     )
 
 
-def _write_onnx(graph: DetectorGraph, config: ExportConfig, folder: Path) -> Path:
+def write_graph(
+    network: SegmentationNetwork, config: ExportConfig, folder: Path, form: type[DetectorGraph] | None = None
+) -> Path:
+    """Write the ONNX graph of a network, unchecked; return its path. form: how it computes (None: StripGraph)."""
+    graph = (form or StripGraph)(network, config).eval()
     path = folder / GRAPH_FILE
     pixels = torch.zeros((1, config.height_px, config.width_px, 3), dtype=torch.uint8)
     # The exporter tells its progress through warnings and loggers that mean nothing to a user.
@@ -367,7 +383,8 @@ def _drop_origins(path: Path) -> None:
     onnx.save(model, path)
 
 
-def _random_frames(config: ExportConfig) -> list[RgbImage]:
+def random_frames(config: ExportConfig) -> list[RgbImage]:
+    """Return noise and smooth noise at the input's size, to check a graph on."""
     generator = np.random.default_rng(0)
     noise = generator.integers(0, 256, (config.height_px, config.width_px, 3), dtype=np.uint8)
     blurred = np.asarray(cv2.GaussianBlur(noise.astype(np.float32), (0, 0), 8.0))

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from anomseg_ros.backends import BACKENDS
+from anomseg_ros.core.road_region import NO_REGION, SURFACES
 from anomseg_ros.core.scores import SCORE_NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,6 +32,7 @@ DETECTOR_ARGUMENTS = {
     "precision",
     "score",
     "target_fpr",
+    "road_region",
     "use_sim_time",
     "autostart",
     "log_level",
@@ -45,6 +47,7 @@ CLOSED_ARGUMENTS = {
     "rviz",
     "backend",
     "score",
+    "road_region",
 }
 
 
@@ -78,7 +81,7 @@ def test_arguments_are_parameters_of_the_node() -> None:
     choices = {
         name: words["choices"] for name, words in declared(LAUNCH / "detector.launch.py").items() if "choices" in words
     }
-    for name in ("image_transport", "precision"):
+    for name in ("image_transport", "precision", "road_region"):
         assert parameters[name] in ast.literal_eval(choices[name])
 
 
@@ -91,6 +94,7 @@ def test_closed_choices_are_the_package_s_tables() -> None:
     }
     assert set(lists["BACKENDS"]) == set(BACKENDS)
     assert set(lists["SCORES"]) == set(SCORE_NAMES)
+    assert lists["ROAD_REGIONS"] == [NO_REGION, *SURFACES]
 
 
 def test_rviz_and_foxglove_show_topics_of_the_node() -> None:

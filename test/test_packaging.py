@@ -170,6 +170,13 @@ def test_installed_command_runs(installer: str, request: pytest.FixtureRequest, 
     command = prefix / ("bin" if installer == "pip" else "lib/anomseg_ros") / "anomseg"
     output = run([sys.executable, str(command), "--version"], tmp_path, PYTHONPATH=str(packages))
     assert anomseg_ros.__version__ in output
+    words = ["calibrate", "threshold", "enet-camvid", "--dataset", "camvid=absent"]
+    environment = {**os.environ, "PYTHONPATH": str(packages)}
+    refused = subprocess.run(
+        [sys.executable, str(command), *words], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    shipped = prefix / "share" / "anomseg_ros" / "models" / "enet-camvid"
+    assert refused.returncode == 1 and f"{shipped} ships with the package and is not changed" in refused.stderr
 
 
 def test_colcon_takes_it_for_an_ament_python_package() -> None:

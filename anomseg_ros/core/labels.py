@@ -71,6 +71,25 @@ CAMVID = _label_set(
     ("bicyclist", (0, 128, 192)),
 )
 
+# What a class of another label set may be among Cityscapes' 19, by their names. CamVid's are coarser: "sign symbol"
+# includes traffic lights, "car" every motor vehicle on four wheels, "bicyclist" the cycle and who rides it.
+CITYSCAPES_CLASSES_OF: dict[str, dict[str, tuple[str, ...]]] = {
+    "cityscapes": {info.name: (info.name,) for info in CITYSCAPES},
+    "camvid": {
+        "sky": ("sky",),
+        "building": ("building", "wall"),
+        "pole": ("pole",),
+        "road": ("road",),
+        "pavement": ("sidewalk",),
+        "tree": ("vegetation", "terrain"),
+        "sign symbol": ("traffic light", "traffic sign"),
+        "fence": ("fence", "wall"),
+        "car": ("car", "truck", "bus", "train"),
+        "pedestrian": ("person",),
+        "bicyclist": ("rider", "motorcycle", "bicycle"),
+    },
+}
+
 LABEL_SETS: dict[str, tuple[ClassInfo, ...]] = {"cityscapes": CITYSCAPES, "camvid": CAMVID}
 
 VOID = ClassInfo("void", UNLABELLED_COLOR, UNLABELLED)
@@ -81,6 +100,29 @@ def label_set(name: str) -> tuple[ClassInfo, ...]:
     if name not in LABEL_SETS:
         raise ConfigError(unknown_name("label set", name, LABEL_SETS))
     return LABEL_SETS[name]
+
+
+def cityscapes_choices(name: str) -> npt.NDArray[np.bool_]:
+    """Return bool (256, 19): for each train id of a label set, which of Cityscapes' classes it may be.
+
+    KNOWN_UNCERTAIN may be any, other values without a class none of them. Raises ConfigError for a label set without
+    such a table.
+    """
+    if name not in CITYSCAPES_CLASSES_OF:
+        raise ConfigError(unknown_name("label set with Cityscapes' classes", name, CITYSCAPES_CLASSES_OF))
+    train_ids = {info.name: info.train_id for info in CITYSCAPES}
+    table = np.zeros((256, len(CITYSCAPES)), np.bool_)
+    for info in label_set(name):
+        for choice in CITYSCAPES_CLASSES_OF[name][info.name]:
+            table[info.train_id, train_ids[choice]] = True
+    table[KNOWN_UNCERTAIN] = True
+    return table
+
+
+def counted_labels(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return true labels for metrics, which count pixels of a stated class alone: 252 becomes 255."""
+    uncertain = labels == KNOWN_UNCERTAIN
+    return np.where(uncertain, np.uint8(UNLABELLED), labels) if uncertain.any() else labels
 
 
 def palette(classes: Sequence[ClassInfo]) -> npt.NDArray[np.uint8]:

@@ -58,7 +58,13 @@ def score_range(name: str, num_classes: int) -> tuple[float, float]:
     """
     if name == "max_entropy":
         return 0.0, float(np.log(num_classes))
-    return (-20.0, 0.0) if name in ("max_logit", "energy") else (0.0, 1.0)
+    low = lowest_score(name)
+    return low, low + (20.0 if low else 1.0)
+
+
+def lowest_score(name: str) -> float:
+    """Return the lower end of `score_range`, which is also what ignored pixels are given."""
+    return -20.0 if name in ("max_logit", "energy") else 0.0
 
 
 def overlay(image: RgbImage, labels: LabelImage, mask: Mask | None, colors: npt.NDArray[np.uint8]) -> RgbImage:

@@ -30,8 +30,10 @@ from anomseg_ros.core.types import LabelImage, RgbImage
 from anomseg_ros.datasets import paste_places
 from anomseg_ros.datasets.outlier_objects import ObjectSource, OutlierObject
 from anomseg_ros.datasets.paste_config import PasteConfig
+from anomseg_ros.datasets.paste_distractors import Scene, add_distractors
 from anomseg_ros.datasets.paste_looks import Bytes, Floats, FrameLooks, matched, measure
 from anomseg_ros.datasets.paste_places import Ground, Stand
+from anomseg_ros.datasets.paste_shadow import cast_shadow
 from anomseg_ros.errors import ConfigError, DatasetError
 
 __all__ = ["OUTLIER", "PasteConfig", "paste_objects"]
@@ -55,12 +57,14 @@ def paste_objects(
     other_frames: Sequence[RgbImage] = (),
     classes: Sequence[ClassInfo] = (),
     horizon_px: float | None = None,
+    other_labels: Sequence[LabelImage] = (),
 ) -> tuple[RgbImage, LabelImage]:
     """Return a copy of a frame with objects pasted in, and its labels with OUTLIER where they are.
 
     image: uint8 (H, W, 3) RGB. labels: uint8 (H, W) train ids, 255 unlabelled. other_frames: uint8 RGB, given to the
     source for textures; without any it is given this frame. classes: of the labels; they tell where the ground is.
-    horizon_px: row of the horizon, for crops; None takes it from the labels. The result depends on the arguments and
+    horizon_px: row of the horizon, for crops; None takes it from the labels. other_labels: of the other frames; with
+    them, distractors show their ground. The result depends on the arguments and
     the state of `rng` alone. Where the frame has no room for as many objects as drawn, fewer are pasted, but never
     fewer than `config.objects[0]`.
 
@@ -75,6 +79,10 @@ def paste_objects(
     ground = None
     if config.placement == "road":
         ground = paste_places.draw_ground(labels, classes, config, rng, horizon_px)
+    if config.distractor_share > 0 and rng.random() < config.distractor_share:
+        others = list(zip(other_frames, other_labels, strict=False))
+        horizon_px = ground.horizon_px if ground is not None else horizon_px
+        add_distractors(Scene(pasted, labels, classes, others, horizon_px), config, rng)
     looks = measure(image) if _follows_frame(config) else None
     for number in range(count):
         room_px = _room_px(marked, count - number - 1, config)
@@ -323,6 +331,8 @@ def _blend(
     window = tuple(slice(a, b) for a, b in zip(first - start, last - start, strict=True))
     alpha, below = cut.alpha[window], pasted[place]
     image: RgbImage | Floats = cut.image[window]
+    if cut.stand is not None and rng.random() < config.shadow:
+        cast_shadow(pasted, cut.alpha, (int(start[0]), int(start[1])), rng)
     if looks is not None:
         image = matched(cut.image[window], alpha, below, looks, config, rng)
     weight = alpha.astype(np.float32)[:, :, None] / np.float32(255)

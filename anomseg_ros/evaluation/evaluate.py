@@ -15,14 +15,22 @@ from anomseg_ros.core.bundle import Bundle, load_bundle
 from anomseg_ros.datasets import DATASETS, dataset_type, open_named
 from anomseg_ros.datasets.base import Dataset
 from anomseg_ros.datasets.check import check
+from anomseg_ros.datasets.corruptions import Corruption, corrupt_dataset, library_version
 from anomseg_ros.datasets.kept import keep_frames
 from anomseg_ros.errors import AnomsegError, ConfigError, MetricError
-from anomseg_ros.evaluation.component_pass import ComponentTask, component_sums, components_of, merged_sums
-from anomseg_ros.evaluation.measures import Measures, MeasureSpec
+from anomseg_ros.evaluation.component_pass import (
+    ComponentTask,
+    component_sums,
+    component_thresholds,
+    components_of,
+    merged_sums,
+)
+from anomseg_ros.evaluation.measures import Key, Measures, MeasureSpec, road_of
 from anomseg_ros.evaluation.part import PartTask, evaluate_part
 from anomseg_ros.evaluation.pictures import PictureKey, draw_worst
 from anomseg_ros.evaluation.readout import Identity, read_results
-from anomseg_ros.evaluation.results import Components, Result
+from anomseg_ros.evaluation.results import Components, Curves, Result, Robustness
+from anomseg_ros.evaluation.robustness import robustness_of
 from anomseg_ros.evaluation.state import JobState
 from anomseg_ros.evaluation.workers import Workers, run_parts
 from anomseg_ros.metrics.protocols import protocol
@@ -42,7 +50,8 @@ class Request:
 
     state: folder for what is measured so far, None for none; save_every_s: how often that is written. pictures: draw
     overlays of the worst frames. network_only: time the network alone, measure nothing else. require_miou: a bundle
-    whose classes are not those of a labelled dataset is an error instead of a note.
+    whose classes are not those of a labelled dataset is an error instead of a note. corruptions: measure everything
+    under each of these too.
     """
 
     bundles: tuple[Path, ...]
@@ -54,6 +63,7 @@ class Request:
     network_only: bool = False
     require_miou: bool = False
     pictures: bool = False
+    corruptions: tuple[Corruption, ...] = ()
     backend: str = "onnxruntime"
     options: BackendOptions = field(default_factory=BackendOptions)
     workers: Workers = field(default_factory=Workers)
@@ -70,11 +80,12 @@ class Outcome:
     warnings: tuple[str, ...]
     settings: dict[str, Any]
     pictures: dict[PictureKey, bytes] = field(default_factory=dict)
+    robustness: tuple[Robustness, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One bundle on one dataset, with the names they have in the results."""
+    """One bundle on one dataset, with the names they have in the results; corruption: None for frames as they are."""
 
     bundle_name: str
     bundle: Bundle
@@ -82,10 +93,14 @@ class _Job:
     dataset: Dataset
     spec: MeasureSpec
     notes: tuple[str, ...]
+    corruption: Corruption | None = None
 
     @property
     def title(self) -> str:
         return f"{self.bundle_name} on {self.dataset_name}"
+
+    def under(self, corruption: Corruption) -> _Job:
+        return replace(self, dataset=corrupt_dataset(self.dataset, corruption), corruption=corruption)
 
 
 def evaluate(request: Request, progress: Progress = lambda what, done, total: None) -> Outcome:
@@ -94,11 +109,14 @@ def evaluate(request: Request, progress: Progress = lambda what, done, total: No
     A job that fails is reported in `errors` and does not keep the others from being measured. Raises the package's
     errors for what is wrong with the request, the bundles or the datasets, before any work starts.
     """
+    if request.corruptions:
+        _require_corruptible(request)
     bundles = _open_bundles(request)
     datasets, warnings = _open_checked_datasets(request, progress)
     results: list[Result] = []
     errors: list[str] = []
     pictures: dict[PictureKey, bytes] = {}
+    robustness: list[Robustness] = []
     jobs = []
     for (bundle_name, bundle), (dataset_name, dataset) in product(bundles, datasets):
         try:
@@ -108,6 +126,10 @@ def evaluate(request: Request, progress: Progress = lambda what, done, total: No
             results += measured
             if request.pictures:
                 pictures |= _draw(request, job, measured, progress)
+            if request.corruptions:
+                under = [job.under(corruption) for corruption in request.corruptions]
+                jobs += under
+                robustness += _run_corrupted(request, measured, under, progress)
         except AnomsegError as error:
             errors.append(f"{bundle_name} on {dataset_name}: {error}")
     if not errors:
@@ -116,8 +138,19 @@ def evaluate(request: Request, progress: Progress = lambda what, done, total: No
         _remove_if_empty(request.state)
     warnings += [f"{result.bundle} on {result.dataset}: {note}" for result in results for note in result.notes]
     return Outcome(
-        tuple(results), tuple(errors), tuple(dict.fromkeys(warnings)), _settings(request, bundles, datasets), pictures
+        tuple(results),
+        tuple(errors),
+        tuple(dict.fromkeys(warnings)),
+        _settings(request, bundles, datasets),
+        pictures,
+        tuple(robustness),
     )
+
+
+def _require_corruptible(request: Request) -> None:
+    library_version()
+    if request.network_only:
+        raise ConfigError("corruptions do not change the network's time; leave out either them or network_only")
 
 
 def _open_bundles(request: Request) -> list[tuple[str, Bundle]]:
@@ -167,6 +200,7 @@ def _plan(request: Request, bundle_name: str, bundle: Bundle, dataset_name: str,
         num_classes=len(dataset.classes) if measured and dataset.classes is not None else None,
         anomalies=dataset.has_anomalies,
         exact=request.exact,
+        road=road_of(bundle.contract, request.protocols),
     )
     if not measured and not dataset.has_anomalies:
         raise MetricError(
@@ -213,6 +247,29 @@ def _run(request: Request, job: _Job, progress: Progress) -> tuple[Result, ...]:
         reasons = "; ".join(dict.fromkeys(note for result in results for note in result.notes))
         raise MetricError(f"nothing could be measured in {job.dataset.path!r}: {reasons}")
     return results
+
+
+def _run_corrupted(
+    request: Request, clean: Sequence[Result], jobs: Sequence[_Job], progress: Progress
+) -> tuple[Robustness, ...]:
+    """Measure one job's frames under every corruption."""
+    measured: dict[Corruption, tuple[Result, ...]] = {}
+    for number, job in enumerate(jobs):
+        assert job.corruption is not None
+
+        def count(what: str, done: int, total: int, before: int = number) -> None:
+            progress(f"{what} under corruptions", before * total + done, len(jobs) * total)
+
+        state = _state(request, job)
+        try:
+            results = state.finished() or _run(request, job, count)
+        except AnomsegError as error:
+            raise type(error)(f"{job.corruption}: {error}") from error
+        # Of a hundred jobs, only the figures are kept, in memory and on disk.
+        measured[job.corruption] = tuple(replace(result, curves=Curves(), per_frame=()) for result in results)
+        state.finish(measured[job.corruption])
+        count(job.title, len(job.dataset), len(job.dataset))
+    return robustness_of(clean, measured)
 
 
 def _gathered(
@@ -262,15 +319,11 @@ def _task(request: Request, job: _Job, indices: Sequence[int]) -> PartTask:
 
 def _components(
     request: Request, job: _Job, measures: Measures, progress: Progress
-) -> tuple[dict[str, Components], list[str]]:
+) -> tuple[dict[Key, Components], list[str]]:
     """Measure SegmentMeIfYouCan's component metrics where its protocol is asked for and has a threshold."""
-    if "smiyc" not in request.protocols or request.network_only:
+    if request.network_only or job.corruption is not None:
         return {}, []
-    read = {
-        score: protocol("smiyc").read(accumulator).best_f1_threshold
-        for (score, name), accumulator in measures.curves.items()
-        if name == "smiyc" and accumulator.anomaly_px and accumulator.known_px
-    }
+    read = component_thresholds(measures)
     if not read:
         return {}, []
     parts = [list(range(len(job.dataset)))]
@@ -282,7 +335,8 @@ def _components(
     sums = merged_sums(list(run_parts(component_sums, tasks, request.workers)))
     progress(title, len(job.dataset), len(job.dataset))
     components = components_of(sums, read)
-    return components, [f"no true component is large enough to rate: score {name}" for name in read.keys() - components]
+    missing = dict.fromkeys(score for score, _ in read.keys() - components.keys())
+    return components, [f"no true component is large enough to rate: score {score}" for score in missing]
 
 
 def _backend_in_use(request: Request, job: _Job) -> str:
@@ -304,7 +358,7 @@ def _draw(request: Request, job: _Job, results: Sequence[Result], progress: Prog
 
 
 def _state(request: Request, job: _Job) -> JobState:
-    identity = {
+    identity: dict[str, Any] = {
         "bundle": dict(job.bundle.contract.files),
         "input": asdict(job.bundle.contract.input),
         "dataset": [job.dataset.name, job.dataset.split, str(Path(job.dataset.path).expanduser().absolute())],
@@ -313,6 +367,8 @@ def _state(request: Request, job: _Job) -> JobState:
         "backend": [request.backend, request.options.provider],
         "network_only": request.network_only,
     }
+    if job.corruption is not None:
+        identity["corruption"] = [job.corruption.kind, job.corruption.severity, library_version()]
     return JobState(request.state, identity, request.save_every_s)
 
 
@@ -337,6 +393,7 @@ def _settings(
         "protocols": list(request.protocols),
         "exact": request.exact,
         "network_only": request.network_only,
+        "corruptions": [str(corruption) for corruption in request.corruptions],
         "backend": request.backend,
         "options": asdict(request.options),
         "workers": asdict(request.workers),

@@ -46,9 +46,9 @@ class Reliability:
 
 
 def read_results(
-    measures: Measures, identity: Identity, components: dict[str, Components] | None = None, notes: Sequence[str] = ()
+    measures: Measures, identity: Identity, components: dict[Key, Components] | None = None, notes: Sequence[str] = ()
 ) -> tuple[Result, ...]:
-    """Return one Result per (score, protocol). components: SegmentMeIfYouCan's per score, for its protocol."""
+    """Return one Result per (score, protocol). components: SegmentMeIfYouCan's, for its protocol."""
     return tuple(_read(key, measures, identity, components or {}, notes) for key in measures.spec.keys)
 
 
@@ -93,13 +93,15 @@ def reliability(
 
 
 def _read(
-    key: Key, measures: Measures, identity: Identity, components: dict[str, Components], notes: Sequence[str]
+    key: Key, measures: Measures, identity: Identity, components: dict[Key, Components], notes: Sequence[str]
 ) -> Result:
     score, name = key
-    size = protocol(name).size_px
     figures, noted = _pixel_figures(key, measures)
-    calibrated = _calibration(key, measures)
-    semantic, semantic_notes = _semantic_figures(measures, size, identity)
+    if protocol(name).road_region is None:
+        calibrated = _calibration(key, measures)
+        semantic, semantic_notes = _semantic_figures(measures, protocol(name).size_px, identity)
+    else:  # neither labels nor probabilities are limited to a region
+        calibrated, semantic, semantic_notes = None, {"miou": None}, _roadless(measures)
     frames = measures.frame_results(key)
     timed = frames or tuple(measures.times.values())
     inference = timing([frame.inference_ms for frame in timed])
@@ -111,7 +113,7 @@ def _read(
         protocol=name,
         frames=len(timed),
         frames_skipped=measures.skipped.get(name, 0),
-        components=components.get(score) if name == "smiyc" else None,
+        components=components.get(key),
         ece=None if calibrated is None else calibrated.ece,
         inference_ms=inference,
         network_ms=network,
@@ -149,6 +151,12 @@ def _pixel_figures(key: Key, measures: Measures) -> tuple[dict[str, Any], list[s
         "best_f1_threshold": read.best_f1_threshold,
     }
     return figures, []
+
+
+def _roadless(measures: Measures) -> list[str]:
+    count = len(measures.roadless)
+    told = f"no road was found in {count} of {len(measures.done)} frames: there, scores are not limited to it"
+    return [told] if count else []
 
 
 def _semantic_figures(

@@ -141,8 +141,9 @@ class TrainingSamples(Dataset["Sample | AnomsegError"]):
             clean = torch.from_numpy(image) if self.for_teachers else None  # pasting copies
             if self.objects is None or rng.random() >= self.cut_paste.probability:
                 return image, labels
-            others = [self.frames.images[int(i)] for i in rng.integers(0, len(self.frames), OTHER_FRAMES)]
-            return paste_objects(image, labels, self.objects, rng, config, others, classes, horizon_px)
+            chosen = [int(i) for i in rng.integers(0, len(self.frames), OTHER_FRAMES)]
+            others, other_labels = ([pixels[i] for i in chosen] for pixels in (self.frames.images, self.frames.labels))
+            return paste_objects(image, labels, self.objects, rng, config, others, classes, horizon_px, other_labels)
 
         image, labels = augment(frame, truth, self.config, rng, PADDED, paste, horizon_px)
         target = np.asarray(cv2.LUT(labels, self.table), np.uint8)
