@@ -56,7 +56,7 @@ def test_fused_scores_survive_huge_logits() -> None:
     assert all(torch.isfinite(score).all() for score in graph.scores(logits))
 
 
-@pytest.mark.parametrize("network", ["enet", "erfnet", "mide_net", "bisenet_v1", "bisenet_v2"])
+@pytest.mark.parametrize("network", ["enet", "erfnet", "mide_net", "bisenet_v1", "bisenet_v2", "espnetv2"])
 @pytest.mark.parametrize("void_class", [None, 19, 7])
 def test_strips_give_what_the_whole_frame_gives(network: str, void_class: int | None) -> None:
     """Of a size that neither the stride nor a strip divides."""
