@@ -88,7 +88,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Job:
-    """One bundle on one dataset, with the names they have in the results; corruption: None for frames as they are."""
+    """One bundle on one dataset, with the names they have in the results.
+
+    corruption: None for frames as they are. backend: the one really in use, None where that is not known yet.
+    """
 
     bundle_name: str
     bundle: Bundle
@@ -97,13 +100,15 @@ class _Job:
     spec: MeasureSpec
     notes: tuple[str, ...]
     corruption: Corruption | None = None
+    backend: str | None = None
 
     @property
     def title(self) -> str:
         return f"{self.bundle_name} on {self.dataset_name}"
 
-    def under(self, corruption: Corruption) -> _Job:
-        return replace(self, dataset=corrupt_dataset(self.dataset, corruption), corruption=corruption)
+    def under(self, corruption: Corruption, backend: str | None) -> _Job:
+        dataset = corrupt_dataset(self.dataset, corruption)
+        return replace(self, dataset=dataset, corruption=corruption, backend=backend)
 
 
 def evaluate(request: Request, progress: Progress = lambda what, done, total: None) -> Outcome:
@@ -130,7 +135,7 @@ def evaluate(request: Request, progress: Progress = lambda what, done, total: No
             if request.pictures:
                 pictures |= _draw(request, job, measured, progress)
             if request.corruptions:
-                under = [job.under(corruption) for corruption in request.corruptions]
+                under = [job.under(corruption, measured[0].backend) for corruption in request.corruptions]
                 jobs += under
                 robustness += _run_corrupted(request, measured, under, progress)
         except AnomsegError as error:
@@ -140,14 +145,8 @@ def evaluate(request: Request, progress: Progress = lambda what, done, total: No
             _state(request, job).remove()
         _remove_if_empty(request.state)
     warnings += [f"{result.bundle} on {result.dataset}: {note}" for result in results for note in result.notes]
-    return Outcome(
-        tuple(results),
-        tuple(errors),
-        tuple(dict.fromkeys(warnings)),
-        _settings(request, bundles, datasets),
-        pictures,
-        tuple(robustness),
-    )
+    settings, said = _settings(request, bundles, datasets), tuple(dict.fromkeys(warnings))
+    return Outcome(tuple(results), tuple(errors), said, settings, pictures, tuple(robustness))
 
 
 def _require_corruptible(request: Request) -> None:
@@ -267,7 +266,7 @@ def _run(request: Request, job: _Job, progress: Progress) -> tuple[Result, ...]:
     if remaining:
         state.save(measures)
     components, notes = _components(request, job, measures, progress)
-    detector_backend = _backend_in_use(request, job)
+    detector_backend = job.backend or _backend_in_use(request, job)
     names = tuple(info.name for info in job.dataset.classes or ())
     workers = max(1, request.workers.count)
     thresholds = _thresholds(request, job.bundle, job.spec.scores)

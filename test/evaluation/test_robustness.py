@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from flat_dataset import write_flat_dataset
 
 from anomseg_ros.datasets.corruptions import Corruption
 from anomseg_ros.errors import ConfigError
@@ -49,10 +48,9 @@ def test_means_and_ratios() -> None:
 
 
 @pytest.fixture
-def request_(tiny_bundle: Path, tmp_path: Path) -> Request:
+def request_(tiny_bundle: Path) -> Request:
     pytest.importorskip("imagecorruptions", reason="needs anomseg_ros[corruptions]")
-    dataset = write_flat_dataset(tmp_path / "flat")
-    return Request((tiny_bundle,), (dataset, "synthetic=4:2"), ("void", "msp"), allow_partial=True)
+    return Request((tiny_bundle,), ("synthetic=4:2",), ("void", "msp"))
 
 
 def timeless(results: tuple[Result, ...]) -> list[Result]:
@@ -82,7 +80,7 @@ def test_jobs_under_corruption(request_: Request, tmp_path: Path, monkeypatch: p
     with monkeypatch.context() as patched:
         patched.setattr(engine, "_run", lambda *given: (runs.append(str(given[1].corruption)), run(*given))[1])
         outcome = evaluate(asked)
-    assert runs == ["None", "fog 5", "None", *map(str, CORRUPTIONS)]
+    assert runs == ["None", "fog 5"]
     assert outcome.errors == () and not (tmp_path / "state").exists()
     assert timeless(outcome.results) == timeless(clean.results)
     assert outcome.robustness == evaluate(replace(asked, state=None)).robustness
@@ -92,7 +90,7 @@ def test_jobs_under_corruption(request_: Request, tmp_path: Path, monkeypatch: p
     for one, result in zip(outcome.robustness, clean.results, strict=True):
         assert one.clean == Figures(result.auprc, result.fpr95, result.miou)
         assert len(one.corruptions) == 3 and {cell.frames for cell in one.corruptions} == {result.frames}
-        assert (one.mean.miou is None) == (result.dataset == "road_anomaly_21") and one.mean.auprc is not None
+        assert one.mean.miou is not None and one.mean.auprc is not None
         assert len({cell.figures.auprc for cell in one.corruptions}) == 3
     path = tmp_path / "e.json"
     save_evaluation(Evaluation(1, outcome.results, robustness=outcome.robustness), path)
