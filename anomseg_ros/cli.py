@@ -23,6 +23,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models verify": ("anomseg_ros.commands.models_verify:main", "check digests, and run one frame through each graph"),
     "models fetch": ("anomseg_ros.commands.models_fetch:main", "download a published checkpoint"),
     "datasets cut-paste": ("anomseg_ros.commands.datasets_cut_paste:main", "paste outliers into labelled frames"),
+    "datasets pseudo-label": (
+        "anomseg_ros.commands.datasets_pseudo_label:main",
+        "label frames in Cityscapes' classes by networks that know them",
+    ),
     "share": ("anomseg_ros.commands.share:main", "print where a file that ships with the package is"),
     "export": ("anomseg_ros.commands.export:main", "turn a checkpoint into a bundle"),
     "evaluate": ("anomseg_ros.commands.evaluate:main", "measure bundles on datasets: table, JSON and HTML report"),

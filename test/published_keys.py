@@ -5,6 +5,8 @@ Independent of anomseg_ros.networks.layouts, so that a wrong mapping there canno
 
 from __future__ import annotations
 
+import math
+
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -162,4 +164,64 @@ def _gather_expand_down(name: str, inputs: int, outputs: int) -> Shapes:
         **_norm(f"{name}.shortcut.1", inputs),
         **_conv(f"{name}.shortcut.2", outputs, inputs, 1, 1),
         **_norm(f"{name}.shortcut.3", outputs),
+    }
+
+
+EDGENETS_UNUSED = tuple(f"base_net.level{level}_0.eesp.module_act.weight" for level in (2, 3, 4))
+
+
+def edgenets_espnetv2(classes: int, widths: tuple[int, int, int, int]) -> Shapes:
+    """EdgeNets, model/segmentation/espnetv2.py, nn_layers/eesp.py, efficient_pyramid_pool.py and efficient_pt.py."""
+    prelu = _norm_prelu
+    shapes: Shapes = {**_conv("base_net.level1.conv", widths[0], 3, 3, 3), **prelu("base_net.level1", widths[0])}
+
+    def eesp(name: str, inputs: int, outputs: int) -> None:
+        inner = outputs // 4
+        shapes.update(_conv(f"{name}.proj_1x1.conv", inner, inputs // 4, 1, 1) | prelu(f"{name}.proj_1x1", inner))
+        for branch in range(4):
+            shapes.update(_conv(f"{name}.spp_dw.{branch}.conv", inner, 1, 3, 3))
+        shapes.update(prelu(f"{name}.br_after_cat", outputs))
+        shapes.update(_conv(f"{name}.conv_1x1_exp.conv", outputs, inner, 1, 1))
+        shapes.update(_norm(f"{name}.conv_1x1_exp.bn", outputs) | {f"{name}.module_act.weight": (outputs,)})
+
+    for level, units in ((2, 0), (3, 3), (4, 7)):
+        inputs, outputs = widths[level - 2 : level]
+        name = f"base_net.level{level}_0"
+        eesp(f"{name}.eesp", inputs, outputs - inputs)
+        shapes.update(_conv(f"{name}.inp_reinf.0.conv", 3, 3, 3, 3) | prelu(f"{name}.inp_reinf.0", 3))
+        shapes.update(_conv(f"{name}.inp_reinf.1.conv", outputs, 3, 1, 1))
+        shapes.update(_norm(f"{name}.inp_reinf.1.bn", outputs) | {f"{name}.act.weight": (outputs,)})
+        for unit in range(units):
+            eesp(f"base_net.level{level}.{unit}", outputs, outputs)
+
+    for level, (inputs, outputs) in enumerate(((widths[3], 64), (64, 48), (48, 32), (32, classes)), start=1):
+        name = f"bu_dec_l{level}"
+        shapes.update(_edgenets_cbr(f"{name}.projection_layer.cbr", 10, inputs, 1))
+        for stage in range(5):
+            shapes.update(_conv(f"{name}.stages.{stage}", 10, 1, 3, 3))
+        shapes.update(_edgenets_br(f"{name}.merge_layer.0.br", 50))
+        shapes.update(_edgenets_cbr(f"{name}.merge_layer.2.cbr", 10, 5, 3))
+        shapes.update(_conv(f"{name}.merge_layer.3", outputs, 10, 1, 1, bias=classes if level == 4 else 0))
+        shapes.update(_edgenets_br(f"{name}.br.br", outputs) if level < 4 else {})
+    for level, inputs, outputs in ((2, widths[2], 64), (3, widths[1], 48), (4, widths[0], 32)):
+        name = f"merge_enc_dec_l{level}"
+        shapes.update(_conv(f"{name}.wt_layer.1", outputs, inputs, 1, 1))
+        shapes.update(_edgenets_cbr(f"{name}.expansion_layer.cbr", outputs, inputs // math.gcd(inputs, outputs), 3))
+        shapes.update(_edgenets_br(f"bu_br_l{level}", outputs))
+    return shapes
+
+
+def _norm_prelu(name: str, channels: int) -> Shapes:
+    return {**_norm(f"{name}.bn", channels), f"{name}.act.weight": (channels,)}
+
+
+def _edgenets_br(name: str, channels: int) -> Shapes:
+    return {**_norm(f"{name}.0", channels), f"{name}.1.weight": (channels,)}
+
+
+def _edgenets_cbr(name: str, outputs: int, inputs: int, kernel: int) -> Shapes:
+    return {
+        **_conv(f"{name}.0", outputs, inputs, kernel, kernel),
+        **_norm(f"{name}.1", outputs),
+        f"{name}.2.weight": (outputs,),
     }

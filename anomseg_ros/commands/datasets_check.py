@@ -9,6 +9,7 @@ from rich.progress import Progress, TaskID
 
 from anomseg_ros.commands import options
 from anomseg_ros.datasets import DATASETS, dataset_type, open_named
+from anomseg_ros.datasets.base import DatasetType
 from anomseg_ros.datasets.check import CheckReport, check
 from anomseg_ros.errors import AnomsegError
 
@@ -36,16 +37,21 @@ def main_list(argv: Sequence[str] | None = None) -> int:
     )
     for name in DATASETS:
         kind = dataset_type(name)
-        splits = ", ".join(
-            f"{split} {count}{' (default)' if split == kind.default_split and len(kind.splits) > 1 else ''}"
-            for split, count in kind.splits.items()
-        )
+        splits = ", ".join(_split(kind, split) for split in kind.splits)
         print(f"{name:<17}{splits or 'generated'}")
         for layout in kind.layouts:
             print(f"{'':<17}{layout}")
-    print("\nEach but cut_paste may also be flat: images/N.png (or jpg, webp) with labels_masks/N.png.")
+    print(
+        "\nEach but cut_paste and pseudo_label may also be flat: images/N.png (or jpg, webp) with labels_masks/N.png."
+    )
     print("See docs/datasets.md.")
     return 0
+
+
+def _split(kind: DatasetType, split: str) -> str:
+    count = kind.splits[split]
+    default = " (default)" if split == kind.default_split and len(kind.splits) > 1 else ""
+    return f"{split}{f' {count}' if count else ''}{default}"
 
 
 def _check_one(text: str, threads: int, allow_partial: bool) -> bool:

@@ -55,9 +55,7 @@ def train_with_sources(
     # Only where the data is and what it runs on carries over: every configuration keeps its own recipe.
     kept = [change for change in changes if change.startswith(CARRIED_OVER)]
 
-    def source(of: InitialConfig | TeacherConfig | None, folder: str) -> Path | None:
-        if of is None:
-            return None
+    def source(of: InitialConfig | TeacherConfig, folder: str) -> Path:
         if of.checkpoint is not None:
             path = Path(of.checkpoint).expanduser()
             return path if path.is_file() else share_file(of.checkpoint)
@@ -66,7 +64,11 @@ def train_with_sources(
         carried = [change for change in kept if same_data or not change.startswith("data.path")]
         return train_with_sources(load_config(path, carried), output / folder, carried, True, display).checkpoint
 
-    sources = Sources(source(config.network.initial, "initial"), source(config.teacher, "teacher"))
+    initial = config.network.initial
+    sources = Sources(
+        None if initial is None else source(initial, "initial"),
+        tuple(source(each, f"teacher-{number}") for number, each in enumerate(config.teachers, 1)),
+    )
     display.run = config.name
     return train(config, output, sources, display.show, resume)
 
@@ -94,7 +96,8 @@ def _described(config: TrainConfig, trained_on: Dataset) -> str:
     text = f"{trained_on.name} {trained_on.split} ({len(trained_on)} frames)"
     pasted = config.data.cut_paste
     if pasted.probability:
-        text += f", outliers pasted into {pasted.probability:.0%} of them: {Path(pasted.objects).name} objects"
+        names = ", ".join(Path(objects.source).name for objects in pasted.sources)
+        text += f", outliers pasted into {pasted.probability:.0%} of them: {names} objects"
     return text
 
 

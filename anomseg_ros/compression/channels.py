@@ -70,6 +70,7 @@ class CoupledChannels:
 
     def __init__(self, network: SegmentationNetwork) -> None:
         """Trace the network, in evaluation mode. Raises CompressionError where nothing can be removed."""
+        _require_no_joining_groups(network)
         self._network = network.eval().requires_grad_(True)
         traced = Traced(self._network)
         self._disguises = _disguise(self._network)
@@ -156,6 +157,19 @@ class CoupledChannels:
         # A convolution that expands each channel into several has groups that would have to go as a whole.
         grouped = isinstance(module, _ConvNd) and 1 < module.groups < module.out_channels
         return (out and module in self._kept) or (grouped and not out)
+
+
+def _require_no_joining_groups(network: SegmentationNetwork) -> None:
+    """Raise CompressionError for a convolution in groups of several inputs each, as ESPNetv2's are.
+
+    A group would have to lose as many inputs as every other one, on both sides of sums that run through the network.
+    """
+    for name, module in network.named_modules():
+        if isinstance(module, _ConvNd) and 1 < module.groups < module.in_channels:
+            raise CompressionError(
+                f"network {network.name!r} joins {module.in_channels} channels in {module.groups} groups ({name}), "
+                "which structured pruning cannot narrow; give --method unstructured or masked"
+            )
 
 
 def _squared_norms(module: nn.Module, out: bool, channels: list[int]) -> list[float]:

@@ -13,6 +13,10 @@ from anomseg_ros.errors import ConfigError, unknown_name
 UNLABELLED = 255
 """Train id of pixels that belong to no known class: ignored in training, `void` in a prediction."""
 
+KNOWN_UNCERTAIN = 252
+"""Label of pixels that show something known, of a class that the labels do not tell: no metric counts them, and
+training teaches only that they are not void."""
+
 UNLABELLED_COLOR = (0, 0, 0)
 
 
@@ -67,34 +71,26 @@ CAMVID = _label_set(
     ("bicyclist", (0, 128, 192)),
 )
 
-LABEL_SETS: dict[str, tuple[ClassInfo, ...]] = {"cityscapes": CITYSCAPES, "camvid": CAMVID}
-
-CLASS_MAPS: dict[tuple[str, str], dict[str, str]] = {
-    # SegNet's 11 classes are groups of CamVid's 32: walls are buildings, traffic lights are sign symbols, trucks, buses
-    # and trains are cars, motorcycles are bicyclists, low vegetation is a tree.
-    ("cityscapes", "camvid"): {
-        "road": "road",
-        "sidewalk": "pavement",
-        "building": "building",
-        "wall": "building",
-        "fence": "fence",
-        "pole": "pole",
-        "traffic light": "sign symbol",
-        "traffic sign": "sign symbol",
-        "vegetation": "tree",
-        "terrain": "tree",
-        "sky": "sky",
-        "person": "pedestrian",
-        "rider": "bicyclist",
-        "car": "car",
-        "truck": "car",
-        "bus": "car",
-        "train": "car",
-        "motorcycle": "bicyclist",
-        "bicycle": "bicyclist",
+# What a class of another label set may be among Cityscapes' 19, by their names. CamVid's are coarser: "sign symbol"
+# includes traffic lights, "car" every motor vehicle on four wheels, "bicyclist" the cycle and who rides it.
+CITYSCAPES_CLASSES_OF: dict[str, dict[str, tuple[str, ...]]] = {
+    "cityscapes": {info.name: (info.name,) for info in CITYSCAPES},
+    "camvid": {
+        "sky": ("sky",),
+        "building": ("building", "wall"),
+        "pole": ("pole",),
+        "road": ("road",),
+        "pavement": ("sidewalk",),
+        "tree": ("vegetation", "terrain"),
+        "sign symbol": ("traffic light", "traffic sign"),
+        "fence": ("fence", "wall"),
+        "car": ("car", "truck", "bus", "train"),
+        "pedestrian": ("person",),
+        "bicyclist": ("rider", "motorcycle", "bicycle"),
     },
 }
-"""(label set of a prediction, label set of the ground truth) -> class to class, where the second set is the coarser."""
+
+LABEL_SETS: dict[str, tuple[ClassInfo, ...]] = {"cityscapes": CITYSCAPES, "camvid": CAMVID}
 
 VOID = ClassInfo("void", UNLABELLED_COLOR, UNLABELLED)
 
@@ -109,21 +105,46 @@ def label_set(name: str) -> tuple[ClassInfo, ...]:
 def class_map(known: Sequence[ClassInfo], wanted: Sequence[ClassInfo]) -> tuple[int, ...] | None:
     """Return 256 train ids of `wanted`, one for each label value of a prediction in the classes `known`.
 
-    Values without a class become 255. Sets are recognised by the names and train ids of their classes; None where
-    CLASS_MAPS has no map from the one to the other.
+    Cityscapes' classes are mapped to those of a coarser label set: each to the first one that it may be, so a wall is a
+    building in CamVid. Values without a class become 255. Sets are recognised by the names and train ids of their
+    classes; None for any others.
     """
     ours, theirs = _train_ids(known), _train_ids(wanted)
-    for (finer, coarser), names in CLASS_MAPS.items():
-        if (ours, theirs) == (_train_ids(LABEL_SETS[finer]), _train_ids(LABEL_SETS[coarser])):
+    for name, choices in CITYSCAPES_CLASSES_OF.items():
+        if (ours, theirs) == (_train_ids(CITYSCAPES), _train_ids(LABEL_SETS[name])):
             table = [UNLABELLED] * 256
-            for name, train_id in ours.items():
-                table[train_id] = theirs[names[name]]
+            for coarse, fine in reversed(choices.items()):
+                for choice in fine:
+                    table[ours[choice]] = theirs[coarse]
             return tuple(table)
     return None
 
 
 def _train_ids(classes: Sequence[ClassInfo]) -> dict[str, int]:
     return {info.name: info.train_id for info in classes}
+
+
+def cityscapes_choices(name: str) -> npt.NDArray[np.bool_]:
+    """Return bool (256, 19): for each train id of a label set, which of Cityscapes' classes it may be.
+
+    KNOWN_UNCERTAIN may be any, other values without a class none of them. Raises ConfigError for a label set without
+    such a table.
+    """
+    if name not in CITYSCAPES_CLASSES_OF:
+        raise ConfigError(unknown_name("label set with Cityscapes' classes", name, CITYSCAPES_CLASSES_OF))
+    train_ids = _train_ids(CITYSCAPES)
+    table = np.zeros((256, len(CITYSCAPES)), np.bool_)
+    for info in label_set(name):
+        for choice in CITYSCAPES_CLASSES_OF[name][info.name]:
+            table[info.train_id, train_ids[choice]] = True
+    table[KNOWN_UNCERTAIN] = True
+    return table
+
+
+def counted_labels(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return true labels for metrics, which count pixels of a stated class alone: 252 becomes 255."""
+    uncertain = labels == KNOWN_UNCERTAIN
+    return np.where(uncertain, np.uint8(UNLABELLED), labels) if uncertain.any() else labels
 
 
 def palette(classes: Sequence[ClassInfo]) -> npt.NDArray[np.uint8]:

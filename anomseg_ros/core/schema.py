@@ -69,7 +69,7 @@ def _refuse_missing_keys(data: Mapping[str, Any], fields: Mapping[str, dataclass
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin = typing.get_origin(hint)
     if origin in (Union, types.UnionType):
-        return _convert_optional(hint, value, where)
+        return _convert_union(hint, value, where)
     if dataclasses.is_dataclass(hint):
         return from_plain(typing.cast(type, hint), value, where)
     if origin is tuple:
@@ -79,10 +79,14 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     return _convert_scalar(hint, value, where)
 
 
-def _convert_optional(hint: Any, value: Any, where: str) -> Any:
+def _convert_union(hint: Any, value: Any, where: str) -> Any:
     if value is None:
         return None
-    (inner,) = (option for option in typing.get_args(hint) if option is not type(None))
+    options = [option for option in typing.get_args(hint) if option is not type(None)]
+    lists = [option for option in options if typing.get_origin(option) is tuple]
+    # Of a list and one other kind, such as `str | tuple[X, ...]`, the value's own kind decides.
+    fitting = lists if isinstance(value, (list, tuple)) else [option for option in options if option not in lists]
+    (inner,) = fitting or options
     return _convert(inner, value, where)
 
 

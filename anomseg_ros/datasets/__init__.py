@@ -23,6 +23,7 @@ DATASETS: dict[str, str] = {
     "ade_ood": "anomseg_ros.datasets.ade_ood:AdeOod",
     "street_hazards": "anomseg_ros.datasets.street_hazards:StreetHazards",
     "cut_paste": "anomseg_ros.datasets.cut_paste_dataset:CutPaste",
+    "pseudo_label": "anomseg_ros.datasets.pseudo_label_dataset:PseudoLabel",
     "synthetic": "anomseg_ros.datasets.synthetic_dataset:Synthetic",
 }
 

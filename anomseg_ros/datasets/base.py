@@ -29,8 +29,9 @@ _UNKNOWN = 254
 class LabelledFrame:
     """One frame and its ground truth.
 
-    image: uint8 (H, W, 3) RGB. labels: uint8 (H, W) train ids of the dataset's classes, 255 unlabelled, or None where
-    the dataset has no semantic labels. anomaly: uint8 (H, W), 0 known, 1 anomaly, 255 void, or None likewise.
+    image: uint8 (H, W, 3) RGB. labels: uint8 (H, W) train ids of the dataset's classes, 252 known but class uncertain,
+    255 unlabelled, or None where the dataset has no semantic labels. anomaly: uint8 (H, W), 0 known, 1 anomaly, 255
+    void, or None likewise.
     """
 
     id: str

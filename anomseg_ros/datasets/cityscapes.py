@@ -52,24 +52,41 @@ class Cityscapes(FileDataset):
     name = "cityscapes"
     splits: ClassVar[Mapping[str, int]] = {"train": 2975, "val": 500}
     default_split = "val"
-    layouts = ("leftImg8bit/val/CITY/ID_leftImg8bit.png with gtFine/val/CITY/ID_gtFine_labelIds.png",)
+    layouts = (
+        "leftImg8bit/val/CITY/ID_leftImg8bit.png with gtFine/val/CITY/ID_gtFine_labelIds.png",
+        "images/ID_leftImg8bit.png with labels/ID_gtFine_labelIds.png, in folders of sequences or in none",
+    )
     label_set = "cityscapes"
     classes = CITYSCAPES
     folders = ("cityscapes", "Cityscapes", "CityScapes")
     flat_codes = TRAIN_ID_CODES
 
     def find_official(self, root: Path) -> Found | None:
-        """Return leftImg8bit/SPLIT/*/*_leftImg8bit.* with the labels of gtFine/SPLIT."""
+        """Return leftImg8bit/SPLIT/*/*_leftImg8bit.* with the labels of gtFine/SPLIT, or images/ with labels/."""
         images = _folder(root, "leftImg8bit", self.split)
         annotations = _folder(root, "gtFine", self.split)
         if images is None or annotations is None:
-            return None
+            return _part(root)
         files = files_in(annotations, "*/*.png")
         labels, codes = with_suffix_removed(files, "_gtFine_labelIds.png"), LABEL_ID_CODES
         if not labels:
             labels, codes = with_suffix_removed(files, "_gtFine_labelTrainIds.png"), TRAIN_ID_CODES
         samples, problems = pair(with_suffix_removed(files_in(images, "*/*"), "_leftImg8bit"), labels)
         return Found("official", samples, codes, problems)
+
+
+def _part(root: Path) -> Found | None:
+    """Return images/**/ID_leftImg8bit.* with labels/**/ID_gtFine_labelIds.png: some of the frames.
+
+    Label ids that were made by a network are often named like their picture: ID_leftImg8bit.png.
+    """
+    pictures = with_suffix_removed(files_in(root / "images", "**/*"), "_leftImg8bit")
+    files = files_in(root / "labels", "**/*.png")
+    labels = with_suffix_removed(files, "_gtFine_labelIds.png") + with_suffix_removed(files, "_leftImg8bit.png")
+    if not pictures or not labels:
+        return None
+    samples, problems = pair(pictures, labels)
+    return Found("part", samples, LABEL_ID_CODES, problems)
 
 
 def _folder(root: Path, kind: str, split: str) -> Path | None:

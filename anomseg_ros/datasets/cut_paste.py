@@ -12,20 +12,31 @@ I' = I (1 - A) + I_obj A. Where we deviate, and why:
   away, and distant (small) objects are as frequent as near ones.
 - 40 % bounds all objects of a frame together, where the paper bounds each by itself.
 - The object's brightness is moved a little towards that of the place.
+
+PasteConfig has more than the paper: sizes by distance (paste_places.py), looks that follow the frame (paste_looks.py),
+and things on known classes that are no objects (paste_distractors.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
+from anomseg_ros.core.labels import ClassInfo
 from anomseg_ros.core.types import LabelImage, RgbImage
+from anomseg_ros.datasets import paste_places
 from anomseg_ros.datasets.outlier_objects import ObjectSource, OutlierObject
+from anomseg_ros.datasets.paste_config import PasteConfig
+from anomseg_ros.datasets.paste_distractors import Scene, add_distractors
+from anomseg_ros.datasets.paste_looks import Bytes, Floats, FrameLooks, matched, measure
+from anomseg_ros.datasets.paste_places import Ground, Stand
+from anomseg_ros.datasets.paste_shadow import cast_shadow
 from anomseg_ros.errors import ConfigError, DatasetError
+
+__all__ = ["OUTLIER", "PasteConfig", "paste_objects"]
 
 OUTLIER = 254
 """Label of pasted pixels in label images (section 3.7)."""
@@ -36,44 +47,6 @@ _PLACES = 8
 _HALF = 128
 """Alpha, 0 to 255, from which on a pixel is the object's."""
 
-Bytes = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class PasteConfig:
-    """How objects are pasted.
-
-    objects: fewest and most per frame, both included. scale: bounds of the factor on the object's size; an object that
-    would be too small or too large at any of them is scaled beyond. max_share: of the frame's pixels that all objects
-    may cover together. feather_radius_px: standard deviation of the blur of the mask, as Pillow's GaussianBlur(radius)
-    has it (cv2: sigma); 0 for hard edges. The paper's 5 is for 1024x2048; 1 to 2 suits frames of 480x360.
-    min_area_px: fewest pixels labelled per object; one that is later partly covered by the next may have fewer.
-    low_share: probability that an object stands in the lower two thirds, where the road is, else it may be anywhere.
-    tone_match: share, 0 to 1, by which the object's mean brightness is moved to that of the place.
-    """
-
-    objects: tuple[int, int] = (1, 3)
-    scale: tuple[float, float] = (0.5, 1.5)
-    max_share: float = 0.4
-    feather_radius_px: float = 5.0
-    min_area_px: int = 1000
-    low_share: float = 0.8
-    tone_match: float = 0.4
-
-    def __post_init__(self) -> None:
-        """Raise ConfigError for values that cannot be."""
-        for name, fits, expected in (
-            ("objects", 1 <= self.objects[0] <= self.objects[1], "1 <= fewest <= most"),
-            ("scale", 0 < self.scale[0] <= self.scale[1] < float("inf"), "0 < smallest <= largest"),
-            ("max_share", 0 < self.max_share <= 1, "a share above 0, at most 1"),
-            ("feather_radius_px", 0 <= self.feather_radius_px <= 100, "0 (hard edges) to 100 px"),
-            ("min_area_px", self.min_area_px >= 1, "at least 1 px"),
-            ("low_share", 0 <= self.low_share <= 1, "a probability"),
-            ("tone_match", 0 <= self.tone_match <= 1, "a share of 0 to 1"),
-        ):
-            if not fits:
-                raise ConfigError(f"paste: {name} is {getattr(self, name)!r}; expected {expected}")
-
 
 def paste_objects(
     image: RgbImage,
@@ -82,13 +55,18 @@ def paste_objects(
     rng: np.random.Generator,
     config: PasteConfig,
     other_frames: Sequence[RgbImage] = (),
+    classes: Sequence[ClassInfo] = (),
+    horizon_px: float | None = None,
+    other_labels: Sequence[LabelImage] = (),
 ) -> tuple[RgbImage, LabelImage]:
     """Return a copy of a frame with objects pasted in, and its labels with OUTLIER where they are.
 
     image: uint8 (H, W, 3) RGB. labels: uint8 (H, W) train ids, 255 unlabelled. other_frames: uint8 RGB, given to the
-    source for textures; without any it is given this frame. The result depends on the arguments and the state of `rng`
-    alone. Where the frame has no room for as many objects as drawn, fewer are pasted, but never fewer than
-    `config.objects[0]`.
+    source for textures; without any it is given this frame. classes: of the labels; they tell where the ground is.
+    horizon_px: row of the horizon, for crops; None takes it from the labels. other_labels: of the other frames; with
+    them, distractors show their ground. The result depends on the arguments and
+    the state of `rng` alone. Where the frame has no room for as many objects as drawn, fewer are pasted, but never
+    fewer than `config.objects[0]`.
 
     Raises:
         ConfigError: the frame is too small for `config.objects[0]` objects of `min_area_px` within `max_share`, or none
@@ -98,11 +76,19 @@ def paste_objects(
     _require_frame(image, labels)
     count = _draw_count(rng, config, labels.shape)
     pasted, marked = image.copy(), labels.copy()
+    ground = None
+    if config.placement == "road":
+        ground = paste_places.draw_ground(labels, classes, config, rng, horizon_px)
+    if config.distractor_share > 0 and rng.random() < config.distractor_share:
+        others = list(zip(other_frames, other_labels, strict=False))
+        horizon_px = ground.horizon_px if ground is not None else horizon_px
+        add_distractors(Scene(pasted, labels, classes, others, horizon_px), config, rng)
+    looks = measure(image) if _follows_frame(config) else None
     for number in range(count):
         room_px = _room_px(marked, count - number - 1, config)
-        cut = _draw_cut(rng, source, other_frames or (image,), config, labels.shape, room_px)
+        cut = _draw_cut(rng, source, other_frames or (image,), config, labels.shape, room_px, ground)
         if cut is not None:
-            _blend(pasted, marked, cut, _draw_place(rng, cut, marked, config), config.tone_match)
+            _blend(pasted, marked, cut, _draw_place(rng, cut, marked, config), config, looks, rng)
         elif number < config.objects[0]:
             raise ConfigError(
                 f"paste: none of {_DRAWS} objects has {config.min_area_px} to {room_px} px at a size that fits a frame "
@@ -111,13 +97,23 @@ def paste_objects(
     return pasted, marked
 
 
+def _follows_frame(config: PasteConfig) -> bool:
+    matches = (config.color_match[1], config.blur_match[1], config.noise_match[1])
+    return max(*matches, config.lighting, config.jpeg_share) > 0
+
+
 @dataclass(frozen=True, eq=False)
 class _Cut:
-    """A scaled object. image: uint8 (h, w, 3). alpha: uint8 (h, w), 255 = object. pad_px: rim around the mask's box."""
+    """A scaled object. image: uint8 (h, w, 3). alpha: uint8 (h, w), 255 = object. pad_px: rim around the mask's box.
+
+    cut_sides: as in OutlierObject. stand: where it stands on the ground, None where it is placed anywhere.
+    """
 
     image: RgbImage
     alpha: Bytes
     pad_px: int
+    cut_sides: frozenset[str] = frozenset()
+    stand: Stand | None = None
 
     @property
     def size_px(self) -> tuple[int, int]:
@@ -167,6 +163,7 @@ def _draw_cut(
     config: PasteConfig,
     size_px: tuple[int, ...],
     room_px: int,
+    ground: Ground | None,
 ) -> _Cut | None:
     """Return an object scaled so that min_area_px <= its pixels <= room_px, its box in the frame; None if none fits."""
     for _ in range(_DRAWS):
@@ -174,23 +171,69 @@ def _draw_cut(
         if drawn.mask.shape != drawn.image.shape[:2] or not drawn.mask.any():
             raise DatasetError(f"object {drawn.kind!r}: its mask is empty, or not of its image's size")
         position, flipped = rng.random(), rng.random() < 0.5
-        largest = min(size_px[0] / drawn.mask.shape[0], size_px[1] / drawn.mask.shape[1])
-        cut = _fitted(drawn, config, position, largest, room_px)
+        if flipped:
+            drawn = replace(drawn, cut_sides=_mirrored(drawn.cut_sides))
+        if not _can_be_placed(drawn, config):
+            continue
+        scales = _scales(drawn, config, size_px, room_px)
+        stand = None
+        if ground is not None and rng.random() >= config.free_share:
+            stand = paste_places.draw_stand(ground, drawn, (scales.low, scales.high), config, rng)
+            if stand is None:
+                continue
+            scales = _Scales(stand.scale, *stand.scale, stand.scale[1])
+        cut = _fitted(drawn, config, position, scales, room_px, _draw_feather_px(rng, config))
         if cut is not None:
-            return _Cut(cut.image[:, ::-1], cut.alpha[:, ::-1], cut.pad_px) if flipped else cut
+            image, alpha = (cut.image[:, ::-1], cut.alpha[:, ::-1]) if flipped else (cut.image, cut.alpha)
+            return _Cut(image, alpha, cut.pad_px, drawn.cut_sides, stand)
     return None
 
 
-def _fitted(drawn: OutlierObject, config: PasteConfig, position: float, largest: float, room_px: int) -> _Cut | None:
-    """Return the object scaled, log-uniformly by `position` in 0 to 1, or None where no scale fits."""
+def _mirrored(cut_sides: frozenset[str]) -> frozenset[str]:
+    names = {"left": "right", "right": "left"}
+    return frozenset(names.get(side, side) for side in cut_sides)
+
+
+def _draw_feather_px(rng: np.random.Generator, config: PasteConfig) -> float:
+    limits = config.feather_range_px
+    return config.feather_radius_px if limits is None else float(rng.uniform(*limits))
+
+
+def _can_be_placed(drawn: OutlierObject, config: PasteConfig) -> bool:
+    if not drawn.cut_sides or config.cut_objects == "anywhere":
+        return True
+    return config.cut_objects == "border" and paste_places.can_be_cut(drawn.cut_sides)
+
+
+@dataclass(frozen=True)
+class _Scales:
+    """Factors on an object's size. wanted: bounds to draw between, as far as low and high let. largest: of all."""
+
+    wanted: tuple[float, float]
+    low: float
+    high: float
+    largest: float
+
+
+def _scales(drawn: OutlierObject, config: PasteConfig, size_px: tuple[int, ...], room_px: int) -> _Scales:
+    """Return the factors that the bounds of an object's area, the frame and its own resolution allow."""
     area_px = int(np.count_nonzero(drawn.mask))
-    low = float(np.sqrt(config.min_area_px / area_px))
-    high = min(float(np.sqrt(room_px / area_px)), largest)
-    start, end = np.clip(config.scale, min(low, high), high)
+    largest = min(size_px[0] / drawn.mask.shape[0], size_px[1] / drawn.mask.shape[1])
+    if config.max_upscale is not None:
+        largest = min(largest, config.max_upscale)
+    low, high = (float(np.sqrt(bound_px / area_px)) for bound_px in (config.min_area_px, room_px))
+    return _Scales(config.scale, low, min(high, largest), largest)
+
+
+def _fitted(
+    drawn: OutlierObject, config: PasteConfig, position: float, scales: _Scales, room_px: int, feather_px: float
+) -> _Cut | None:
+    """Return the object scaled, log-uniformly by `position` in 0 to 1, or None where no scale fits."""
+    start, end = np.clip(scales.wanted, min(scales.low, scales.high), scales.high)
     scale = float(start * (end / start) ** position)
     middle_px = float(np.sqrt(config.min_area_px * room_px))
     for _ in range(_FITTINGS):
-        cut = _cut(drawn, scale, config.feather_radius_px)
+        cut = _cut(drawn, scale, feather_px)
         if config.min_area_px <= cut.area_px <= room_px:
             return cut
         # Rounding and blurring change the area, that of thin objects most.
@@ -198,7 +241,7 @@ def _fitted(drawn: OutlierObject, config: PasteConfig, position: float, largest:
         if cut.area_px > room_px:
             wanted_px = max(0.95 * room_px, middle_px)
         scale *= float(np.clip(np.sqrt(wanted_px / max(cut.area_px, 1)), 0.5, 2.0))
-        if scale > largest:
+        if scale > scales.largest:
             return None
     return None
 
@@ -246,6 +289,19 @@ def _continued(image: RgbImage, mask: Bytes, sigma_px: float) -> RgbImage:
 
 
 def _draw_place(rng: np.random.Generator, cut: _Cut, marked: LabelImage, config: PasteConfig) -> tuple[int, int]:
+    """Return top and left of the object's box without its rim; a part of it may lie outside the frame."""
+    if cut.stand is not None:
+        place = paste_places.standing_place(cut.stand, cut.size_px, marked.shape)
+    else:
+        place = _draw_free_place(rng, cut, marked, config)
+    if cut.cut_sides and config.cut_objects == "border":
+        return paste_places.at_border(place, cut.size_px, marked.shape, cut.cut_sides, 2 * cut.pad_px // 3)
+    if config.cut_share > 0 and rng.random() < config.cut_share:
+        return paste_places.moved_out(place, cut.size_px, marked.shape, rng)
+    return place
+
+
+def _draw_free_place(rng: np.random.Generator, cut: _Cut, marked: LabelImage, config: PasteConfig) -> tuple[int, int]:
     """Return top and left of the object's box, where it covers no other object if such a place is soon found."""
     (height, width), (frame_height, frame_width) = cut.size_px, marked.shape
     low = rng.random() < config.low_share
@@ -258,22 +314,36 @@ def _draw_place(rng: np.random.Generator, cut: _Cut, marked: LabelImage, config:
     return top, left
 
 
-def _blend(pasted: RgbImage, marked: LabelImage, cut: _Cut, place_px: tuple[int, int], tone_match: float) -> None:
+def _blend(
+    pasted: RgbImage,
+    marked: LabelImage,
+    cut: _Cut,
+    place_px: tuple[int, int],
+    config: PasteConfig,
+    looks: FrameLooks | None,
+    rng: np.random.Generator,
+) -> None:
     """Blend an object into a frame and its labels, in place; place_px: top and left of its box without the rim."""
     start = np.array(place_px) - cut.pad_px
     end = start + cut.alpha.shape
     first, last = np.maximum(start, 0), np.minimum(end, marked.shape)
     place = (slice(first[0], last[0]), slice(first[1], last[1]))
     window = tuple(slice(a, b) for a, b in zip(first - start, last - start, strict=True))
-    alpha, image, below = cut.alpha[window], cut.image[window], pasted[place]
+    alpha, below = cut.alpha[window], pasted[place]
+    image: RgbImage | Floats = cut.image[window]
+    if cut.stand is not None and rng.random() < config.shadow:
+        cast_shadow(pasted, cut.alpha, (int(start[0]), int(start[1])), rng)
+    if looks is not None:
+        image = matched(cut.image[window], alpha, below, looks, config, rng)
     weight = alpha.astype(np.float32)[:, :, None] / np.float32(255)
+    tone_match = 0.0 if config.color_match[1] > 0 else config.tone_match
     lit = image * np.float32(_tone(image, alpha, below, tone_match))
     mixed = below + (np.minimum(lit, 255) - below) * weight
     pasted[place] = np.round(mixed).astype(np.uint8)
     marked[place][alpha >= _HALF] = OUTLIER
 
 
-def _tone(image: RgbImage, alpha: Bytes, below: RgbImage, tone_match: float) -> float:
+def _tone(image: RgbImage | Floats, alpha: Bytes, below: RgbImage, tone_match: float) -> float:
     """Return the factor on the object's brightness."""
     own = np.mean(cv2.mean(np.ascontiguousarray(image), (alpha >= _HALF).astype(np.uint8))[:3])
     place = np.mean(cv2.mean(np.ascontiguousarray(below))[:3])

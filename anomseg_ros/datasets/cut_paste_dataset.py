@@ -13,17 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import yaml
-
-from anomseg_ros.core.labels import UNLABELLED, ClassInfo
-from anomseg_ros.core.schema import from_plain
+from anomseg_ros.core.labels import KNOWN_UNCERTAIN, UNLABELLED, ClassInfo
 from anomseg_ros.datasets.base import ANOMALY, KNOWN, VOID, FileDataset, Found, LabelCodes, files_in, pair
 from anomseg_ros.datasets.cut_paste import OUTLIER, PasteConfig
 from anomseg_ros.datasets.outlier_objects import SourceInfo
-from anomseg_ros.errors import ConfigError, DatasetError
+from anomseg_ros.datasets.written_folder import WrittenFolder
+from anomseg_ros.errors import DatasetError
 
-MANIFEST, STARTED = "cut_paste.yaml", "cut_paste.started.yaml"
-IMAGES, LABELS, PREVIEW = "images", "labels", "preview.jpg"
+IMAGES, LABELS = "images", "labels"
 FORMAT = 1
 
 
@@ -58,30 +55,14 @@ class Manifest:
     sha256: str
 
 
+def written_folder(folder: Path) -> WrittenFolder:
+    """Return the place of a cut-paste dataset."""
+    return WrittenFolder(folder, "cut_paste", "cut-paste", (IMAGES, LABELS))
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read FOLDER/cut_paste.yaml. Raises DatasetError: missing, unfinished, damaged, or of another format."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        if (folder / STARTED).is_file():
-            raise DatasetError(
-                f"cut_paste: {str(folder)!r} is unfinished; run the same `anomseg datasets cut-paste` again, it goes "
-                "on where it was"
-            )
-        raise DatasetError(f"cut_paste: no {MANIFEST} in {str(folder)!r}; `anomseg datasets cut-paste` writes it")
-    try:
-        return from_plain(Manifest, _of_this_format(path), str(path))
-    except (OSError, ConfigError, yaml.YAMLError, UnicodeDecodeError) as error:
-        text = " ".join(str(error).split())
-        raise DatasetError(f"cut_paste: {str(path)!r} cannot be used: {text}; write the dataset again") from None
-
-
-def _of_this_format(path: Path) -> object:
-    data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    made_of = data.get("made_of") if isinstance(data, dict) else None
-    found = made_of.get("format") if isinstance(made_of, dict) else None
-    if isinstance(found, int) and found != FORMAT:
-        raise ConfigError(f"it is of format {found}, this version reads {FORMAT}")
-    return data
+    return written_folder(folder).read_manifest(Manifest, FORMAT)
 
 
 class CutPaste(FileDataset):
@@ -90,7 +71,7 @@ class CutPaste(FileDataset):
     name = "cut_paste"
     splits: ClassVar[Mapping[str, int]] = {}
     default_split = ""
-    layouts = (f"{IMAGES}/ID.png with {LABELS}/ID.png and {MANIFEST}",)
+    layouts = (f"{IMAGES}/ID.png with {LABELS}/ID.png and cut_paste.yaml",)
 
     def __init__(self, path: str, split: str | None = None) -> None:
         """Read the manifest and find the files. path: the folder; there are no splits. Raises DatasetError."""
@@ -123,23 +104,6 @@ def label_codes(classes: tuple[ClassInfo, ...]) -> LabelCodes:
     known = [info.train_id for info in classes]
     return LabelCodes(
         f"train ids {min(known)} to {max(known)}, {OUTLIER} pasted, {UNLABELLED} unlabelled",
-        labels={**{train_id: train_id for train_id in known}, OUTLIER: UNLABELLED, UNLABELLED: UNLABELLED},
-        anomaly={**dict.fromkeys(known, KNOWN), OUTLIER: ANOMALY, UNLABELLED: VOID},
+        labels={**{value: value for value in (*known, KNOWN_UNCERTAIN)}, OUTLIER: UNLABELLED, UNLABELLED: UNLABELLED},
+        anomaly={**dict.fromkeys((*known, KNOWN_UNCERTAIN), KNOWN), OUTLIER: ANOMALY, UNLABELLED: VOID},
     )
-
-
-def differences(there: object, here: object, name: str = "") -> list[str]:
-    """Return in words what two specs, as plain data, differ in: `seed: 0 there, 1 here`."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        keys = sorted({*there, *here})
-        return [
-            text
-            for key in keys
-            for text in differences(there.get(key), here.get(key), f"{name}.{key}" if name else str(key))
-        ]
-    return [] if there == here else [f"{name}: {_short(there)} there, {_short(here)} here"]
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"

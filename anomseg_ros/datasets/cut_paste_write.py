@@ -7,45 +7,33 @@ rims over the labels' borders.
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import overload
+from typing import TypeVar, overload
 
 import cv2
 import numpy as np
-import numpy.typing as npt
-import yaml
 
 from anomseg_ros import __version__
-from anomseg_ros.core.labels import UNLABELLED
-from anomseg_ros.core.schema import to_plain
+from anomseg_ros.core.labels import KNOWN_UNCERTAIN, UNLABELLED
 from anomseg_ros.core.types import LabelImage, RgbImage
-from anomseg_ros.datasets.base import Dataset
+from anomseg_ros.datasets.base import Dataset, LabelledFrame
 from anomseg_ros.datasets.cut_paste import OUTLIER, PasteConfig, paste_objects
-from anomseg_ros.datasets.cut_paste_dataset import (
-    FORMAT,
-    IMAGES,
-    LABELS,
-    MANIFEST,
-    PREVIEW,
-    STARTED,
-    CutPasteSpec,
-    Manifest,
-    differences,
-)
+from anomseg_ros.datasets.cut_paste_dataset import FORMAT, IMAGES, LABELS, CutPasteSpec, Manifest, written_folder
 from anomseg_ros.datasets.outlier_objects import DescribedSource
 from anomseg_ros.datasets.pixel_files import read_label, read_picture
+from anomseg_ros.datasets.written_folder import PREVIEW, png, sheet, spread, write_beside
 from anomseg_ros.errors import ConfigError, DatasetError
 
 _OTHER_FRAMES = 2
 """Frames that the source may take textures from, per frame written."""
 
-_PREVIEW_TILES, _PREVIEW_COLUMNS, _PREVIEW_WIDTH_PX = 12, 3, 480
+_P = TypeVar("_P")
+
+_PREVIEW_TILES, _PREVIEW_WIDTH_PX = 12, 480
 _OUTLINE_RGB = (255, 0, 255)
 
 
@@ -87,15 +75,13 @@ def write_cut_paste(
     """
     spec = _specify(dataset, source, config)
     ids = _frame_ids(dataset, spec)
+    written = written_folder(folder)
     try:
-        _prepare(folder, spec, overwrite)
+        written.prepare(spec, overwrite)
         digests = _write_frames(partial(_write_frame, dataset, source, folder, spec, ids), len(ids), threads, progress)
-        _write_beside(folder / PREVIEW, _preview(folder, ids))
+        write_beside(folder / PREVIEW, _preview(folder, ids))
         manifest = Manifest(spec, len(ids), hashlib.sha256("".join(digests).encode()).hexdigest())
-        _write_beside(folder / MANIFEST, _as_yaml(manifest))
-        (folder / STARTED).unlink(missing_ok=True)
-        for left_by_a_kill in folder.rglob("*.part"):
-            left_by_a_kill.unlink(missing_ok=True)
+        written.finish(manifest)
     except OSError as error:
         raise ConfigError(
             f"cannot write {error.filename or str(folder)!r}: {error.strerror}; make room, or give another folder"
@@ -141,48 +127,6 @@ def _frame_ids(dataset: Dataset, spec: CutPasteSpec) -> list[str]:
     return [f"{name}-{copy}" if spec.copies > 1 else name for copy in range(spec.copies) for name in names]
 
 
-def _prepare(folder: Path, spec: CutPasteSpec, overwrite: bool) -> None:
-    """Make the folder ready for this dataset; refuse one that holds anything else."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if overwrite and any((folder / name).is_file() for name in (MANIFEST, STARTED)):
-        _remove(folder)
-    there = _spec_in(folder)
-    if there is None and any(folder.iterdir()):
-        raise ConfigError(f"{str(folder)!r} holds other files; give a new folder for the dataset")
-    if there is not None and there != to_plain(spec):
-        found = "; ".join(differences(there, to_plain(spec)))
-        raise ConfigError(
-            f"{str(folder)!r} holds a cut-paste dataset made otherwise ({found}); give another folder, or --overwrite"
-        )
-    for name in (IMAGES, LABELS):
-        (folder / name).mkdir(exist_ok=True)
-    if there is None:
-        _write_beside(folder / STARTED, _as_yaml(spec))
-
-
-def _remove(folder: Path) -> None:
-    """Delete a dataset that was written here; what says so goes last, so that a killed removal can be repeated."""
-    for name in (IMAGES, LABELS):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (PREVIEW, STARTED, MANIFEST):
-        (folder / name).unlink(missing_ok=True)
-
-
-def _spec_in(folder: Path) -> object | None:
-    """Return the spec of the dataset in a folder, as plain data, or None without one."""
-    for name in (MANIFEST, STARTED):
-        if (folder / name).is_file():
-            try:
-                data = yaml.safe_load((folder / name).read_text(encoding="utf-8"))
-            except (yaml.YAMLError, UnicodeDecodeError):
-                data = None
-            spec = data.get("made_of") if name == MANIFEST and isinstance(data, dict) else data
-            if not isinstance(spec, dict):
-                raise ConfigError(f"{str(folder / name)!r} is damaged; give another folder, or --overwrite")
-            return spec
-    return None
-
-
 def _write_frames(
     write: Callable[[int], str], count: int, threads: int, progress: Callable[[int, int], None] | None
 ) -> list[str]:
@@ -206,8 +150,8 @@ def _write_frame(
     # Files are renamed when they are whole, the labels last.
     if not (image_path.is_file() and label_path.is_file()):
         image, labels = _paste(dataset, source, spec, number)
-        _write_beside(image_path, _png(image[:, :, ::-1]))
-        _write_beside(label_path, _png(labels))
+        write_beside(image_path, png(image))
+        write_beside(label_path, png(labels))
     return "".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in (image_path, label_path))
 
 
@@ -217,75 +161,50 @@ def _paste(dataset: Dataset, source: DescribedSource, spec: CutPasteSpec, number
     frame = dataset.load(index)
     if frame.labels is None:
         raise DatasetError(f"{dataset.name}: frame {frame.id!r} has no semantic labels to paste into")
-    strange = set(np.unique(frame.labels).tolist()) - {info.train_id for info in spec.classes} - {UNLABELLED}
+    expected = {*(info.train_id for info in spec.classes), KNOWN_UNCERTAIN, UNLABELLED}
+    strange = set(np.unique(frame.labels).tolist()) - expected
     if strange:
         raise DatasetError(
             f"{dataset.name}: the labels of frame {frame.id!r} hold {sorted(strange)[:8]}; expected the train ids of "
             f"its {len(spec.classes)} classes and {UNLABELLED}"
         )
     # From the whole dataset, also under a limit: a frame does not depend on how many are written.
-    others = rng.choice(len(dataset), min(_OTHER_FRAMES + 1, len(dataset)), replace=False)
-    chosen = [int(other) for other in others if other != index][:_OTHER_FRAMES]
-    return paste_objects(frame.image, frame.labels, source, rng, spec.paste, _LazyFrames(dataset, chosen))
+    drawn = rng.choice(len(dataset), min(_OTHER_FRAMES + 1, len(dataset)), replace=False)
+    chosen = [int(other) for other in drawn if other != index][:_OTHER_FRAMES]
+    load = lru_cache(lambda position: dataset.load(chosen[position]))
+    images = _LazyFrames(load, lambda other: other.image, len(chosen))
+    labels = _LazyFrames(load, _labels_of, len(chosen))
+    return paste_objects(frame.image, frame.labels, source, rng, spec.paste, images, spec.classes, other_labels=labels)
 
 
-class _LazyFrames(Sequence[RgbImage]):
-    """Frames of a dataset that are read when they are looked at: cut-outs from files never do."""
+def _labels_of(frame: LabelledFrame) -> LabelImage:
+    return np.full(frame.image.shape[:2], UNLABELLED, np.uint8) if frame.labels is None else frame.labels
 
-    def __init__(self, dataset: Dataset, indices: Sequence[int]) -> None:
-        self._dataset, self._indices = dataset, indices
-        self._read: dict[int, RgbImage] = {}
+
+class _LazyFrames(Sequence[_P]):
+    """Pictures or labels of a dataset's frames that are read when they are looked at: cut-outs from files never do."""
+
+    def __init__(self, load: Callable[[int], LabelledFrame], part: Callable[[LabelledFrame], _P], count: int) -> None:
+        self._load, self._part, self._count = load, part, count
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return self._count
 
     @overload
-    def __getitem__(self, position: int) -> RgbImage: ...
+    def __getitem__(self, position: int) -> _P: ...
     @overload
-    def __getitem__(self, position: slice) -> list[RgbImage]: ...
-    def __getitem__(self, position: int | slice) -> RgbImage | list[RgbImage]:
+    def __getitem__(self, position: slice) -> list[_P]: ...
+    def __getitem__(self, position: int | slice) -> _P | list[_P]:
         if isinstance(position, slice):
             return [self[number] for number in range(len(self))[position]]
-        index = self._indices[position]
-        if index not in self._read:
-            self._read[index] = self._dataset.load(index).image
-        return self._read[index]
-
-
-def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
-    done, data = cv2.imencode(".png", pixels)
-    if not done:
-        raise DatasetError(f"a frame of shape {pixels.shape} cannot be stored as PNG")
-    return bytes(data)
-
-
-def _write_beside(path: Path, content: bytes) -> None:
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        beside.write_bytes(content)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _as_yaml(value: CutPasteSpec | Manifest) -> bytes:
-    text: str = yaml.safe_dump(to_plain(value), sort_keys=False, allow_unicode=True, width=120)
-    return text.encode()
+        if not 0 <= position < self._count:
+            raise IndexError(position)
+        return self._part(self._load(position))
 
 
 def _preview(folder: Path, ids: Sequence[str]) -> bytes:
     """Return a JPEG sheet of frames from all over the dataset with the pasted objects outlined."""
-    chosen = np.unique(np.linspace(0, len(ids) - 1, min(_PREVIEW_TILES, len(ids))).round().astype(int))
-    tiles = [_preview_tile(folder, ids[number]) for number in chosen]
-    height = max(len(tile) for tile in tiles)
-    tiles = [np.pad(tile, ((0, height - len(tile)), (0, 0), (0, 0))) for tile in tiles]
-    columns = min(_PREVIEW_COLUMNS, len(tiles))
-    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
-    rows = [np.concatenate(tiles[start : start + columns], axis=1) for start in range(0, len(tiles), columns)]
-    done, data = cv2.imencode(".jpg", cv2.cvtColor(np.concatenate(rows), cv2.COLOR_RGB2BGR))
-    if not done:
-        raise DatasetError(f"the preview of {len(tiles)} frames cannot be stored as JPEG")
-    return bytes(data)
+    return sheet([_preview_tile(folder, ids[number]) for number in spread(len(ids), _PREVIEW_TILES)])
 
 
 def _preview_tile(folder: Path, id_: str) -> RgbImage:

@@ -1,10 +1,10 @@
-"""The objects of a folder: COCO annotations, pictures with masks, or pictures with an alpha channel."""
+"""The objects of a folder: annotations of COCO or YOLO, pictures with masks, or pictures with an alpha channel."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -16,6 +16,7 @@ from anomseg_ros.core.types import RgbImage
 from anomseg_ros.datasets.base import files_in, in_order, pair
 from anomseg_ros.datasets.coco import CocoObject, read_instances
 from anomseg_ros.datasets.pixel_files import read_label, read_picture
+from anomseg_ros.datasets.yolo import CLASSES, YoloObject, read_yolo
 from anomseg_ros.errors import ConfigError, DatasetError, closest_first
 
 PAPER_OVERLAP_CLASSES = ("person", "car", "truck", "bus", "train", "bicycle", "motorcycle")
@@ -32,6 +33,10 @@ and stop signs are left out for the same reason, being classes of Cityscapes and
 benches because ordinary street scenes hold them, unlabelled or as part of what is behind: calling them outliers would
 contradict the frames."""
 
+PARTS = ("all", "train", "val")
+_HELD_OUT = 5
+"""One picture in so many belongs to the part `val`."""
+
 _OBJECT_ALPHA = 128
 Pixels = tuple[RgbImage, npt.NDArray[np.bool_]]
 
@@ -42,6 +47,16 @@ class Entry(Protocol):
     @property
     def kind(self) -> str:
         """Its class."""
+        ...
+
+    @property
+    def picture(self) -> str:
+        """Name of its picture, which decides the part it belongs to."""
+        ...
+
+    @property
+    def in_photograph(self) -> bool:
+        """Whether the picture shows more than the object, so that the picture's border may cut it."""
         ...
 
     def read(self) -> Pixels:
@@ -64,12 +79,28 @@ class FolderFiles:
     sha256: str
 
 
-def find_objects(folder: Path, exclude: tuple[str, ...], min_area_px: int) -> FolderFiles:
+def find_objects(folder: Path, exclude: tuple[str, ...], min_area_px: int, part: str = "all") -> FolderFiles:
     """Return the objects of a folder; the layouts and errors are those of FolderObjects."""
     if not folder.is_dir():
         raise DatasetError(f"objects: {str(folder)!r} is not a folder; give one with cut-out objects, or `procedural`")
-    if (folder / "annotations").is_dir():
-        return _find_coco(folder, exclude, min_area_px)
+    found = _find_coco(folder, exclude, min_area_px) if (folder / "annotations").is_dir() else None
+    found = found or _find_yolo(folder, exclude, min_area_px) or _find_pixels(folder, exclude)
+    kept = [entry for entry in found.objects if part in ("all", part_of(entry.picture))]
+    if not kept:
+        raise DatasetError(
+            f"objects: none of the {len(found.objects)} in {str(folder)!r} is in the part {part!r}; `val` is one "
+            f"picture in {_HELD_OUT}, `train` the others; give more objects, or part `all`"
+        )
+    return replace(found, objects=kept, kinds=tuple(sorted({entry.kind for entry in kept})))
+
+
+def part_of(picture: str) -> str:
+    """Return "train" or "val" for the name of a picture: by its digest, so that other objects change nothing."""
+    digest = int.from_bytes(hashlib.sha256(picture.encode()).digest()[:8], "big")
+    return "val" if digest % _HELD_OUT == 0 else "train"
+
+
+def _find_pixels(folder: Path, exclude: tuple[str, ...]) -> FolderFiles:
     layout, objects = "images and masks", _find_pairs(folder)
     if not objects:
         layout, objects = "cut-outs", _find_cut_outs(folder)
@@ -77,7 +108,8 @@ def find_objects(folder: Path, exclude: tuple[str, ...], min_area_px: int) -> Fo
     if not kept:
         raise DatasetError(
             f"objects: none in {str(folder)!r} ({len(objects)} found, excluded: {', '.join(exclude)}); expected "
-            "annotations/instances_*.json (COCO), images/ID.* with masks/ID.png, or PNG files with an alpha channel"
+            "annotations/instances_*.json (COCO), images/ID.* with masks/ID.png, labels/ID.png or labels/ID.txt (YOLO "
+            "polygons), or PNG files with an alpha channel"
         )
     digest = _digest_of_names(folder, (path for entry in objects for path in entry.files))
     kinds = tuple(sorted({entry.kind for entry in kept}))
@@ -89,6 +121,11 @@ class _Pair:
     image_path: Path
     mask_path: Path
     kind: str = "object"
+    in_photograph = True
+
+    @property
+    def picture(self) -> str:
+        return self.image_path.stem
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -108,6 +145,11 @@ class _Pair:
 class _CutOut:
     path: Path
     kind: str
+    in_photograph = False
+
+    @property
+    def picture(self) -> str:
+        return self.path.stem
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -129,6 +171,11 @@ class _CutOut:
 class _CocoEntry:
     found: CocoObject
     kind: str
+    in_photograph = True
+
+    @property
+    def picture(self) -> str:
+        return self.found.image_path.stem
 
     def read(self) -> Pixels:
         image = read_picture(self.found.image_path)
@@ -141,6 +188,24 @@ class _CocoEntry:
         return image, require_object(self.found.mask(), self.found.title)
 
 
+@dataclass(frozen=True)
+class _YoloEntry:
+    found: YoloObject
+    in_photograph = True
+
+    @property
+    def kind(self) -> str:
+        return self.found.kind
+
+    @property
+    def picture(self) -> str:
+        return self.found.image_path.stem
+
+    def read(self) -> Pixels:
+        image = read_picture(self.found.image_path)
+        return image, require_object(self.found.mask(image.shape), self.found.title)
+
+
 def require_object(mask: npt.NDArray[np.bool_], what: str) -> npt.NDArray[np.bool_]:
     """Return a mask that is not empty. Raises DatasetError."""
     if not mask.any():
@@ -149,8 +214,9 @@ def require_object(mask: npt.NDArray[np.bool_], what: str) -> npt.NDArray[np.boo
 
 
 def _find_pairs(folder: Path) -> list[_Pair | _CutOut]:
-    images, masks = folder / "images", folder / "masks"
-    if not images.is_dir() or not masks.is_dir():
+    images = folder / "images"
+    masks = next((folder / name for name in ("masks", "labels") if (folder / name).is_dir()), None)
+    if not images.is_dir() or masks is None:
         return []
     samples, problems = pair(
         ((path.stem, path) for path in files_in(images)), ((path.stem, path) for path in files_in(masks, "*.png"))
@@ -182,6 +248,22 @@ def _find_coco(folder: Path, exclude: tuple[str, ...], min_area_px: int) -> Fold
     _require_pictures(kept)
     kinds = tuple(sorted({entry.kind for entry in kept}))
     return FolderFiles("coco", kept, kinds, exclude, min_area_px, instances.sha256)
+
+
+def _find_yolo(folder: Path, exclude: tuple[str, ...], min_area_px: int) -> FolderFiles | None:
+    objects = [_YoloEntry(found) for found in read_yolo(folder)]
+    if not objects:
+        return None
+    allowed = _without(objects, CLASSES, exclude, str(folder))
+    kept = [entry for entry in allowed if entry.found.usual_area_px >= min_area_px]
+    if not kept:
+        raise DatasetError(
+            f"objects: none in {str(folder)!r} is left of {len(objects)} polygons, without {', '.join(exclude)} and "
+            f"objects below {min_area_px} px; exclude fewer classes, or give a smaller area"
+        )
+    digest = _digest_of_names(folder, {entry.found.label_path for entry in objects})
+    kinds = tuple(sorted({entry.kind for entry in kept}))
+    return FolderFiles("yolo", kept, kinds, exclude, min_area_px, digest)
 
 
 def _without(objects: Sequence[_E], known: Iterable[str], exclude: tuple[str, ...], where: str) -> list[_E]:

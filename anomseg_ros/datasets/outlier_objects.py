@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
 from anomseg_ros.core.types import RgbImage
-from anomseg_ros.datasets.outlier_files import OVERLAP_CLASSES, FolderFiles, find_objects
+from anomseg_ros.datasets.outlier_files import OVERLAP_CLASSES, PARTS, FolderFiles, find_objects
 from anomseg_ros.datasets.outlier_shapes import SHAPES, rasterise
 from anomseg_ros.datasets.outlier_textures import paint
 from anomseg_ros.errors import ConfigError, unknown_name
@@ -39,22 +40,33 @@ SIZE_SHARES = (0.09, 0.6)
 """Longer side of drawn objects as shares of the frames' height, where no size is given."""
 
 _SMALLEST_SIDE_PX = 8
+_LARGEST_EROSION = 0.3
+_KEPT_BYTES = 256 * 2**20
+"""Memory for decoded objects, per source and process."""
+
+_BORDER_PX, _CUT_SHARE = 2, 0.1
+"""An object is cut by its picture's border where this share of its size lies along it, so many pixels near."""
 
 
 @dataclass(frozen=True, eq=False)
 class OutlierObject:
-    """One object. image: uint8 (h, w, 3) RGB. mask: bool (h, w), tight around the object. kind: what it is called."""
+    """One object. image: uint8 (h, w, 3) RGB. mask: bool (h, w), tight around the object. kind: what it is called.
+
+    cut_sides: of "top", "bottom", "left", "right", those where the border of its picture cuts it.
+    """
 
     image: RgbImage
     mask: npt.NDArray[np.bool_]
     kind: str
+    cut_sides: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class SourceInfo:
     """What a source holds, as written into a dataset made of it; equal infos give equal objects.
 
-    name: `procedural` or the layout of a folder. count and sha256: of the files, None for drawn objects.
+    name: `procedural`, the layout of a folder, or `mixture` of several sources, each with its weight. count and sha256:
+    of the files, None for drawn objects.
     """
 
     name: str
@@ -64,6 +76,10 @@ class SourceInfo:
     min_area_px: int | None = None
     count: int | None = None
     sha256: str | None = None
+    part: str = "all"
+    erode_share: float = 0.0
+    weight: float = 1.0
+    sources: tuple[SourceInfo, ...] = ()
 
 
 class ObjectSource(Protocol):
@@ -126,24 +142,41 @@ class ProceduralObjects:
 
 
 class FolderObjects:
-    """Cut-out objects in a folder, each equally likely; they are read when they are drawn."""
+    """Cut-out objects in a folder, each equally likely; they are read when they are drawn, then kept."""
 
     def __init__(
-        self, folder: str | Path, exclude: Sequence[str] = OVERLAP_CLASSES, min_area_px: int | None = None
+        self,
+        folder: str | Path,
+        exclude: Sequence[str] = OVERLAP_CLASSES,
+        min_area_px: int | None = None,
+        part: str = "all",
+        erode_share: float = 0.0,
     ) -> None:
-        """Find the objects; COCO annotations are read, pictures are not.
+        """Find the objects; annotations are read, pictures are not.
 
-        folder: annotations/instances_*.json with their pictures (COCO layout; crowds are left out), or images/ID.* with
-        masks/ID.png (not 0: the object), or PNG files with an alpha channel (128 and above: the object), in folders
-        named after their class or in none. exclude: classes to leave out. min_area_px: smaller COCO objects are left
-        out (None: 1000, as in section 3.5 of the paper).
+        Args:
+            folder: annotations/instances_*.json with their pictures (COCO layout; crowds are left out), images/ID.*
+                with labels/ID.txt (YOLO's polygons, COCO's 80 classes) or with masks/ID.png or labels/ID.png (not 0:
+                the object), or PNG files with an alpha channel (128 and above: the object), in folders named after
+                their class or in none.
+            exclude: classes to leave out.
+            min_area_px: smaller objects of COCO and YOLO are left out (None: 1000, as in section 3.5 of the paper).
+            part: "all"; or "train" or "val", which one picture in five belongs to, by the digest of its name.
+            erode_share: of an object's size (the root of its area), how far its mask is moved inwards.
 
         Raises:
-            ConfigError: `exclude` names an unknown class.
+            ConfigError: `exclude` names an unknown class, an unknown part, or a share that is none.
             DatasetError: no objects, annotations that are missing, damaged or incomplete, or pictures that are missing.
         """
+        if part not in PARTS:
+            raise ConfigError(unknown_name("part of the objects", part, PARTS))
+        if not 0 <= erode_share <= _LARGEST_EROSION:
+            raise ConfigError(f"erode_share is {erode_share!r}; expected 0 to {_LARGEST_EROSION}")
         area_px = 1000 if min_area_px is None else min_area_px
-        self.files: FolderFiles = find_objects(Path(folder).expanduser(), tuple(exclude), area_px)
+        self.files: FolderFiles = find_objects(Path(folder).expanduser(), tuple(exclude), area_px, part)
+        self.part, self.erode_share = part, erode_share
+        self._kept: dict[int, OutlierObject] = {}
+        self._kept_bytes = 0
 
     def __len__(self) -> int:
         """Return the number of objects."""
@@ -155,11 +188,21 @@ class FolderObjects:
 
     def read(self, index: int) -> OutlierObject:
         """Return one object by its number. Raises DatasetError."""
+        kept = self._kept.get(index)
+        if kept is not None:
+            return kept
         entry = self.files.objects[index]
         image, mask = entry.read()
+        cut_sides = _cut_sides(mask) if entry.in_photograph else frozenset()
+        mask = _eroded(mask, self.erode_share)
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         window = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
-        return OutlierObject(np.ascontiguousarray(image[window]), mask[window], entry.kind)
+        found = OutlierObject(np.ascontiguousarray(image[window]), mask[window].copy(), entry.kind, cut_sides)
+        # Objects that find no room are read anew each time: simpler than to throw others out, and as quick on average.
+        if self._kept_bytes + found.image.nbytes + found.mask.nbytes <= _KEPT_BYTES:
+            self._kept[index] = found
+            self._kept_bytes += found.image.nbytes + found.mask.nbytes
+        return found
 
     def describe(self) -> SourceInfo:
         """Return layout, classes left out, and the digest of the files."""
@@ -170,7 +213,32 @@ class FolderObjects:
             min_area_px=self.files.min_area_px,
             count=len(self),
             sha256=self.files.sha256,
+            part=self.part,
+            erode_share=self.erode_share,
         )
+
+
+def _cut_sides(mask: npt.NDArray[np.bool_]) -> frozenset[str]:
+    """Return the sides of a picture, with its mask bool (H, W), that an object ends at along a part of its width."""
+    near = {
+        "top": mask[:_BORDER_PX].any(axis=0),
+        "bottom": mask[-_BORDER_PX:].any(axis=0),
+        "left": mask[:, :_BORDER_PX].any(axis=1),
+        "right": mask[:, -_BORDER_PX:].any(axis=1),
+    }
+    least_px = max(3.0, _CUT_SHARE * float(np.sqrt(np.count_nonzero(mask))))
+    return frozenset(side for side, along in near.items() if np.count_nonzero(along) >= least_px)
+
+
+def _eroded(mask: npt.NDArray[np.bool_], share: float) -> npt.NDArray[np.bool_]:
+    """Return a mask moved inwards; what would vanish stays as it is."""
+    reach_px = round(share * float(np.sqrt(np.count_nonzero(mask))))
+    if reach_px == 0:
+        return mask
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach_px + 1,) * 2)
+    # Beyond the picture's border an object goes on: only its own outline moves.
+    eroded = cv2.erode(mask.astype(np.uint8), disc).astype(bool)
+    return eroded if eroded.any() else mask
 
 
 def _sizes_for(frames: Sequence[RgbImage]) -> tuple[int, int]:

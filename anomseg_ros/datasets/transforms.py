@@ -1,7 +1,12 @@
-"""Augmentation of training frames: geometry for image and labels together, then colours of the image."""
+"""Augmentation of training frames: geometry for image and labels together, colours, then weather, light and camera.
+
+Most keys are shares of frames, 0 by default; what is off draws nothing, so that a configuration without a key gives the
+same samples as before the key existed.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -10,10 +15,32 @@ import numpy.typing as npt
 
 from anomseg_ros.core.labels import UNLABELLED
 from anomseg_ros.core.types import LabelImage, RgbImage
+from anomseg_ros.datasets.camera_effects import blur_motion, change_response, compress_jpeg, sharpen, shift_colours
+from anomseg_ros.datasets.warps import HORIZON, Part, Warp, draw_lens, draw_mount, warped_part
+from anomseg_ros.datasets.weather import add_fog, add_glare, add_haze, add_rain, add_snow, make_night
 from anomseg_ros.errors import ConfigError
 
 PADDING = (124, 116, 104)
-"""ImageNet's mean colour, put where a shrunken frame does not fill the crop."""
+"""ImageNet's mean colour, put where a shrunken or warped frame does not fill the crop."""
+
+WEATHER = {"fog": add_fog, "haze": add_haze, "rain": add_rain, "snow": add_snow}
+"""Share in AugmentConfig -> effect; a frame has at most one of these."""
+
+LIGHT = {"night": make_night, "glare": add_glare}
+
+CAMERA = {
+    "chromatic": shift_colours,
+    "motion_blur": blur_motion,
+    "response": change_response,
+    "sharpen": sharpen,
+    "jpeg": compress_jpeg,
+}
+"""In the order in which light passes through a camera."""
+
+WARPS = {"mount": draw_mount, "lens": draw_lens}
+
+Paste = Callable[[RgbImage, LabelImage, float], tuple[RgbImage, LabelImage]]
+"""Puts objects into a crop and its labels; called with the row of the crop's horizon, which may be outside it."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +48,14 @@ class AugmentConfig:
     """What is drawn for each frame. Shares are probabilities; ranges are (low, high), drawn evenly unless said.
 
     scale: log-evenly. aspect: width over height, relative to the frame's own, log-evenly: bundles stretch frames of any
-    shape to their input. grey: share of frames drawn towards grey, by a random amount. gain, gamma: of all channels.
+    shape to their input. whole_frame: share whose crop is the whole frame, as a bundle sees it; scale and aspect do not
+    apply to it. mount: another height, pitch and roll of the camera; lens: radial distortion. grey: share of frames
+    drawn towards grey, by a random amount. gain, gamma: of all channels.
     tint: largest relative gain of single channels. blur_sigma_px and noise_sigma (in grey levels) are drawn up to these
     values, each for a quarter of the frames.
+
+    Shares of frames with an effect, see weather.py and camera_effects.py: fog, haze, rain, snow (at most one of these
+    four, so they add up to 1 at most), night, glare, chromatic, motion_blur, response, sharpen, jpeg.
     """
 
     crop_height_px: int
@@ -37,6 +69,20 @@ class AugmentConfig:
     grey: float = 0.0
     blur_sigma_px: float = 0.0
     noise_sigma: float = 0.0
+    whole_frame: float = 0.0
+    mount: float = 0.0
+    lens: float = 0.0
+    fog: float = 0.0
+    haze: float = 0.0
+    rain: float = 0.0
+    snow: float = 0.0
+    night: float = 0.0
+    glare: float = 0.0
+    chromatic: float = 0.0
+    motion_blur: float = 0.0
+    response: float = 0.0
+    sharpen: float = 0.0
+    jpeg: float = 0.0
 
     def __post_init__(self) -> None:
         """Raise ConfigError for empty crops, negative amounts and ranges that are not low to high."""
@@ -46,12 +92,18 @@ class AugmentConfig:
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise ConfigError(f"augment.{name} is {[low, high]!r}; give two numbers above 0, the lower one first")
-        for name in ("flip", "tint", "grey", "blur_sigma_px", "noise_sigma"):
+        shares = ("flip", "tint", "grey", "whole_frame", *WARPS, *WEATHER, *LIGHT, *CAMERA)
+        for name in (*shares, "blur_sigma_px", "noise_sigma"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"augment.{name} is {getattr(self, name)!r}; give 0 or more")
-        for name in ("flip", "tint", "grey"):
+        for name in shares:
             if getattr(self, name) > 1:
                 raise ConfigError(f"augment.{name} is {getattr(self, name)!r}; give a share from 0 to 1")
+        total = sum(getattr(self, name) for name in WEATHER)
+        if total > 1 + 1e-9:
+            raise ConfigError(
+                f"augment.{', '.join(WEATHER)} add up to {total:g}; a frame has one of them: give 1 at most"
+            )
 
 
 def augment(
@@ -60,43 +112,83 @@ def augment(
     config: AugmentConfig,
     rng: np.random.Generator,
     padding_label: int = UNLABELLED,
+    paste: Paste | None = None,
+    horizon_px: float | None = None,
 ) -> tuple[RgbImage, LabelImage]:
     """Return a flipped, scaled, cropped and recoloured copy: uint8 (h, w, 3) and uint8 (h, w) of the crop's size.
 
-    padding_label: put where a shrunken frame does not fill the crop. Everything drawn comes from `rng`, so that the
-    same state gives the same sample.
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        labels: uint8 (H, W), any values.
+        config: what is drawn.
+        rng: where everything drawn comes from, so that the same state gives the same sample.
+        padding_label: put where a shrunken or warped frame does not fill the crop.
+        paste: puts outliers into the crop before weather, light and camera, which change outliers like all else.
+        horizon_px: row of the frame's horizon; None for that of a usual camera.
     """
+    horizon_px = HORIZON * labels.shape[0] if horizon_px is None else horizon_px
     if rng.random() < config.flip:
         image, labels = image[:, ::-1], labels[:, ::-1]
-    image, labels = _scaled_crop(image, labels, config, rng, padding_label)
-    return _recolour(image, config, rng), labels
+    image, labels, horizon_px = _crop(image, labels, horizon_px, config, rng, padding_label)
+    image = _recolour(image, config, rng)
+    if paste is not None:
+        image, labels = paste(image, labels, horizon_px)
+    return _photograph(image, horizon_px, config, rng), labels
 
 
-def _scaled_crop(
-    image: RgbImage, labels: LabelImage, config: AugmentConfig, rng: np.random.Generator, padding_label: int
-) -> tuple[RgbImage, LabelImage]:
-    """Cut the part that becomes the crop, then resize: only pixels that are used are resized."""
+def _crop(
+    image: RgbImage,
+    labels: LabelImage,
+    horizon_px: float,
+    config: AugmentConfig,
+    rng: np.random.Generator,
+    padding_label: int,
+) -> tuple[RgbImage, LabelImage, float]:
+    """Return a part of the frame at the crop's size, and the row of the horizon there."""
     height, width = labels.shape
+    part = _draw_part(height, width, config, rng)
+    warps: list[Warp] = [draw(rng) for name, draw in WARPS.items() if _drawn(getattr(config, name), rng)]
+    size = (config.crop_height_px, config.crop_width_px)
+    if warps:
+        return warped_part(image, labels, part, size, warps, PADDING, padding_label, horizon_px)
+    image, labels = _resized_part(image, labels, part, size, padding_label)
+    return image, labels, (horizon_px - part.top) * size[0] / part.height
+
+
+def _draw_part(height: int, width: int, config: AugmentConfig, rng: np.random.Generator) -> Part:
+    if _drawn(config.whole_frame, rng):
+        return Part(0, 0, height, width, averaged=config.crop_height_px < height)
     scale, aspect = _log_even(config.scale, rng), _log_even(config.aspect, rng)
     part_h, part_w = round(config.crop_height_px / scale), round(config.crop_width_px / (scale * aspect))
     part_h, part_w = max(1, part_h), max(1, part_w)
     top = int(rng.integers(0, max(1, height - part_h + 1)))
     left = int(rng.integers(0, max(1, width - part_w + 1)))
-    image = image[top : top + part_h, left : left + part_w]
-    labels = labels[top : top + part_h, left : left + part_w]
-    below, right = part_h - labels.shape[0], part_w - labels.shape[1]
+    return Part(top, left, part_h, part_w, averaged=scale < 1)
+
+
+def _resized_part(
+    image: RgbImage, labels: LabelImage, part: Part, size_px: tuple[int, int], padding_label: int
+) -> tuple[RgbImage, LabelImage]:
+    """Cut the part that becomes the crop, then resize: only pixels that are used are resized."""
+    image = image[part.top : part.top + part.height, part.left : part.left + part.width]
+    labels = labels[part.top : part.top + part.height, part.left : part.left + part.width]
+    below, right = part.height - labels.shape[0], part.width - labels.shape[1]
     if below or right:
         edges = (0, below, 0, right, cv2.BORDER_CONSTANT)
         image = np.asarray(cv2.copyMakeBorder(np.ascontiguousarray(image), *edges, value=PADDING), np.uint8)
         labels = np.asarray(cv2.copyMakeBorder(np.ascontiguousarray(labels), *edges, value=padding_label), np.uint8)
-    size = (config.crop_width_px, config.crop_height_px)
-    if (part_w, part_h) == size:
+    if (part.height, part.width) == size_px:
         return np.ascontiguousarray(image), np.ascontiguousarray(labels)
-    # Area averaging keeps thin things visible where the frame shrinks.
-    smooth = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    smooth = cv2.INTER_AREA if part.averaged else cv2.INTER_LINEAR
+    size = size_px[::-1]
     resized = cv2.resize(np.ascontiguousarray(image), size, interpolation=smooth)
     nearest = cv2.resize(np.ascontiguousarray(labels), size, interpolation=cv2.INTER_NEAREST_EXACT)
     return np.asarray(resized, np.uint8), np.asarray(nearest, np.uint8)
+
+
+def _drawn(share: float, rng: np.random.Generator) -> bool:
+    """Draw whether a frame is one of a share; nothing is drawn where there are none."""
+    return share > 0 and rng.random() < share
 
 
 def _log_even(limits: tuple[float, float], rng: np.random.Generator) -> float:
@@ -123,3 +215,20 @@ def _recolour(image: RgbImage, config: AugmentConfig, rng: np.random.Generator) 
         noise *= float(rng.uniform(0.2, 1.0)) * config.noise_sigma
         recoloured = np.asarray(np.clip(recoloured + noise, 0, 255), np.uint8)
     return recoloured
+
+
+def _photograph(image: RgbImage, horizon_px: float, config: AugmentConfig, rng: np.random.Generator) -> RgbImage:
+    """Put weather and light between the scene and the camera, then what the camera does."""
+    shares = {name: getattr(config, name) for name in WEATHER}
+    if any(shares.values()):
+        draw, bounds = rng.random(), np.cumsum(list(shares.values()))
+        chosen = int(np.searchsorted(bounds, draw, side="right"))
+        if chosen < len(shares):
+            image = WEATHER[list(shares)[chosen]](image, horizon_px, rng)
+    for name, light in LIGHT.items():
+        if _drawn(getattr(config, name), rng):
+            image = light(image, horizon_px, rng)
+    for name, effect in CAMERA.items():
+        if _drawn(getattr(config, name), rng):
+            image = effect(image, rng)
+    return image

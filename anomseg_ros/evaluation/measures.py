@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from anomseg_ros.core.labels import UNLABELLED
+from anomseg_ros.core.labels import UNLABELLED, counted_labels
 from anomseg_ros.core.preprocess import resized_labels, resized_scores
 from anomseg_ros.core.types import LabelImage, Outputs, ScoreMap
 from anomseg_ros.datasets.base import VOID
@@ -305,8 +305,8 @@ class Measures:
 
     def _add_mistakes(self, frame_id: str, view: View, outputs: Outputs) -> None:
         assert view.labels is not None
-        predicted = self._predicted(outputs, view.labels.shape)
-        wrong = np.where(view.labels == UNLABELLED, UNLABELLED, predicted != view.labels).astype(np.uint8)
+        predicted, truth = self._predicted(outputs, view.labels.shape), counted_labels(view.labels)
+        wrong = np.where(truth == UNLABELLED, UNLABELLED, predicted != truth).astype(np.uint8)
         try:
             self.mistakes[view.size_px].add(_scores_of_size(outputs, CONFIDENCE_SCORE, wrong.shape), wrong)
         except MetricError as error:

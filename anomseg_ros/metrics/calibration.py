@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from anomseg_ros.core.labels import UNLABELLED
+from anomseg_ros.core.labels import UNLABELLED, counted_labels
 from anomseg_ros.core.types import LabelImage
 from anomseg_ros.errors import MetricError
 from anomseg_ros.metrics.histogram import ScoreHistogram
@@ -162,17 +162,17 @@ class TemperatureFit:
         self._sums: npt.NDArray[np.int64] = np.zeros((TEMPERATURES.size + 1, 2), np.int64)
 
     def add(self, logits: npt.NDArray[np.floating], labels: LabelImage, stride_px: int = 1) -> None:
-        """Count one frame: logits float (C, H, W) of the known classes, labels uint8 (H, W) train ids, 255 ignored.
+        """Count one frame: logits float (C, H, W) of the known classes, labels uint8 (H, W) train ids.
 
-        stride_px: use every n-th row and column. Raises MetricError, nothing counted, for other shapes, labels of no
-        class, or logits that are not finite.
+        Labels 255 and 252 are ignored. stride_px: use every n-th row and column. Raises MetricError, nothing counted,
+        for other shapes, labels of no class, or logits that are not finite.
         """
         if logits.ndim != 3 or logits.shape[1:] != labels.shape or labels.dtype != np.uint8:
             raise MetricError(
                 f"logits are {logits.shape}, labels {labels.dtype} {labels.shape}; expected (C, H, W) and uint8 (H, W)"
             )
         labels, logits = labels[::stride_px, ::stride_px], logits[:, ::stride_px, ::stride_px]
-        used = labels != UNLABELLED
+        used = counted_labels(labels) != UNLABELLED
         z, truth = logits[:, used].astype(np.float32), labels[used].astype(np.int64)
         if truth.size and int(truth.max()) >= len(z):
             raise MetricError(f"labels contain {int(truth.max())}; expected train ids below {len(z)}, or 255 for none")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from anomseg_ros.core.labels import UNLABELLED
+from anomseg_ros.core.labels import KNOWN_UNCERTAIN, UNLABELLED, counted_labels
 from anomseg_ros.core.types import LabelImage
 from anomseg_ros.errors import MetricError
 from anomseg_ros.metrics.storage import load_arrays, save_arrays
@@ -30,11 +30,11 @@ class SemanticMetrics:
 
 
 class ConfusionMatrix:
-    """int64 counts of (true class, predicted class or void). Ground truth 255 is ignored; predicting 255 is wrong."""
+    """int64 counts of (true class, predicted class or void). True 255 and 252 are ignored; predicting 255 is wrong."""
 
     def __init__(self, num_classes: int) -> None:
-        if not 1 <= num_classes <= UNLABELLED:
-            raise MetricError(f"num_classes is {num_classes!r}; expected 1 to {UNLABELLED}, of which 255 is void")
+        if not 1 <= num_classes <= KNOWN_UNCERTAIN:
+            raise MetricError(f"num_classes is {num_classes!r}; expected 1 to {KNOWN_UNCERTAIN}; 255 is void")
         self.num_classes = num_classes
         # The last column is void.
         self.counts: npt.NDArray[np.int64] = np.zeros((num_classes, num_classes + 1), np.int64)
@@ -46,7 +46,7 @@ class ConfusionMatrix:
                 f"predicted labels are {predicted.dtype} {predicted.shape}, true ones {truth.dtype} {truth.shape}; "
                 "expected uint8 of the same size (H, W)"
             )
-        codes = truth.astype(np.uint16) << 8 | predicted
+        codes = counted_labels(truth).astype(np.uint16) << 8 | predicted
         pairs = np.bincount(codes.reshape(-1), minlength=256 * 256).reshape(256, 256)
         self._check_values("true", pairs.sum(axis=1))
         self._check_values("predicted", pairs.sum(axis=0))

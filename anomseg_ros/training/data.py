@@ -13,8 +13,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from anomseg_ros.core.labels import UNLABELLED
+from anomseg_ros.core.types import LabelImage, RgbImage
 from anomseg_ros.datasets.cut_paste import OUTLIER, paste_objects
-from anomseg_ros.datasets.outlier_objects import FolderObjects, ObjectSource, ProceduralObjects
+from anomseg_ros.datasets.outlier_mixture import open_objects
+from anomseg_ros.datasets.outlier_objects import ObjectSource
+from anomseg_ros.datasets.paste_places import draw_horizon
 from anomseg_ros.datasets.transforms import AugmentConfig, augment
 from anomseg_ros.errors import AnomsegError
 from anomseg_ros.training.config import CutPasteConfig, TrainConfig
@@ -32,15 +35,19 @@ PASTED_SHARE = 0.05
 
 @dataclass(frozen=True)
 class Batch:
-    """images: uint8 (B, H, W, 3) RGB. target: int64 (B, H, W), classes, 254 outlier, 255 ignored. names: B ids."""
+    """images: uint8 (B, H, W, 3) RGB. target: int64 (B, H, W), classes, 252 known without a class, 254 outlier, 255
+    ignored. names: B ids. clean: the images before anything was pasted into them, where there is a teacher to see them.
+    """
 
     images: Tensor
     target: Tensor
     names: tuple[str, ...]
+    clean: Tensor | None = None
 
     def pin_memory(self) -> Batch:
         """Return a copy that goes to a GPU while the processor works on; DataLoader asks for it."""
-        return Batch(self.images.pin_memory(), self.target.pin_memory(), self.names)
+        clean = None if self.clean is None else self.clean.pin_memory()
+        return Batch(self.images.pin_memory(), self.target.pin_memory(), self.names, clean)
 
 
 @dataclass(frozen=True)
@@ -96,11 +103,11 @@ class _Batches(Sampler[list[tuple[int, int]]]):
         return (self.plan.steps - self.first_step) * self.plan.accumulate
 
 
-Sample = tuple[Tensor, Tensor, str]
+Sample = tuple[Tensor, Tensor, str, "Tensor | None"]
 
 
 class TrainingSamples(Dataset["Sample | AnomsegError"]):
-    """Augmented samples by (position, frame): images uint8 (H, W, 3), targets uint8 (H, W).
+    """Augmented samples by (position, frame): images uint8 (H, W, 3), targets uint8 (H, W), names, clean images.
 
     An error is returned rather than raised: what a worker process raises arrives with its traceback for a message.
     """
@@ -112,9 +119,10 @@ class TrainingSamples(Dataset["Sample | AnomsegError"]):
         self.objects: ObjectSource | None = objects_of(self.cut_paste)
         self.seed = config.run.seed
         self.table = target_table(config.data.void, void_class)
+        self.for_teachers = bool(config.teachers)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample | AnomsegError:
-        """Return image, target and name; the same key gives the same sample in any process."""
+        """Return image, target, name and clean image; the same key gives the same sample in any process."""
         try:
             return self._sample(*key)
         except AnomsegError as error:
@@ -122,19 +130,31 @@ class TrainingSamples(Dataset["Sample | AnomsegError"]):
 
     def _sample(self, position: int, index: int) -> Sample:
         rng = np.random.default_rng([self.seed, 2, position])
-        image, labels = augment(self.frames.images[index], self.frames.labels[index], self.config, rng, PADDED)
-        if self.objects is not None and rng.random() < self.cut_paste.probability:
-            others = [self.frames.images[int(i)] for i in rng.integers(0, len(self.frames), OTHER_FRAMES)]
-            image, labels = paste_objects(image, labels, self.objects, rng, self.cut_paste.paste, others)
+        frame, truth, config = self.frames.images[index], self.frames.labels[index], self.cut_paste.paste
+        classes, clean = self.frames.classes, None
+        # A crop need not show the road's end, its frame does.
+        on_road = self.objects is not None and config.placement == "road"
+        horizon_px = draw_horizon(truth, classes, config, rng) if on_road else None
+
+        def paste(image: RgbImage, labels: LabelImage, horizon_px: float) -> tuple[RgbImage, LabelImage]:
+            nonlocal clean
+            clean = torch.from_numpy(image) if self.for_teachers else None  # pasting copies
+            if self.objects is None or rng.random() >= self.cut_paste.probability:
+                return image, labels
+            chosen = [int(i) for i in rng.integers(0, len(self.frames), OTHER_FRAMES)]
+            others, other_labels = ([pixels[i] for i in chosen] for pixels in (self.frames.images, self.frames.labels))
+            return paste_objects(image, labels, self.objects, rng, config, others, classes, horizon_px, other_labels)
+
+        image, labels = augment(frame, truth, self.config, rng, PADDED, paste, horizon_px)
         target = np.asarray(cv2.LUT(labels, self.table), np.uint8)
-        return torch.from_numpy(image), torch.from_numpy(target), self.frames.ids[index]
+        return torch.from_numpy(image), torch.from_numpy(target), self.frames.ids[index], clean
 
 
 def objects_of(config: CutPasteConfig) -> ObjectSource | None:
     """Return the source of outlier objects that a configuration asks for, None where it asks for none."""
     if config.probability == 0:
         return None
-    return ProceduralObjects() if config.objects == "procedural" else FolderObjects(config.objects)
+    return open_objects(config.sources)
 
 
 def target_table(void: str, void_class: int | None) -> npt.NDArray[np.uint8]:
@@ -202,5 +222,7 @@ def _collate(samples: list[Sample | AnomsegError]) -> Batch | AnomsegError:
     for sample in samples:
         if isinstance(sample, AnomsegError):
             return sample
-    images, targets, names = zip(*(sample for sample in samples if not isinstance(sample, AnomsegError)), strict=True)
-    return Batch(torch.stack(images), torch.stack(targets).long(), names)
+    good = [sample for sample in samples if not isinstance(sample, AnomsegError)]
+    images, targets, names, clean = zip(*good, strict=True)
+    stacked = None if clean[0] is None else torch.stack(clean)
+    return Batch(torch.stack(images), torch.stack(targets).long(), names, stacked)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anomseg_ros import __version__
-from anomseg_ros.core.labels import UNLABELLED, ClassInfo
+from anomseg_ros.core.labels import KNOWN_UNCERTAIN, UNLABELLED, ClassInfo
 from anomseg_ros.datasets.base import ANOMALY, Dataset, LabelledFrame
 from anomseg_ros.datasets.cut_paste import OUTLIER
 from anomseg_ros.datasets.problems import FrameProblem
@@ -27,7 +27,8 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class Frames:
-    """images: uint8 (N, H, W, 3) RGB. labels: uint8 (N, H, W) train ids, 254 outlier, 255 unlabelled. ids: N names.
+    """images: uint8 (N, H, W, 3) RGB. labels: uint8 (N, H, W) train ids, 252 known without a class, 254
+    outlier, 255 unlabelled. ids: N names.
 
     counts: int64 (256,), pixels per label value. classes: the known ones, train ids 0 to C - 1.
     """
@@ -189,11 +190,13 @@ def _resized(
 
 
 def _check_values(counts: npt.NDArray[np.int64], classes: tuple[ClassInfo, ...], dataset: Dataset) -> None:
-    unknown = [int(value) for value in np.flatnonzero(counts) if len(classes) <= value < OUTLIER]
+    others = (*range(len(classes)), KNOWN_UNCERTAIN, OUTLIER, UNLABELLED)
+    unknown = [int(value) for value in np.flatnonzero(counts) if value not in others]
     if unknown:
         raise DatasetError(
             f"labels of {dataset.name} at {dataset.path} contain {unknown[:8]}; expected train ids 0 to "
-            f"{len(classes) - 1}, {OUTLIER} outlier, {UNLABELLED} unlabelled: is it this dataset?"
+            f"{len(classes) - 1}, {KNOWN_UNCERTAIN} known without a class, {OUTLIER} outlier, {UNLABELLED} unlabelled: "
+            "is it this dataset?"
         )
 
 

@@ -12,7 +12,7 @@ processor repeats an uninterrupted one bit for bit, with the same number of thre
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -32,9 +32,9 @@ from anomseg_ros.training.folder import claim_folder, keep_result, kept_frames_f
 from anomseg_ros.training.frame_cache import Frames, cached_frames
 from anomseg_ros.training.journal import Journal
 from anomseg_ros.training.loss_watch import LossWatch
-from anomseg_ros.training.losses import SegmentationLoss
 from anomseg_ros.training.processes import start_processes
 from anomseg_ros.training.schedule import learning_rate, make_optimizer, set_learning_rate
+from anomseg_ros.training.segmentation_loss import SegmentationLoss
 from anomseg_ros.training.start import set_training_mode, start_network
 from anomseg_ros.training.state import STATE_FILE, Average, Position, load_state, save_state
 from anomseg_ros.training.stopwatch import Stopwatch
@@ -58,10 +58,10 @@ Report = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class Sources:
-    """Checkpoint files that a run builds on; see InitialConfig and TeacherConfig."""
+    """Checkpoint files that a run builds on; see InitialConfig and TeacherConfig. teachers: in the order there."""
 
     initial: Path | None = None
-    teacher: Path | None = None
+    teachers: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -134,14 +134,11 @@ def _prepare(config: TrainConfig, output: Path, sources: Sources, fabric: Fabric
     void_class = None if config.data.void == "none" else known
     outputs = known + (void_class is not None)
     network = start_network(config.network, outputs, config.run.seed, sources.initial, known)
-    teacher = _load_teacher(config, sources, outputs)
-    return _Run(config, output, fabric, network, frames, validation, void_class, teacher)
-
-
-def _load_teacher(config: TrainConfig, sources: Sources, outputs: int) -> SegmentationNetwork | None:
-    if config.teacher is None or sources.teacher is None:
-        return None
-    return load_checkpoint(sources.teacher, config.teacher.network, config.teacher.num_classes or outputs)
+    teachers = [
+        load_checkpoint(path, teacher.network, teacher.num_classes or outputs)
+        for teacher, path in zip(config.teachers, sources.teachers, strict=True)
+    ]
+    return _Run(config, output, fabric, network, frames, validation, void_class, teachers)
 
 
 def _decoded(config: TrainConfig, dataset: Dataset, fabric: Fabric, report: Report) -> Frames:
@@ -187,7 +184,7 @@ class _Run:
         frames: Frames,
         validation: Frames,
         void_class: int | None,
-        teacher: SegmentationNetwork | None,
+        teachers: Sequence[SegmentationNetwork],
     ) -> None:
         self.config, self.output, self.fabric = config, output, fabric
         self.frames, self.validation, self.void_class = frames, validation, void_class
@@ -208,7 +205,10 @@ class _Run:
         self.trainee, self.optimizer = fabric.setup(trainee, optimizer)
         self.averaged = self.averaged.to(fabric.device)
         self.average = Average(network, self.averaged, run.ema_decay) if run.ema_decay else None
-        self.teacher = None if teacher is None else teacher.to(fabric.device).eval()
+        self.teachers = [teacher.to(fabric.device).eval() for teacher in teachers]
+        # Of pasted objects the teachers see nothing, so that their own void output would be wrong there.
+        pastes = config.data.cut_paste.probability > 0
+        self.taught = len(frames.classes) if pastes or void_class is None else void_class + 1
         shares = class_shares(frames, config, void_class)
         self.loss = SegmentationLoss(config.loss, shares, void_class).to(fabric.device)
         self.position = Position(processes=fabric.world_size, source_layout=network.source_layout)
@@ -238,7 +238,7 @@ class _Run:
         if self._stopped_early():
             return
         batches = self._batches()
-        set_training_mode(self.network)
+        set_training_mode(self.network, self.config.network.frozen_norms)
         for step in range(self.position.step, self.plan.steps):
             terms = self._step(step, batches)
             done = step + 1
@@ -291,18 +291,19 @@ class _Run:
             target = batch.target.to(self.fabric.device, non_blocking=True)
         with self.clock("forward"):
             logits = self.trainee(pixels)
-            teacher = self._teacher_logits(pixels)
-            terms: dict[str, Tensor] = self.loss(logits, target, teacher)
+            terms: dict[str, Tensor] = self.loss(logits, target, self._teachers_logits(batch))
         with self.clock("backward"):
             self.fabric.backward(terms["total"] / accumulate)
         return {name: value.detach() for name, value in terms.items()}
 
-    def _teacher_logits(self, pixels: Tensor) -> Tensor | None:
-        if self.teacher is None:
-            return None
+    def _teachers_logits(self, batch: Batch) -> list[Tensor]:
+        """Return each teacher's logits of the frames before anything was pasted into them."""
+        if batch.clean is None:
+            return []
+        pixels = batch.clean.to(self.fabric.device, non_blocking=True)
+        images = pixels.permute(0, 3, 1, 2).to(torch.float32) / 255.0
         with torch.no_grad(), self.fabric.autocast():
-            logits: Tensor = self.teacher(pixels.permute(0, 3, 1, 2).to(torch.float32) / 255.0)
-        return logits
+            return [teacher(images)[:, : self.taught] for teacher in self.teachers]
 
     def _ends_validation_interval(self, done: int) -> bool:
         """Whether `validate_every` further epochs ended with this step."""
@@ -316,7 +317,7 @@ class _Run:
             self.averaged.eval()
             with self.clock("validate"):
                 found = validate(self.averaged, self.validation, self.void_class, self.fabric, report_to(report))
-            set_training_mode(self.network)
+            set_training_mode(self.network, self.config.network.frozen_norms)
             better = self.position.best_miou is None or found.miou > self.position.best_miou
             if better:
                 self._keep_weights("best", found.miou)

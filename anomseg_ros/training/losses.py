@@ -1,9 +1,10 @@
-"""The losses of the lightweight papers, each with its source, and SegmentationLoss, which adds them up.
+"""The losses of the lightweight papers, each with its source; segmentation_loss.py adds them up.
 
-Shapes and values, for every function: logits float (N, C, H, W); target int64 (N, H, W) with 0..C-1 classes, 254
-outlier, 255 ignored. `weight`: float (C,) class weights or None. `void_class`: index of the void class K = C - 1, whose
-pixels the data loader made of outliers, or None; the outlier terms take 254 and K for outliers, and see the logits of
-the known classes alone (all C, or 0..K-1). Without a void class the classification losses ignore outliers.
+Shapes and values, for every function: logits float (N, C, H, W); target int64 (N, H, W) with 0..C-1 classes, 252 known
+without a class, 254 outlier, 255 ignored. `weight`: float (C,) class weights or None. `void_class`: index of the void
+class K = C - 1, whose pixels the data loader made of outliers, or None; the outlier terms take 254 and K for outliers,
+and see the logits of the known classes alone (all C, or 0..K-1). Without a void class the classification losses ignore
+outliers; they always ignore 252, of which `not_void` and `distillation` learn.
 
 Every loss is a float32 scalar (float64 for float64 logits), whatever autocast is on: the mean over its counted pixels,
 weighted as torch's own cross-entropy weights it, and 0 with a gradient of 0 where no pixel is counted. A NaN in a
@@ -13,21 +14,20 @@ counted logit stays a NaN in the loss. A target outside the above raises Dataset
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from anomseg_ros.core.labels import KNOWN_UNCERTAIN
 from anomseg_ros.core.types import LabelImage
-from anomseg_ros.errors import ConfigError, DatasetError, unknown_name
+from anomseg_ros.errors import ConfigError, DatasetError
 
 IGNORED, OUTLIER = 255, 254
 
-KINDS = ("cross_entropy", "ohem", "focal")
 Frequencies = npt.NDArray[np.float64]
 
 ENET_C = 1.02
@@ -72,7 +72,7 @@ def enet_class_weights(frequencies: Frequencies, c: float = ENET_C) -> Tensor:
 
 def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
     """Return the (weighted) cross-entropy. label_smoothing: mass spread over all classes, as torch's own does it."""
-    logits, labels = _full_precision(logits), target.masked_fill(target == OUTLIER, IGNORED)
+    logits, labels = _full_precision(logits), target.masked_fill(target >= KNOWN_UNCERTAIN, IGNORED)
     total = _class_loss(logits, labels, weight, "sum", label_smoothing)
     if weight is None:
         return _mean(total, (labels != IGNORED).sum())
@@ -89,7 +89,7 @@ def ohem_cross_entropy(
     rule, 0.7 and 1/16 are those of CoinCheung/BiSeNet's published code. Weights, which that code has not, count in the
     mean and not in the choice.
     """
-    logits, labels = _full_precision(logits), target.masked_fill(target == OUTLIER, IGNORED)
+    logits, labels = _full_precision(logits), target.masked_fill(target >= KNOWN_UNCERTAIN, IGNORED)
     losses = _class_loss(logits, labels, None, "none")
     counted = labels != IGNORED
     with torch.no_grad():
@@ -109,7 +109,7 @@ def focal_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None, gam
     gamma 2 is the paper's; its alpha is `weight`. Deviation: the paper divides by the number of anchors with an object
     in them; a segmentation has no such count, so this is the mean over pixels.
     """
-    logits, labels = _full_precision(logits), target.masked_fill(target == OUTLIER, IGNORED)
+    logits, labels = _full_precision(logits), target.masked_fill(target >= KNOWN_UNCERTAIN, IGNORED)
     losses = _class_loss(logits, labels, None, "none")
     # The clamp keeps the gradient of the power finite at p = 1 for gamma below 1.
     misses = (-torch.expm1(-losses)).clamp_min(torch.finfo(losses.dtype).tiny)
@@ -170,192 +170,73 @@ def energy_margin(
     return _mean(too_high.sum(), known.sum()) + _mean(too_low.sum(), outliers.sum())
 
 
+def not_void(logits: Tensor, target: Tensor, void_class: int) -> Tensor:
+    """Return the sum of -log(1 - p_void) over pixels of 252, over the number of pixels of 252 or a class.
+
+    It is the cross-entropy of the union of the known classes: what a label that tells no class still says of void.
+    """
+    logits = _full_precision(logits)
+    uncertain = target == KNOWN_UNCERTAIN
+    image, row, column = uncertain.nonzero(as_tuple=True)
+    values = logits[image, :, row, column]
+    total = (values.logsumexp(1) - values[:, :void_class].logsumexp(1)).sum()
+    return _mean(total, (uncertain | (target < logits.shape[1])).sum())
+
+
+def mean_probability(teacher_logits: Sequence[Tensor], temperature: float = 1.0) -> Tensor:
+    """Return the teachers' mean probabilities (N, C, h, w), each softened by T, at the size of the first's logits.
+
+    Averaging the members of an ensemble before distilling it: Hinton et al., arXiv 1503.02531, section 3. Raises
+    ConfigError for teachers of different classes.
+    """
+    first = teacher_logits[0]
+    if any(logits.shape[1] != first.shape[1] for logits in teacher_logits):
+        counts = ", ".join(str(logits.shape[1]) for logits in teacher_logits)
+        raise ConfigError(f"the teachers have {counts} outputs; distillation needs the same classes")
+    found = [F.softmax(resized(logits, first.shape[-2:]) / temperature, 1) for logits in teacher_logits]
+    return torch.stack(found).mean(0) if len(found) > 1 else found[0]
+
+
 def distillation(
     student_logits: Tensor,
-    teacher_logits: Tensor,
+    teacher: Tensor,
     target: Tensor | None = None,
     temperature: float = DISTILLATION_TEMPERATURE,
     class_weight: Tensor | None = None,
 ) -> Tensor:
-    """Return T^2 times the mean over pixels of KL(teacher || student), both softened by T; the teacher is a constant.
+    """Return T^2 times the mean over pixels of KL(teacher || student), the student softened by T.
 
-    Paper MiDE, equation 6 (T 1, for it names none); softening and T^2: Hinton et al., section 2. With a target, only
-    the pixels of a class count: of outliers a teacher without a void class knows nothing worth teaching. With weights
-    of the target's classes, (C,), it is the weighted mean, as in `cross_entropy`. Raises ConfigError where the two
-    differ in shape.
+    Paper MiDE, equation 6 (T 1, for it names none); softening and T^2: Hinton et al., section 2. teacher: softened
+    probabilities (N, C, H, W), a constant, or (N, C - 1, H, W) of the known classes where the student has a void class
+    besides, whose probability is 0 then. With a target, only pixels of the teacher's classes and of 252 count. With
+    weights of the target's classes, (C,), it is the weighted mean, as in `cross_entropy`, in which 252 weighs as much
+    as the mean class. Raises ConfigError where classes or sizes do not fit.
     """
-    if student_logits.shape != teacher_logits.shape:
-        shapes = f"{tuple(teacher_logits.shape)}, the student's {tuple(student_logits.shape)}"
-        raise ConfigError(f"the teacher's logits are {shapes}; distillation needs the same classes and size")
-    with torch.no_grad():
-        teacher = F.log_softmax(_full_precision(teacher_logits) / temperature, 1)
-        probability = teacher.exp()
-    student = F.log_softmax(_full_precision(student_logits) / temperature, 1)
-    divergence = (probability * (teacher - student)).sum(1)
+    outputs = student_logits.shape[1]
+    fits = teacher.shape[1] in (outputs, outputs - 1)
+    if not fits or (len(teacher), *teacher.shape[2:]) != (len(student_logits), *student_logits.shape[2:]):
+        shapes = f"{tuple(teacher.shape)}, the student's logits {tuple(student_logits.shape)}"
+        raise ConfigError(f"the teacher's probabilities are {shapes}; distillation needs the same classes and size")
+    teacher = _full_precision(teacher.detach())
+    student = F.log_softmax(_full_precision(student_logits) / temperature, 1)[:, : teacher.shape[1]]
+    divergence = (torch.xlogy(teacher, teacher) - teacher * student).sum(1)
     if target is None:
         return divergence.mean() * temperature**2
-    counted = (target < student.shape[1]).to(divergence.dtype)
+    counted = ((target < teacher.shape[1]) | (target == KNOWN_UNCERTAIN)).to(divergence.dtype)
     if class_weight is not None:
-        counted = counted * class_weight[target.clamp(max=student.shape[1] - 1).long()]
+        by_label = F.pad(class_weight, (0, 256 - outputs), value=float(class_weight.mean()))
+        counted = counted * by_label[target]
     return _mean((divergence * counted).sum(), counted.sum()) * temperature**2
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """What SegmentationLoss adds up. A weight of 0 leaves a term out.
-
-    kind: cross_entropy, ohem or focal. class_weights_c: c of 1 / ln(c + p), None for no weights. void_weight: the void
-    class's weight, None for its frequency's like the others (paper PTQ), 1.0 in paper MiDE. auxiliary_stride: every
-    n-th pixel in which the auxiliary heads are judged; above 1 is a deviation from BiSeNet that saves most of what
-    they cost. The outlier terms and the distillation are of the main head's plain logits. distillation_class_weights:
-    whether a pixel weighs in the divergence as it does in the cross-entropy: without that, the teacher speaks mostly of
-    what there is most of, and rare classes are learned late (a deviation from paper MiDE).
-    """
-
-    kind: str = "cross_entropy"
-    class_weights_c: float | None = None
-    void_weight: float | None = None
-    label_smoothing: float = 0.0
-    logit_norm_temperature: float | None = None
-    focal_gamma: float = 2.0
-    ohem_threshold: float = 0.7
-    ohem_min_share: float = 0.0625
-    auxiliary_weight: float = 1.0
-    auxiliary_stride: int = 1
-    entropy_weight: float = 0.0
-    energy_weight: float = 0.0
-    energy_known_margin: float = ENERGY_KNOWN_MARGIN
-    energy_outlier_margin: float = ENERGY_OUTLIER_MARGIN
-    distillation_weight: float = 0.0
-    distillation_temperature: float = DISTILLATION_TEMPERATURE
-    distillation_class_weights: bool = False
-
-    def __post_init__(self) -> None:
-        """Raise ConfigError for an unknown kind and values that no loss can use."""
-        if self.kind not in KINDS:
-            raise ConfigError(unknown_name("loss kind", self.kind, KINDS))
-        for name in ("auxiliary_weight", "entropy_weight", "energy_weight", "distillation_weight", "focal_gamma"):
-            self._expect(name, 0 <= getattr(self, name) < math.inf, "a finite number from 0 up")
-        for name, least in (("class_weights_c", 1), ("logit_norm_temperature", 0)):
-            value = getattr(self, name)
-            self._expect(name, value is None or least < value < math.inf, f"a finite number above {least}, or null")
-        void_weight = 0 if self.void_weight is None else self.void_weight
-        self._expect("void_weight", 0 <= void_weight < math.inf, "a finite number from 0 up, or null")
-        self._expect("label_smoothing", 0 <= self.label_smoothing < 1, "a number from 0 up, below 1")
-        self._expect("ohem_threshold", 0 < self.ohem_threshold <= 1, "a probability above 0, 1 at most")
-        self._expect("ohem_min_share", 0 <= self.ohem_min_share <= 1, "a share from 0 to 1")
-        self._expect("auxiliary_stride", self.auxiliary_stride >= 1, "a whole number of pixels, 1 at least")
-        self._expect("distillation_temperature", 0 < self.distillation_temperature < math.inf, "a number above 0")
-        self._expect_sense()
-
-    def _expect_sense(self) -> None:
-        if self.label_smoothing and self.kind != "cross_entropy":
-            raise ConfigError(f"label_smoothing is for kind cross_entropy, not {self.kind}; leave it at 0")
-        known, outlier = self.energy_known_margin, self.energy_outlier_margin
-        if not -math.inf < known < outlier < math.inf:
-            order = f"energy_known_margin {known!r} must be below energy_outlier_margin {outlier!r}"
-            raise ConfigError(f"{order}: known pixels have the lower energy; exchange or change them")
-
-    def _expect(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            raise ConfigError(f"{name} is {getattr(self, name)!r}; expected {expected}")
-
-
-class SegmentationLoss(nn.Module):
-    """The weighted sum of a LossConfig's terms. Class weights move with the module and are not in its state."""
-
-    class_weight: Tensor | None
-
-    def __init__(self, config: LossConfig, frequencies: Frequencies | None, void_class: int | None) -> None:
-        """Compute the class weights. frequencies: `class_frequencies`, the void class's included, None if not needed.
-
-        Raises ConfigError where weights are asked for that cannot be computed.
-        """
-        super().__init__()
-        self.config = config
-        self.void_class = void_class
-        self.register_buffer("class_weight", _class_weight(config, frequencies, void_class), persistent=False)
-
-    def forward(
-        self, logits: tuple[Tensor, ...], target: Tensor, teacher_logits: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """Return the terms by name (classification, auxiliary, entropy, energy, distillation), weighted, and total.
-
-        logits: the main head's, then the auxiliary heads', (N, C, h, w) at any size; they are upsampled to the target's
-        (N, H, W). teacher_logits: of the same C, needed for distillation. Raises ConfigError where they do not fit.
-        """
-        config = self.config
-        with torch.autocast(target.device.type, enabled=False):
-            main = _resize(logits[0], target)
-            self._check(main, teacher_logits)
-            terms = {"classification": self._classify(main, target)}
-            if len(logits) > 1 and config.auxiliary_weight:
-                terms["auxiliary"] = config.auxiliary_weight * self._auxiliary(logits[1:], target)
-            if config.entropy_weight:
-                terms["entropy"] = config.entropy_weight * entropy_maximisation(main, target, self.void_class)
-            if config.energy_weight:
-                margins = (config.energy_known_margin, config.energy_outlier_margin)
-                terms["energy"] = config.energy_weight * energy_margin(main, target, self.void_class, *margins)
-            if config.distillation_weight and teacher_logits is not None:
-                teacher = _resize(teacher_logits, target)
-                weight = self.class_weight if config.distillation_class_weights else None
-                term = distillation(main, teacher, target, config.distillation_temperature, weight)
-                terms["distillation"] = config.distillation_weight * term
-            return {**terms, "total": torch.stack(list(terms.values())).sum()}
-
-    def _classify(self, logits: Tensor, target: Tensor) -> Tensor:
-        config, weight = self.config, self.class_weight
-        if config.logit_norm_temperature is not None:
-            logits = logit_norm(logits, config.logit_norm_temperature)
-        if config.kind == "ohem":
-            return ohem_cross_entropy(logits, target, weight, config.ohem_threshold, config.ohem_min_share)
-        if config.kind == "focal":
-            return focal_loss(logits, target, weight, config.focal_gamma)
-        return cross_entropy(logits, target, weight, config.label_smoothing)
-
-    def _auxiliary(self, heads: tuple[Tensor, ...], target: Tensor) -> Tensor:
-        stride = self.config.auxiliary_stride
-        # The middle of each stride x stride block is where bilinear resizing puts the small logit.
-        sampled = target[:, stride // 2 :: stride, stride // 2 :: stride].contiguous()
-        return torch.stack([self._classify(_resize(head, sampled), sampled) for head in heads]).sum()
-
-    def _check(self, logits: Tensor, teacher_logits: Tensor | None) -> None:
-        outputs = logits.shape[1]
-        if self.void_class is not None and outputs != self.void_class + 1:
-            raise ConfigError(f"the network has {outputs} outputs, the void class is {self.void_class}: not the last")
-        if self.class_weight is not None and outputs != len(self.class_weight):
-            raise ConfigError(
-                f"the network has {outputs} outputs, but there are {len(self.class_weight)} class weights"
-            )
-        if self.config.distillation_weight and teacher_logits is None:
-            raise ConfigError("distillation_weight is above 0, but there are no teacher's logits; give a teacher")
-
-
-def _class_weight(config: LossConfig, frequencies: Frequencies | None, void_class: int | None) -> Tensor | None:
-    if config.void_weight is not None and void_class is None:
-        raise ConfigError(f"void_weight is {config.void_weight!r}, but there is no void class; leave it out")
-    if config.class_weights_c is not None:
-        if frequencies is None:
-            raise ConfigError("class_weights_c needs the class frequencies of the training labels; give them")
-        weight = enet_class_weights(frequencies, config.class_weights_c)
-    elif config.void_weight is not None and void_class is not None:
-        weight = torch.ones(void_class + 1)
-    else:
-        return None
-    if void_class is not None and len(weight) != void_class + 1:
-        raise ConfigError(f"{len(weight)} class frequencies; expected {void_class + 1}, the void class being the last")
-    if config.void_weight is not None:
-        weight[-1] = config.void_weight
-    return weight
 
 
 def _full_precision(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def _resize(logits: Tensor, target: Tensor) -> Tensor:
-    logits, size = _full_precision(logits), target.shape[-2:]
-    return logits if logits.shape[-2:] == size else F.interpolate(logits, size, mode="bilinear", align_corners=False)
+def resized(values: Tensor, size: torch.Size) -> Tensor:
+    """Return logits or probabilities (N, C, h, w) at another size (H, W), bilinearly, in full precision."""
+    values = _full_precision(values)
+    return values if values.shape[-2:] == size else F.interpolate(values, size, mode="bilinear", align_corners=False)
 
 
 def _outliers(target: Tensor, void_class: int | None) -> Tensor:

@@ -33,10 +33,10 @@ def start_network(
     except TypeError as error:
         raise ConfigError(f"network.options {options!r} do not fit {config.name}: {error}") from None
     network.set_normalisation(config.mean, config.std)
-    if config.backbone == "timm":
+    if config.backbone != "none":
         from anomseg_ros.training.backbones import load_imagenet_backbone
 
-        load_imagenet_backbone(network)
+        load_imagenet_backbone(network, config.backbone)
     if config.initial is not None and checkpoint is not None:
         classes = config.initial.num_classes or known_classes
         source = load_checkpoint(checkpoint, _source_name(network, config.initial.part), classes)
@@ -54,7 +54,18 @@ def start_network(
             keep_zeros(network)
     if config.trained == "classifier":
         freeze_all_but_classifier(network)
+    for name in config.frozen:
+        submodule(network, name, "network.frozen").requires_grad_(False)
     return network.train()
+
+
+def submodule(network: nn.Module, name: str, key: str) -> nn.Module:
+    """Return a part of a network by its name; raise ConfigError, which names the configuration's key, for others."""
+    try:
+        return network.get_submodule(name)
+    except AttributeError:
+        known = ", ".join(closest_first(name, [known for known, _ in network.named_modules() if known])[:5])
+        raise ConfigError(f"{key} names {name!r}, which is no part of the network; the closest: {known}") from None
 
 
 def keep_zeros(network: nn.Module) -> None:
@@ -72,13 +83,16 @@ def freeze_all_but_classifier(network: SegmentationNetwork) -> None:
         parameter.requires_grad_(name.startswith(last + "."))
 
 
-def set_training_mode(network: nn.Module) -> None:
+def set_training_mode(network: nn.Module, frozen_norms: bool = False) -> None:
     """Put a network into training mode, but its frozen parts, with their norms and dropouts, into evaluation mode.
 
     A frozen norm would otherwise go on adapting its mean and variance, and the layer would not be frozen at all.
+    frozen_norms: whether norms whose scale and shift learn keep their mean and variance, too.
     """
     network.train()
     for module in network.modules():
+        if frozen_norms and isinstance(module, nn.BatchNorm2d):
+            module.eval()
         parameters = list(module.parameters())
         holds_something = bool(parameters) or next(module.buffers(), None) is not None
         if holds_something and not any(parameter.requires_grad for parameter in parameters):

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-from anomseg_ros.core.labels import UNLABELLED
+from anomseg_ros.core.labels import KNOWN_UNCERTAIN, UNLABELLED
 from anomseg_ros.core.types import LabelImage, RgbImage
-from anomseg_ros.datasets.cut_paste import OUTLIER
 from anomseg_ros.metrics.miou import ConfusionMatrix
 from anomseg_ros.networks.base import SegmentationNetwork
 from anomseg_ros.training.frame_cache import Frames
@@ -62,7 +61,7 @@ def validate(
         if void_class is not None:
             predicted[predicted == void_class] = UNLABELLED
         truth = np.array(frames.labels[index])
-        truth[truth == OUTLIER] = UNLABELLED
+        truth[truth >= KNOWN_UNCERTAIN] = UNLABELLED
         matrix.add(predicted, truth)
         if index in shown:
             pictures.append(Picture(image, truth, predicted))

@@ -1,39 +1,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from paste_samples import Counting, disc
 
 from anomseg_ros.core.types import LabelImage, RgbImage
 from anomseg_ros.datasets import open_named
 from anomseg_ros.datasets.cut_paste import OUTLIER, PasteConfig, paste_objects
-from anomseg_ros.datasets.outlier_objects import ALL_KINDS, OutlierObject, ProceduralObjects
+from anomseg_ros.datasets.outlier_objects import ALL_KINDS, ProceduralObjects
 from anomseg_ros.errors import ConfigError, DatasetError
 
 HEIGHT, WIDTH = 240, 320
-
-
-class Counting:
-    """Gives one object again and again, and counts how often."""
-
-    def __init__(self, mask: np.ndarray, value: int = 200) -> None:
-        self.given = OutlierObject(np.full((*mask.shape, 3), value, np.uint8), mask, "test")
-        self.draws = 0
-        self.frames: Sequence[RgbImage] = ()
-
-    def draw(self, rng: np.random.Generator, frames: Sequence[RgbImage]) -> OutlierObject:
-        self.draws += 1
-        self.frames = frames
-        return self.given
-
-
-def disc(side: int) -> np.ndarray:
-    y, x = np.mgrid[:side, :side] - (side - 1) / 2
-    return np.asarray(x * x + y * y <= (side / 2) ** 2)
 
 
 def frame(seed: int = 0) -> tuple[RgbImage, LabelImage]:

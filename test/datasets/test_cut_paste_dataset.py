@@ -19,10 +19,13 @@ from anomseg_ros.core.labels import CAMVID, CITYSCAPES
 from anomseg_ros.datasets import open_dataset, open_named
 from anomseg_ros.datasets.check import check
 from anomseg_ros.datasets.cut_paste import OUTLIER, PasteConfig
-from anomseg_ros.datasets.cut_paste_dataset import MANIFEST, PREVIEW, STARTED, read_manifest
+from anomseg_ros.datasets.cut_paste_dataset import read_manifest
 from anomseg_ros.datasets.cut_paste_write import WriteConfig, write_cut_paste
 from anomseg_ros.datasets.outlier_objects import FolderObjects, ProceduralObjects
+from anomseg_ros.datasets.written_folder import PREVIEW
 from anomseg_ros.errors import ConfigError, DatasetError
+
+MANIFEST, STARTED = "cut_paste.yaml", "cut_paste.started.yaml"
 
 FRAMES, HEIGHT, WIDTH = 5, 90, 120
 SMALL = WriteConfig(paste=PasteConfig(min_area_px=100, feather_radius_px=1.5))

@@ -90,8 +90,19 @@ def test_cityscapes_train_id_files(tmp_path: Path) -> None:
     assert_frames(open_dataset("cityscapes", tmp_path), *MEANING["cityscapes"])
 
 
+@pytest.mark.parametrize("label_name", ["gtFine_labelIds", "leftImg8bit"])
+def test_cityscapes_frames_by_themselves(label_name: str, tmp_path: Path) -> None:
+    for id_, seed in (("ulm_000001_000019", 2), ("ulm_000010_000019", 10)):
+        sequence = "seq1" if label_name == "leftImg8bit" else "."
+        write(tmp_path / "images" / sequence / f"{id_}_leftImg8bit.png", image(seed))
+        write(tmp_path / "labels" / sequence / f"{id_}_{label_name}.png", values(0, 7, 8, 33, 3, 24))
+    dataset = open_dataset("cityscapes", tmp_path)
+    assert (dataset.layout, dataset.frame_id(1)) == ("part", "ulm_000010_000019")
+    assert_frames(dataset, *MEANING["cityscapes"])
+
+
 def test_every_name_opens_and_says_its_name(tmp_path: Path) -> None:
-    assert set(DATASETS) == {*OFFICIAL, "synthetic", "cut_paste"}
+    assert set(DATASETS) == {*OFFICIAL, "synthetic", "cut_paste", "pseudo_label"}
     for name in OFFICIAL:
         kind = dataset_type(name)
         assert kind.default_split in kind.splits and kind.layouts

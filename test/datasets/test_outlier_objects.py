@@ -247,11 +247,12 @@ def test_images_with_masks(tmp_path: Path) -> None:
     assert source.describe().name == "images and masks"
     assert source.read(0).mask.shape == (20, 20)
     cv2.imwrite(str(tmp_path / "masks" / "a.png"), mask[1:])
+    assert source.read(0).mask.shape == (20, 20)  # kept in memory
     with pytest.raises(DatasetError, match="both must be of one size"):
-        source.read(0)
+        FolderObjects(tmp_path).read(0)
     cv2.imwrite(str(tmp_path / "masks" / "a.png"), mask * 0)
     with pytest.raises(DatasetError, match=r"mask '.*a.png' holds no pixel of an object"):
-        source.read(0)
+        FolderObjects(tmp_path).read(0)
     (tmp_path / "masks" / "a.png").unlink()
     with pytest.raises(DatasetError, match="image without labels"):
         FolderObjects(tmp_path)

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 from anomseg_ros.core.labels import UNLABELLED
-from anomseg_ros.datasets.transforms import PADDING, AugmentConfig, augment
+from anomseg_ros.datasets.transforms import CAMERA, LIGHT, PADDING, WARPS, WEATHER, AugmentConfig, augment
 from anomseg_ros.errors import ConfigError
 
 HEIGHT, WIDTH = 40, 60
@@ -111,6 +112,69 @@ def test_grey_blur_and_noise_reach_their_share_of_frames() -> None:
     assert 0.4 < changed(grey=0.5) < 0.6
 
 
+def test_what_is_off_draws_nothing() -> None:
+    after, plain = np.random.default_rng(3), np.random.default_rng(3)
+    augment(IMAGE, LABELS, config(scale=(0.5, 2.0), gain=(0.5, 1.5)), after)
+    plain.random(), plain.uniform(0, 1), plain.integers(0, 9), plain.integers(0, 9)  # flip, scale, place
+    plain.uniform(0, 1), plain.uniform(0, 1), plain.uniform(0, 1, 3)  # gain, gamma, tint
+    assert after.bit_generator.state == plain.bit_generator.state
+
+
+def test_a_whole_frame_becomes_the_crop_whatever_the_scale() -> None:
+    for seed in range(5):
+        image, labels = draw(seed, whole_frame=1.0, scale=(2.0, 2.0), aspect=(0.5, 2.0))
+        assert np.array_equal(labels, cv2.resize(LABELS, (32, 24), interpolation=cv2.INTER_NEAREST_EXACT))
+        assert np.array_equal(image, cv2.resize(IMAGE, (32, 24), interpolation=cv2.INTER_AREA))
+    size = {"crop_height_px": HEIGHT, "crop_width_px": WIDTH, "scale": (2.0, 2.0)}
+    whole = [np.array_equal(draw(seed, whole_frame=0.4, **size)[1], LABELS) for seed in range(200)]
+    assert 0.3 < np.mean(whole) < 0.5
+
+
+@pytest.mark.parametrize("name", [*WARPS, *WEATHER, *LIGHT, *CAMERA])
+def test_effects_reach_their_share_of_frames_and_repeat(name: str) -> None:
+    size = {"crop_height_px": HEIGHT, "crop_width_px": WIDTH}
+    changed = [not np.array_equal(draw(seed, **size, **{name: 0.4})[0], IMAGE) for seed in range(100)]
+    assert 0.25 < np.mean(changed) < 0.55
+    before = IMAGE.copy()
+    first, again, other = (draw(seed, **size, **{name: 1.0}) for seed in (1, 1, 2))
+    assert np.array_equal(first[0], again[0]) and np.array_equal(first[1], again[1])
+    assert not np.array_equal(first[0], other[0]) and np.array_equal(IMAGE, before)
+    assert first[0].flags.c_contiguous and first[1].flags.c_contiguous
+    if name not in WARPS:
+        assert np.array_equal(first[1], LABELS)
+
+
+def test_a_frame_has_one_weather() -> None:
+    shares = {"fog": 0.5, "snow": 0.5}
+    for seed in range(10):
+        both = draw(seed, **shares)[0]
+        # One draw decides: which one it is follows from the same number as with a single share.
+        alone = draw(seed, fog=0.5)[0] if not np.array_equal(draw(seed, fog=0.5)[0], draw(seed)[0]) else None
+        assert not np.array_equal(both, draw(seed)[0])
+        assert alone is None or np.array_equal(both, alone)
+
+
+def test_warped_labels_keep_their_values() -> None:
+    special = LABELS.copy()
+    special[:, ::7], special[:, 1::7], special[:, 2::7], special[:, 3::7] = 252, 253, 254, 255
+    for seed in range(10):
+        _, labels = augment(IMAGE, special, config(mount=1.0, lens=1.0), np.random.default_rng(seed), 251)
+        assert set(np.unique(labels)) <= {*np.unique(special).tolist(), 251}
+
+
+def test_objects_are_pasted_before_weather_light_and_camera() -> None:
+    def paste(image: np.ndarray, labels: np.ndarray, _: float) -> tuple[np.ndarray, np.ndarray]:
+        image, labels = image.copy(), labels.copy()
+        image[4:20, 4:20], labels[4:20, 4:20] = (255, 0, 255), 254
+        return image, labels
+
+    for seed in range(5):
+        image, labels = augment(IMAGE, LABELS, config(night=1.0), np.random.default_rng(seed), UNLABELLED, paste)
+        assert (labels[4:20, 4:20] == 254).all() and image[4:20, 4:20, 0].mean() < 250
+    plain, _ = augment(IMAGE, LABELS, config(), np.random.default_rng(0), UNLABELLED, paste)
+    assert (plain[4:20, 4:20] == (255, 0, 255)).all()
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -123,6 +187,10 @@ def test_grey_blur_and_noise_reach_their_share_of_frames() -> None:
         {"flip": float("nan")},
         {"tint": -0.1},
         {"noise_sigma": -1.0},
+        {"whole_frame": 1.5},
+        {"lens": -0.5},
+        {"jpeg": 2.0},
+        {"fog": 0.6, "snow": 0.5},
     ],
 )
 def test_values_that_cannot_be(changes: dict[str, Any]) -> None:

@@ -141,7 +141,8 @@ def test_temperature_input_is_checked() -> None:
     fit = TemperatureFit()
     with pytest.raises(MetricError, match="0 labelled pixels"):
         fit.fit()
-    fit.add(z, np.full_like(labels, 255))
+    for ignored in (252, 255):
+        fit.add(z, np.full_like(labels, ignored))
     assert fit.pixels == 0
     with pytest.raises(MetricError, match="labels contain 9"):
         fit.add(z, np.where(labels == 0, 9, labels).astype(np.uint8))

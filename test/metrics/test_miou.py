@@ -78,3 +78,9 @@ def test_shapes_class_counts_and_emptiness_are_checked() -> None:
         ConfusionMatrix(0)
     with pytest.raises(MetricError, match="0 labelled pixels"):
         ConfusionMatrix(5).metrics()
+
+
+def test_uncertain_pixels_are_not_counted() -> None:
+    matrix = ConfusionMatrix(3)
+    matrix.add(np.array([[0, 1, 2]], np.uint8), np.array([[0, 252, 1]], np.uint8))
+    assert matrix.metrics().labelled_px == 2

@@ -30,7 +30,7 @@ def opened(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "espnetv2"])
 def test_a_narrower_network_comes_back_as_it_was(name: str, tmp_path: Path) -> None:
     network = narrow_network(name)
     save_checkpoint(tmp_path / "own.safetensors", network, {"step": 3})

@@ -141,13 +141,13 @@ def test_weights_that_do_not_fit_are_named_and_change_nothing(damage):
 @pytest.mark.parametrize("name", ["enet", "bisenet_v2", "erfnet"])
 def test_a_network_without_such_a_backbone_is_told_which_have_one(name):
     with pytest.raises(ConfigError, match=f"'{name}' has no ImageNet backbone; those with one: bisenet_v1"):
-        load_imagenet_backbone(build_network(name, 11))
+        load_imagenet_backbone(build_network(name, 11), "timm")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed")
 def test_without_timm_the_command_to_install_it_is_given():
     with pytest.raises(ConfigError, match=r"pip install 'anomseg_ros\[backbones\]', or set network.backbone=none"):
-        load_imagenet_backbone(bisenet())
+        load_imagenet_backbone(bisenet(), "timm")
 
 
 class _Model(nn.Module):
@@ -173,7 +173,7 @@ def test_downloaded_weights_are_taken_with_their_normalisation(monkeypatch):
     monkeypatch.setitem(importlib.import_module("sys").modules, "timm", standing_in_for_timm(create_model))
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     network = bisenet()
-    assert load_imagenet_backbone(network) is True
+    assert load_imagenet_backbone(network, "timm") is True
     assert asked == [("resnet18.tv_in1k", True)]
     assert network.source_layout == "timm resnet18.tv_in1k, backbone"
     assert network.mean == (0.485, 0.456, 0.406)
@@ -191,7 +191,7 @@ def test_offline_the_run_goes_on_from_scratch_and_says_so(monkeypatch, caplog):
     network = bisenet()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     with caplog.at_level(logging.WARNING):
-        assert load_imagenet_backbone(network) is False
+        assert load_imagenet_backbone(network, "timm") is False
     assert "the backbone of bisenet_v1 is trained from scratch" in caplog.text
     assert network.source_layout is None
     # Begun offline, continued online: the normalisation must not depend on it.
@@ -205,7 +205,7 @@ def test_offline_the_real_timm_gives_up_fast(monkeypatch, tmp_path):
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     start = time.monotonic()
-    assert load_imagenet_backbone(bisenet()) is False
+    assert load_imagenet_backbone(bisenet(), "timm") is False
     assert time.monotonic() - start < 20
     assert hub.HF_HUB_OFFLINE is False
 

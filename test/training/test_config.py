@@ -107,7 +107,7 @@ def test_files_that_are_no_configuration(tmp_path: Path, content: str) -> None:
         ("loss", {"distillation_weight": 1.0}, "there is no teacher"),
         ("network", {"initial": {}}, "either checkpoint"),
         ("network", {"trained": "classifier"}, "would freeze random weights"),
-        ("teacher", {"network": "enet"}, "either checkpoint"),
+        ("teachers", [{"network": "enet"}], "either checkpoint"),
     ],
 )
 def test_values_that_cannot_be(group: str, values: dict[str, Any], message: str) -> None:

@@ -245,11 +245,11 @@ def test_a_teacher_is_followed_and_does_not_change(data: Path, tmp_path: Path) -
     config = tiny_config(
         tmp_path,
         data,
-        teacher={"network": "mide_net", "checkpoint": "given"},
+        teachers=[{"network": "mide_net", "checkpoint": "given"}],
         loss={"distillation_weight": 20.0},
         run={"epochs": 8},
     )
-    run(config, tmp_path / "out", teacher=tmp_path / "teacher.safetensors")
+    run(config, tmp_path / "out", teachers=(tmp_path / "teacher.safetensors",))
     assert (tmp_path / "teacher.safetensors").read_bytes() == before
     student = load_checkpoint(tmp_path / "out" / "last.safetensors", "mide_net", 11)
     with torch.no_grad():

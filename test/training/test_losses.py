@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 from loss_samples import CLASSES, VOID, batch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from anomseg_ros.core.labels import KNOWN_UNCERTAIN  # noqa: E402
 from anomseg_ros.errors import ConfigError, DatasetError  # noqa: E402
 from anomseg_ros.training.losses import (  # noqa: E402
     IGNORED,
@@ -24,6 +25,8 @@ from anomseg_ros.training.losses import (  # noqa: E402
     entropy_maximisation,
     focal_loss,
     logit_norm,
+    mean_probability,
+    not_void,
     ohem_cross_entropy,
 )
 
@@ -256,12 +259,15 @@ def test_energy_of_large_logits_does_not_overflow() -> None:
 @pytest.mark.parametrize("masked", [False, True])
 def test_distillation_is_the_divergence_of_softened_outputs(temperature: float, masked: bool) -> None:
     student, target = batch(0)
+    target[1, 1] = KNOWN_UNCERTAIN
     teacher, _ = batch(1, scale=5.0)
     p, q = log_softmax(rows(teacher) / temperature), log_softmax(rows(student) / temperature)
     divergence = (np.exp(p) * (p - q)).sum(1) * temperature**2
     if masked:
-        divergence = divergence[target.numpy().reshape(-1) < CLASSES]
-    loss = distillation(student, teacher, target if masked else None, temperature)
+        labels = target.numpy().reshape(-1)
+        divergence = divergence[(labels < CLASSES) | (labels == KNOWN_UNCERTAIN)]
+    probability = mean_probability([teacher], temperature)
+    loss = distillation(student, probability, target if masked else None, temperature)
     assert loss.item() == pytest.approx(divergence.mean())
     loss.backward()
     assert teacher.grad is None
@@ -276,7 +282,59 @@ def test_distillation_by_class_weights_is_the_weighted_mean() -> None:
     labels = target.numpy().reshape(-1)
     known = labels < CLASSES
     expected = np.average(divergence[known], weights=weight.numpy()[labels[known]])
-    assert distillation(student, teacher, target, 2.0, weight).item() == pytest.approx(expected)
+    probability = mean_probability([teacher], 2.0)
+    assert distillation(student, probability, target, 2.0, weight).item() == pytest.approx(expected)
+
+
+def test_distillation_weighs_what_is_known_without_a_class_as_the_mean_class() -> None:
+    student, target = batch(0)
+    teacher, weight = mean_probability([batch(1)[0]]), torch.linspace(1, 3, CLASSES)
+    one = torch.full_like(target, IGNORED)
+    one[0, 0, 0], one[0, 0, 1] = KNOWN_UNCERTAIN, 0
+    alone = [torch.full_like(target, IGNORED) for _ in range(2)]
+    alone[0][0, 0, 0], alone[1][0, 0, 1] = KNOWN_UNCERTAIN, 0
+    uncertain, first = (distillation(student, teacher, labels, 1.0, weight).item() for labels in alone)
+    expected = (2.0 * uncertain + 1.0 * first) / 3.0
+    assert distillation(student, teacher, one, 1.0, weight).item() == pytest.approx(expected)
+
+
+def test_a_teacher_without_the_void_class_gives_it_no_probability_and_says_nothing_of_void_pixels() -> None:
+    student, target = batch(0)
+    known = mean_probability([batch(1)[0][:, :VOID]])
+    whole = torch.cat([known, torch.zeros_like(known[:, :1])], 1)
+    labels = target.masked_fill(target == VOID, IGNORED)
+    assert bool((target == VOID).any())
+    expected = distillation(student, whole, labels, 1.0)
+    assert distillation(student, known, target, 1.0).item() == pytest.approx(expected.item())
+
+
+def test_the_mean_of_teachers_is_that_of_their_softened_probabilities_at_the_first_ones_size() -> None:
+    first, second = batch(0)[0], batch(1)[0]
+    p, q = (np.exp(log_softmax(rows(logits) / 3)) for logits in (first, second))
+    assert np.allclose(rows(mean_probability([first, second], 3.0)), (p + q) / 2)
+    assert mean_probability([first, second[..., ::2, ::2]]).shape == first.shape
+    with pytest.raises(ConfigError, match="5, 4 outputs"):
+        mean_probability([first, second[:, :4]])
+
+
+def test_not_void_is_the_cross_entropy_of_the_union_of_the_known_classes() -> None:
+    logits, target = batch(0)
+    target[1, 1] = KNOWN_UNCERTAIN
+    labels = target.numpy().reshape(-1)
+    void = np.exp(log_softmax(rows(logits)))[:, VOID]
+    uncertain = labels == KNOWN_UNCERTAIN
+    expected = -np.log1p(-void[uncertain]).sum() / (uncertain | (labels < CLASSES)).sum()
+    assert not_void(logits, target, VOID).item() == pytest.approx(expected)
+    nothing, _ = batch(0)
+    assert not_void(nothing, torch.full_like(target, IGNORED), VOID).item() == 0.0
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "ohem", "focal"])
+def test_classification_ignores_what_is_known_without_a_class(name: str) -> None:
+    logits, target = batch(0)
+    marked = target.clone()
+    marked[target == IGNORED] = KNOWN_UNCERTAIN
+    assert CLASSIFICATION[name](logits, marked).item() == CLASSIFICATION[name](logits, target).item()
 
 
 def test_distillation_at_a_large_temperature_matches_logits() -> None:
@@ -284,15 +342,17 @@ def test_distillation_at_a_large_temperature_matches_logits() -> None:
     student, _ = batch(0)
     teacher, _ = batch(1)
     centred = [values.detach() - values.detach().mean(1, keepdim=True) for values in (student, teacher)]
-    distillation(student, teacher, temperature=1e4).backward()
+    distillation(student, mean_probability([teacher], 1e4), temperature=1e4).backward()
     assert torch.allclose(student.grad, (centred[0] - centred[1]) / CLASSES / (2 * 6 * 7), rtol=1e-2, atol=1e-6)
 
 
 def test_distillation_of_equals_is_zero_and_of_other_shapes_an_error() -> None:
     student, _ = batch()
-    assert distillation(student, student).item() == pytest.approx(0, abs=1e-12)
-    with pytest.raises(ConfigError, match="same classes"):
-        distillation(student, student[:, :-1])
+    same = mean_probability([student], 4.0)
+    assert distillation(student, same, temperature=4.0).item() == pytest.approx(0, abs=1e-12)
+    for other in (same[:, :-2], same[..., :-1]):
+        with pytest.raises(ConfigError, match="same classes"):
+            distillation(student, other)
 
 
 def test_class_frequencies_and_weights_follow_the_papers() -> None:
@@ -333,7 +393,7 @@ def test_a_target_out_of_range_is_named(name: str) -> None:
 @pytest.mark.parametrize("name", [*CLASSIFICATION, *OUTLIER_TERMS, "distillation"])
 def test_gradients_are_those_of_the_formula(name: str) -> None:
     logits, target = batch()
-    teacher, _ = batch(1)
+    teacher = mean_probability([batch(1)[0]])
     functions = {**CLASSIFICATION, **OUTLIER_TERMS, "distillation": lambda x, t: distillation(x, teacher, t)}
     assert torch.autograd.gradcheck(lambda x: functions[name](x, target), (logits,))
 
@@ -377,7 +437,11 @@ def test_outliers_are_the_same_by_either_name(name: str) -> None:
 @pytest.mark.parametrize("name", [*CLASSIFICATION, *OUTLIER_TERMS, "distillation"])
 def test_with_nothing_to_count_the_loss_is_zero_and_so_is_its_gradient(name: str) -> None:
     logits, target = batch()
-    functions = {**CLASSIFICATION, **OUTLIER_TERMS, "distillation": lambda x, t: distillation(x, 2 * x, t)}
+    functions = {
+        **CLASSIFICATION,
+        **OUTLIER_TERMS,
+        "distillation": lambda x, t: distillation(x, mean_probability([2 * x]), t),
+    }
     loss = functions[name](logits, torch.full_like(target, IGNORED))
     loss.backward()
     assert loss.item() == 0

@@ -13,9 +13,9 @@ from dataset_trees import write
 
 from anomseg_ros.core.labels import CAMVID, CITYSCAPES
 from anomseg_ros.networks import network_class
-from anomseg_ros.networks.base import SegmentationNetwork
+from anomseg_ros.networks.base import IMAGENET_MEAN, IMAGENET_STD, SegmentationNetwork
 from anomseg_ros.networks.checkpoints import load_checkpoint, save_checkpoint
-from anomseg_ros.training.backbones import BACKBONES, IMAGENET_MEAN, IMAGENET_STD
+from anomseg_ros.training.backbones import BACKBONES
 from anomseg_ros.training.config import TrainConfig, load_config
 from anomseg_ros.training.loop import Progress, Sources, train
 
@@ -63,15 +63,16 @@ def test_the_runs_that_it_builds_on_exist_and_fit(name: str) -> None:
             assert KNOWN[config.data.dataset] == KNOWN[later.data.dataset]
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if load(name).teacher is not None])
+@pytest.mark.parametrize("name", [name for name in RECIPES if load(name).teachers])
 def test_the_teacher_has_the_students_classes(name: str) -> None:
     student = load(name)
-    assert student.teacher is not None and student.loss.distillation_weight > 0
-    assert student.teacher.config in RECIPES
-    teacher = load(student.teacher.config)
-    assert teacher.network.name == student.teacher.network
-    assert teacher.data.dataset == student.data.dataset
-    assert outputs(teacher) == outputs(student) == (student.teacher.num_classes or outputs(student))
+    assert student.loss.distillation_weight > 0
+    for given in student.teachers:
+        assert given.config in RECIPES
+        teacher = load(given.config)
+        assert teacher.network.name == given.network
+        assert teacher.data.dataset == student.data.dataset
+        assert outputs(teacher) == outputs(student) == (given.num_classes or outputs(student))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_distillation_is_all_that_differs_from_training_alone(distilled: str, al
         distillation_temperature=without.loss.distillation_temperature,
         distillation_class_weights=False,
     )
-    assert replace(with_teacher, name=alone, teacher=None, loss=loss) == without
+    assert replace(with_teacher, name=alone, teachers=(), loss=loss) == without
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if load(name).network.backbone == "timm"])
@@ -147,7 +148,7 @@ def fresh_checkpoint(path: Path, network: SegmentationNetwork, of: TrainConfig |
 
 def sources_of(config: TrainConfig, folder: Path) -> Sources:
     """What the recipe builds on, with random weights."""
-    initial = teacher = None
+    initial = None
     if config.network.initial is not None:
         given = config.network.initial
         before = None if given.config is None else load(given.config)
@@ -155,14 +156,15 @@ def sources_of(config: TrainConfig, folder: Path) -> Sources:
         options = {} if before is None else dict(before.network.options)
         classes = given.num_classes or KNOWN[config.data.dataset]
         initial = fresh_checkpoint(folder / "initial.safetensors", network_class(name)(classes, **options), before)
-    if config.teacher is not None:
-        classes = config.teacher.num_classes or outputs(config)
-        teacher = fresh_checkpoint(
-            folder / "teacher.safetensors",
-            network_class(config.teacher.network)(classes),
-            load(str(config.teacher.config)),
+    teachers = [
+        fresh_checkpoint(
+            folder / f"teacher-{number}.safetensors",
+            network_class(teacher.network)(teacher.num_classes or outputs(config)),
+            None if teacher.config is None else load(teacher.config),
         )
-    return Sources(initial, teacher)
+        for number, teacher in enumerate(config.teachers)
+    ]
+    return Sources(initial, tuple(teachers))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from anomseg_ros.errors import ConfigError  # noqa: E402
 from anomseg_ros.networks import build_network  # noqa: E402
 from anomseg_ros.training.config import OptimizerConfig, ScheduleConfig  # noqa: E402
 from anomseg_ros.training.data import Plan  # noqa: E402
@@ -76,3 +77,19 @@ def test_float16_with_clipping_takes_an_optimizer_that_allows_it() -> None:
     clipped = OptimizerConfig(gradient_clip=1.0)
     assert make_optimizer(clipped, network, "bf16-mixed").param_groups[0]["fused"]
     assert not make_optimizer(clipped, network, "16-mixed").param_groups[0]["fused"]
+
+
+def test_rates_of_parts_multiply_the_schedule_s() -> None:
+    network = build_network("bisenet_v1", 3)
+    config = OptimizerConfig(rates={"context_path": 0.5, "context_path.backbone": 0.1})
+    optimizer = make_optimizer(config, network)
+    set_learning_rate(optimizer, 0.2)
+    found = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in network.named_parameters():
+        factor = 0.1 if name.startswith("context_path.backbone.") else 0.5 if name.startswith("context_path.") else 1.0
+        assert found[id(parameter)] == pytest.approx(0.2 * factor), name
+
+
+def test_a_rate_of_a_part_that_does_not_exist() -> None:
+    with pytest.raises(ConfigError, match=r"optimizer.rates names 'bakbone'.*the closest: "):
+        make_optimizer(OptimizerConfig(rates={"bakbone": 0.5}), build_network("mide_net", 3))

@@ -13,11 +13,10 @@ torch = pytest.importorskip("torch")
 from loss_samples import CLASSES, VOID, batch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from anomseg_ros.core.labels import KNOWN_UNCERTAIN  # noqa: E402
 from anomseg_ros.errors import ConfigError  # noqa: E402
 from anomseg_ros.training.losses import (  # noqa: E402
     OUTLIER,
-    LossConfig,
-    SegmentationLoss,
     cross_entropy,
     distillation,
     energy_margin,
@@ -25,14 +24,18 @@ from anomseg_ros.training.losses import (  # noqa: E402
     entropy_maximisation,
     focal_loss,
     logit_norm,
+    mean_probability,
+    not_void,
     ohem_cross_entropy,
 )
+from anomseg_ros.training.segmentation_loss import LossConfig, SegmentationLoss  # noqa: E402
 
 EVERYTHING = LossConfig(
     class_weights_c=1.02,
     auxiliary_weight=0.4,
     entropy_weight=0.5,
     energy_weight=0.1,
+    not_void_weight=3.0,
     distillation_weight=2.0,
 )
 FREQUENCIES = np.array([0.4, 0.3, 0.2, 0.08, 0.02])
@@ -44,8 +47,10 @@ def heads(logits: Tensor) -> tuple[Tensor, ...]:
 
 def test_the_total_is_the_sum_of_the_weighted_terms() -> None:
     logits, target = batch()
-    teacher, _ = batch(1)
-    terms = SegmentationLoss(EVERYTHING, FREQUENCIES, VOID)(heads(logits), target, teacher)
+    target[0, 1] = KNOWN_UNCERTAIN
+    teacher, second = (batch(seed)[0] for seed in (1, 2))
+    terms = SegmentationLoss(EVERYTHING, FREQUENCIES, VOID)(heads(logits), target, [teacher, second])
+    mean = mean_probability([teacher, second], EVERYTHING.distillation_temperature)
     weight = enet_class_weights(FREQUENCIES)
     upsampled = [
         torch.nn.functional.interpolate(head, size=(6, 7), mode="bilinear", align_corners=False)
@@ -53,10 +58,11 @@ def test_the_total_is_the_sum_of_the_weighted_terms() -> None:
     ]
     expected = {
         "classification": cross_entropy(logits, target, weight),
+        "not_void": 3.0 * not_void(logits, target, VOID),
         "auxiliary": 0.4 * sum(cross_entropy(head, target, weight) for head in upsampled),
         "entropy": 0.5 * entropy_maximisation(logits, target, VOID),
         "energy": 0.1 * energy_margin(logits, target, VOID),
-        "distillation": 2.0 * distillation(logits, teacher, target),
+        "distillation": 2.0 * distillation(logits, mean, target),
     }
     assert list(terms) == [*expected, "total"]
     for name, value in expected.items():
@@ -135,9 +141,9 @@ def test_under_bfloat16_autocast_losses_are_computed_in_float32(kind: str, tempe
     with torch.autocast("cpu", torch.bfloat16):
         logits = classifier(torch.rand(2, 3, 6, 7))
         assert logits.dtype == torch.bfloat16
-        terms = loss((logits, logits[..., ::2, ::2]), target, logits * 2)
+        terms = loss((logits, logits[..., ::2, ::2]), target, [logits * 2])
     assert all(term.dtype == torch.float32 for term in terms.values())
-    exact = loss((logits.float(), logits[..., ::2, ::2].float()), target, logits.float() * 2)
+    exact = loss((logits.float(), logits[..., ::2, ::2].float()), target, [logits.float() * 2])
     assert terms["total"].item() == pytest.approx(exact["total"].item(), rel=1e-6)
     terms["total"].backward()
     assert classifier.weight.grad.isfinite().all()

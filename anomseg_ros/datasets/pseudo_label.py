@@ -1,0 +1,164 @@
+"""Labels by the agreement of teachers (pseudo-labels: Lee, ICML workshops 2013; here averaged over teachers and views).
+
+A pixel's class is the one with the largest mean probability over all teachers and views (scales, mirrored or not),
+among those that the frame's own labels allow. Its confidence is that probability; where own labels leave several
+classes, it is the probability among these, since they exclude the others.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from anomseg_ros.core.labels import CITYSCAPES, KNOWN_UNCERTAIN, UNLABELLED
+from anomseg_ros.core.types import LabelImage, RgbImage
+from anomseg_ros.datasets.pseudo_label_sources import FREE, Unlabelled
+from anomseg_ros.errors import ConfigError
+
+CLASSES = len(CITYSCAPES)
+
+Probabilities = npt.NDArray[np.float32]
+"""float32 (19, H, W): probability of each of Cityscapes' classes. The rest up to 1 is what a teacher gives to none."""
+
+_TINY = np.float32(1e-9)
+"""Added to the probabilities of allowed classes: one of them is chosen where the teachers give nothing to any."""
+
+
+@dataclass(frozen=True)
+class TeacherInfo:
+    """Who a teacher is. name: of its network or bundle. sha256: of its file. runs_on: the engine and its version."""
+
+    name: str
+    sha256: str
+    runs_on: str
+
+
+class Teacher(Protocol):
+    """What gives class probabilities of frames."""
+
+    info: TeacherInfo
+
+    def look(
+        self, image: RgbImage, size_px: tuple[int, int], scales: tuple[float, ...], flip: bool
+    ) -> Iterator[Probabilities]:
+        """Yield the probabilities at size_px (height, width) of a frame, uint8 (H, W, 3) RGB, for each view.
+
+        scales: factors on a frame of as many pixels as size_px has, in the frame's own shape. flip: also mirrored.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """How frames are labelled.
+
+    size_px: (height, width) of what is written, None for each frame's own. scales, flip: views of a frame that a
+    teacher is asked about. confidence: below it a pixel's class is uncertain. uncertain_known: whether such pixels are
+    "known, class uncertain" (252) also where neither own labels nor the source say that something known is there;
+    else they are unlabelled (255).
+    """
+
+    size_px: tuple[int, int] | None = None
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    confidence: float = 0.5
+    uncertain_known: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for values that cannot be."""
+        if not 0 <= self.confidence <= 1:
+            raise ConfigError(f"confidence is {self.confidence!r}; expected 0 to 1")
+        if not self.scales or min(self.scales) <= 0 or max(self.scales) > 4:
+            raise ConfigError(f"scales are {self.scales!r}; expected at least one, each above 0 and at most 4")
+        if self.size_px is not None and min(self.size_px) < 1:
+            raise ConfigError(f"size is {self.size_px!r}; expected height and width above 0")
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """A labelled frame: image uint8 (H, W, 3) RGB, and uint8 (H, W) each.
+
+    labels: train ids, 252 known but class uncertain, 255 unlabelled. confidence: 255 times the probability of the
+    class, also where it is too low to be written. agreement: 255 times the share of views that see the same class.
+    Both are 0 where no class was asked for.
+    """
+
+    image: RgbImage
+    labels: LabelImage
+    confidence: npt.NDArray[np.uint8]
+    agreement: npt.NDArray[np.uint8]
+
+
+def label_frame(frame: Unlabelled, teachers: tuple[Teacher, ...], config: LabelConfig, *, known: bool) -> Labelled:
+    """Return a frame's labels. known: the source says that the frame shows nothing but known classes.
+
+    Teachers are only asked where a pixel has a choice.
+    """
+    size_px = config.size_px or (frame.image.shape[0], frame.image.shape[1])
+    image, codes = resized(frame.image, size_px), _resized_codes(frame.codes, size_px)
+    asked, sure = np.asarray(frame.choices.sum(axis=1) > 1)[codes], np.asarray(frame.choices.any(axis=1))[codes]
+    allowed = np.ascontiguousarray(frame.choices[codes].transpose(2, 0, 1))
+    chosen, confidence, agreement = (
+        allowed.argmax(axis=0).astype(np.uint8),
+        sure.astype(np.float32),
+        sure.astype(np.float32),
+    )
+    if asked.any():
+        looks = [teacher.look(frame.image, size_px, config.scales, config.flip) for teacher in teachers]
+        chosen, confidence, agreement = _vote(itertools.chain(*looks), allowed, codes != FREE)
+    labels = chosen.copy()
+    uncertain = confidence < config.confidence
+    # Own labels that leave a choice say that one of these classes is there.
+    is_known = (codes != FREE) | (known or config.uncertain_known)
+    labels[uncertain] = np.where(is_known, KNOWN_UNCERTAIN, UNLABELLED)[uncertain]
+    labels[~sure] = UNLABELLED
+    return Labelled(image, labels, _as_byte(confidence * sure), _as_byte(agreement * sure))
+
+
+def _vote(
+    views: Iterator[Probabilities], allowed: npt.NDArray[np.bool_], own: npt.NDArray[np.bool_]
+) -> tuple[LabelImage, npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return class, confidence and agreement (H, W). allowed: bool (19, H, W). own: where own labels exclude others."""
+    total = np.zeros(allowed.shape, np.float32)
+    seen: list[LabelImage] = []
+    for view in views:
+        possible = (view + _TINY) * allowed
+        seen.append(possible.argmax(axis=0).astype(np.uint8))
+        total += possible
+    chosen = total.argmax(axis=0).astype(np.uint8)
+    best = np.take_along_axis(total, chosen[np.newaxis].astype(np.intp), axis=0)[0]
+    whole = np.where(own, total.sum(axis=0), np.float32(len(seen)))
+    confidence = np.minimum(best / np.maximum(whole, _TINY), 1)
+    agreement = np.mean([one == chosen for one in seen], axis=0, dtype=np.float32)
+    return chosen, confidence.astype(np.float32), np.asarray(agreement)
+
+
+def resized(image: RgbImage, size_px: tuple[int, int]) -> RgbImage:
+    """Return a picture at (height, width): averaged where it shrinks, bilinear where it grows."""
+    if image.shape[:2] == size_px:
+        return image
+    smooth = cv2.INTER_AREA if size_px[0] < image.shape[0] else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, size_px[::-1], interpolation=smooth), np.uint8)
+
+
+def _resized_codes(codes: npt.NDArray[np.uint8], size_px: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    if codes.shape == size_px:
+        return codes
+    return np.asarray(cv2.resize(codes, size_px[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
+
+
+def view_size(image: RgbImage, size_px: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Return (height, width) of a view: the image's own shape, scale squared times the pixels of size_px."""
+    height_px, width_px = image.shape[:2]
+    factor = scale * (size_px[0] * size_px[1] / (height_px * width_px)) ** 0.5
+    return max(1, round(height_px * factor)), max(1, round(width_px * factor))
+
+
+def _as_byte(share: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
+    return np.asarray(np.rint(share * 255), np.uint8)

@@ -1,0 +1,223 @@
+"""Where frames to label come from: a dataset of this package, a folder of pictures, or a video.
+
+Each frame says, pixel by pixel, among which of Cityscapes' classes a teacher may choose.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from anomseg_ros.core.image_files import image_files
+from anomseg_ros.core.labels import CITYSCAPES, CITYSCAPES_CLASSES_OF, UNLABELLED, cityscapes_choices
+from anomseg_ros.core.types import RgbImage
+from anomseg_ros.datasets import DATASETS, open_dataset
+from anomseg_ros.datasets.base import KNOWN, Dataset
+from anomseg_ros.datasets.pixel_files import read_label, read_picture
+from anomseg_ros.datasets.problems import FrameProblem
+from anomseg_ros.errors import AnomsegError, DatasetError, FrameError, unknown_name
+
+FREE = 254
+"""Code of pixels that no label of the source's own says anything about."""
+
+NATURE = ("vegetation", "terrain", "sky")
+"""Classes that scenery may show. A teacher of streets is often sure of cars and people in close leaves and far rocks;
+what it takes for another class is uncertain."""
+
+FOLDER, SCENERY, VIDEO = "folder", "scenery", "video"
+_ALL = tuple(info.name for info in CITYSCAPES)
+IGNORE = "ignore"
+"""Folder beside the pictures of a folder: masks of what no teacher may label, not 0 there."""
+
+
+@dataclass(frozen=True, eq=False)
+class Unlabelled:
+    """One frame to label.
+
+    image: uint8 (H, W, 3) RGB. codes: uint8 (H, W). choices: bool (256, 19), the classes that a pixel of a code may
+    have: none for what stays unlabelled.
+    """
+
+    image: RgbImage
+    codes: npt.NDArray[np.uint8]
+    choices: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """What the bytes of a dataset depend on in a source. sha256: of its frames' names and its first frame's pixels."""
+
+    name: str
+    kind: str
+    split: str
+    frames: int
+    sha256: str
+
+
+class Source(ABC):
+    """Frames by index. name: unique among sources. known: whether all that a frame shows is some known class."""
+
+    name: str
+    kind: str
+    split: str = ""
+    known: bool = False
+    frame_names: Sequence[str]
+
+    @abstractmethod
+    def load(self, index: int) -> Unlabelled:
+        """Read one frame. Raises AnomsegError that names its file."""
+
+    def __len__(self) -> int:
+        """Return how many frames there should be."""
+        return len(self.frame_names)
+
+    def describe(self) -> SourceSpec:
+        """Return what tells this source from others, wherever it lies."""
+        digest = hashlib.sha256("\n".join(self.frame_names).encode())
+        try:
+            first = self.load(0)
+        except AnomsegError:
+            pass  # told when its turn comes
+        else:
+            digest.update(first.image.tobytes())
+            digest.update(first.codes.tobytes())
+        return SourceSpec(self.name, self.kind, self.split, len(self), digest.hexdigest())
+
+
+class DatasetFrames(Source):
+    """Frames of a dataset, whose own labels are kept where they say a class."""
+
+    def __init__(self, name: str, dataset: Dataset) -> None:
+        self.name, self.kind, self.split = name, dataset.name, dataset.split
+        self.frame_names = [dataset.frame_id(index).replace("/", "_") for index in range(len(dataset))]
+        self._dataset = dataset
+        labelled = dataset.label_set in CITYSCAPES_CLASSES_OF
+        self._own = cityscapes_choices(str(dataset.label_set)) if labelled else None
+
+    def load(self, index: int) -> Unlabelled:
+        """Read one frame. Without classes of its own, what its anomaly mask calls known is free."""
+        frame = self._dataset.load(index)
+        if frame.labels is not None and self._own is not None:
+            return Unlabelled(frame.image, frame.labels, self._own)
+        if frame.anomaly is None:
+            return _free(frame.image)
+        return _free(frame.image, ignored=frame.anomaly != KNOWN)
+
+
+class PictureFolder(Source):
+    """Picture files of a folder, and masks of what stays unlabelled in them, PATH/ignore/STEM.png, where there are."""
+
+    def __init__(self, name: str, kind: str, path: Path) -> None:
+        self.name, self.kind, self.known = name, kind, kind == SCENERY
+        try:
+            self._files = image_files(path)
+        except FrameError as error:
+            raise DatasetError(str(error)) from None
+        self._masks = path / IGNORE
+        self.frame_names = [file.stem for file in self._files]
+
+    def load(self, index: int) -> Unlabelled:
+        """Read one picture."""
+        file = self._files[index]
+        image = read_picture(file)
+        mask = self._masks / f"{file.stem}.png"
+        classes = NATURE if self.known else _ALL
+        if not mask.is_file():
+            return _free(image, classes)
+        ignored = read_label(mask)
+        if ignored.shape != image.shape[:2]:
+            raise FrameProblem("labels of another size", mask, f"its image {file.name} is {image.shape[:2]}")
+        return _free(image, classes, ignored != 0)
+
+
+class VideoFrames(Source):
+    """Every n-th frame of a video. Frames that the file states and does not have fail one by one."""
+
+    def __init__(self, name: str, path: Path, every: int) -> None:
+        self.name, self.kind, self.split = name, VIDEO, f"every {every}"
+        if not path.is_file():
+            raise DatasetError(f"{str(path)!r} is no video file; give video=FILE, for example video=drive.mp4")
+        self._path, self._every = path, every
+        self._open()
+        stated = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        if not self._capture.isOpened() or stated < 1:
+            raise DatasetError(f"{str(path)!r} cannot be opened as a video: damaged, or of an unsupported codec")
+        self._stated = stated
+        self.frame_names = [f"{path.stem}_{number:06d}" for number in range(0, stated, every)]
+
+    def load(self, index: int) -> Unlabelled:
+        """Read one frame: fast in order, since a video is decoded from its start."""
+        wanted = index * self._every
+        if wanted < self._next:
+            self._open()
+        while self._next < wanted and self._capture.grab():
+            self._next += 1
+        done, bgr = self._capture.read() if self._next == wanted else (False, None)
+        if not done or bgr is None:
+            raise DatasetError(
+                f"{str(self._path)!r} ends after {self._next} frames where it states {self._stated}: it was cut short; "
+                "copy or record it again"
+            )
+        self._next += 1
+        return _free(np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8))
+
+    def _open(self) -> None:
+        self._capture = cv2.VideoCapture(str(self._path))
+        self._next = 0
+
+
+def open_sources(texts: Sequence[str], every: int = 1) -> tuple[Source, ...]:
+    """Open sources written KIND=PATH or KIND=PATH:SPLIT.
+
+    KIND: a dataset's name, `folder`, `scenery` or `video`. every: of a video's frames, each n-th is taken. A source is
+    named by its kind; the second of a kind is KIND2.
+
+    Raises:
+        DatasetError: unknown kind, no such folder or file, or no frame in it.
+    """
+    sources: list[Source] = []
+    for text in texts:
+        kind, equals, path = text.partition("=")
+        if not equals:
+            raise DatasetError(f"{text!r} is not of the form KIND=PATH, for example folder=/data/pictures")
+        count = 1 + sum(source.kind == kind for source in sources)
+        source = _open(kind, path, kind if count == 1 else f"{kind}{count}", every)
+        _check(source, text)
+        sources.append(source)
+    if not sources:
+        raise DatasetError("no frames to label; give at least one source, for example folder=/data/pictures")
+    return tuple(sources)
+
+
+def _open(kind: str, path: str, name: str, every: int) -> Source:
+    if kind == VIDEO:
+        return VideoFrames(name, Path(path).expanduser(), every)
+    if kind in (FOLDER, SCENERY):
+        return PictureFolder(name, kind, Path(path).expanduser())
+    if kind in DATASETS:
+        return DatasetFrames(name, open_dataset(kind, path))
+    raise DatasetError(unknown_name("kind of frames", kind, (FOLDER, SCENERY, VIDEO, *DATASETS)))
+
+
+def _check(source: Source, text: str) -> None:
+    if len(source) == 0:
+        raise DatasetError(f"{text!r} holds no frame")
+    if len(set(source.frame_names)) < len(source):
+        raise DatasetError(f"{text!r} has frames whose names differ only by folder or file ending; rename them")
+
+
+def _free(image: RgbImage, classes: Sequence[str] = _ALL, ignored: npt.NDArray[np.bool_] | None = None) -> Unlabelled:
+    """Return a frame without own labels, whose pixels may be of these classes, but for those to ignore."""
+    codes = np.full(image.shape[:2], FREE, np.uint8)
+    if ignored is not None:
+        codes[ignored] = UNLABELLED
+    choices = np.zeros((256, len(CITYSCAPES)), np.bool_)
+    choices[FREE] = [info.name in classes for info in CITYSCAPES]
+    return Unlabelled(image, codes, choices)

@@ -1,0 +1,166 @@
+"""What a pixel's label is, given what teachers see and what the frame's own labels allow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+
+from anomseg_ros.core.labels import (
+    CAMVID,
+    CITYSCAPES,
+    CITYSCAPES_CLASSES_OF,
+    KNOWN_UNCERTAIN,
+    UNLABELLED,
+    cityscapes_choices,
+    counted_labels,
+    label_set,
+)
+from anomseg_ros.datasets.pseudo_label import LabelConfig, TeacherInfo, label_frame, view_size
+from anomseg_ros.datasets.pseudo_label_sources import FREE, Unlabelled
+from anomseg_ros.errors import ConfigError
+
+ID = {info.name: info.train_id for info in CITYSCAPES}
+OWN = {info.name: info.train_id for info in CAMVID}
+
+
+class Says:
+    """A teacher that gives every pixel these probabilities, view by view, and counts how often it is asked."""
+
+    def __init__(self, *views: dict[str, float]) -> None:
+        self.info = TeacherInfo("says", "", "numpy")
+        self.given, self.asked = views, 0
+
+    def look(
+        self, image: np.ndarray, size_px: tuple[int, int], scales: Sequence[float], flip: bool
+    ) -> Iterator[np.ndarray]:
+        self.asked += 1
+        for view in self.given:
+            probabilities = np.zeros((19, *size_px), np.float32)
+            for name, value in view.items():
+                probabilities[ID[name]] = value
+            yield probabilities
+
+
+def frame(*codes: int, choices: np.ndarray | None = None) -> Unlabelled:
+    """A frame of one row of pixels with these codes."""
+    if choices is None:
+        choices = np.zeros((256, 19), bool)
+        choices[FREE] = True
+    return Unlabelled(np.zeros((1, len(codes), 3), np.uint8), np.array([codes], np.uint8), choices)
+
+
+def one(given: Unlabelled, *teachers: Says, known: bool = False, **options: object) -> tuple[int, float, float]:
+    """Return label, confidence and agreement of the first pixel, the latter two as bytes."""
+    done = label_frame(given, teachers, LabelConfig(**options), known=known)  # type: ignore[arg-type]
+    return int(done.labels[0, 0]), int(done.confidence[0, 0]), int(done.agreement[0, 0])
+
+
+def test_the_class_is_that_of_the_largest_mean() -> None:
+    first, second = Says({"road": 0.9, "car": 0.1}, {"road": 0.6, "car": 0.4}), Says({"road": 0.3, "car": 0.7})
+    assert one(frame(FREE), first, second) == (ID["road"], round(0.6 * 255), round(2 / 3 * 255))
+    sure = Says({"car": 1.0}, {"car": 0.9})
+    assert one(frame(FREE), first, sure)[0] == ID["car"]
+
+
+@pytest.mark.parametrize(("options", "label"), [({}, UNLABELLED), ({"uncertain_known": True}, KNOWN_UNCERTAIN)])
+def test_below_the_confidence_the_class_is_uncertain(options: dict[str, bool], label: int) -> None:
+    teacher = Says({"road": 0.45, "sidewalk": 0.4, "car": 0.15})
+    assert one(frame(FREE), teacher, **options)[0] == label
+    assert one(frame(FREE), teacher, known=True)[0] == KNOWN_UNCERTAIN
+    assert one(frame(FREE), teacher, confidence=0.4, **options)[0] == ID["road"]
+
+
+def test_what_a_teacher_gives_to_no_class_lowers_the_confidence() -> None:
+    assert one(frame(FREE), Says({"road": 0.3}), confidence=0.5) == (UNLABELLED, round(0.3 * 255), 255)
+
+
+def test_what_a_teacher_gives_to_an_excluded_class_makes_a_pixel_without_own_label_uncertain() -> None:
+    choices = np.zeros((256, 19), bool)
+    choices[FREE, [ID["terrain"], ID["sky"]]] = True
+    given = frame(FREE, choices=choices)
+    assert one(given, Says({"person": 0.6, "terrain": 0.4}), known=True) == (KNOWN_UNCERTAIN, round(0.4 * 255), 255)
+    assert one(given, Says({"person": 0.3, "terrain": 0.7}), known=True)[0] == ID["terrain"]
+
+
+def test_own_labels_are_kept_and_no_teacher_asked() -> None:
+    teacher = Says({"sky": 1.0})
+    codes = (ID["road"], UNLABELLED, ID["bicycle"])
+    done = label_frame(frame(*codes, choices=cityscapes_choices("cityscapes")), (teacher,), LabelConfig(), known=False)
+    assert done.labels.tolist() == [list(codes)]
+    assert done.confidence.tolist() == done.agreement.tolist() == [[255, 0, 255]]
+    assert teacher.asked == 0
+
+
+def test_a_teacher_chooses_within_coarser_own_labels() -> None:
+    camvid = cityscapes_choices("camvid")
+    teacher = Says({"sky": 0.9, "bus": 0.06, "car": 0.04}, {"sky": 0.9, "bus": 0.04, "car": 0.02})
+    label, confidence, agreement = one(frame(OWN["car"], choices=camvid), teacher)
+    # Among what "car" may be: 0.10 of 0.16 for a bus, in both views.
+    assert (label, confidence, agreement) == (ID["bus"], round(0.1 / 0.16 * 255), 255)
+    assert one(frame(OWN["road"], choices=camvid), teacher) == (ID["road"], 255, 255)
+
+
+def test_uncertain_within_own_labels_is_known() -> None:
+    torn = Says({"vegetation": 0.3, "terrain": 0.29, "sky": 0.41})
+    given = frame(OWN["tree"], choices=cityscapes_choices("camvid"))
+    assert one(given, torn, confidence=0.6)[0] == KNOWN_UNCERTAIN
+    assert one(given, Says({"sky": 1.0}), confidence=0.6)[0] == KNOWN_UNCERTAIN
+
+
+def test_what_nothing_allows_stays_unlabelled() -> None:
+    mixed = frame(UNLABELLED, FREE)
+    done = label_frame(mixed, (Says({"road": 1.0}),), LabelConfig(uncertain_known=True), known=True)
+    assert done.labels.tolist() == [[UNLABELLED, ID["road"]]]
+    assert done.confidence.tolist() == [[0, 255]] and done.agreement.tolist() == [[0, 255]]
+
+
+def test_frames_and_own_labels_are_resized() -> None:
+    codes = np.array([[ID["road"], ID["sky"]]], np.uint8)
+    given = Unlabelled(np.array([[[0] * 3, [200] * 3]], np.uint8), codes, cityscapes_choices("cityscapes"))
+    done = label_frame(given, (), LabelConfig(size_px=(2, 4)), known=False)
+    assert done.labels.tolist() == [[0, 0, 10, 10]] * 2
+    assert done.image.shape == (2, 4, 3) and done.image[0, 0, 0] < done.image[0, 3, 0]
+
+
+def test_views_keep_the_frames_shape() -> None:
+    picture = np.zeros((360, 480, 3), np.uint8)
+    assert view_size(picture, (512, 1024), 1.0) == (627, 836)
+    assert view_size(picture, (512, 1024), 0.5) == (314, 418)
+    assert view_size(np.zeros((1024, 2048, 3), np.uint8), (512, 1024), 1.0) == (512, 1024)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"confidence": 1.2}, "confidence is 1.2; expected 0 to 1"),
+        ({"scales": ()}, r"scales are \(\)"),
+        ({"scales": (0.0, 1.0)}, "each above 0"),
+        ({"size_px": (0, 8)}, r"size is \(0, 8\)"),
+    ],
+)
+def test_options_that_cannot_be(options: dict[str, object], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        LabelConfig(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", CITYSCAPES_CLASSES_OF)
+def test_every_class_of_a_label_set_has_choices(name: str) -> None:
+    table = cityscapes_choices(name)
+    for info in label_set(name):
+        chosen = {CITYSCAPES[train_id].name for train_id in np.flatnonzero(table[info.train_id])}
+        assert chosen == set(CITYSCAPES_CLASSES_OF[name][info.name]) != set()
+    assert table[KNOWN_UNCERTAIN].all() and not table[UNLABELLED].any()
+    assert table.any(axis=1).sum() == len(label_set(name)) + 1
+
+
+def test_a_label_set_without_a_table() -> None:
+    with pytest.raises(ConfigError, match="unknown label set with Cityscapes' classes 'ade'"):
+        cityscapes_choices("ade")
+
+
+def test_uncertain_pixels_are_counted_as_unlabelled() -> None:
+    labels = np.array([[0, KNOWN_UNCERTAIN, 254, UNLABELLED]], np.uint8)
+    assert counted_labels(labels).tolist() == [[0, 255, 254, 255]]
+    assert labels[0, 1] == KNOWN_UNCERTAIN
