@@ -18,7 +18,7 @@ from anomseg_ros.backends.options import BackendOptions
 from anomseg_ros.commands import options
 from anomseg_ros.commands.demo_drive import SYNTHETIC_FRAMES, SYNTHETIC_SEED, DemoDrive, open_drive, synthetic_drive
 from anomseg_ros.commands.demo_frames import ShownDrive, show_drive
-from anomseg_ros.commands.demo_page import write_page
+from anomseg_ros.commands.demo_page import pace, write_page
 from anomseg_ros.core.bundle import Bundle, load_bundle
 from anomseg_ros.core.resources import DEMO_BUNDLE, ROAD_BUNDLE, SYNTHETIC_BUNDLE, find_bundle
 from anomseg_ros.errors import ConfigError
@@ -81,9 +81,7 @@ def main(argv: list[str]) -> int:
     result = _result(drive, bundle, rate, run, shown)
     (args.output / "result.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
     page = write_page(args.output / "index.html", result, shown, run.detector)
-    _print_result(result)
-    console = Console()
-    console.print(f"{len(shown.frames)} frames shown; open {page}", soft_wrap=True, markup=False, highlight=False)
+    _print_result(result, page)
     return 0 if result.published else 1
 
 
@@ -188,13 +186,11 @@ def _result(drive: DemoDrive, bundle: Bundle, rate: float, run: LiveRun, shown: 
     )
 
 
-def _print_result(result: DemoResult) -> None:
-    title = f"{result.drive} through {result.bundle} on {result.backend}, at {result.rate:g} times its speed"
-    table = Table(title=title)
-    for column in ("frames in", "out", "dropped", "lost", "bad", "latency, ms", "p50", "p95", "p99"):
-        table.add_column(column, justify="right")
-    counts = [str(count) for count in (result.frames_in, result.published, result.dropped, result.lost, result.bad)]
+def _print_result(result: DemoResult, page: Path) -> None:
+    console = Console()
+    counts = f"{result.frames_in} frames in, {result.published} out, {result.dropped} dropped, {result.lost} lost"
+    table = Table("latency", "p50, ms", "p95, ms", "p99, ms", title=f"{counts}, {result.bad} bad", title_justify="left")
     for name, values in (("frame to listener", result.age_ms), ("arrival to output", result.processing_ms)):
-        table.add_row(*counts, name, *(f"{values[key]:.1f}" if key in values else "-" for key in ("p50", "p95", "p99")))
-        counts = [""] * 5
-    Console().print(table)
+        table.add_row(name, *(f"{values[key]:.1f}" if key in values else "-" for key in ("p50", "p95", "p99")))
+    console.print(table)
+    console.print(f"{pace(result)}\nopen {page}", soft_wrap=True, markup=False, highlight=False)

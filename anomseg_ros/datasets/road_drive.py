@@ -159,7 +159,8 @@ def _paste(
     if bottom_px - height_px > image.shape[0] or not -width_px / 2 < middle_px < image.shape[1] + width_px / 2:
         return
     _shade(image, middle_px, bottom_px, width_px)
-    place_px = (round(bottom_px - height_px), round(middle_px - width_px / 2))
+    # Whole pixels, as the scaled object has; its foot is what must be in its place.
+    place_px = (round(bottom_px) - int(height_px), round(middle_px - int(width_px) / 2))
     paste_at(image, labels, drawn, scale, place_px, _FEATHER_PX, _TONE_MATCH)
 
 
