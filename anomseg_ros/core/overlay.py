@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from anomseg_ros.core.labels import UNLABELLED, ClassInfo, palette
 from anomseg_ros.core.preprocess import resized_labels, resized_scores
-from anomseg_ros.core.scores import SCORES
+from anomseg_ros.core.scores import score_facts
 from anomseg_ros.core.types import LabelImage, Mask, RgbImage, ScoreMap
 
 ANOMALY_COLOR = (255, 40, 0)
@@ -56,12 +56,12 @@ def score_range(name: str, num_classes: int) -> tuple[float, float]:
 
     num_classes: known ones. Probabilities are drawn from 0 to 1, entropy to ln C, scores without bounds in UNBOUNDED.
     """
-    return SCORES[name].drawn_range(num_classes)
+    return score_facts(name).drawn_range(num_classes)
 
 
 def lowest_score(name: str) -> float:
     """Return the lower end of `score_range`, which is also what ignored pixels are given."""
-    return SCORES[name].drawn_range(2)[0]
+    return score_facts(name).drawn_range(2)[0]
 
 
 def overlay(image: RgbImage, labels: LabelImage, mask: Mask | None, colors: npt.NDArray[np.uint8]) -> RgbImage:

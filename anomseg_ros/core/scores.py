@@ -135,11 +135,18 @@ SCORES: dict[str, Score] = {
     ),
 }
 
+_FOREIGN = Score("as recorded", max_logit, "", bounded=False)
+
 SCORE_NAMES = tuple(SCORES)
 CONFIDENCE_SCORE = "msp"
 """The score that is 1 - confidence in the predicted class."""
 DEFAULT_SCORES = ("max_logit", "msp", "max_entropy")
 """What export puts into a graph, the default score first, where none are asked for; behind `void` with a void class."""
+
+
+def score_facts(name: str) -> Score:
+    """Return what is known of a score; of one that no graph of ours computed, such as a recorded map, almost nothing."""
+    return SCORES.get(name, _FOREIGN)
 
 
 def check_score_names(names: tuple[str, ...], void_class: int | None) -> None:

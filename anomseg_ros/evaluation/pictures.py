@@ -12,7 +12,7 @@ from anomseg_ros.core.detector import Detector
 from anomseg_ros.core.labels import palette
 from anomseg_ros.core.overlay import ANOMALY_COLOR, heat_map, overlay, score_range
 from anomseg_ros.core.preprocess import resized_labels
-from anomseg_ros.core.scores import SCORES
+from anomseg_ros.core.scores import score_facts
 from anomseg_ros.core.types import Outputs
 from anomseg_ros.datasets.base import ANOMALY, Dataset, LabelledFrame
 from anomseg_ros.evaluation.measures import road_of, scores_in_protocol
@@ -83,6 +83,6 @@ def _draw(frame: LabelledFrame, outputs: Outputs, result: Result, contract: Cont
 def _range(result: Result, contract: Contract) -> tuple[float, float]:
     """Return the range to draw in: that of the scores met, where the score has no natural one."""
     edges = result.curves.histogram_edges
-    if not SCORES[result.score].bounded and edges:
+    if not score_facts(result.score).bounded and edges:
         return edges[0], edges[-1]
     return score_range(result.score, contract.known_count)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anomseg_ros.core.bundle import Contract
-from anomseg_ros.core.scores import SCORES
+from anomseg_ros.core.scores import score_facts
 from anomseg_ros.core.thresholds import Threshold
 from anomseg_ros.evaluation.measures import Key, Measures
 from anomseg_ros.evaluation.results import AtThreshold, Components, Curves, FrameResult, Result
@@ -198,7 +198,7 @@ def _calibration(key: Key, measures: Measures) -> Reliability | None:
     """Return the calibration of a probability against anomaly masks or labels; other scores have none."""
     score, name = key
     accumulator = measures.curves.get(key)
-    event = SCORES[score].probability_of
+    event = score_facts(score).probability_of
     if event == "anomaly" and isinstance(accumulator, PixelCurves) and accumulator.anomaly_px:
         return reliability(accumulator, score_is_probability_of_anomaly=True)
     mistakes = measures.mistakes.get(protocol(name).size_px)
