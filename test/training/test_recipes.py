@@ -11,8 +11,9 @@ import pytest
 import torch
 from dataset_trees import write
 
+from anomseg_ros.cli import main
 from anomseg_ros.core.labels import CAMVID, CITYSCAPES
-from anomseg_ros.networks import network_class
+from anomseg_ros.networks import build_network, network_class
 from anomseg_ros.networks.base import IMAGENET_MEAN, IMAGENET_STD, SegmentationNetwork
 from anomseg_ros.networks.checkpoints import load_checkpoint, save_checkpoint
 from anomseg_ros.training.backbones import BACKBONES
@@ -24,7 +25,7 @@ QUICK = {"enet-camvid-void", "mide_net-distilled", "erfnet_encoder-camvid"}
 """Those that the fast tests train, too: pasted outliers, a teacher, one stage of two."""
 
 RECIPES = {path.stem: path for path in sorted((ROOT / "config" / "train").glob("*.yaml"))}
-KNOWN = {"camvid": len(CAMVID), "cityscapes": len(CITYSCAPES), "synthetic": len(CITYSCAPES)}
+KNOWN = {"camvid": len(CAMVID)} | dict.fromkeys(("cityscapes", "synthetic", "pseudo_label"), len(CITYSCAPES))
 SIZE_PX = (64, 96)
 SYNTHETIC = "7:2"
 
@@ -123,7 +124,22 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             train_ids[train_ids == 19] = 255
             write(city / "leftImg8bit" / split / "ulm" / f"{id_}_leftImg8bit.png", image)
             write(city / "gtFine" / split / "ulm" / f"{id_}_gtFine_labelTrainIds.png", train_ids)
-    return {"camvid": str(root / "camvid"), "cityscapes": str(root / "cityscapes"), "synthetic": SYNTHETIC}
+    return {
+        "camvid": str(root / "camvid"),
+        "cityscapes": str(root / "cityscapes"),
+        "synthetic": SYNTHETIC,
+        "pseudo_label": str(labelled(root / "cityscapes", root / "labelled")),
+    }
+
+
+def labelled(cityscapes: Path, output: Path) -> Path:
+    """The frames of both splits as `datasets pseudo-label` writes them; their own labels leave a teacher no choice."""
+    teacher = build_network("mide_net", len(CITYSCAPES)).eval()
+    save_checkpoint(output.with_suffix(".safetensors"), teacher, {})
+    words = ["datasets", "pseudo-label", "--output", str(output), "--validation", "cityscapes2-*"]
+    words += ["--teacher", f"mide_net={output.with_suffix('.safetensors')}"]
+    assert main([*words, "--frames", *(f"cityscapes={cityscapes}:{split}" for split in ("train", "val"))]) == 0
+    return output
 
 
 def tiny(name: str, data: str) -> TrainConfig:
@@ -135,6 +151,8 @@ def tiny(name: str, data: str) -> TrainConfig:
     changes += ["run.epochs=2", "run.batch_size=2", "run.precision=32-true", "run.compile=false", "run.threads=1"]
     changes += ["run.accelerator=cpu", "run.validate_every=2", "run.accumulate=1"]
     changes += ["data.validation_path=9:1"] if data == SYNTHETIC else []
+    if not isinstance(load(name).data.cut_paste.objects, str):  # folders of a user's own
+        changes.append("data.cut_paste.objects=procedural")
     return load(name, *changes)
 
 
