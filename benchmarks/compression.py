@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,20 +23,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, write_result
+from common import DATA, RESULTS, WEIGHTS, finished, run, write_result
 from compression_table import SETS, as_markdown
 
 from anomseg_ros.backends import open_detector
-from anomseg_ros.cli import main as anomseg
 from anomseg_ros.compression.cost import graph_cost
 from anomseg_ros.core.bundle import GRAPH_FILE, load_bundle
 from anomseg_ros.datasets import open_named
 from anomseg_ros.networks import build_network
 from anomseg_ros.networks.checkpoints import save_checkpoint
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-DATA = Path(os.environ.get("ANOMSEG_DATA", SHARED / "data"))
-WEIGHTS = Path(os.environ.get("ANOMSEG_WEIGHTS", SHARED / "weights"))
 TABLE = Path(__file__).resolve().parent / "compression.md"
 
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -280,21 +275,6 @@ def accuracy(case: Case, folder: Path, bundle: Path, backend: str) -> dict[str, 
         elif row["score"] == case.score:
             figures[row["dataset"]] = {"auprc": row["auprc"], "fpr95": row["fpr95"]}
     return figures
-
-
-def finished(output: Path, words: list[str]) -> Path:
-    """Return a bundle, made by the command unless it is there."""
-    if not (output / "bundle.yaml").is_file():
-        run(words)
-    return output
-
-
-def run(words: list[str]) -> None:
-    """Run a command as a user would; stop where it fails."""
-    print("anomseg", *words, flush=True)
-    status = anomseg(words)
-    if status:
-        raise SystemExit(status)
 
 
 if __name__ == "__main__":

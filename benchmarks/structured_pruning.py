@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import write_result
+from common import DATA, write_result
 
 from anomseg_ros.cli import main as anomseg
 from anomseg_ros.compression.pruned_bundle import CHECKPOINT_FILE
 from anomseg_ros.core.bundle import load_bundle
 
-CAMVID = Path(os.environ.get("ANOMSEG_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")) / "CamVid"
+CAMVID = DATA / "CamVid"
 SIZE = "512x1024"
 FRACTION = 0.3
 

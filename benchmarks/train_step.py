@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from common import write_result
+from common import DATA, write_result
 
 NETWORKS = ("enet", "erfnet")
 PREFETCHED = 4  # batches that each worker makes ahead (torch's prefetch_factor in training/data.py)
@@ -47,8 +47,7 @@ def main() -> None:
 
 def frames_source() -> tuple[str, str]:
     """Return dataset and path: CamVid, or synthetic frames where it is absent."""
-    shared = Path(os.environ.get("ANOMSEG_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
-    return ("camvid", str(shared / "CamVid")) if (shared / "CamVid").is_dir() else ("synthetic", "0:24")
+    return ("camvid", str(DATA / "CamVid")) if (DATA / "CamVid").is_dir() else ("synthetic", "0:24")
 
 
 def measure(network: str, args: argparse.Namespace) -> dict[str, Any]:

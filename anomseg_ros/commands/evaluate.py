@@ -17,9 +17,11 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from anomseg_ros.commands import options
+from anomseg_ros.commands.robustness_tables import print_robustness
 from anomseg_ros.core.labels import LABEL_SETS
 from anomseg_ros.core.resources import find_bundle
 from anomseg_ros.datasets import DATASETS
+from anomseg_ros.datasets.corruptions import COLLECTIONS, KINDS, SEVERITIES, Corruption, corruptions_of
 from anomseg_ros.errors import ConfigError
 from anomseg_ros.evaluation.evaluate import Outcome, Request, evaluate
 from anomseg_ros.evaluation.machine import describe_machine, package_versions
@@ -43,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluation = evaluation_of(outcome, _command_line("evaluate", argv))
     _write_files(args, evaluation, outcome)
     print_tables(Console(), outcome.results)
+    print_robustness(Console(), outcome.robustness)
     for warning in outcome.warnings:
         console.print(f"warning: {warning}", style="yellow", soft_wrap=True, markup=False, highlight=False)
     for error in outcome.errors:
@@ -60,6 +63,7 @@ def evaluation_of(outcome: Outcome, command: str) -> Evaluation:
         machine=describe_machine(),
         versions=package_versions(),
         settings={**outcome.settings, "errors": list(outcome.errors), "warnings": list(outcome.warnings)},
+        robustness=outcome.robustness,
     )
 
 
@@ -104,6 +108,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args.dataset = [text for text in args.dataset if "=" in text]
     args.score = options.several(args.score)
     args.protocol = [protocol(name).name for name in options.several(args.protocol or ["seeds"])]
+    args.corruptions = _corruptions(args.corrupt, args.severity)
     return args
 
 
@@ -116,12 +121,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--score", nargs="+", action="extend", default=[], metavar="SCORE", help=score_help)
     protocol_help = f"how figures are defined, see docs/evaluate.md: {', '.join(PROTOCOLS)} (default: seeds)"
     parser.add_argument("--protocol", nargs="+", action="extend", default=[], metavar="PROTOCOL", help=protocol_help)
+    options.add_road_region(parser, options.MEASURED_ON_ROAD)
     parser.add_argument("--json", type=Path, help="file for everything measured, and how")
     parser.add_argument("--html", type=Path, help="file for the report, one self-contained page")
     parser.add_argument("--exact", action="store_true", help="no score is rounded, whatever memory that takes")
     parser.add_argument("--allow-partial", action="store_true", help="accept fewer or more frames than published")
     parser.add_argument("--require-miou", action="store_true", help="fail if a bundle's classes do not fit a dataset")
+    target_help = "false-positive rate whose threshold in the bundle is tried on each dataset (default: 0.01)"
+    parser.add_argument("--target-fpr", type=float, default=0.01, metavar="RATE", help=target_help)
     parser.add_argument("--network-only", action="store_true", help="time the network with nothing beside it, only")
+    _add_corruption_options(parser)
     add_worker_options(parser)
     parser.add_argument(
         "--state", type=Path, help="folder that a killed run goes on from (default: JSON name + .state)"
@@ -138,6 +147,36 @@ def _parser() -> argparse.ArgumentParser:
     checkpoint.add_argument("--temperature", type=float, default=1.0, help="T of softmax(z / T)")
     options.add_backend_options(parser)
     return parser
+
+
+def _add_corruption_options(parser: argparse.ArgumentParser) -> None:
+    help_ = (
+        f"measure again under common corruptions: {', '.join(KINDS)}, or a group: {', '.join(COLLECTIONS)} (needs "
+        "anomseg_ros[corruptions], see docs/evaluate.md)"
+    )
+    parser.add_argument("--corrupt", action="append", default=[], metavar="NAME[,NAME…]", help=help_)
+    severity_help = "severities of corruptions, for example 3, 1,3,5 or 2-4 (default: 1-5)"
+    parser.add_argument("--severity", metavar="N", help=severity_help)
+
+
+def _corruptions(given: Sequence[str], severities: str | None) -> tuple[Corruption, ...]:
+    names = options.several(given)
+    if not names and severities is not None:
+        raise ConfigError(f"--severity {severities} is of corruptions; give --corrupt NAME, or all, with it")
+    if not names and given:
+        raise ConfigError(f"--corrupt {given[0]!r} names nothing; give a corruption, a group or all")
+    return corruptions_of(names, SEVERITIES if severities is None else _severities(severities))
+
+
+def _severities(text: str) -> list[int]:
+    numbers: list[int] = []
+    for part in options.names(text) or ("",):
+        low, _, high = part.partition("-")
+        bounds = [int(bound) for bound in (low, high or low) if bound in map(str, SEVERITIES)]
+        if len(bounds) < 2 or bounds[0] > bounds[1]:
+            raise ConfigError(f"--severity {text!r} is not a list of numbers from 1 to 5 such as 3, 1,3,5 or 2-4")
+        numbers += range(bounds[0], bounds[1] + 1)
+    return numbers
 
 
 def add_worker_options(parser: argparse.ArgumentParser) -> None:
@@ -157,12 +196,14 @@ def _request(args: argparse.Namespace, bundles: list[Path]) -> Request:
         bundles=tuple(bundles),
         datasets=tuple(args.dataset),
         scores=args.score,
-        protocols=tuple(args.protocol),
+        protocols=options.with_road(args.protocol, args.road_region),
         exact=args.exact,
         allow_partial=args.allow_partial,
         network_only=args.network_only,
         require_miou=args.require_miou,
+        target_fpr=args.target_fpr,
         pictures=args.html is not None,
+        corruptions=args.corruptions,
         backend=args.backend,
         options=options.backend_options(args),
         workers=Workers(args.workers, args.ray),
@@ -260,6 +301,8 @@ def _columns(dataset: str, results: Sequence[Result]) -> dict[str, str]:
         columns["ECE"] = "ece"
     if any(result.components is not None for result in own):
         columns |= {"sIoU": "components.siou", "PPV": "components.ppv", "F1": "components.f1"}
+    if any(result.at_threshold is not None for result in own):
+        columns["FPR at threshold"] = "at_threshold.fpr"
     return columns or {"AuPRC": "auprc"}
 
 

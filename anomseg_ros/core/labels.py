@@ -102,6 +102,28 @@ def label_set(name: str) -> tuple[ClassInfo, ...]:
     return LABEL_SETS[name]
 
 
+def class_map(known: Sequence[ClassInfo], wanted: Sequence[ClassInfo]) -> tuple[int, ...] | None:
+    """Return 256 train ids of `wanted`, one for each label value of a prediction in the classes `known`.
+
+    Cityscapes' classes are mapped to those of a coarser label set: each to the first one that it may be, so a wall is a
+    building in CamVid. Values without a class become 255. Sets are recognised by the names and train ids of their
+    classes; None for any others.
+    """
+    ours, theirs = _train_ids(known), _train_ids(wanted)
+    for name, choices in CITYSCAPES_CLASSES_OF.items():
+        if (ours, theirs) == (_train_ids(CITYSCAPES), _train_ids(LABEL_SETS[name])):
+            table = [UNLABELLED] * 256
+            for coarse, fine in reversed(choices.items()):
+                for choice in fine:
+                    table[ours[choice]] = theirs[coarse]
+            return tuple(table)
+    return None
+
+
+def _train_ids(classes: Sequence[ClassInfo]) -> dict[str, int]:
+    return {info.name: info.train_id for info in classes}
+
+
 def cityscapes_choices(name: str) -> npt.NDArray[np.bool_]:
     """Return bool (256, 19): for each train id of a label set, which of Cityscapes' classes it may be.
 
@@ -110,7 +132,7 @@ def cityscapes_choices(name: str) -> npt.NDArray[np.bool_]:
     """
     if name not in CITYSCAPES_CLASSES_OF:
         raise ConfigError(unknown_name("label set with Cityscapes' classes", name, CITYSCAPES_CLASSES_OF))
-    train_ids = {info.name: info.train_id for info in CITYSCAPES}
+    train_ids = _train_ids(CITYSCAPES)
     table = np.zeros((256, len(CITYSCAPES)), np.bool_)
     for info in label_set(name):
         for choice in CITYSCAPES_CLASSES_OF[name][info.name]:

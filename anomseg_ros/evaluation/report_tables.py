@@ -106,6 +106,7 @@ def facts(result: Result) -> str:
         ("mIoU, %", percent(result.miou), ""),
         ("ECE, %", percent(result.ece), "calibration error"),
         *_component_facts(result),
+        *_threshold_facts(result),
         ("Pipeline, ms", NOT_MEASURED if result.wall_ms is None else f"{result.wall_ms:.1f}", "per frame, all steps"),
         ("Frames", count(result.frames), f"{count(result.frames_skipped)} skipped" if result.frames_skipped else ""),
         ("Known pixels", count(result.known_px) if result.known_px else NOT_MEASURED, ""),
@@ -156,6 +157,17 @@ def _component_facts(result: Result) -> list[tuple[str, str, str]]:
         ("Component sIoU, %", percent(parts.siou), _at(parts.threshold)),
         ("Component PPV, %", percent(parts.ppv), ""),
         ("Component F1, %", percent(parts.f1), "mean over thresholds"),
+    ]
+
+
+def _threshold_facts(result: Result) -> list[tuple[str, str, str]]:
+    found = result.at_threshold
+    if found is None:
+        return []
+    where = f"score &gt; {found.threshold:.4g}, {text(found.source)}"
+    return [
+        ("FPR at the bundle's threshold, %", percent(found.fpr), where),
+        ("Found at the bundle's threshold, %", percent(found.tpr), "share of the anomalous pixels"),
     ]
 
 

@@ -58,6 +58,20 @@ class Components:
 
 
 @dataclass(frozen=True)
+class AtThreshold:
+    """What the bundle's own threshold does here: shares of known and of anomalous pixels above it, None without any.
+
+    source: the rate that the threshold was calibrated for, and on what. In frames without an anomaly mask every
+    labelled pixel is known.
+    """
+
+    threshold: float
+    source: str
+    fpr: float | None
+    tpr: float | None
+
+
+@dataclass(frozen=True)
 class DriveObject:
     """One object of a drive, followed by overlap: when it appeared (seconds since the first frame), in how many frames
     it was there and detected, its largest area, and the time from appearing to the first detection (None: never)."""
@@ -81,7 +95,10 @@ class DriveSize:
 
 @dataclass(frozen=True)
 class Drive:
-    """A bag as a drive, see bag_drive.py: alarms by their onsets, objects by the time to their first detection."""
+    """A bag as a drive, see bag_drive.py: alarms by their onsets, objects by the time to their first detection.
+
+    road_region: alarms outside this region of the detector's labels are no alarms, and detect nothing; None: no limit.
+    """
 
     threshold: float
     threshold_source: str
@@ -96,6 +113,7 @@ class Drive:
     objects_detected: int = 0
     median_seconds_to_detection: float | None = None
     sizes: tuple[DriveSize, ...] = ()
+    road_region: str | None = None
 
 
 @dataclass(frozen=True)
@@ -139,6 +157,8 @@ class Result:
     best_f1_threshold: float | None = None
     iou: Mapping[str, float] | None = None
     components: Components | None = None
+    at_threshold: AtThreshold | None = None
+    """None where the bundle has no calibrated threshold of the score."""
     ece: float | None = None
     inference_ms: Mapping[str, float] | None = None
     network_ms: Mapping[str, float] | None = None
@@ -164,6 +184,45 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Figures:
+    """AuPRC, FPR95 and mIoU; in a ratio, 1 is no change."""
+
+    auprc: float | None = None
+    fpr95: float | None = None
+    miou: float | None = None
+
+
+@dataclass(frozen=True)
+class CorruptedFigures:
+    """The figures of all frames under one kind of corruption at one severity, 1 to 5."""
+
+    kind: str
+    severity: int
+    frames: int
+    figures: Figures
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """One clean result again under corruptions, see datasets/corruptions.py: the figures of clean frames, their mean
+    over all corruptions, None where one of them lacks the figure, mean over clean, and each corruption's."""
+
+    bundle: str
+    dataset: str
+    score: str
+    protocol: str
+    clean: Figures
+    mean: Figures
+    ratio: Figures
+    corruptions: tuple[CorruptedFigures, ...]
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """The clean result's key."""
+        return self.bundle, self.dataset, self.score, self.protocol
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Results, and everything that is needed to repeat them."""
 
@@ -175,6 +234,8 @@ class Evaluation:
     versions: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The request: bundles with their digests, datasets with their paths and frame counts, options."""
+    robustness: tuple[Robustness, ...] = ()
+    """What corruptions were asked for made of the results; never among the results themselves."""
 
 
 def save_evaluation(evaluation: Evaluation, path: Path) -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from anomseg_ros.bench.published import published_points
+from anomseg_ros.bench.published import published_points, published_rows
 
 
 def test_every_row_is_there() -> None:
@@ -48,3 +48,22 @@ def test_times_are_marked_for_what_they_are() -> None:
         assert point.estimated == point.table.startswith("PTQ")
         assert point.hardware and 1 < point.latency_ms < 5000
         assert all(0 < value < 100 for value in (point.miou, *point.auprc, *point.fpr95))
+
+
+def test_accuracy_without_times() -> None:
+    rows = {row.label: row for row in published_rows()}
+    assert not any("pruned" in label for label in rows)
+    assert rows["DSA-Tiny, outlier exposure"].figure("fpr95", "fs_lost_found") == pytest.approx(0.174)
+    assert rows["EoMT-B, LoRA, outlier class"].figure("auprc", "fs_lost_found") is None
+    assert rows["EoMT-B, LoRA, outlier class"].figure("miou", "cityscapes") is None
+    assert rows["EoMT-B, LoRA, outlier class"].figure("auprc", "road_anomaly") == pytest.approx(0.4269)
+    # MiDE's table 3 and its table 4 print the same ENet and ERFNet.
+    tables = Counter(row.table for row in published_rows())
+    assert tables["MiDE tables 4 and 5"] == 2 and tables["MiDE table 3"] == 4 and tables["PTQ table 7"] == 2
+
+
+def test_a_mean_needs_every_dataset() -> None:
+    row = next(row for row in published_rows() if row.label == "ERFNet, void")
+    assert row.figure("auprc", "road_anomaly_21, fs_static") == pytest.approx((0.1931 + 0.2077) / 2)
+    large = next(row for row in published_rows() if row.label.startswith("EoMT"))
+    assert large.figure("auprc", "road_anomaly_21, fs_lost_found") is None

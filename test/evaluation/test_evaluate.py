@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 from flat_dataset import write_flat_dataset
 
+from anomseg_ros.backends import open_detector
+from anomseg_ros.core.bundle import ThresholdTable, load_bundle, save_bundle
+from anomseg_ros.core.labels import CAMVID, CITYSCAPES
+from anomseg_ros.datasets import open_named
 from anomseg_ros.errors import DatasetError
 from anomseg_ros.evaluation.evaluate import Outcome, Request, evaluate
 from anomseg_ros.evaluation.results import Result
@@ -107,14 +111,84 @@ def test_a_label_of_another_size_stops_before_work_and_names_the_file(request_: 
         evaluate(request_)
 
 
-def test_classes_that_do_not_fit_are_said(request_: Request, tmp_path: Path) -> None:
+def write_camvid(folder: Path) -> str:
+    """Write one frame of the 11 classes; return the command line's NAME=PATH."""
     for part in ("val", "valannot"):
-        (tmp_path / "camvid" / part).mkdir(parents=True)
-    cv2.imwrite(str(tmp_path / "camvid/val/a.png"), np.zeros((48, 96, 3), np.uint8))
-    cv2.imwrite(str(tmp_path / "camvid/valannot/a.png"), np.zeros((48, 96), np.uint8))
-    outcome = evaluate(replace(request_, datasets=(f"camvid={tmp_path / 'camvid'}",)))
+        (folder / part).mkdir(parents=True)
+    generator = np.random.default_rng(3)
+    cv2.imwrite(str(folder / "val/a.png"), generator.integers(0, 256, (48, 96, 3), dtype=np.uint8))
+    cv2.imwrite(str(folder / "valannot/a.png"), generator.integers(0, 12, (48, 96), dtype=np.uint8))
+    return f"camvid={folder}"
+
+
+def renamed(bundle: Path, output: Path) -> Path:
+    """Return a copy of a bundle whose first class has another name."""
+    opened = load_bundle(bundle)
+    first, *others = opened.contract.classes
+    contract = replace(opened.contract, classes=(replace(first, name="carriageway"), *others))
+    return save_bundle(contract, {"model.onnx": opened.graph_path}, output).directory
+
+
+def test_classes_that_do_not_fit_are_said(request_: Request, tmp_path: Path) -> None:
+    bundle = renamed(request_.bundles[0], tmp_path / "renamed")
+    outcome = evaluate(replace(request_, bundles=(bundle,), datasets=(write_camvid(tmp_path / "camvid"),)))
     (error,) = outcome.errors
     assert "19 classes are not the 11 of camvid" in error and "--label-set camvid" in error
+
+
+def test_finer_classes_are_mapped_to_those_of_the_dataset(request_: Request, tmp_path: Path) -> None:
+    dataset = write_camvid(tmp_path / "camvid")
+    request_ = replace(request_, datasets=(dataset,), protocols=("fishyscapes",), require_miou=True)
+    outcome = evaluate(request_)
+    assert not outcome.errors
+    void, msp = outcome.results
+    assert "19 are mapped" in void.notes[0] and msp.ece is None
+    frame = open_named(dataset).load(0)
+    labels = open_detector(request_.bundles[0]).detect(frame.image, source_size=True).labels
+    assert labels is not None and frame.labels is not None
+    names = np.array([info.name for info in CITYSCAPES] + ["void"] * 237)
+    grouped = {"wall": "building", "terrain": "tree", "truck": "car", "rider": "bicyclist", "vegetation": "tree"}
+    spelled = {"sidewalk": "pavement", "person": "pedestrian", "traffic sign": "sign symbol", "bicycle": "bicyclist"}
+    others = {"traffic light": "sign symbol", "motorcycle": "bicyclist", "bus": "car", "train": "car"}
+    groups = grouped | spelled | others
+    predicted = np.vectorize(lambda name: groups.get(name, name))(names[labels])
+    known = frame.labels != 255
+    ious = []
+    for info in CAMVID:
+        ours, theirs = (predicted == info.name) & known, frame.labels == info.train_id
+        ious.append((ours & theirs).sum() / (ours | theirs).sum())
+    assert void.miou == pytest.approx(np.mean(ious))
+
+
+def test_the_threshold_of_the_bundle_is_tried(request_: Request, tmp_path: Path) -> None:
+    opened = load_bundle(request_.bundles[0])
+    image = open_named(request_.datasets[0]).load(0).image  # type: ignore[arg-type]
+    middle = float(np.median(open_detector(opened).detect(image, ("void",)).scores["void"]))
+    table = ThresholdTable("elsewhere", {0.01: 2 * middle, 0.05: middle})
+    contract = replace(opened.contract, thresholds={"void": table})
+    bundle = save_bundle(contract, {"model.onnx": opened.graph_path}, tmp_path / "calibrated").directory
+    datasets = (request_.datasets[0], write_camvid(tmp_path / "camvid"))
+    request_ = replace(request_, bundles=(bundle,), datasets=datasets, target_fpr=0.05)
+    results = evaluate(request_).results
+    assert timeless(evaluate(replace(request_, workers=Workers(2)))) == timeless(evaluate(request_))
+    detector = open_detector(bundle)
+    for name in datasets:
+        dataset, pixels = open_named(name), []
+        for index in range(len(dataset)):
+            frame = dataset.load(index)
+            truth = frame.anomaly if frame.anomaly is not None else np.where(frame.labels == 255, 255, 0)
+            scores = detector.detect(frame.image, ("void",), source_size=True).scores["void"]
+            pixels.append((truth.ravel(), scores.ravel()))
+        truth, scores = (np.concatenate(parts) for parts in zip(*pixels, strict=True))
+        own = [one for one in results if one.dataset == dataset.name and one.protocol != "seeds"]
+        for found in (one.at_threshold for one in own if one.score == "void"):
+            assert found is not None and (found.threshold, found.source) == (middle, "target_fpr 0.05 on elsewhere")
+            assert found.fpr == (scores[truth == 0] > middle).mean()
+            assert found.tpr == ((scores[truth == 1] > middle).mean() if dataset.has_anomalies else None)
+        assert 0 < own[0].at_threshold.fpr < 1  # type: ignore[union-attr]
+        assert all(one.at_threshold is None for one in own if one.score == "msp"), "its default 0.5 is not calibrated"
+    # A rate below every calibrated one has no threshold.
+    assert all(one.at_threshold is None for one in evaluate(replace(request_, target_fpr=0.001)).results)
 
 
 def test_network_only_measures_time_alone(request_: Request) -> None:

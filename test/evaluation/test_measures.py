@@ -12,7 +12,9 @@ from anomseg_ros.errors import MetricError
 from anomseg_ros.evaluation.measures import Measures, MeasureSpec, TimedOutputs, without_times
 from anomseg_ros.evaluation.views import make_view
 
-SPEC = MeasureSpec(("void", "msp"), ("seeds", "fishyscapes", "smiyc"), num_classes=4)
+SPEC = MeasureSpec(
+    ("void", "msp"), ("seeds", "fishyscapes", "smiyc"), num_classes=4, thresholds=(("void", 0.5), ("msp", 0.25))
+)
 
 
 def add_frame(measures: Measures, index: int, *, broken: bool = False) -> None:
