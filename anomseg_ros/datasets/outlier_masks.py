@@ -67,8 +67,8 @@ def without_plain_rim(image: RgbImage, mask: npt.NDArray[np.bool_]) -> npt.NDArr
     plain = (slope < _SMOOTH) & (hue < _SAME_HUE) & (relative > _SHADOW_LIGHT[0]) & (relative < _SHADOW_LIGHT[1])
     _, parts = cv2.connectedComponents((outside | plain).astype(np.uint8), connectivity=4)
     joined = np.isin(parts, np.unique(parts[outside]))
-    left = cv2.morphologyEx((mask & ~joined).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-    left = cv2.morphologyEx(left, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8)).astype(bool) & mask
+    opened = cv2.morphologyEx((mask & ~joined).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    left = cv2.morphologyEx(opened, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8)).astype(bool) & mask
     enough = np.count_nonzero(left) >= _LEAST_LEFT * np.count_nonzero(mask)
     return np.asarray(_largest(left), np.bool_) if enough else mask
 
