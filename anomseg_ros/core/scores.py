@@ -145,7 +145,7 @@ DEFAULT_SCORES = ("max_logit", "msp", "max_entropy")
 
 
 def score_facts(name: str) -> Score:
-    """Return what is known of a score; of one that no graph of ours computed, such as a recorded map, almost nothing."""
+    """Return what the table says of a score; of one that no graph of ours computed, a recorded map, almost nothing."""
     return SCORES.get(name, _FOREIGN)
 
 

@@ -18,9 +18,9 @@ Images (N, 3, H, W) with H and W multiples of 16 give logits (N, C, H / 2, W / 2
 
 Deviations:
 - The published code enlarges the logits with aligned corners, at which upsampling in strips does not work; here it is
-  as for every network of this package (base.py). Up to there both are equal. Of the published weights of scale 2 it
-  changes mIoU on 26 frames of CamVid from 63.7 to 63.7 % and AuPRC / FPR95 of max_logit on RoadAnomaly21 (protocol
-  seeds) from 25.43 / 61.22 to 25.46 / 61.23.
+  as for every network of this package (base.py). Up to there both give the same numbers. Of the published weights of
+  scale 2 it changes mIoU on 26 frames of CamVid from 63.72 to 63.70 %; max_logit on RoadAnomaly21 (protocol seeds) has
+  AuPRC / FPR95 25.46 / 61.23, and 25.43 / 61.22 with the published code.
 - The published decoder has min(classes // 2, 16) channels per pooled size. Here it has the 10 of 20 classes for any
   number, so that weights serve as a start for other classes.
 - The published units that halve the size hold slopes which they do not apply; here they have none.

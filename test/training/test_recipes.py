@@ -11,6 +11,8 @@ import pytest
 import torch
 from dataset_trees import write
 
+from anomseg_ros.catalog.entries import load_catalog
+from anomseg_ros.catalog.store import checkpoint_folder
 from anomseg_ros.cli import main
 from anomseg_ros.core.labels import CAMVID, CITYSCAPES
 from anomseg_ros.networks import build_network, network_class
@@ -69,11 +71,32 @@ def test_the_teacher_has_the_students_classes(name: str) -> None:
     student = load(name)
     assert student.loss.distillation_weight > 0
     for given in student.teachers:
+        assert (given.num_classes or outputs(student)) == outputs(student)
+        if given.checkpoint is not None:
+            continue
         assert given.config in RECIPES
         teacher = load(given.config)
         assert teacher.network.name == given.network
         assert teacher.data.dataset == student.data.dataset
-        assert outputs(teacher) == outputs(student) == (given.num_classes or outputs(student))
+        assert outputs(teacher) == outputs(student)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_checkpoints_that_it_starts_from_are_where_fetch_saves_those_of_the_catalogue(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ANOMSEG_CHECKPOINTS", raising=False)
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    config, published = load(name), {entry.file: entry for entry in load_catalog().checkpoints}
+    initial = config.network.initial
+    given = [] if initial is None else [(config.network.name, initial.checkpoint, initial.num_classes)]
+    given += [(teacher.network, teacher.checkpoint, teacher.num_classes) for teacher in config.teachers]
+    for network, checkpoint, num_classes in given:
+        if checkpoint is not None and checkpoint.startswith("~"):
+            path = Path(checkpoint).expanduser()
+            entry = published[path.name]
+            assert path.parent == checkpoint_folder()
+            assert (entry.network, entry.num_classes) == (network, num_classes)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +196,8 @@ def sources_of(config: TrainConfig, folder: Path) -> Sources:
         name = config.network.name if before is None else before.network.name
         options = {} if before is None else dict(before.network.options)
         classes = given.num_classes or KNOWN[config.data.dataset]
-        initial = fresh_checkpoint(folder / "initial.safetensors", network_class(name)(classes, **options), before)
+        network = network_class(name)(classes, **options)
+        initial = fresh_checkpoint(folder / "initial.safetensors", network, before or config)
     teachers = [
         fresh_checkpoint(
             folder / f"teacher-{number}.safetensors",
