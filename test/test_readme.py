@@ -61,7 +61,7 @@ def test_make_demo_and_make_test_share_an_environment(tmp_path: Path) -> None:
         shutil.copy(ROOT / name, tmp_path)
     pip = "import sys; from pathlib import Path; Path('pip.log').open('a').write(sys.argv[-1] + chr(10))"
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    for name, text in {"python": f"exec {sys.executable} -c \"{pip}\" \"$@\"", "anomseg": "true"}.items():
+    for name, text in {"python": f'exec {sys.executable} -c "{pip}" "$@"', "anomseg": "true"}.items():
         (tmp_path / ".venv" / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / ".venv" / "bin" / name).chmod(0o755)
     stamp = ".venv/.installed"

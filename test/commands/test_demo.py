@@ -194,7 +194,11 @@ def test_the_replay_is_slowed_for_a_slow_network_and_not_for_a_fast_one(tiny_bun
     ],
 )
 def test_mistakes_are_one_line(
-    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from anomseg_ros.cli import main
 

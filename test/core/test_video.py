@@ -58,7 +58,9 @@ def test_a_container_that_states_only_its_duration_may_round(tmp_path: Path) -> 
         list(Video(path))
 
 
-@pytest.mark.parametrize(("data", "message"), [(None, "does not exist"), (b"nothing" * 100, "cannot be opened as a vid")])
+@pytest.mark.parametrize(
+    ("data", "message"), [(None, "does not exist"), (b"nothing" * 100, "cannot be opened as a vid")]
+)
 def test_no_video(data: bytes | None, message: str, tmp_path: Path) -> None:
     if data is not None:
         (tmp_path / "drive.mp4").write_bytes(data)
