@@ -185,8 +185,8 @@ def _mask(result: DemoResult, detector: Mapping[str, str], shown: ShownDrive) ->
     beside = sum(frame.other_alarms > 0 for frame in shown.frames)
     return (
         f"Backend {result.backend}. An anomaly is where {score} is above {threshold} ({source}). An alarm is a region "
-        f"of it of at least {MIN_ALARM_PX} of the network's pixels. It is on the road inside the convex outline of what "
-        f"is labelled so. {beside} of {len(shown.frames)} frames have alarms beside the road."
+        f"of it of at least {MIN_ALARM_PX} of the network's pixels. It is on the road inside the convex outline of "
+        f"what is labelled so. {beside} of {len(shown.frames)} frames have alarms beside the road."
     )
 
 
