@@ -11,10 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from anomseg_ros.backends import BACKENDS
 from anomseg_ros.backends.options import BackendOptions
-from anomseg_ros.core.bundle import Bundle, check_target, check_writable
+from anomseg_ros.core.bundle import Bundle, check_target
 from anomseg_ros.core.image_files import read_image
 from anomseg_ros.core.resources import is_shipped
 from anomseg_ros.core.road_region import SURFACES
+from anomseg_ros.core.staging import check_writable
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import BundleError
 from anomseg_ros.metrics.protocols import on_road

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ import yaml
 from anomseg_ros.core.labels import UNLABELLED, ClassInfo
 from anomseg_ros.core.schema import from_plain, to_plain
 from anomseg_ros.core.scores import SCORES
-from anomseg_ros.core.staging import carry, put_in_place, remove, replace_text, staging_folder
+from anomseg_ros.core.staging import carry, check_writable, put_in_place, remove, replace_text, staging_folder
 from anomseg_ros.core.thresholds import Threshold, ThresholdTable
 from anomseg_ros.errors import BundleError, ConfigError, closest_first, unknown_name
 
@@ -361,15 +360,6 @@ def check_target(directory: Path, overwrite: bool) -> None:
             if not (directory / CONTRACT_FILE).is_file():
                 raise BundleError(f"{directory} exists and is not a bundle: not overwriting it")
         check_writable(next(folder for folder in directory.resolve().parents if folder.exists()))
-
-
-def check_writable(folder: Path) -> None:
-    """Raise BundleError where this process cannot put anything into a folder."""
-    if not folder.is_dir():
-        raise BundleError(f"cannot write below {folder}: it is a file; choose another output")
-    effective = os.access in os.supports_effective_ids
-    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=effective):
-        raise BundleError(f"cannot write to {folder}: permission denied; choose another output")
 
 
 def _refuse_inside(output: Path, bundle: Bundle) -> None:

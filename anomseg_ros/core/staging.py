@@ -15,6 +15,8 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from anomseg_ros.errors import BundleError
+
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 """Of linux/fcntl.h and linux/fs.h, for renameat2(2)."""
 _CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
@@ -126,3 +128,12 @@ def _linked(source: str | Path, target: str | Path) -> None:
         os.link(source, target, follow_symlinks=False)
     except OSError:
         shutil.copy2(source, target, follow_symlinks=False)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise BundleError where this process cannot put anything into a folder."""
+    if not folder.is_dir():
+        raise BundleError(f"cannot write below {folder}: it is a file; choose another output")
+    effective = os.access in os.supports_effective_ids
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=effective):
+        raise BundleError(f"cannot write to {folder}: permission denied; choose another output")

@@ -12,14 +12,13 @@ from typing import Any
 from anomseg_ros.backends import open_detector
 from anomseg_ros.backends.options import BackendOptions
 from anomseg_ros.core.bundle import Bundle, load_bundle
-from anomseg_ros.core.labels import class_map
-from anomseg_ros.core.thresholds import Threshold
 from anomseg_ros.datasets import DATASETS, dataset_type, open_named
 from anomseg_ros.datasets.base import Dataset
 from anomseg_ros.datasets.check import check
 from anomseg_ros.datasets.corruptions import Corruption, corrupt_dataset, library_version
 from anomseg_ros.datasets.kept import keep_frames
 from anomseg_ros.errors import AnomsegError, ConfigError, MetricError
+from anomseg_ros.evaluation.bundle_fit import calibrated_thresholds, compared_classes
 from anomseg_ros.evaluation.component_pass import (
     ComponentTask,
     component_sums,
@@ -192,9 +191,10 @@ def _dataset_name(dataset: Dataset) -> str:
 
 def _plan(request: Request, bundle_name: str, bundle: Bundle, dataset_name: str, dataset: Dataset) -> _Job:
     scores = tuple(dict.fromkeys(map(bundle.check_score, request.scores))) or bundle.contract.score_names
-    classes = _compared_classes(bundle, dataset)
+    classes = compared_classes(bundle, dataset)
     if dataset.classes is not None and classes.count is None and request.require_miou:
         raise ConfigError(f"{dataset.path!r}: {classes.note}")
+    thresholds = calibrated_thresholds(bundle, scores, request.target_fpr)
     spec = MeasureSpec(
         scores=scores,
         protocols=request.protocols,
@@ -203,7 +203,9 @@ def _plan(request: Request, bundle_name: str, bundle: Bundle, dataset_name: str,
         anomalies=dataset.has_anomalies,
         exact=request.exact,
         road=road_of(bundle.contract, request.protocols),
-        thresholds=tuple((score, found.value) for score, found in _thresholds(request, bundle, scores).items()),
+        thresholds=tuple(
+            (score, found.value) for score, found in calibrated_thresholds(bundle, scores, request.target_fpr).items()
+        ),
     )
     if classes.count is None and not dataset.has_anomalies:
         raise MetricError(
@@ -211,48 +213,6 @@ def _plan(request: Request, bundle_name: str, bundle: Bundle, dataset_name: str,
             f"{classes.note or 'no semantic labels either'}"
         )
     return _Job(bundle_name, bundle, dataset_name, dataset, spec, (classes.note,) if classes.note else ())
-
-
-@dataclass(frozen=True)
-class _ComparedClasses:
-    """Classes that mIoU is over, None where it cannot be measured; see MeasureSpec for label_map; note: why, or how."""
-
-    count: int | None = None
-    label_map: tuple[int, ...] | None = None
-    note: str = ""
-
-
-def _compared_classes(bundle: Bundle, dataset: Dataset) -> _ComparedClasses:
-    if dataset.classes is None:
-        return _ComparedClasses()
-    void = bundle.contract.void_class
-    known = [info for index, info in enumerate(bundle.contract.classes) if index != void]
-    ours = {(info.train_id, info.name) for info in known}
-    theirs = {(info.train_id, info.name) for info in dataset.classes}
-    if ours == theirs:
-        return _ComparedClasses(len(theirs))
-    table = class_map(known, dataset.classes)
-    if table is not None:
-        note = f"mIoU is over the {len(theirs)} classes of {dataset.name}; the bundle's {len(ours)} are mapped to them"
-        return _ComparedClasses(len(theirs), table, note)
-    lacking = ", ".join(name for _, name in sorted(theirs - ours)[:3]) or "none"
-    return _ComparedClasses(
-        note=f"mIoU is not measured: the bundle's {len(ours)} classes are not the {len(theirs)} of {dataset.name} (it "
-        f"lacks {lacking}, …); export with --label-set {dataset.label_set} if they are"
-    )
-
-
-def _thresholds(request: Request, bundle: Bundle, scores: Sequence[str]) -> dict[str, Threshold]:
-    """Return the bundle's calibrated thresholds for the rate asked for; scores without one are left out."""
-    found = {}
-    for score in scores:
-        try:
-            threshold = bundle.threshold(score, request.target_fpr)
-        except ConfigError:  # calibrated, but for higher rates only
-            continue
-        if threshold is not None and threshold.calibrated:
-            found[score] = threshold
-    return found
 
 
 def _run(request: Request, job: _Job, progress: Progress) -> tuple[Result, ...]:
@@ -269,7 +229,7 @@ def _run(request: Request, job: _Job, progress: Progress) -> tuple[Result, ...]:
     detector_backend = job.backend or _backend_in_use(request, job)
     names = tuple(info.name for info in job.dataset.classes or ())
     workers = max(1, request.workers.count)
-    thresholds = _thresholds(request, job.bundle, job.spec.scores)
+    thresholds = calibrated_thresholds(job.bundle, job.spec.scores, request.target_fpr)
     identity = Identity(
         job.bundle_name, job.dataset_name, job.bundle.contract, detector_backend, names, workers, thresholds
     )
