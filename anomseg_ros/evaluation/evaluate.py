@@ -203,9 +203,7 @@ def _plan(request: Request, bundle_name: str, bundle: Bundle, dataset_name: str,
         anomalies=dataset.has_anomalies,
         exact=request.exact,
         road=road_of(bundle.contract, request.protocols),
-        thresholds=tuple(
-            (score, found.value) for score, found in calibrated_thresholds(bundle, scores, request.target_fpr).items()
-        ),
+        thresholds=tuple((score, found.value) for score, found in thresholds.items()),
     )
     if classes.count is None and not dataset.has_anomalies:
         raise MetricError(
