@@ -12,7 +12,6 @@ from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
-from rich.measure import Measurement
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
@@ -252,23 +251,18 @@ def _tables(protocol: str, results: Sequence[Result], console: Console) -> list[
     groups: list[list[str]] = []
     for dataset in dict.fromkeys(result.dataset for result in results):
         wider = [*groups[-1], dataset] if groups else [dataset]
-        if groups and _width(_table(protocol, _of(results, wider)), console) <= console.width:
+        if groups and options.full_width(_table(protocol, _of(results, wider)), console) <= console.width:
             groups[-1] = wider
         else:
             groups.append([dataset])
     tables = [_table(protocol, _of(results, group)) for group in groups]
     for table in tables:
-        table.width = _width(table, console)  # a single dataset that is too wide is not squeezed
+        table.width = options.full_width(table, console)  # a single dataset that is too wide is not squeezed
     return tables
 
 
 def _of(results: Sequence[Result], datasets: Sequence[str]) -> list[Result]:
     return [result for result in results if result.dataset in datasets]
-
-
-def _width(table: Table, console: Console) -> int:
-    unlimited = console.options.update(max_width=10_000)
-    return Measurement.get(console, unlimited, table).maximum
 
 
 def _table(protocol: str, results: Sequence[Result]) -> Table:

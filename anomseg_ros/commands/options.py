@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 from anomseg_ros.backends import BACKENDS
 from anomseg_ros.backends.options import BackendOptions
@@ -99,6 +101,12 @@ def names(text: str) -> tuple[str, ...]:
 def several(values: Iterable[str]) -> tuple[str, ...]:
     """Return the names of an option that takes several: `a,b c` is a, b and c; each once, in order."""
     return tuple(dict.fromkeys(name for value in values for name in names(value)))
+
+
+def full_width(table: Table, console: Console) -> int:
+    """Return the columns of the terminal that a table needs if nothing in it is cut."""
+    unlimited = console.options.update(max_width=10_000)
+    return Measurement.get(console, unlimited, table).maximum
 
 
 def progress_bar() -> Progress:

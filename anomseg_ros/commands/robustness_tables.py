@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from anomseg_ros.commands import options
 from anomseg_ros.evaluation.results import Robustness
 from anomseg_ros.evaluation.robustness import FIGURES, NAMES, kinds_of, mean_of, severities_of
 
@@ -15,14 +16,19 @@ def print_robustness(console: Console, robustness: Sequence[Robustness]) -> None
     """Print clean figures, means and ratios of everything, then kinds by severities of the first score of each job."""
     if not robustness:
         return
-    console.print(_summary(robustness), crop=False, no_wrap=True, overflow="ignore")
+    _print_whole(console, _summary(robustness))
     first: dict[tuple[str, str, str], Robustness] = {}
     for one in robustness:
         first.setdefault((one.bundle, one.dataset, one.protocol), one)
     for one in first.values():
         for figure in FIGURES:
             if getattr(one.clean, figure) is not None:
-                console.print(_detail(one, figure), crop=False, no_wrap=True, overflow="ignore")
+                _print_whole(console, _detail(one, figure))
+
+
+def _print_whole(console: Console, table: Table) -> None:
+    table.width = options.full_width(table, console)
+    console.print(table, crop=False, no_wrap=True, overflow="ignore")
 
 
 def _summary(robustness: Sequence[Robustness]) -> Table:

@@ -63,7 +63,7 @@ def test_corruptions_are_printed_written_and_kept_apart(
     assert [(c.kind, c.severity) for c in void.corruptions] == [(kind, n) for kind in kinds for n in (1, 4, 5)]
     assert void.clean.auprc == evaluation.results[0].auprc and evaluation.versions["imagecorruptions-imaug"]
     out = capsys.readouterr().out
-    assert "ratio of the mean to clean" in out and ", void (seeds): AuPRC by severity" in out
+    assert "…" not in out and "ratio of the mean to clean" in out and ", void (seeds): AuPRC by severity" in out
     for value in (void.mean.auprc, *(cell.figures.fpr95 for cell in void.corruptions)):
         assert f"{100 * (value or 0):.2f}" in out
     assert "Under corruptions" in (tmp_path / "e.html").read_text() and not (tmp_path / "e.state").exists()
