@@ -345,15 +345,16 @@ def _components(
     request: BagRequest, planned: Sequence[_Planned], measures: Measures
 ) -> tuple[dict[Key, Components], list[str]]:
     """Measure SegmentMeIfYouCan's component metrics where its protocol was asked for and a model can look again."""
-    if request.recorded is not None:
+    thresholds = {} if request.recorded is not None else component_thresholds(measures)
+    if not thresholds:
         return {}, []
-    thresholds, tasks = component_thresholds(measures), []
+    tasks = []
     for bag in planned:
         first = bag.task.first_index
         indices = tuple(n for n in range(len(bag.dataset)) if first + n in measures.done)
         if indices and bag.dataset.has_anomalies:
             tasks.append(ComponentTask(part_task(bag.task, bag.dataset, indices), thresholds))
-    if not thresholds or not tasks:
+    if not tasks:
         return {}, []
     try:
         return components_of(merged_sums(list(run_parts(component_sums, tasks, request.workers))), thresholds), []
