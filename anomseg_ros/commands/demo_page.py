@@ -80,7 +80,7 @@ def _facts(result: DemoResult, shown: ShownDrive) -> str:
         ("Frames", f"{count(result.published)} of {count(result.frames_in)}", "answered by the node"),
         ("Dropped", count(result.dropped), f"{result.lost} lost on the way, {result.bad} unusable"),
         ("Latency", _ms(result.age_ms, "p50"), f"frame to listener, median; p95 {_ms(result.age_ms, 'p95')}"),
-        ("Alarms on the road", count(sum(frame.road_alarms > 0 for frame in shown.frames)), "frames with one or more"),
+        ("Alarms on the road", *_road_alarms(result, shown)),
     ]
     if result.anomalies is not None:
         facts.insert(3, ("Anomalies found", f"{result.found} of {result.anomalies}", "at least half marked in a frame"))
@@ -88,6 +88,16 @@ def _facts(result: DemoResult, shown: ShownDrive) -> str:
         f"<div><dt>{name}</dt><dd>{text(value)}<small>{text(note)}</small></dd></div>" for name, value, note in facts
     )
     return f'<dl class="facts big">{cells}</dl>'
+
+
+def _road_alarms(result: DemoResult, shown: ShownDrive) -> tuple[str, str]:
+    """Return how many alarms a frame has on the road, at known anomalies and elsewhere, as a value and its note."""
+    frames = max(len(shown.frames), 1)
+    at_anomalies = sum(frame.on_anomaly for frame in shown.frames) / frames
+    elsewhere = sum(frame.road_alarms for frame in shown.frames) / frames - at_anomalies
+    if result.anomalies is None:
+        return f"{elsewhere:.1f}", "a frame"
+    return f"{at_anomalies:.1f}", f"a frame at anomalies, {elsewhere:.1f} elsewhere on it"
 
 
 def _film(shown: ShownDrive, detector: Mapping[str, str]) -> str:
