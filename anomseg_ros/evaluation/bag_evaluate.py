@@ -90,8 +90,7 @@ class BagRequest:
         limited = [name for name in self.protocols if protocol(name).road_region is not None]
         if limited and self.recorded is not None:
             raise ConfigError(
-                f"protocol {limited[0]!r} needs a model's labels to find the road, and recorded outputs are taken as "
-                "they are; leave the road region out, or --recorded"
+                f"protocol {limited[0]!r} needs a model's labels to find the road; leave it out, or --recorded"
             )
 
     @property
