@@ -9,11 +9,11 @@ import tempfile
 from pathlib import Path
 
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 
 from anomseg_ros.bench.results import BenchReport, Entry
 from anomseg_ros.bench.statistics import Ratio
+from anomseg_ros.commands import options
 from anomseg_ros.errors import ConfigError
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -35,8 +35,7 @@ def print_report(console: Console, report: BenchReport) -> None:
         table.add_column(heading, justify="left" if place < 2 else "right")
     for entry in report.entries:
         table.add_row(*_cells(entry, first, own, accuracy is not None))
-    unlimited = console.options.update(max_width=10_000)
-    table.width = Measurement.get(console, unlimited, table).maximum
+    table.width = options.full_width(table, console)
     console.print(table, crop=False, no_wrap=True, overflow="ignore")
     for warning in (*report.warnings, *(note for entry in report.entries for note in entry.notes)):
         console.print(f"warning: {warning}", style="yellow", soft_wrap=True, markup=False, highlight=False)
