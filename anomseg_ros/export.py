@@ -9,7 +9,7 @@ import copy
 import logging
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,30 +29,25 @@ from anomseg_ros.core.bundle import (
     LABELS_OUTPUT,
     Bundle,
     Contract,
+    Finish,
     InputSpec,
     OutputSpec,
     Provenance,
+    check_target,
     save_bundle,
     sha256_of,
 )
 from anomseg_ros.core.labels import VOID, ClassInfo, label_set
 from anomseg_ros.core.preprocess import tensor_from_frame
-from anomseg_ros.core.scores import check_score_names, reference_score
+from anomseg_ros.core.scores import DEFAULT_SCORES, SCORES, check_score_names, reference_score
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import ConfigError, ExportError
 from anomseg_ros.networks.base import EnlargingSegmentationNetwork, SegmentationNetwork
 from anomseg_ros.networks.checkpoints import load_checkpoint
+from anomseg_ros.networks.score_graphs import score_graph
 from anomseg_ros.networks.strips import StripClassifier, Strips, StripUpsampler
 
 OPSET = 18
-
-SCORE_MEANINGS = {
-    "msp": "1 - max p",
-    "max_logit": "-max z",
-    "max_entropy": "-sum p log p",
-    "energy": "-T log sum exp(z / T)",
-    "void": "probability of the void class",
-}
 
 # float32 sums in another order: the error grows with the size of the logits. Measured: some 1e-6 of it.
 RELATIVE_TOLERANCE = 5e-5
@@ -75,6 +70,7 @@ class ExportConfig:
     resize: str = "bilinear"
     scores: tuple[str, ...] = ()
     temperature: float = 1.0
+    channel_order: str = "rgb"
 
     def classes(self) -> tuple[ClassInfo, ...]:
         """Return one entry per network output; raise ConfigError if the label set does not fit num_classes."""
@@ -92,8 +88,7 @@ class ExportConfig:
 
     def score_names(self) -> tuple[str, ...]:
         """Return the scores to export: those asked for, else void first where there is a void class, then the rest."""
-        defaults = ("max_logit", "msp", "max_entropy")
-        names = self.scores or (("void", *defaults) if self.void_class is not None else defaults)
+        names = self.scores or (("void", *DEFAULT_SCORES) if self.void_class is not None else DEFAULT_SCORES)
         check_score_names(names, self.void_class)
         return names
 
@@ -134,19 +129,27 @@ def export_network(
     frames: Sequence[RgbImage] = (),
     overwrite: bool = False,
     form: type[DetectorGraph] | None = None,
+    files: Mapping[str, Path] | None = None,
+    finish: Finish | None = None,
 ) -> tuple[Bundle, Parity]:
     """Write the bundle of a network and check it on random frames and on `frames` (uint8 (H, W, 3) RGB).
 
-    form: how the graph computes (None: StripGraph). Returns the bundle and how far it is from the network. Raises
-    ExportError, leaving nothing behind, if it is off.
+    form: how the graph computes (None: StripGraph). files: name -> source of files to keep beside the graph. finish:
+    what is measured of the bundle after that check, before it is in place. Returns the bundle and how far it is from
+    the network. Raises ExportError, leaving nothing behind, if it is off.
     """
-    contract = _contract(network_name, config, provenance)
-    graph = (form or StripGraph)(network, config).eval()
+    check_target(output, overwrite)
+    contract = contract_of(network_name, config, provenance)
+    parities = []
+
+    def checked(bundle: Bundle) -> Contract:
+        parities.append(check_parity(bundle, network, [*random_frames(config), *frames]))
+        return bundle.contract if finish is None else finish(bundle)
+
     with tempfile.TemporaryDirectory() as folder:
-        staged = save_bundle(contract, {GRAPH_FILE: _write_onnx(graph, config, Path(folder))}, Path(folder) / "bundle")
-        parity = check_parity(staged, network, [*_random_frames(config), *frames])
-        bundle = save_bundle(contract, {GRAPH_FILE: staged.graph_path}, output, overwrite=overwrite)
-    return bundle, parity
+        made = {GRAPH_FILE: write_graph(network, config, Path(folder), form), **(files or {})}
+        bundle = save_bundle(contract, made, output, overwrite=overwrite, finish=checked)
+    return bundle, parities[0]
 
 
 class DetectorGraph(nn.Module):
@@ -179,28 +182,13 @@ class DetectorGraph(nn.Module):
         return torch.where(small == self.config.void_class, torch.tensor(VOID.train_id, dtype=torch.uint8), small)
 
     def scores(self, logits: torch.Tensor) -> list[torch.Tensor]:
-        """Return one float32 (1, H, W) per score name, by formulas without Softmax: on the channel axis it takes
-        twenty times as long as the exponential and a sum in ONNX Runtime."""
-        return [self._score(name, logits) for name in self.config.score_names()]
-
-    def _score(self, name: str, logits: torch.Tensor) -> torch.Tensor:
-        temperature = self.config.temperature
-        if name == "void":
-            # 1 / sum exp(z - z_void): overflow gives 1 / inf = 0, which is what such a probability rounds to.
-            void = self.config.void_class
-            return 1.0 / torch.exp(_scaled(logits - logits[:, void : void + 1], temperature)).sum(dim=1)  # type: ignore[operator]
+        """Return one float32 (1, H, W) per score name."""
         known = logits if len(self.known) == logits.shape[1] else self._known_logits(logits)
-        if name == "max_logit":
-            return -known.amax(dim=1)
-        peak = known.amax(dim=1, keepdim=True)
-        shifted = _scaled(known - peak, temperature)
-        exponentials = torch.exp(shifted)
-        total = exponentials.sum(dim=1)
-        if name == "msp":
-            return 1.0 - 1.0 / total
-        if name == "max_entropy":
-            return torch.log(total) - (exponentials * shifted).sum(dim=1) / total
-        return -(peak[:, 0] + temperature * torch.log(total))
+        return [self._score(name, known, logits) for name in self.config.score_names()]
+
+    def _score(self, name: str, known: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        parts = (known, logits[:, self.config.void_class]) if SCORES[name].needs_void else (known,)
+        return score_graph(name)(*parts, self.config.temperature)
 
     def _known_logits(self, logits: torch.Tensor) -> torch.Tensor:
         if self.config.void_class == logits.shape[1] - 1:
@@ -241,10 +229,6 @@ def leaky(network: SegmentationNetwork) -> SegmentationNetwork:
             if isinstance(child, nn.PReLU) and child.num_parameters == 1:
                 setattr(module, name, nn.LeakyReLU(float(child.weight.detach())))
     return network
-
-
-def _scaled(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    return logits if temperature == 1.0 else logits / temperature
 
 
 def pixels_to_input(image: torch.Tensor) -> torch.Tensor:
@@ -316,17 +300,18 @@ class _FrameParity:
         return RELATIVE_TOLERANCE * max(USUAL_LOGIT, float(np.abs(self.logits).max()))
 
 
-def _contract(network_name: str, config: ExportConfig, provenance: Provenance) -> Contract:
+def contract_of(network_name: str, config: ExportConfig, provenance: Provenance) -> Contract:
+    """Return the contract of the bundle that a configuration gives, without files. Raises ConfigError."""
     names = config.score_names()
     outputs = [OutputSpec(LABELS_OUTPUT, "uint8", "train ids, 255 = void or unlabelled")]
-    outputs += [OutputSpec(name, "float32", f"{SCORE_MEANINGS[name]}; higher = more anomalous") for name in names]
+    outputs += [OutputSpec(name, "float32", f"{SCORES[name].meaning}; higher = more anomalous") for name in names]
     return Contract(
         format_version=FORMAT_VERSION,
         name=config.name,
         network=network_name,
         precision="fp32",
         classes=config.classes(),
-        input=InputSpec(config.height_px, config.width_px, resize=config.resize),
+        input=InputSpec(config.height_px, config.width_px, config.channel_order, config.resize),
         outputs=tuple(outputs),
         files={},
         void_class=config.void_class,
@@ -335,7 +320,11 @@ def _contract(network_name: str, config: ExportConfig, provenance: Provenance) -
     )
 
 
-def _write_onnx(graph: DetectorGraph, config: ExportConfig, folder: Path) -> Path:
+def write_graph(
+    network: SegmentationNetwork, config: ExportConfig, folder: Path, form: type[DetectorGraph] | None = None
+) -> Path:
+    """Write the ONNX graph of a network, unchecked; return its path. form: how it computes (None: StripGraph)."""
+    graph = (form or StripGraph)(network, config).eval()
     path = folder / GRAPH_FILE
     pixels = torch.zeros((1, config.height_px, config.width_px, 3), dtype=torch.uint8)
     # The exporter tells its progress through warnings and loggers that mean nothing to a user.
@@ -367,7 +356,8 @@ def _drop_origins(path: Path) -> None:
     onnx.save(model, path)
 
 
-def _random_frames(config: ExportConfig) -> list[RgbImage]:
+def random_frames(config: ExportConfig) -> list[RgbImage]:
+    """Return noise and smooth noise at the input's size, to check a graph on."""
     generator = np.random.default_rng(0)
     noise = generator.integers(0, 256, (config.height_px, config.width_px, 3), dtype=np.uint8)
     blurred = np.asarray(cv2.GaussianBlur(noise.astype(np.float32), (0, 0), 8.0))

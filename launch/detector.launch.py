@@ -17,7 +17,8 @@ from lifecycle_msgs.msg import Transition
 
 BOOLEAN = ["true", "false"]
 BACKENDS = ["onnxruntime", "openvino", "torch"]
-SCORES = ["msp", "max_logit", "max_entropy", "energy", "void"]
+SCORES = ["msp", "max_logit", "max_entropy", "energy", "void", "void_entropy"]
+ROAD_REGIONS = ["none", "road", "road_and_sidewalk"]
 PACKAGE = "anomseg_ros"
 NODE = "detector"
 
@@ -79,6 +80,12 @@ def model_arguments() -> list[DeclareLaunchArgument]:
             default_value="",
             description="False-positive rate, 0 to 1, that picks the mask's threshold from the bundle's table.",
         ),
+        DeclareLaunchArgument(
+            "road_region",
+            default_value="",
+            choices=["", *ROAD_REGIONS],
+            description="Limits alarms to the road and what stands on it; none does not.",
+        ),
     ]
 
 
@@ -133,7 +140,7 @@ def overrides(context: LaunchContext) -> dict[str, object]:
     # Typed, or a bundle named 2024 would arrive as an integer.
     given: dict[str, object] = {
         name: ParameterValue(value(context, name), value_type=str)
-        for name in ("image_transport", "bundle", "backend", "precision", "score")
+        for name in ("image_transport", "bundle", "backend", "precision", "score", "road_region")
         if value(context, name)
     }
     if value(context, "target_fpr"):

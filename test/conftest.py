@@ -12,12 +12,16 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import setuptools  # noqa: F401
 
 # setuptools puts its own distutils in place of the standard library's, and torch's compiler refuses to work where a
 # test has imported that one before.
+
+if TYPE_CHECKING:
+    from anomseg_ros.core.bundle import Bundle
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,6 +43,14 @@ def shared_data() -> Path:
 def shared_weights() -> Path:
     """Folder of published checkpoints."""
     return _shared("ANOMSEG_WEIGHTS", "weights")
+
+
+@pytest.fixture(scope="session")
+def painted(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The bundle that reads classes off colours (painted_frames.py)."""
+    from painted_frames import painted_bundle
+
+    return painted_bundle(tmp_path_factory.mktemp("bundles") / "painted")
 
 
 @pytest.fixture(scope="session")

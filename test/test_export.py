@@ -11,7 +11,7 @@ from torch import nn
 from anomseg_ros.backends import open_detector
 from anomseg_ros.core.bundle import Provenance, load_bundle
 from anomseg_ros.core.image_files import read_image
-from anomseg_ros.core.scores import SCORE_NAMES, reference_score
+from anomseg_ros.core.scores import SCORE_NAMES, SCORES, reference_score
 from anomseg_ros.errors import ConfigError, ExportError
 from anomseg_ros.export import (
     DetectorGraph,
@@ -38,7 +38,7 @@ PUBLISHED = {
 def test_fused_scores_equal_the_reference(void_class: int | None, temperature: float) -> None:
     """The contract between core/scores.py and the exported formulas, on logits as large as trained networks give."""
     classes = 19 if void_class is None else 20
-    names = tuple(name for name in SCORE_NAMES if void_class is not None or name != "void")
+    names = tuple(name for name in SCORE_NAMES if void_class is not None or not SCORES[name].needs_void)
     config = ExportConfig("x", classes, void_class, scores=names, temperature=temperature)
     logits = 12 * torch.randn((1, classes, 16, 24), generator=torch.Generator().manual_seed(3))
     graph = DetectorGraph(build_network("mide_net", classes), config)
@@ -56,7 +56,7 @@ def test_fused_scores_survive_huge_logits() -> None:
     assert all(torch.isfinite(score).all() for score in graph.scores(logits))
 
 
-@pytest.mark.parametrize("network", ["enet", "erfnet", "mide_net", "bisenet_v1", "bisenet_v2"])
+@pytest.mark.parametrize("network", ["enet", "erfnet", "mide_net", "bisenet_v1", "bisenet_v2", "espnetv2"])
 @pytest.mark.parametrize("void_class", [None, 19, 7])
 def test_strips_give_what_the_whole_frame_gives(network: str, void_class: int | None) -> None:
     """Of a size that neither the stride nor a strip divides."""

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from anomseg_ros.backends import BACKENDS
+from anomseg_ros.core.road_region import NO_REGION, SURFACES
 from anomseg_ros.core.scores import SCORE_NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,6 +32,7 @@ DETECTOR_ARGUMENTS = {
     "precision",
     "score",
     "target_fpr",
+    "road_region",
     "use_sim_time",
     "autostart",
     "log_level",
@@ -45,6 +47,7 @@ CLOSED_ARGUMENTS = {
     "rviz",
     "backend",
     "score",
+    "road_region",
 }
 
 
@@ -91,6 +94,7 @@ def test_closed_choices_are_the_package_s_tables() -> None:
     }
     assert set(lists["BACKENDS"]) == set(BACKENDS)
     assert set(lists["SCORES"]) == set(SCORE_NAMES)
+    assert lists["ROAD_REGIONS"] == [NO_REGION, *SURFACES]
 
 
 def test_rviz_and_foxglove_show_topics_of_the_node() -> None:

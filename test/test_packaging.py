@@ -153,7 +153,7 @@ def test_installed_files(installer: str, request: pytest.FixtureRequest) -> None
     assert (prefix / "share/ament_index/resource_index/packages/anomseg_ros").is_file()
     for path in sources():
         relative = path.relative_to(ROOT)
-        if relative.parts[0] in ("launch", "config", "models"):
+        if relative.parts[0] in ("launch", "config", "demo", "models"):
             assert (share / relative).read_bytes() == path.read_bytes(), relative
         if relative.parts[0] == "anomseg_ros":
             assert len(list(prefix.glob(f"lib/python*/site-packages/{relative}"))) == 1, relative
@@ -170,6 +170,13 @@ def test_installed_command_runs(installer: str, request: pytest.FixtureRequest, 
     command = prefix / ("bin" if installer == "pip" else "lib/anomseg_ros") / "anomseg"
     output = run([sys.executable, str(command), "--version"], tmp_path, PYTHONPATH=str(packages))
     assert anomseg_ros.__version__ in output
+    words = ["calibrate", "threshold", "enet-camvid", "--dataset", "camvid=absent"]
+    environment = {**os.environ, "PYTHONPATH": str(packages)}
+    refused = subprocess.run(
+        [sys.executable, str(command), *words], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    shipped = prefix / "share" / "anomseg_ros" / "models" / "enet-camvid"
+    assert refused.returncode == 1 and f"{shipped} ships with the package and is not changed" in refused.stderr
 
 
 def test_colcon_takes_it_for_an_ament_python_package() -> None:

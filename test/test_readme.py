@@ -53,6 +53,21 @@ def test_make_targets_exist_and_make_their_own_environment(target: str, tmp_path
     assert done.returncode == 0, done.stderr
     assert "-m venv .venv" in done.stdout and "pip install" in done.stdout
     assert ("anomseg demo drive.mcap" in done.stdout) == (target == "demo")
+    assert ("offline" in done.stdout) == (target != "demo")  # torch is a matter of tests
+
+
+def test_make_demo_and_make_test_share_an_environment(tmp_path: Path) -> None:
+    for name in ("Makefile", "setup.py", "setup.cfg", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    pip = "import sys; from pathlib import Path; Path('pip.log').open('a').write(sys.argv[-1] + chr(10))"
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for name, text in {"python": f'exec {sys.executable} -c "{pip}" "$@"', "anomseg": "true"}.items():
+        (tmp_path / ".venv" / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / ".venv" / "bin" / name).chmod(0o755)
+    stamp = ".venv/.installed"
+    for target in ("demo", "demo", stamp, stamp, "demo"):
+        subprocess.run(["make", target], cwd=tmp_path, check=True, capture_output=True)
+    assert (tmp_path / "pip.log").read_text().split() == [".[ros]", ".[ros,offline,openvino,cluster,dev]"]
 
 
 def test_pip_extras_exist() -> None:

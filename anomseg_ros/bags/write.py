@@ -122,7 +122,7 @@ def write_image_bag(
     paths = _images(images)
     if not paths:
         raise BagError("got no images to write; give at least one")
-    stamps_ns = _stamps_ns(rate_hz, start_time_s)
+    stamps_ns = frame_stamps_ns(rate_hz, start_time_s)
     with BagWriter(
         output,
         storage=storage,
@@ -147,7 +147,7 @@ def write_labelled_frames(
 
     rate_hz, start_time_s: as for write_image_bag. Raises BagError.
     """
-    stamps_ns = _stamps_ns(rate_hz, start_time_s)
+    stamps_ns = frame_stamps_ns(rate_hz, start_time_s)
     count = 0
     for frame in frames:
         image = _encoded(frame.image, ".png", []) if bag.compressed else frame.image
@@ -346,8 +346,11 @@ class BagWriter:
         (self._folder / self.output.name).rename(self.output)
 
 
-def _stamps_ns(rate_hz: float, start_time_s: float | None) -> Callable[[int], int]:
-    """Return the function from a frame's number to its stamp."""
+def frame_stamps_ns(rate_hz: float, start_time_s: float | None) -> Callable[[int], int]:
+    """Return the function from a frame's number to its stamp in nanoseconds.
+
+    rate_hz, start_time_s: as for write_image_bag. Raises BagError for a rate that is not above 0.
+    """
     if not (math.isfinite(rate_hz) and rate_hz > 0):
         raise BagError(f"got a rate of {rate_hz!r} Hz; expected a number above 0")
     start_ns = time.time_ns() if start_time_s is None else round(start_time_s * 1e9)

@@ -12,6 +12,7 @@ import yaml
 from anomseg_ros.core.labels import LABEL_SETS
 from anomseg_ros.core.resources import share_file
 from anomseg_ros.core.schema import from_plain
+from anomseg_ros.core.scores import DEFAULT_SCORES
 from anomseg_ros.errors import ConfigError, unknown_name
 
 FORMAT_VERSION = 1
@@ -77,7 +78,7 @@ class CatalogEntry:
         words += ["--height", str(self.height_px), "--width", str(self.width_px)]
         if self.untrained_class is not None:
             # An output that was never trained says nothing of anomalies: the score void must not be the default.
-            words += ["--void-class", str(self.untrained_class), "--scores", "max_logit,msp,max_entropy"]
+            words += ["--void-class", str(self.untrained_class), "--scores", ",".join(DEFAULT_SCORES)]
         return shlex.join([*words, "--output", self.name])
 
 

@@ -28,7 +28,7 @@ from anomseg_ros.evaluation.pictures import WORST_FRAMES, PictureKey, draw_worst
 from anomseg_ros.evaluation.readout import worst_first
 from anomseg_ros.evaluation.results import Drive, Live, Result, save_evaluation
 from anomseg_ros.evaluation.workers import LOCAL_RAY, Workers
-from anomseg_ros.metrics.protocols import PROTOCOLS
+from anomseg_ros.metrics.protocols import PROTOCOLS, protocol
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=1, help="processes that share the bags; the result is the same")
     ray_help = f"spread the bags over the Ray cluster at this address, or {LOCAL_RAY!r} (needs anomseg_ros[cluster])"
     parser.add_argument("--ray", metavar="ADDRESS", help=ray_help)
+    options.add_road_region(parser, options.MEASURED_ON_ROAD)
     _add_bag_options(parser)
     _add_mode_options(parser)
     options.add_backend_options(parser)
@@ -122,7 +123,7 @@ def _request(args: argparse.Namespace) -> BagRequest:
         bags=tuple(BagSource(bag, args.topic, args.anomaly_topic, args.labels_topic, args.label_set) for bag in bags),
         bundle=bundle,
         scores=args.score,
-        protocols=tuple(dict.fromkeys(args.protocol)),
+        protocols=options.with_road(dict.fromkeys(args.protocol), args.road_region),
         exact=args.exact,
         target_fpr=args.target_fpr,
         threshold=args.threshold,
@@ -170,7 +171,8 @@ def _live(args: argparse.Namespace, request: BagRequest, offline: BagOutcome, li
             lambda done, total: lines(f"{request.names[0]} through the node", done, total),
         )
         recorded = RecordedSource(str(output), score)
-        outcome = evaluate_bags(replace(request, scores=(score,), recorded=recorded))
+        protocols = tuple(name for name in request.protocols if protocol(name).road_region is None)
+        outcome = evaluate_bags(replace(request, scores=(score,), protocols=protocols, recorded=recorded))
     complete = {result.protocol: result for result in offline.results if result.score == score}
     return [
         replace(
@@ -240,6 +242,7 @@ def _settings(args: argparse.Namespace, request: BagRequest, offline: BagOutcome
                 "frames": part.frames,
                 "failure": part.failure,
                 "drive": None if part.drive is None else asdict(part.drive),
+                "road_drive": None if part.road_drive is None else asdict(part.road_drive),
             }
             for part in offline.bags
         ],
@@ -280,11 +283,12 @@ def command_line(command: str, argv: Sequence[str] | None) -> str:
 def _print(outcome: Outcome, bags: Sequence[BagPart]) -> None:
     console, log = Console(), Console(stderr=True)
     print_tables(console, outcome.results)
-    told: set[tuple[str, str]] = set()
+    told: set[tuple[str, str, str | None]] = set()
     for result in outcome.results:
-        if (result.dataset, result.score) in told:
+        of = result.dataset, result.score, protocol(result.protocol).road_region
+        if of in told:
             continue
-        told.add((result.dataset, result.score))
+        told.add(of)
         if result.drive is not None:
             console.print(_drive_table(result, result.drive))
         if result.live is not None:
@@ -301,6 +305,8 @@ def _drive_table(result: Result, drive: Drive) -> Table:
     title = (
         f"{result.dataset}: {result.score} > {drive.threshold:g} ({drive.threshold_source}), {drive.duration_s:.1f} s"
     )
+    if drive.road_region is not None:
+        title += f"; alarms limited to the region {drive.road_region!r}"
     table = Table(title=title, title_justify="left", show_header=False)
     rate = "-" if drive.alarms_per_minute is None else f"{drive.alarms_per_minute:.2f} per minute"
     table.add_row("alarms", f"{drive.alarms} of {drive.min_alarm_px} px or more, {rate}")

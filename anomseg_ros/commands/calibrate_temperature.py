@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -12,19 +14,21 @@ from rich.console import Console
 from anomseg_ros.commands import options
 from anomseg_ros.commands.evaluate import ProgressLines
 from anomseg_ros.compression.reexport import export_config_of, require_same_checkpoint
-from anomseg_ros.core.bundle import Bundle, Contract, Provenance, load_bundle, save_bundle
+from anomseg_ros.core.bundle import GRAPH_FILE, TORCH_FILE, Bundle, Contract, change_bundle, load_bundle
 from anomseg_ros.core.resources import find_bundle
+from anomseg_ros.core.scores import SCORES
 from anomseg_ros.datasets import open_named
 from anomseg_ros.datasets.base import Dataset
 from anomseg_ros.datasets.check import check
 from anomseg_ros.deploy import fit_temperature
-from anomseg_ros.errors import DatasetError
-from anomseg_ros.export import ExportConfig, export_network
+from anomseg_ros.errors import CompressionError, DatasetError
+from anomseg_ros.export import ExportConfig, check_parity, random_frames, write_graph
 from anomseg_ros.metrics.calibration import FittedTemperature
 from anomseg_ros.networks.base import SegmentationNetwork
 from anomseg_ros.networks.checkpoints import load_checkpoint
 
-TEMPERATURE_FREE = ("max_logit",)
+COMMAND = ("anomseg", "calibrate", "temperature")
+TEMPERATURE_FREE = tuple(name for name, score in SCORES.items() if not score.uses_temperature)
 """Scores that the temperature does not enter: their thresholds stay true."""
 
 
@@ -38,18 +42,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", required=True, type=Path, help="that checkpoint: a bundle holds no logits")
     parser.add_argument("--dataset", required=True, metavar="NAME=PATH", help="frames with semantic labels")
     parser.add_argument("--stride", type=int, default=4, help="use every n-th row and column")
-    parser.add_argument("--output", type=Path, help="where to write the bundle (default: where it is)")
+    options.add_changed_bundle(parser)
     parser.add_argument("--allow-partial", action="store_true", help="accept fewer or more frames than published")
     args = parser.parse_args(argv)
 
     bundle = load_bundle(find_bundle(args.bundle))
+    options.check_changed_bundle(args, bundle)
+    _require_float(bundle)
     config = export_config_of(bundle.contract)
     network = _load_same(bundle, args.checkpoint, config)
     dataset = _open_labelled(args.dataset, config, args.allow_partial)
     with ProgressLines() as lines:
         fitted = fit_temperature(network, bundle.contract, dataset, args.stride, lines)
-    command = shlex.join(["anomseg", "calibrate", "temperature", *(argv or [])])
-    written = _export(bundle, network, replace(config, temperature=fitted.temperature), args.output, command)
+    config = replace(config, temperature=fitted.temperature)
+    change = partial(_changed, temperature=fitted.temperature, command=shlex.join([*COMMAND, *(argv or [])]))
+    written = _write(bundle, network, config, change, args.output, args.overwrite)
     _print(bundle.contract, written, fitted)
     return 0
 
@@ -72,15 +79,49 @@ def _open_labelled(text: str, config: ExportConfig, allow_partial: bool) -> Data
     return dataset
 
 
-def _export(
-    bundle: Bundle, network: SegmentationNetwork, config: ExportConfig, output: Path | None, command: str
+def _require_float(bundle: Bundle) -> None:
+    """Refuse bundles whose program is not what the checkpoint gives: it would be replaced by the float graph."""
+    contract = bundle.contract
+    if contract.precision != "fp32":
+        raise CompressionError(
+            f"bundle {contract.name!r} is {contract.precision}, the checkpoint's graph is not; fit the temperature of "
+            "the float bundle that it was made from, then quantize that"
+        )
+    if TORCH_FILE in contract.files:
+        raise CompressionError(
+            f"bundle {contract.name!r} has a {TORCH_FILE}, which holds the temperature as well; fit the temperature of "
+            "the float bundle that it was made from, then make that file again"
+        )
+
+
+def _write(
+    bundle: Bundle,
+    network: SegmentationNetwork,
+    config: ExportConfig,
+    change: Callable[[Contract], Contract],
+    output: Path | None,
+    overwrite: bool,
 ) -> Bundle:
-    provenance: Provenance = replace(bundle.contract.provenance, command=command)
-    target = output or bundle.directory
-    kept = {score: table for score, table in bundle.contract.thresholds.items() if score in TEMPERATURE_FREE}
-    exported, _ = export_network(network, bundle.contract.network, config, target, provenance, overwrite=True)
-    contract = replace(exported.contract, thresholds=kept)
-    return save_bundle(contract, {name: target / name for name in contract.files}, target, overwrite=True)
+    def checked(exported: Bundle) -> Contract:
+        check_parity(exported, network, random_frames(config))
+        return exported.contract
+
+    with tempfile.TemporaryDirectory(prefix="anomseg-") as folder:
+        files = {GRAPH_FILE: write_graph(network, config, Path(folder))}
+        return change_bundle(bundle, change, output, files=files, overwrite=overwrite, finish=checked)
+
+
+def _changed(before: Contract, temperature: float, command: str) -> Contract:
+    """Return the contract with another temperature, without what was measured of scores that it enters."""
+    thresholds = {score: table for score, table in before.thresholds.items() if score in TEMPERATURE_FREE}
+    quality = {
+        name: figures
+        for name, figures in before.quality.items()
+        if not isinstance(figures, Mapping) or figures.get("score", TEMPERATURE_FREE[0]) in TEMPERATURE_FREE
+    }
+    made = [part for part in (before.provenance.command or "").split("; ") if not part.startswith(" ".join(COMMAND))]
+    provenance = replace(before.provenance, command="; ".join([*filter(None, made), command]))
+    return replace(before, temperature=temperature, thresholds=thresholds, quality=quality, provenance=provenance)
 
 
 def _print(before: Contract, written: Bundle, fitted: FittedTemperature) -> None:
@@ -90,6 +131,8 @@ def _print(before: Contract, written: Bundle, fitted: FittedTemperature) -> None
     console.print(f"{changed}; {nll}; written to {written.directory}", soft_wrap=True, highlight=False)
     for score in _lost(before, written):
         console.print(f"the thresholds of {score} depended on the temperature: run anomseg calibrate threshold again")
+    for name in before.quality.keys() - written.contract.quality.keys():
+        console.print(f"the quality on {name} depended on the temperature and is left out: run anomseg evaluate again")
 
 
 def _lost(before: Contract, written: Bundle) -> Iterator[str]:

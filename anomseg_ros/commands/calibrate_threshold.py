@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 
 from rich.console import Console
 from rich.table import Table
 
 from anomseg_ros.commands import options
 from anomseg_ros.commands.evaluate import ProgressLines
-from anomseg_ros.core.bundle import Bundle, load_bundle
+from anomseg_ros.core.bundle import Bundle, change_bundle, load_bundle
 from anomseg_ros.core.resources import find_bundle
 from anomseg_ros.datasets import open_named
 from anomseg_ros.datasets.base import Dataset
 from anomseg_ros.datasets.check import check
-from anomseg_ros.evaluation.calibrate import ThresholdChange, measure_scores, threshold_changes, write_thresholds
+from anomseg_ros.evaluation.calibrate import ThresholdChange, measure_scores, threshold_changes, with_thresholds
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print before and after, and write the bundle; returns 0."""
     parser = options.parser(
         "calibrate threshold",
-        "Write thresholds that keep false-positive rates on known pixels into a bundle.",
+        "Write thresholds that keep false-positive rates on known pixels into a bundle; its other thresholds are kept.",
     )
     parser.add_argument("bundle", help="bundle directory or name of a shipped bundle")
     parser.add_argument(
@@ -31,12 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--score", type=options.names, default=(), help="scores, comma separated (default: all)")
     parser.add_argument("--target-fpr", type=rates, default=(0.01,), help="shares of known pixels, such as 0.01,0.05")
-    parser.add_argument("--output", type=Path, help="where to write the bundle (default: where it is)")
+    options.add_changed_bundle(parser)
     parser.add_argument("--allow-partial", action="store_true", help="accept fewer or more frames than published")
     options.add_backend_options(parser)
     args = parser.parse_args(argv)
 
     bundle = load_bundle(find_bundle(args.bundle))
+    options.check_changed_bundle(args, bundle)
     scores = args.score or bundle.contract.score_names
     datasets = [open_named(text) for text in args.dataset]
     with ProgressLines() as lines:
@@ -44,8 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             check(dataset).require(args.allow_partial)
         curves = measure_scores(bundle, datasets, scores, args.backend, options.backend_options(args), lines)
     changes = threshold_changes(bundle, curves, args.target_fpr)
-    written = write_thresholds(bundle, changes, _calibrated_on(datasets), str(args.output or bundle.directory))
-    _print(changes, written)
+    _print(changes, bundle)
+    with_changes = partial(with_thresholds, changes=changes, calibrated_on=_calibrated_on(datasets))
+    _tell(change_bundle(bundle, with_changes, args.output, overwrite=args.overwrite), scores)
     return 0
 
 
@@ -65,8 +67,8 @@ def _calibrated_on(datasets: Sequence[Dataset]) -> str:
     return ", ".join(f"{name} ({len(dataset)} frames)" for name, dataset in zip(named, datasets, strict=True))
 
 
-def _print(changes: Sequence[ThresholdChange], written: Bundle) -> None:
-    table = Table(title=f"{written.contract.name}: score > threshold is anomalous", title_justify="left")
+def _print(changes: Sequence[ThresholdChange], bundle: Bundle) -> None:
+    table = Table(title=f"{bundle.contract.name}: score > threshold is anomalous", title_justify="left")
     for heading in ("score", "target FPR", "before", "its FPR", "now", "its FPR", "anomalous pixels found"):
         table.add_column(heading, justify="left" if heading == "score" else "right")
     for change in changes:
@@ -80,9 +82,23 @@ def _print(changes: Sequence[ThresholdChange], written: Bundle) -> None:
             _percent(change.achieved_fpr),
             _percent(change.detected),
         )
+    Console().print(table)
+
+
+def _tell(written: Bundle, scores: Sequence[str]) -> None:
+    """Say where the bundle is, and which tables are a mixture that does not fit together."""
     console = Console()
-    console.print(table)
     console.print(f"written to {written.directory}", soft_wrap=True, highlight=False)
+    for score in scores:
+        table = written.contract.thresholds[score]
+        if not table.falls:
+            rates = ",".join(f"{rate:g}" for rate in table.by_target_fpr)
+            console.print(
+                f"the thresholds of {score} were calibrated on different frames and do not fall as the rate rises: "
+                f"calibrate all of them on the same, with --target-fpr {rates}",
+                soft_wrap=True,
+                highlight=False,
+            )
 
 
 def _percent(share: float | None) -> str:

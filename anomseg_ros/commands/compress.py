@@ -61,7 +61,8 @@ def _is_ours(output: Path, original: Bundle, config: PruneConfig, tuning: FineTu
         bundle = load_bundle(output)
     except BundleError:
         return False
-    if not (bundle.contract.provenance.command or "").startswith(COMMAND):
+    command = bundle.contract.provenance.command or ""
+    if not command.startswith(COMMAND) or "; anomseg calibrate" in command:  # calibrated since
         return False
     kept = bundle.contract.compression.get("settings", {}).get("fine_tune")
     same = kept is None if tuning is None else kept is not None and kept["set"] == list(tuning.set)

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Label frames and write them, or go on; returns 0, or 1 where a frame failed."""
     args = _parser().parse_args(argv)
     config = _config(args)
-    sources = open_sources(args.frames, args.video_step)
+    sources = open_sources(args.frames, args.video_step, options.several(args.known))
     teachers = [_teacher(text) for text in args.teacher]
     with options.progress_bar() as bar:
         task = bar.add_task("pseudo-label", total=sum(map(len, sources)))
@@ -72,17 +72,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", metavar="HxW", help="size to write, for example 512x1024 (default: each frame's own)")
     parser.add_argument("--flip", action="store_true", help="ask the teachers about mirrored frames too")
     parser.add_argument(
-        "--scales", type=options.names, default=("1",), help="factors on the frames' size, commas between them"
+        "--scales", type=options.names, default="1", help="factors on the frames' size, commas between them"
     )
     parser.add_argument(
         "--confidence", type=float, default=labels.confidence, help="probability below which a class is uncertain"
     )
     parser.add_argument(
-        "--uncertain",
-        choices=("ignore", "known"),
-        default="ignore",
-        help="uncertain pixels of frames without own labels: unlabelled (255), or known with their class uncertain "
-        "(252), as those of scenery and of own labels always are",
+        "--known",
+        nargs="+",
+        default=(),
+        metavar="SOURCE",
+        help="sources that show nothing but known classes, by kind (the second of a kind is KIND2): their uncertain "
+        "pixels are known with the class uncertain (252), as scenery's are, not unlabelled (255)",
     )
     parser.add_argument(
         "--validation", nargs="+", default=(), metavar="PATTERN", help="frames to hold out, such as 'camvid-0016E5_*'"
@@ -105,7 +106,6 @@ def _config(args: argparse.Namespace) -> WriteConfig:
         scales=tuple(_number(text) for text in args.scales),
         flip=args.flip,
         confidence=args.confidence,
-        uncertain_known=args.uncertain == "known",
     )
     return WriteConfig(labels, tuple(args.validation), args.validation_share)
 

@@ -1,230 +1,196 @@
-"""`anomseg demo`: a bag goes through the real node under real ROS 2; pictures, counts and latencies come out."""
+"""`anomseg demo`: a drive goes through the real node under real ROS 2; a page with what it said comes out."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import threading
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import cv2
+import numpy as np
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
-from anomseg_ros.bags.read import camera_topic, open_bag, read_images
-from anomseg_ros.bags.write import BagWriter, PinholeCamera
+from anomseg_ros.backends import open_detector
+from anomseg_ros.backends.options import BackendOptions
 from anomseg_ros.commands import options
-from anomseg_ros.commands.demo_page import write_page
+from anomseg_ros.commands.demo_drive import SYNTHETIC_FRAMES, SYNTHETIC_SEED, DemoDrive, open_drive, synthetic_drive
+from anomseg_ros.commands.demo_frames import ShownDrive, show_drive
+from anomseg_ros.commands.demo_page import pace, write_page
 from anomseg_ros.core.bundle import Bundle, load_bundle
-from anomseg_ros.core.overlay import panel, score_range
-from anomseg_ros.core.resources import ROAD_BUNDLE, SYNTHETIC_BUNDLE, find_bundle
-from anomseg_ros.datasets.synthetic import SyntheticConfig, SyntheticSequence
+from anomseg_ros.core.resources import DEMO_BUNDLE, ROAD_BUNDLE, SYNTHETIC_BUNDLE, find_bundle
+from anomseg_ros.errors import ConfigError
 
 if TYPE_CHECKING:
-    from anomseg_ros.node.recorder import OutputRecorder
+    from anomseg_ros.node.live import LiveRun
 
-# Beyond the seeds of the shipped bundle's training frames.
-SYNTHETIC_SEED = 1_000_105
-ANOMALY_SIZE_M = (0.4, 2.0)
-SYNTHETIC_FOLDER = "synthetic_bag"
-CLOCK_HZ = 100.0
-DRAIN_S = 10.0
+DRIVE_BAG, OUTPUTS_BAG = "drive_bag", "outputs_bag"
 
-console = Console()
+_TIMED_FRAMES = 7
+_MARGIN = 1.25
+_ROS_S = 0.01
+"""A frame is given this much more than the network needs alone: its way through ROS, and what else the machine does."""
+
+_SLOWEST = 0.25
+"""The shipped drive is never played slower than this: a network that needs more time is too slow for it."""
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo measured. Latencies in milliseconds by percentile; see node.health for the counts."""
+    """What the demo measured. Latencies in milliseconds by percentile; see node.live for what they are.
 
-    bag: str
+    rate: speed of the replay, 1 = the drive's own. period_ms: between two frames at that speed. anomalies: known ones,
+    of which found were marked at least half in some frame; None where none are known.
+    """
+
+    drive: str
     bundle: str
     backend: str
+    rate: float
+    period_ms: float
     frames_in: int
     published: int
     dropped: int
     lost: int
     bad: int
-    latency_ms: dict[str, float]
     processing_ms: dict[str, float]
+    age_ms: dict[str, float]
+    anomalies: int | None = None
+    found: int | None = None
+    about: tuple[str, ...] = field(default=())
 
 
 def main(argv: list[str]) -> int:
-    """Parse the arguments, make or take a bag, play it through the node, and write the page."""
+    """Parse the arguments, prepare the drive, play it through the node, and write the page."""
     args = _parser().parse_args(argv)
-    bundle = load_bundle(find_bundle(args.bundle or default_bundle(args.bag)))
+    if args.synthetic and args.drive is not None:
+        raise ConfigError(f"got the drive {str(args.drive)!r} and --synthetic; give one of them")
+    for option in ("frames", "pictures"):
+        given = getattr(args, option)
+        if given is not None and given < 1:
+            raise ConfigError(f"got --{option} {given}; expected at least 1")
     args.output.mkdir(parents=True, exist_ok=True)
-    bag = args.bag or write_synthetic_bag(args.output / SYNTHETIC_FOLDER, args.frames, args.seed)
-    result, recorder = play_through_node(bag, bundle, args)
-    pictures = write_panels(bag, args.topic, recorder, bundle, args.output)
+    bundle = load_bundle(find_bundle(args.bundle)) if args.bundle else None
+    drive = prepared_drive(args)
+    bundle = bundle or load_bundle(find_bundle(drive.bundle))
+    rate = args.rate if args.rate is not None else default_rate(args, drive, bundle)
+    run = play_through_node(drive, bundle, rate, args)
+    shown = show_drive(drive, args.output / OUTPUTS_BAG, bundle, run.detector, args.output)
+    result = _result(drive, bundle, rate, run, shown)
     (args.output / "result.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
-    page = write_page(args.output / "index.html", result, pictures, recorder.values("detector"))
-    _print_result(result)
-    console.print(f"{len(pictures)} pictures; open {page}", soft_wrap=True)
+    page = write_page(args.output / "index.html", result, shown, run.detector)
+    _print_result(result, page)
     return 0 if result.published else 1
 
 
-def default_bundle(bag: Path | None) -> str:
-    """Return the shipped bundle for a bag, or for the synthetic drive (None)."""
-    return SYNTHETIC_BUNDLE if bag is None else ROAD_BUNDLE
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = options.parser(
-        "demo", "Play a bag (default: a synthetic drive) through the node and write a page of pictures."
-    )
+    parser = options.parser("demo", "Play a drive through the node and write a page of what it said.")
     parser.add_argument(
-        "bag", nargs="?", type=Path, help="MCAP or sqlite3 bag with a camera topic (default: synthetic)"
+        "drive",
+        nargs="?",
+        type=Path,
+        help="video, or MCAP or sqlite3 bag with a camera topic (default: the shipped drive with pasted objects)",
     )
-    defaults = f"{ROAD_BUNDLE} for a bag, {SYNTHETIC_BUNDLE} for the synthetic drive"
+    parser.add_argument("--synthetic", action="store_true", help="play a synthetic drive instead")
+    defaults = f"{DEMO_BUNDLE} for the shipped drive, {ROAD_BUNDLE} for yours, {SYNTHETIC_BUNDLE} for the synthetic one"
     parser.add_argument("--bundle", help=f"bundle directory or name of a shipped bundle (default: {defaults})")
     parser.add_argument("--topic", help="camera topic of the bag (default: its only one)")
-    parser.add_argument("--rate", type=float, default=1.0, help="speed of the replay")
+    parser.add_argument(
+        "--rate",
+        type=float,
+        help="speed of the replay (default: 1; what is shipped is played slower where the network needs it)",
+    )
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for pictures and page")
-    parser.add_argument("--pictures", type=int, default=12, help="about how many pictures to make")
-    parser.add_argument("--frames", type=int, default=100, help="length of the synthetic drive, frames at 10 Hz")
+    parser.add_argument("--pictures", type=int, default=150, help="show at most about this many frames")
+    parser.add_argument(
+        "--frames",
+        type=int,
+        help=f"play at most this many frames of a video (default: all, {SYNTHETIC_FRAMES} of the synthetic drive)",
+    )
     parser.add_argument("--seed", type=int, default=SYNTHETIC_SEED, help="which synthetic drive")
     parser.add_argument("--threads", type=int, default=0, help="processor threads of the node; 0 = one per core")
     return parser
 
 
-def write_synthetic_bag(output: Path, frames: int, seed: int) -> Path:
-    """Write a synthetic drive with labels and camera_info as an MCAP bag and return its directory."""
-    sequence = SyntheticSequence(seed, SyntheticConfig(anomaly_probability=1.0, anomaly_size_m=ANOMALY_SIZE_M))
-    lens = sequence.camera
-    camera = PinholeCamera(lens.width_px, lens.height_px, lens.fx, lens.fy, lens.cx, lens.cy)
-    with options.progress_bar() as progress, BagWriter(output, overwrite=True) as bag:
-        for frame in progress.track(sequence.frames(frames), total=frames, description="drawing a synthetic drive"):
-            bag.write_frame(round(frame.time_s * 1e9) + 1_000_000_000, frame.image, camera, frame.labels, frame.anomaly)
-    return output
+def prepared_drive(args: argparse.Namespace) -> DemoDrive:
+    """Return the drive that the arguments ask for, as a bag."""
+    bag = args.output / DRIVE_BAG
+    if args.synthetic:
+        return synthetic_drive(bag, args.frames, args.seed)
+    return open_drive(args.drive, bag, args.topic, args.frames)
 
 
-def play_through_node(bag: Path, bundle: Bundle, args: argparse.Namespace) -> tuple[DemoResult, OutputRecorder]:
-    """Start the node in its own ROS domain, play the bag into it and listen to what it publishes."""
-    import rclpy
-
-    from anomseg_ros.node.bag_player import BagPlayer, PlayOptions
-    from anomseg_ros.node.process import NodeProcess, free_domain_id
-    from anomseg_ros.node.recorder import OutputRecorder
-    from anomseg_ros.node.transport import use_large_shared_memory
-
-    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-    use_large_shared_memory()
-    with open_bag(bag) as opened:
-        topic = args.topic or camera_topic(opened)
-        duration_ns, frames = opened.end_ns - opened.start_ns, opened.counts[topic]
-    domain = free_domain_id()
-    rclpy.init(args=[], domain_id=domain)
-    node = rclpy.create_node("demo")
-    recorder = OutputRecorder(node, duration_ns // max(args.pictures, 1))
-    try:
-        with NodeProcess(domain, args.output / "node.log", _node_arguments(bundle, topic, args.threads)) as process:
-            process.wait_for_log(" on ")
-            play = PlayOptions(rate=args.rate, clock_hz=CLOCK_HZ, topics=_topics(bag, topic), wait_s=30.0)
-            with BagPlayer(node, bag, play) as player:
-                _play(player, node, recorder, frames)
-            process.require_running()
-    finally:
-        node.destroy_node()
-        rclpy.try_shutdown()
-    return _result(bag, bundle, frames, recorder), recorder
+def default_rate(args: argparse.Namespace, drive: DemoDrive, bundle: Bundle) -> float:
+    """Return 1 for a drive of the user's, which shows what this machine drops; else what the network keeps up with."""
+    return 1.0 if args.drive is not None else fitting_rate(drive, bundle, args.threads)
 
 
-def _node_arguments(bundle: Bundle, topic: str, threads: int) -> list[str]:
-    image_topic = topic.removesuffix("/compressed")
-    transport = "raw" if image_topic == topic else "compressed"
-    where = ["--bundle", str(bundle.directory.resolve()), "--image-topic", image_topic, "--image-transport", transport]
-    return [*where, "--threads", str(threads), "--use-sim-time"]
+def fitting_rate(drive: DemoDrive, bundle: Bundle, threads: int) -> float:
+    """Return the speed, 1 or less, at which this machine's network keeps up with every frame of the drive."""
+    detector = open_detector(bundle, "onnxruntime", BackendOptions(threads=threads))
+    score = bundle.contract.score_names[:1]
+    detector.warm_up(score)
+    times_s = []
+    for _ in range(_TIMED_FRAMES):
+        started = time.perf_counter()
+        detector.detect(drive.first, score)
+        times_s.append(time.perf_counter() - started)
+    detector.close()
+    needed_s = float(np.median(times_s)) * _MARGIN + _ROS_S
+    return round(min(1.0, max(_SLOWEST, drive.period_s / needed_s)), 2)
 
 
-def _topics(bag: Path, topic: str) -> list[str]:
-    with open_bag(bag) as opened:
-        beside = topic.removesuffix("/compressed").rsplit("/", 1)[0] + "/camera_info"
-        return [topic, *([beside] if beside in opened.topics else [])]
+def play_through_node(drive: DemoDrive, bundle: Bundle, rate: float, args: argparse.Namespace) -> LiveRun:
+    """Start the node in its own ROS domain, play the drive into it and keep what it publishes."""
+    import shutil
 
+    from anomseg_ros.node.live import LABELS_TOPIC, MASK_TOPIC, SCORE_TOPIC, Recording, play_and_record
 
-def _play(player, node, recorder: OutputRecorder, frames: int) -> None:  # type: ignore[no-untyped-def]  # rclpy is lazy
-    """Play in a thread while this one listens; then wait until the node has answered for every frame it received."""
-    from rclpy.executors import SingleThreadedExecutor
-
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    thread = threading.Thread(target=player.play, daemon=True)
-    thread.start()
+    outputs: Path = args.output / OUTPUTS_BAG
+    shutil.rmtree(outputs, ignore_errors=True)
+    shown = max(args.pictures, 1)
+    every_ns = round(drive.period_s * drive.frames / shown * 1e9) if drive.frames > shown else 0
     with options.progress_bar() as progress:
-        task = progress.add_task("", total=frames)
-        while thread.is_alive():
-            executor.spin_once(timeout_sec=0.05)
-            _show(progress, task, recorder)
-        settled = recorder.reports + 2
-        waited = 0
-        while recorder.reports < settled and waited < DRAIN_S / 0.05:
-            executor.spin_once(timeout_sec=0.05)
-            _show(progress, task, recorder)
-            waited += 1
-    executor.shutdown()
+        task = progress.add_task(f"{bundle.contract.name} in the node", total=drive.frames)
+        return play_and_record(
+            drive.bag,
+            drive.topic,
+            outputs,
+            ["--bundle", str(bundle.directory.resolve()), "--threads", str(args.threads)],
+            rate,
+            args.output / "node.log",
+            lambda done, total: progress.update(task, completed=done, total=total),
+            Recording((SCORE_TOPIC, LABELS_TOPIC, MASK_TOPIC), every_ns),
+        )
 
 
-def _show(progress: Progress, task: object, recorder: OutputRecorder) -> None:
-    counts = recorder.values("frames")
-    received, dropped = int(counts.get("received", 0)), int(counts.get("dropped", 0))
-    text = f"in {received}  out {counts.get('published', 0)}  dropped {dropped}"
-    progress.update(task, completed=received, description=text)  # type: ignore[arg-type]
-
-
-def _result(bag: Path, bundle: Bundle, frames: int, recorder: OutputRecorder) -> DemoResult:
-    values = recorder.values("frames")
-    received, published, dropped, bad = (int(values.get(key, 0)) for key in ("received", "published", "dropped", "bad"))
-    percentiles = {
-        kind: {f"p{p}": float(values[f"{kind}_p{p}"]) for p in (50, 95, 99) if f"{kind}_p{p}" in values}
-        for kind in ("latency_ms", "processing_ms")
-    }
+def _result(drive: DemoDrive, bundle: Bundle, rate: float, run: LiveRun, shown: ShownDrive) -> DemoResult:
     return DemoResult(
-        bag=bag.name,
+        drive=drive.name,
         bundle=bundle.contract.name,
-        backend=recorder.values("detector").get("backend", "unknown"),
-        frames_in=frames,
-        published=published,
-        dropped=dropped,
-        lost=frames - received,
-        bad=bad,
-        **percentiles,
+        backend=run.detector.get("backend", "unknown"),
+        rate=rate,
+        period_ms=drive.period_s / rate * 1e3,
+        frames_in=run.frames,
+        published=run.answered,
+        dropped=run.dropped,
+        lost=run.lost,
+        bad=run.bad,
+        processing_ms=dict(run.processing_ms),
+        age_ms=dict(run.age_ms),
+        anomalies=None if shown.found is None else len(shown.found.objects),
+        found=None if shown.found is None else shown.found.objects_detected,
+        about=drive.about,
     )
 
 
-def write_panels(bag: Path, topic: str | None, recorder: OutputRecorder, bundle: Bundle, output: Path) -> list[Path]:
-    """Write one picture (input | labels | heat map | mask) per kept frame; return the files in order."""
-    from anomseg_ros.node.pipeline import frame_of
-    from anomseg_ros.node.recorder import LABELS, MASK, SCORE
-
-    for old in output.glob("frame_*.png"):
-        old.unlink()
-    kept = {outputs.stamp_ns: outputs.arrays for outputs in recorder.complete}
-    score = recorder.values("detector").get("score", bundle.contract.score_names[0])
-    known = len(bundle.contract.classes) - (bundle.contract.void_class is not None)
-    pictures: list[Path] = []
-    with open_bag(bag) as opened:
-        for record in read_images(opened, topic):
-            arrays = kept.get(record.stamp_ns)
-            if arrays is None:
-                continue
-            tiles = (frame_of(record.message), arrays[LABELS], arrays[SCORE], arrays[MASK])
-            picture = panel(*tiles, bundle.contract.classes, score_range(score, known), score)
-            pictures.append(output / f"frame_{len(pictures):03d}.png")
-            cv2.imwrite(str(pictures[-1]), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-    return pictures
-
-
-def _print_result(result: DemoResult) -> None:
-    table = Table(title=f"{result.bag} through {result.bundle} on {result.backend}")
-    for column in ("frames in", "out", "dropped", "lost", "bad", "latency, ms", "p50", "p95", "p99"):
-        table.add_column(column, justify="right")
-    counts = [str(count) for count in (result.frames_in, result.published, result.dropped, result.lost, result.bad)]
-    for name, values in (("stamp to output", result.latency_ms), ("arrival to output", result.processing_ms)):
-        table.add_row(*counts, name, *(f"{values[key]:.1f}" if key in values else "-" for key in ("p50", "p95", "p99")))
-        counts = [""] * 5
+def _print_result(result: DemoResult, page: Path) -> None:
+    console = Console()
+    counts = f"{result.frames_in} frames in, {result.published} out, {result.dropped} dropped, {result.lost} lost"
+    table = Table("latency", "p50, ms", "p95, ms", "p99, ms", title=f"{counts}, {result.bad} bad", title_justify="left")
+    for name, values in (("frame to listener", result.age_ms), ("arrival to output", result.processing_ms)):
+        table.add_row(name, *(f"{values[key]:.1f}" if key in values else "-" for key in ("p50", "p95", "p99")))
     console.print(table)
+    console.print(f"{pace(result)}\nopen {page}", soft_wrap=True, markup=False, highlight=False)

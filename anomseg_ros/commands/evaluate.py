@@ -12,14 +12,15 @@ from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
-from rich.measure import Measurement
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from anomseg_ros.commands import options
+from anomseg_ros.commands.robustness_tables import print_robustness
 from anomseg_ros.core.labels import LABEL_SETS
 from anomseg_ros.core.resources import find_bundle
 from anomseg_ros.datasets import DATASETS
+from anomseg_ros.datasets.corruptions import COLLECTIONS, KINDS, SEVERITIES, Corruption, corruptions_of
 from anomseg_ros.errors import ConfigError
 from anomseg_ros.evaluation.evaluate import Outcome, Request, evaluate
 from anomseg_ros.evaluation.machine import describe_machine, package_versions
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluation = evaluation_of(outcome, _command_line("evaluate", argv))
     _write_files(args, evaluation, outcome)
     print_tables(Console(), outcome.results)
+    print_robustness(Console(), outcome.robustness)
     for warning in outcome.warnings:
         console.print(f"warning: {warning}", style="yellow", soft_wrap=True, markup=False, highlight=False)
     for error in outcome.errors:
@@ -60,6 +62,7 @@ def evaluation_of(outcome: Outcome, command: str) -> Evaluation:
         machine=describe_machine(),
         versions=package_versions(),
         settings={**outcome.settings, "errors": list(outcome.errors), "warnings": list(outcome.warnings)},
+        robustness=outcome.robustness,
     )
 
 
@@ -104,6 +107,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args.dataset = [text for text in args.dataset if "=" in text]
     args.score = options.several(args.score)
     args.protocol = [protocol(name).name for name in options.several(args.protocol or ["seeds"])]
+    args.corruptions = _corruptions(args.corrupt, args.severity)
     return args
 
 
@@ -116,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--score", nargs="+", action="extend", default=[], metavar="SCORE", help=score_help)
     protocol_help = f"how figures are defined, see docs/evaluate.md: {', '.join(PROTOCOLS)} (default: seeds)"
     parser.add_argument("--protocol", nargs="+", action="extend", default=[], metavar="PROTOCOL", help=protocol_help)
+    options.add_road_region(parser, options.MEASURED_ON_ROAD)
     parser.add_argument("--json", type=Path, help="file for everything measured, and how")
     parser.add_argument("--html", type=Path, help="file for the report, one self-contained page")
     parser.add_argument("--exact", action="store_true", help="no score is rounded, whatever memory that takes")
@@ -124,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     target_help = "false-positive rate whose threshold in the bundle is tried on each dataset (default: 0.01)"
     parser.add_argument("--target-fpr", type=float, default=0.01, metavar="RATE", help=target_help)
     parser.add_argument("--network-only", action="store_true", help="time the network with nothing beside it, only")
+    _add_corruption_options(parser)
     add_worker_options(parser)
     parser.add_argument(
         "--state", type=Path, help="folder that a killed run goes on from (default: JSON name + .state)"
@@ -140,6 +146,36 @@ def _parser() -> argparse.ArgumentParser:
     checkpoint.add_argument("--temperature", type=float, default=1.0, help="T of softmax(z / T)")
     options.add_backend_options(parser)
     return parser
+
+
+def _add_corruption_options(parser: argparse.ArgumentParser) -> None:
+    help_ = (
+        f"measure again under common corruptions: {', '.join(KINDS)}, or a group: {', '.join(COLLECTIONS)} (needs "
+        "anomseg_ros[corruptions], see docs/evaluate.md)"
+    )
+    parser.add_argument("--corrupt", action="append", default=[], metavar="NAME[,NAME…]", help=help_)
+    severity_help = "severities of corruptions, for example 3, 1,3,5 or 2-4 (default: 1-5)"
+    parser.add_argument("--severity", metavar="N", help=severity_help)
+
+
+def _corruptions(given: Sequence[str], severities: str | None) -> tuple[Corruption, ...]:
+    names = options.several(given)
+    if not names and severities is not None:
+        raise ConfigError(f"--severity {severities} is of corruptions; give --corrupt NAME, or all, with it")
+    if not names and given:
+        raise ConfigError(f"--corrupt {given[0]!r} names nothing; give a corruption, a group or all")
+    return corruptions_of(names, SEVERITIES if severities is None else _severities(severities))
+
+
+def _severities(text: str) -> list[int]:
+    numbers: list[int] = []
+    for part in options.names(text) or ("",):
+        low, _, high = part.partition("-")
+        bounds = [int(bound) for bound in (low, high or low) if bound in map(str, SEVERITIES)]
+        if len(bounds) < 2 or bounds[0] > bounds[1]:
+            raise ConfigError(f"--severity {text!r} is not a list of numbers from 1 to 5 such as 3, 1,3,5 or 2-4")
+        numbers += range(bounds[0], bounds[1] + 1)
+    return numbers
 
 
 def add_worker_options(parser: argparse.ArgumentParser) -> None:
@@ -159,13 +195,14 @@ def _request(args: argparse.Namespace, bundles: list[Path]) -> Request:
         bundles=tuple(bundles),
         datasets=tuple(args.dataset),
         scores=args.score,
-        protocols=tuple(args.protocol),
+        protocols=options.with_road(args.protocol, args.road_region),
         exact=args.exact,
         allow_partial=args.allow_partial,
         network_only=args.network_only,
         require_miou=args.require_miou,
         target_fpr=args.target_fpr,
         pictures=args.html is not None,
+        corruptions=args.corruptions,
         backend=args.backend,
         options=options.backend_options(args),
         workers=Workers(args.workers, args.ray),
@@ -214,23 +251,18 @@ def _tables(protocol: str, results: Sequence[Result], console: Console) -> list[
     groups: list[list[str]] = []
     for dataset in dict.fromkeys(result.dataset for result in results):
         wider = [*groups[-1], dataset] if groups else [dataset]
-        if groups and _width(_table(protocol, _of(results, wider)), console) <= console.width:
+        if groups and options.full_width(_table(protocol, _of(results, wider)), console) <= console.width:
             groups[-1] = wider
         else:
             groups.append([dataset])
     tables = [_table(protocol, _of(results, group)) for group in groups]
     for table in tables:
-        table.width = _width(table, console)  # a single dataset that is too wide is not squeezed
+        table.width = options.full_width(table, console)  # a single dataset that is too wide is not squeezed
     return tables
 
 
 def _of(results: Sequence[Result], datasets: Sequence[str]) -> list[Result]:
     return [result for result in results if result.dataset in datasets]
-
-
-def _width(table: Table, console: Console) -> int:
-    unlimited = console.options.update(max_width=10_000)
-    return Measurement.get(console, unlimited, table).maximum
 
 
 def _table(protocol: str, results: Sequence[Result]) -> Table:

@@ -12,7 +12,7 @@ from anomseg_ros.commands import options
 from anomseg_ros.core.bundle import RESIZE_RULES
 from anomseg_ros.core.image_files import image_files
 from anomseg_ros.core.labels import LABEL_SETS
-from anomseg_ros.core.scores import SCORE_NAMES
+from anomseg_ros.core.scores import DEFAULT_SCORES, SCORE_NAMES
 from anomseg_ros.export import ExportConfig, export_checkpoint
 from anomseg_ros.networks import NETWORKS
 
@@ -70,7 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resize", default=defaults.resize, choices=RESIZE_RULES, help="how frames are brought to that size"
     )
-    score_help = f"scores in the graph, the default one first, of {', '.join(SCORE_NAMES)} (default: all but energy)"
+    score_help = f"scores in the graph, the default one first, of {', '.join(SCORE_NAMES)} "
+    score_help += f"(default: {', '.join(DEFAULT_SCORES)}, behind void where there is a void class)"
     parser.add_argument("--scores", type=options.names, default=(), help=score_help)
     parser.add_argument("--temperature", type=float, default=defaults.temperature, help="T of softmax(z / T)")
     parser.add_argument("--name", help="name of the bundle (default: that of --output)")

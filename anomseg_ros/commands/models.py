@@ -14,6 +14,7 @@ from anomseg_ros.commands import options
 from anomseg_ros.core.bundle import Bundle, load_bundle
 from anomseg_ros.core.resources import shipped_bundles
 from anomseg_ros.core.schema import to_plain
+from anomseg_ros.core.scores import DEFAULT_SCORES
 from anomseg_ros.errors import BundleError, ConfigError, unknown_name
 
 COLUMNS = ("name", "network", "classes", "input", "default score", "mIoU", "licence", "here")
@@ -117,7 +118,7 @@ def _checkpoint_row(entry: CatalogEntry) -> dict[str, str]:
         "network": entry.network,
         "classes": _class_count(entry.num_classes, entry.untrained_class, "untrained"),
         "input": f"{entry.width_px}x{entry.height_px}",
-        "default score": "max_logit",  # what export makes the first where there is no trained void class
+        "default score": DEFAULT_SCORES[0],  # what export makes the first where there is no trained void class
         "mIoU": f"{entry.miou.percent:g}% ({entry.label_set} {entry.miou.split})" if entry.miou else "",
         "licence": entry.licence.name,
         "here": checkpoint_state(entry),

@@ -29,7 +29,7 @@ from anomseg_ros.compression.pruned_bundle import (
     write_pruned_bundle,
 )
 from anomseg_ros.compression.structured import OF
-from anomseg_ros.core.bundle import Bundle, load_bundle, refuse_existing
+from anomseg_ros.core.bundle import Bundle, check_target, load_bundle
 from anomseg_ros.core.resources import find_bundle
 from anomseg_ros.errors import CheckpointError, ConfigError
 
@@ -112,7 +112,7 @@ def check_output(args: argparse.Namespace, parent: Bundle, output: Path) -> None
     if args.rounds < 0:
         raise ConfigError(f"--rounds {args.rounds}: expected 0 (no timing) or more")
     tolerance(args)
-    refuse_existing(output, args.overwrite)
+    check_target(output, args.overwrite)
 
 
 def add_common_options(parser: argparse.ArgumentParser, limits: Tolerance | None = PRUNED_TOLERANCE) -> None:

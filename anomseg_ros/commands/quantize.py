@@ -22,7 +22,7 @@ from anomseg_ros.compression.calibration import METHODS, Calibration, Progress
 from anomseg_ros.compression.drift import Tolerance, compressed_contract, measure_drift, require, with_original
 from anomseg_ros.compression.frames import split_frames
 from anomseg_ros.compression.quantize_onnx import AUTO, NONE, TARGETS, QuantizeConfig, quantize
-from anomseg_ros.core.bundle import GRAPH_FILE, Bundle, Provenance, load_bundle, refuse_existing, save_bundle
+from anomseg_ros.core.bundle import GRAPH_FILE, Bundle, Contract, Provenance, check_target, load_bundle, save_bundle
 from anomseg_ros.core.preprocess import tensor_from_frame
 from anomseg_ros.core.resources import find_bundle
 from anomseg_ros.core.types import RgbImage
@@ -56,26 +56,28 @@ def quantize_bundle(args: argparse.Namespace, parent: Bundle, original: Bundle |
         )
         tensors = [tensor_from_frame(frame, parent.contract.input) for frame in frames.calibration]
         made = _made(args, parent, tensors, Path(folder), lines)
-        draft = save_bundle(replace(parent.contract, precision="int8"), made.files, Path(folder) / "draft")
-        drift_from = partial(
-            measure_drift,
-            child=draft,
-            frames=frames.held_out,
-            tolerance=tolerance(args),
-            calibration_frames=len(frames.calibration),
-            child_backend=args.backend,
-            allow_partial=args.allow_partial,
-            options=BackendOptions(threads=args.threads),
-            child_options=BackendOptions(threads=args.threads, provider="eager" if args.no_compile else "cpu"),
-            progress=lines,
-        )
-        drift = require(drift_from(parent, datasets=args.dataset), args.accept_drift)
-        settings = {**made.settings, "seed": args.seed, "calibration_frames": list(frames.calibration_names)}
-        contract = compressed_contract(parent, "int8", made.method, settings, drift)
-        contract = replace(contract, provenance=made.provenance)
-        if original is not None:
-            contract = with_original(contract, original, drift_from(original))
-        return save_bundle(contract, made.files, args.output, overwrite=args.overwrite)
+
+        def guarded(quantized: Bundle) -> Contract:
+            drift_from = partial(
+                measure_drift,
+                child=quantized,
+                frames=frames.held_out,
+                tolerance=tolerance(args),
+                calibration_frames=len(frames.calibration),
+                child_backend=args.backend,
+                allow_partial=args.allow_partial,
+                options=BackendOptions(threads=args.threads),
+                child_options=BackendOptions(threads=args.threads, provider="eager" if args.no_compile else "cpu"),
+                progress=lines,
+            )
+            drift = require(drift_from(parent, datasets=args.dataset), args.accept_drift)
+            settings = {**made.settings, "seed": args.seed, "calibration_frames": list(frames.calibration_names)}
+            contract = compressed_contract(parent, "int8", made.method, settings, drift)
+            contract = replace(contract, provenance=made.provenance)
+            return contract if original is None else with_original(contract, original, drift_from(original))
+
+        planned = replace(parent.contract, precision="int8")
+        return save_bundle(planned, made.files, args.output, overwrite=args.overwrite, finish=guarded)
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ def _check(args: argparse.Namespace, parent: Bundle) -> None:
     if not 50 < args.percentile <= 100:
         raise ConfigError(f"--percentile {args.percentile:g}: expected more than 50 and at most 100")
     tolerance(args)
-    refuse_existing(args.output, args.overwrite)
+    check_target(args.output, args.overwrite)
     for_torch = args.no_compile or args.torch_method != "pt2e"
     if args.backend != "torch" and for_torch:
         raise ConfigError("--no-compile and --torch-method are for --backend torch")

@@ -42,7 +42,7 @@ from anomseg_ros.commands.bench_output import print_report
 from anomseg_ros.commands.evaluate import ProgressLines
 from anomseg_ros.commands.tune_candidates import Maker, add_making_options, check_making, usable_backends
 from anomseg_ros.commands.tune_output import EVIDENCE, PROTOCOL, print_choice, write_evidence, write_tuned
-from anomseg_ros.core.bundle import CONTRACT_FILE, GRAPH_FILE, Bundle, load_bundle
+from anomseg_ros.core.bundle import GRAPH_FILE, Bundle, check_target, load_bundle
 from anomseg_ros.core.resources import find_bundle
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.datasets import open_named
@@ -255,10 +255,7 @@ def _tell(text: str) -> None:
 def _check_output(output: Path, source: Path, overwrite: bool) -> None:
     if output.exists() and output.resolve() == source.resolve():
         raise BundleError(f"--output {output} is the bundle itself, which is not changed; give another folder")
-    if output.exists() and not overwrite:
-        raise BundleError(f"{output} exists; choose another output or pass --overwrite")
-    if output.exists() and not (output / CONTRACT_FILE).is_file():
-        raise BundleError(f"{output} exists and is not a bundle: not overwriting it")
+    check_target(output, overwrite)
 
 
 def _judged_by(

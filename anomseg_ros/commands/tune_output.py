@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -12,7 +13,7 @@ from rich.console import Console
 from anomseg_ros.bench.choice import TuneGoal
 from anomseg_ros.bench.results import BenchReport, Entry, save_report
 from anomseg_ros.commands.bench_output import write_picture
-from anomseg_ros.core.bundle import Bundle, Contract, save_bundle
+from anomseg_ros.core.bundle import Bundle, Contract, change_bundle
 
 PROTOCOL = "seeds"
 """Of the evaluations that accuracies come from."""
@@ -29,13 +30,12 @@ def write_evidence(report: BenchReport, svg: str, files: Mapping[str, Path]) -> 
 def write_tuned(
     bundle: Bundle, goal: TuneGoal, chosen: Entry, report: BenchReport, svg: str, output: Path, overwrite: bool
 ) -> Bundle:
-    """Write the chosen bundle with the evidence."""
-    contract = tuned_contract(bundle.contract, goal, chosen, report)
+    """Write the chosen bundle, with all that lies in its folder, and the evidence."""
     with tempfile.TemporaryDirectory(prefix="anomseg-") as folder:
         evidence = {name: Path(folder) / name for name in EVIDENCE}
         write_evidence(report, svg, evidence)
-        files = {name: bundle.directory / name for name in bundle.contract.files}
-        return save_bundle(contract, files | evidence, output, overwrite=overwrite)
+        change = partial(tuned_contract, goal=goal, chosen=chosen, report=report)
+        return change_bundle(bundle, change, output, files=evidence, overwrite=overwrite)
 
 
 def tuned_contract(contract: Contract, goal: TuneGoal, chosen: Entry, report: BenchReport) -> Contract:

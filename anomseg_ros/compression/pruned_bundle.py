@@ -19,7 +19,7 @@ from anomseg_ros.compression.cost import Cost, graph_cost
 from anomseg_ros.compression.drift import Progress, Tolerance, compressed_contract, measure_drift, require
 from anomseg_ros.compression.prune import UNSTRUCTURED, PruneConfig, checkpoint_metadata, estimated_time_ratio
 from anomseg_ros.compression.reexport import export_config_of, require_same_checkpoint
-from anomseg_ros.core.bundle import GRAPH_FILE, Bundle, Provenance, save_bundle, sha256_of
+from anomseg_ros.core.bundle import Bundle, Contract, Provenance, sha256_of
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import CheckpointError, CompressionError, ExportError
 from anomseg_ros.export import check_parity, export_network
@@ -98,23 +98,34 @@ def write_pruned_bundle(
         save_checkpoint(checkpoint, network, {**network.checkpoint_metadata, **checkpoint_metadata(config)})
         provenance = replace(provenance, source_checkpoint=CHECKPOINT_FILE, source_sha256=sha256_of(checkpoint))
         export = replace(export_config_of(parent.contract), name=output.resolve().name)
-        draft, _ = export_network(network, parent.contract.network, export, Path(folder) / "draft", provenance)
-        drift = measure_drift(
-            parent,
-            draft,
-            guard.frames,
-            guard.datasets,
-            guard.tolerance,
-            allow_partial=guard.allow_partial,
-            options=BackendOptions(threads=threads),
-            progress=progress,
+
+        def guarded(exported: Bundle) -> Contract:
+            drift = measure_drift(
+                parent,
+                exported,
+                guard.frames,
+                guard.datasets,
+                guard.tolerance,
+                allow_partial=guard.allow_partial,
+                options=BackendOptions(threads=threads),
+                progress=progress,
+            )
+            found = require(drift, guard.accept, REMEDY)
+            kept = {**_own_settings(config), **_savings(config, parent, exported), **(settings or {})}
+            contract = compressed_contract(parent, parent.contract.precision, config.words(), kept, found)
+            return replace(contract, name=export.name, provenance=provenance)
+
+        bundle, _ = export_network(
+            network,
+            parent.contract.network,
+            export,
+            output,
+            provenance,
+            overwrite=overwrite,
+            files={CHECKPOINT_FILE: checkpoint},
+            finish=guarded,
         )
-        found = require(drift, guard.accept, REMEDY)
-        kept = {**_own_settings(config), **_savings(config, parent, draft), **(settings or {})}
-        contract = compressed_contract(parent, parent.contract.precision, config.words(), kept, found)
-        contract = replace(contract, name=export.name, provenance=provenance)
-        files = {GRAPH_FILE: draft.graph_path, CHECKPOINT_FILE: checkpoint}
-        return save_bundle(contract, files, output, overwrite=overwrite)
+        return bundle
 
 
 def time_against_parent(

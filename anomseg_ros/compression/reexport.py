@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from anomseg_ros.core.bundle import Bundle, Contract, save_bundle, sha256_of
+from anomseg_ros.core.bundle import Bundle, Contract, sha256_of
 from anomseg_ros.core.labels import LABEL_SETS
 from anomseg_ros.errors import CheckpointError, ConfigError
 from anomseg_ros.export import ExportConfig, export_network
@@ -32,6 +32,7 @@ def export_config_of(contract: Contract, scores: Sequence[str] | None = None) ->
         resize=contract.input.resize,
         scores=tuple(contract.score_names if scores is None else scores),
         temperature=contract.temperature,
+        channel_order=contract.input.channel_order,
     )
 
 
@@ -60,5 +61,4 @@ def export_at_size(
     name = f"{contract.name}-{height_px}x{width_px}"
     config = replace(export_config_of(contract), name=name, height_px=height_px, width_px=width_px)
     exported, _ = export_network(network, contract.network, config, output, contract.provenance, overwrite=overwrite)
-    kept = replace(exported.contract, input=replace(contract.input, height_px=height_px, width_px=width_px))
-    return save_bundle(kept, {file: output / file for file in exported.contract.files}, output, overwrite=True)
+    return exported

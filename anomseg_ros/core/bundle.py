@@ -8,11 +8,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,9 @@ import yaml
 
 from anomseg_ros.core.labels import UNLABELLED, ClassInfo
 from anomseg_ros.core.schema import from_plain, to_plain
+from anomseg_ros.core.scores import SCORES
+from anomseg_ros.core.staging import carry, check_writable, put_in_place, remove, replace_text, staging_folder
+from anomseg_ros.core.thresholds import Threshold, ThresholdTable
 from anomseg_ros.errors import BundleError, ConfigError, closest_first, unknown_name
 
 FORMAT_VERSION = 1
@@ -34,9 +36,6 @@ LABELS_OUTPUT = "labels"
 CHANNEL_ORDERS = ("rgb", "bgr")
 RESIZE_RULES = ("bilinear", "area", "nearest")
 PRECISIONS = ("fp32", "fp16", "int8")
-
-# A probability has a natural middle; -max z and the energy have no scale of their own.
-UNCALIBRATED_THRESHOLDS = {"void": 0.5, "msp": 0.5}
 
 
 @dataclass(frozen=True)
@@ -59,14 +58,6 @@ class OutputSpec:
 
 
 @dataclass(frozen=True)
-class ThresholdTable:
-    """Thresholds of one score: false-positive rate on known pixels -> score above which a pixel is called anomalous."""
-
-    calibrated_on: str
-    by_target_fpr: Mapping[float, float]
-
-
-@dataclass(frozen=True)
 class Provenance:
     """Where the weights come from and what may be done with them."""
 
@@ -75,15 +66,6 @@ class Provenance:
     training_data: str | None = None
     licence: str | None = None
     command: str | None = None
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """A threshold and how it came about, in words for logs and diagnostics."""
-
-    value: float
-    source: str
-    calibrated: bool
 
 
 @dataclass(frozen=True)
@@ -110,6 +92,11 @@ class Contract:
     def score_names(self) -> tuple[str, ...]:
         """Names of the scores the graph computes, the default one first."""
         return tuple(output.name for output in self.outputs if output.name != LABELS_OUTPUT)
+
+    @property
+    def known_count(self) -> int:
+        """Number of the known classes: all but the void class."""
+        return len(self.classes) - (self.void_class is not None)
 
     @property
     def program_sha256(self) -> str:
@@ -153,59 +140,113 @@ class Bundle:
     def threshold(self, score: str, target_fpr: float) -> Threshold | None:
         """Return the threshold of `score` for the largest calibrated rate not above `target_fpr`.
 
-        Without a calibration, probabilities (void, msp) fall back to 0.5 and other scores have none. Raises ConfigError
-        if every calibrated rate is above `target_fpr`.
+        Without a calibration, scores with a natural threshold (probabilities: 0.5) fall back to it, others have none.
+        Raises ConfigError if every calibrated rate is above `target_fpr`.
         """
         table = self.contract.thresholds.get(score)
         if table is None:
-            value = UNCALIBRATED_THRESHOLDS.get(score)
+            value = SCORES[score].natural_threshold
             return None if value is None else Threshold(value, f"default {value:g}, not calibrated", False)
-        rates = [rate for rate in table.by_target_fpr if rate <= target_fpr * (1 + 1e-9)]
-        if not rates:
+        found = table.at(target_fpr)
+        if found is None:
             known = ", ".join(f"{rate:g}" for rate in sorted(table.by_target_fpr))
             raise ConfigError(f"target_fpr {target_fpr:g} is below every calibrated rate of score {score!r}: {known}")
-        rate = max(rates)
-        return Threshold(table.by_target_fpr[rate], f"target_fpr {rate:g} on {table.calibrated_on}", True)
+        return found
+
+
+Finish = Callable[[Bundle], Contract]
+"""Given a whole bundle that is not in place yet, returns its final contract, with what was measured of it. What it
+raises keeps the bundle from being put in place."""
 
 
 def load_bundle(directory: str | Path) -> Bundle:
     """Read, validate and digest-check a bundle directory. Raises BundleError saying which file or key is wrong."""
     directory = Path(directory)
     contract = _read_contract(directory)
-    _check_values(contract, directory)
     _check_digests(contract, directory)
     return Bundle(directory, contract)
 
 
 def save_bundle(
-    contract: Contract, files: Mapping[str, Path], directory: str | Path, *, overwrite: bool = False
+    contract: Contract,
+    files: Mapping[str, Path],
+    directory: str | Path,
+    *,
+    overwrite: bool = False,
+    beside: Iterable[Path] = (),
+    finish: Finish | None = None,
 ) -> Bundle:
-    """Write a bundle: copy `files` (name -> source), digest them, write the contract; beside first, then renamed.
+    """Write a bundle: copy the files, digest them, write the contract; beside first, then put in place in one step.
 
-    The digests in `contract.files` are replaced by those of the files. Raises BundleError if `directory` exists and
-    `overwrite` is false, or holds anything that is not a bundle.
+    Args:
+        contract: the digests in `contract.files` are replaced by those of the files.
+        files: name in the bundle -> source.
+        directory: where the bundle goes.
+        overwrite: replace bundle.yaml, and the files that it lists; everything else in the folder stays.
+        beside: files and folders that go along without being listed.
+        finish: what is measured of the bundle before it is in place.
+
+    Raises:
+        BundleError: the place may not or cannot be written; nothing is changed then.
     """
     directory = Path(directory)
-    refuse_existing(directory, overwrite)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    check_target(directory, overwrite)
+    place = directory.resolve()
+    with _naming(directory):
+        staging = staging_folder(place)
     try:
-        digests = {}
-        for name, source in files.items():
-            shutil.copyfile(source, staging / name)
-            digests[name] = sha256_of(staging / name)
-        plain = {**to_plain(contract), "files": digests}
-        if not contract.compression:
-            del plain["compression"]  # float bundles stay readable to those who know no compression
-        (staging / CONTRACT_FILE).write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120))
-        staging.chmod(0o755)
-        load_bundle(staging)
-        if directory.exists():
-            shutil.rmtree(directory)
-        os.replace(staging, directory)
+        with _naming(directory):
+            digests = {name: _copied(Path(source), staging / name) for name, source in files.items()}
+            carry(beside, staging, link=False)
+            _write_contract(replace(contract, files=digests), staging)
+        bundle = load_bundle(staging)
+        final = bundle.contract if finish is None else replace(finish(bundle), files=digests)
+        with _naming(directory):
+            written = _write_contract(final, staging)
+            carry(_unlisted(place, but=staging), staging, link=True)
+            put_in_place(staging, place)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return load_bundle(directory)
+        remove(staging)
+    return Bundle(directory, written)
+
+
+def change_bundle(
+    bundle: Bundle,
+    change: Callable[[Contract], Contract],
+    output: Path | None = None,
+    *,
+    files: Mapping[str, Path] | None = None,
+    overwrite: bool = False,
+    finish: Finish | None = None,
+) -> Bundle:
+    """Write a bundle with a changed contract and, where given, other files; all its other files are kept.
+
+    Args:
+        bundle: what was loaded, maybe long ago.
+        change: is given the contract as it is now, so that what others changed in the meantime is not lost.
+        output: where the changed copy goes (None: the bundle itself is changed, in one step).
+        files: name -> source of those to replace or add; they are listed in the contract.
+        overwrite: replace a bundle at `output`.
+        finish: as save_bundle has it.
+
+    Raises:
+        BundleError: as save_bundle does, or the bundle has other files by now. Nothing is changed then.
+    """
+    new, contract = dict(files or {}), _read_contract(bundle.directory)
+    if contract.files != bundle.contract.files:
+        raise BundleError(f"the files of {bundle.directory} were changed in the meantime; start again")
+    contract = change(contract)
+    if output is not None and output.resolve() != bundle.directory.resolve():
+        _refuse_inside(output, bundle)
+        beside = [path for path in _unlisted(bundle.directory) if path.name not in new]
+        directory = output
+    elif new or finish:
+        beside, directory, overwrite = [], bundle.directory, True
+    else:
+        with _naming(bundle.directory):
+            return Bundle(bundle.directory, _write_contract(contract, bundle.directory))
+    listed = {name: bundle.directory / name for name in contract.files} | new
+    return save_bundle(contract, listed, directory, overwrite=overwrite, beside=beside, finish=finish)
 
 
 def sha256_of(path: Path) -> str:
@@ -226,14 +267,37 @@ def _read_contract(directory: Path) -> Contract:
     if not path.is_file():
         raise BundleError(f"{directory} has no {CONTRACT_FILE}; `anomseg export` makes a bundle from a checkpoint")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    return _parsed(text, path)
+
+
+def _parsed(text: str, path: Path) -> Contract:
+    """Return the contract that bundle.yaml's text says, its values checked."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
         raise BundleError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     _check_format_version(data, path)
     try:
-        return from_plain(Contract, data, str(path))
+        contract = from_plain(Contract, data, str(path))
     except ConfigError as error:
         raise BundleError(str(error)) from error
+    _check_values(contract, path)
+    return contract
+
+
+def _write_contract(contract: Contract, directory: Path) -> Contract:
+    """Write bundle.yaml in one step, if it is right; return what it says."""
+    plain = to_plain(contract)
+    if not contract.compression:
+        del plain["compression"]  # float bundles stay readable to those who know no compression
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
+    path = directory / CONTRACT_FILE
+    written = _parsed(text, path)
+    replace_text(path, text)
+    return written
 
 
 def _check_format_version(data: object, path: Path) -> None:
@@ -246,8 +310,7 @@ def _check_format_version(data: object, path: Path) -> None:
         raise BundleError(f"{path}: bundle format {version}, this anomseg_ros reads format {FORMAT_VERSION}; {remedy}")
 
 
-def _check_values(contract: Contract, directory: Path) -> None:
-    where = directory / CONTRACT_FILE
+def _check_values(contract: Contract, where: Path) -> None:
     _check_choice(where, "precision", contract.precision, PRECISIONS)
     _check_choice(where, "channel_order", contract.input.channel_order, CHANNEL_ORDERS)
     _check_choice(where, "resize", contract.input.resize, RESIZE_RULES)
@@ -257,6 +320,9 @@ def _check_values(contract: Contract, directory: Path) -> None:
         raise BundleError(f"{where}: temperature {contract.temperature!r} must be above 0")
     if contract.void_class is not None and not 0 <= contract.void_class < len(contract.classes):
         raise BundleError(f"{where}: void_class {contract.void_class} is not one of {len(contract.classes)} classes")
+    for score, table in contract.thresholds.items():
+        if unknown := (table.calibrated_elsewhere or {}).keys() - table.by_target_fpr.keys():
+            raise BundleError(f"{where}: thresholds of {score}: calibrated_elsewhere names no rate: {min(unknown):g}")
     if any(not 0 <= info.train_id <= UNLABELLED for info in contract.classes):
         raise BundleError(f"{where}: train ids must be 0 to {UNLABELLED}")
     if LABELS_OUTPUT not in {output.name for output in contract.outputs} or not contract.score_names:
@@ -285,11 +351,45 @@ def _check_digests(contract: Contract, directory: Path) -> None:
             )
 
 
-def refuse_existing(directory: Path, overwrite: bool) -> None:
-    """Raise BundleError if `save_bundle` would: something is there, and it may not or must not be replaced."""
-    if not directory.exists():
-        return
-    if not overwrite:
-        raise BundleError(f"{directory} exists; choose another output or pass --overwrite")
-    if not (directory / CONTRACT_FILE).is_file():
-        raise BundleError(f"{directory} exists and is not a bundle: not overwriting it")
+def check_target(directory: Path, overwrite: bool) -> None:
+    """Raise BundleError if `save_bundle` would: something is there that may not be replaced, or nobody may write."""
+    with _naming(directory):
+        if directory.exists():
+            if not overwrite:
+                raise BundleError(f"{directory} exists; choose another output or pass --overwrite")
+            if not (directory / CONTRACT_FILE).is_file():
+                raise BundleError(f"{directory} exists and is not a bundle: not overwriting it")
+        check_writable(next(folder for folder in directory.resolve().parents if folder.exists()))
+
+
+def _refuse_inside(output: Path, bundle: Bundle) -> None:
+    if bundle.directory.resolve() in output.resolve().parents:
+        raise BundleError(f"{output} lies in the bundle {bundle.directory}; choose an output outside it")
+
+
+@contextmanager
+def _naming(directory: Path) -> Iterator[None]:
+    """Have what the system refuses said in one line that names the bundle."""
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise BundleError(f"cannot write the bundle {directory}: {error.strerror or error}{where}") from error
+
+
+def _copied(source: Path, target: Path) -> str:
+    """Copy a file; return the digest of what was read."""
+    shutil.copyfile(source, target)
+    return sha256_of(source)
+
+
+def _unlisted(directory: Path, but: Path | None = None) -> list[Path]:
+    """Return what lies in a bundle's folder without being its own, but for the names that lie in `but`, too."""
+    if not directory.is_dir():
+        return []
+    try:
+        own = {CONTRACT_FILE, *_read_contract(directory).files}
+    except BundleError:  # damaged, or newer: what it lists is not known
+        own = {CONTRACT_FILE, *PROGRAM_FILES}
+    taken = own | ({path.name for path in but.iterdir()} if but else set())
+    return [path for path in directory.iterdir() if path.name not in taken]

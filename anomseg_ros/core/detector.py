@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from anomseg_ros.core.bundle import LABELS_OUTPUT, Bundle
 from anomseg_ros.core.preprocess import resized_labels, resized_scores, tensor_from_frame
-from anomseg_ros.core.types import Outputs, RgbImage
+from anomseg_ros.core.road_region import RoadRegion
+from anomseg_ros.core.types import Mask, Outputs, RgbImage
 
 
 class Backend(Protocol):
@@ -52,19 +53,23 @@ class Detector:
         *,
         labels: bool = True,
         source_size: bool = False,
+        road: RoadRegion | None = None,
     ) -> Outputs:
-        """Return labels and scores of a uint8 (H, W, 3) RGB frame.
+        """Return labels and scores of a uint8 (H, W, 3) RGB frame, and the region of the road where `road` is given.
 
         scores: names to compute; None means all the bundle has. Outputs have the bundle's input size, or the frame's
         with `source_size`. Raises FrameError for an unusable frame, ConfigError for an unknown score, BackendError.
         """
         names = self.bundle.contract.score_names if scores is None else tuple(map(self.bundle.check_score, scores))
         tensor = tensor_from_frame(frame, self.bundle.contract.input)
-        wanted = [LABELS_OUTPUT, *names] if labels else [*names]
+        wanted = [LABELS_OUTPUT, *names] if labels or road is not None else [*names]
         started = time.perf_counter()
         arrays = dict(zip(wanted, self.backend.run(tensor, wanted), strict=True)) if wanted else {}
         network_ms = (time.perf_counter() - started) * 1e3
-        return _outputs(arrays, network_ms, frame.shape[:2] if source_size else None)
+        region = None if road is None else road.find(np.asarray(arrays[LABELS_OUTPUT][0], np.uint8))
+        if not labels:
+            arrays.pop(LABELS_OUTPUT, None)
+        return _outputs(arrays, region, network_ms, frame.shape[:2] if source_size else None)
 
     def warm_up(self, scores: Iterable[str] | None = None, *, labels: bool = True) -> None:
         """Run one grey frame, so that the first camera frame does not pay for allocation; arguments as in detect."""
@@ -76,7 +81,9 @@ class Detector:
         self.backend.close()
 
 
-def _outputs(arrays: dict[str, npt.NDArray[np.generic]], network_ms: float, size: tuple[int, ...] | None) -> Outputs:
+def _outputs(
+    arrays: dict[str, npt.NDArray[np.generic]], region: Mask | None, network_ms: float, size: tuple[int, ...] | None
+) -> Outputs:
     labels = arrays.pop(LABELS_OUTPUT, None)
     label_image = None if labels is None else np.asarray(labels[0], np.uint8)
     score_maps = {name: np.asarray(array[0], np.float32) for name, array in arrays.items()}
@@ -84,4 +91,5 @@ def _outputs(arrays: dict[str, npt.NDArray[np.generic]], network_ms: float, size
         height, width = size
         label_image = None if label_image is None else resized_labels(label_image, height, width)
         score_maps = {name: resized_scores(scores, height, width) for name, scores in score_maps.items()}
-    return Outputs(label_image, score_maps, network_ms)
+        region = None if region is None else resized_labels(region, height, width)
+    return Outputs(label_image, score_maps, network_ms, region)

@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import cv2
-import numpy as np
-
 from anomseg_ros.core.image_files import image_files, read_image
 from anomseg_ros.core.types import RgbImage
+from anomseg_ros.core.video import Video, is_video
 from anomseg_ros.errors import FrameError
-
-VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v"})
 
 
 class FrameSource:
@@ -30,7 +26,7 @@ class FrameSource:
     @property
     def count(self) -> int | None:
         """Number of frames, or None if a video does not say."""
-        counts = [_video_length(path) if _is_video(path) else 1 for path in self._items]
+        counts = [_video_length(path) if is_video(path) else 1 for path in self._items]
         return None if any(count is None for count in counts) else sum(count or 0 for count in counts)
 
     def __iter__(self) -> Iterator[tuple[str, RgbImage]]:
@@ -38,7 +34,7 @@ class FrameSource:
         used: dict[str, int] = {}
         for path in self._items:
             try:
-                for name, frame in _video_frames(path) if _is_video(path) else [(path.stem, read_image(path))]:
+                for name, frame in _video_frames(path) if is_video(path) else [(path.stem, read_image(path))]:
                     used[name] = used.get(name, 0) + 1
                     yield (name if used[name] == 1 else f"{name}-{used[name]}"), frame
             except FrameError as error:
@@ -53,28 +49,13 @@ def _checked(path: Path) -> Path:
     return path
 
 
-def _is_video(path: Path) -> bool:
-    return path.suffix.lower() in VIDEO_SUFFIXES
-
-
 def _video_length(path: Path) -> int | None:
-    capture = cv2.VideoCapture(str(path))
-    length = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    capture.release()
-    return length if length > 0 else None
+    try:
+        return Video(path).frame_count
+    except FrameError:  # said when its turn comes
+        return None
 
 
 def _video_frames(path: Path) -> Iterator[tuple[str, RgbImage]]:
-    capture = cv2.VideoCapture(str(path))
-    try:
-        if not capture.isOpened():
-            raise FrameError(f"{path} cannot be opened as a video; is it damaged or of an unsupported codec?")
-        index = 0
-        while True:
-            grabbed, bgr = capture.read()
-            if not grabbed:
-                return
-            yield f"{path.stem}_{index:06d}", np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
-            index += 1
-    finally:
-        capture.release()
+    for index, frame in enumerate(Video(path)):
+        yield f"{path.stem}_{index:06d}", frame

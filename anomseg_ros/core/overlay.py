@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from anomseg_ros.core.labels import UNLABELLED, ClassInfo, palette
 from anomseg_ros.core.preprocess import resized_labels, resized_scores
+from anomseg_ros.core.scores import score_facts
 from anomseg_ros.core.types import LabelImage, Mask, RgbImage, ScoreMap
 
 ANOMALY_COLOR = (255, 40, 0)
@@ -53,12 +54,14 @@ def gray_scores(scores: ScoreMap, low: float, high: float) -> npt.NDArray[np.uin
 def score_range(name: str, num_classes: int) -> tuple[float, float]:
     """Return the fixed range in which a score is drawn, so that colours mean the same in every frame.
 
-    Probabilities 0 to 1, entropy 0 to ln C; -max z and energy, which have no bounds, -20 to 0, where trained
-    road-scene networks live.
+    num_classes: known ones. Probabilities are drawn from 0 to 1, entropy to ln C, scores without bounds in UNBOUNDED.
     """
-    if name == "max_entropy":
-        return 0.0, float(np.log(num_classes))
-    return (-20.0, 0.0) if name in ("max_logit", "energy") else (0.0, 1.0)
+    return score_facts(name).drawn_range(num_classes)
+
+
+def lowest_score(name: str) -> float:
+    """Return the lower end of `score_range`, which is also what ignored pixels are given."""
+    return score_facts(name).drawn_range(2)[0]
 
 
 def overlay(image: RgbImage, labels: LabelImage, mask: Mask | None, colors: npt.NDArray[np.uint8]) -> RgbImage:

@@ -7,12 +7,16 @@ import sys
 from pathlib import Path
 
 from anomseg_ros.core.bundle import CONTRACT_FILE
+from anomseg_ros.core.staging import cut_off
 from anomseg_ros.errors import BundleError, ConfigError, closest_first
 
 PACKAGE = "anomseg_ros"
 
 ROAD_BUNDLE = "erfnet-camvid"
 """Shipped bundle for camera frames: what the node takes unless it is told otherwise."""
+
+DEMO_BUNDLE = "enet-camvid"
+"""Shipped bundle that `anomseg demo` shows with the shipped drive: two cores keep up with it."""
 
 SYNTHETIC_BUNDLE = "enet-synthetic"
 """Shipped bundle for generated scenes."""
@@ -43,8 +47,21 @@ def shipped_bundles() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in share_directories():
         for contract in sorted((folder / "models").glob(f"*/{CONTRACT_FILE}")):
-            found.setdefault(contract.parent.name, contract.parent)
+            if not contract.parent.name.startswith("."):  # of a save that was killed
+                found.setdefault(contract.parent.name, contract.parent)
     return found
+
+
+def is_shipped(directory: Path) -> bool:
+    """Return whether a folder lies in models/ of this package's sources, or of an installation of them."""
+    return any(
+        folder.name == "models" and _names_package(folder.parent / "package.xml")
+        for folder in directory.resolve().parents
+    )
+
+
+def _names_package(path: Path) -> bool:
+    return path.is_file() and f"<name>{PACKAGE}</name>" in path.read_text(encoding="utf-8", errors="replace")
 
 
 def find_bundle(name_or_path: str | Path) -> Path:
@@ -55,5 +72,7 @@ def find_bundle(name_or_path: str | Path) -> Path:
     shipped = shipped_bundles()
     if str(name_or_path) in shipped:
         return shipped[str(name_or_path)]
+    if (left := cut_off(path)) is not None:
+        raise BundleError(f"{path} does not exist: a change was cut off; rename {left} to it, which is the old bundle")
     known = ", ".join(closest_first(str(name_or_path), shipped)) or "none"
     raise BundleError(f"{str(name_or_path)!r} is neither a bundle directory nor a shipped bundle; shipped: {known}")

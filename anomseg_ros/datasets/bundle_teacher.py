@@ -9,11 +9,10 @@ import numpy as np
 from anomseg_ros.core.detector import Detector
 from anomseg_ros.core.labels import CITYSCAPES
 from anomseg_ros.core.preprocess import resized_labels, resized_scores
+from anomseg_ros.core.scores import CONFIDENCE_SCORE
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.datasets.pseudo_label import CLASSES, Probabilities, TeacherInfo
 from anomseg_ros.errors import ConfigError
-
-MSP = "msp"
 
 
 class BundleTeacher:
@@ -30,7 +29,7 @@ class BundleTeacher:
                 "their train ids"
             )
         self._detector = detector
-        self._scores = (MSP,) if MSP in contract.score_names else ()
+        self._scores = (CONFIDENCE_SCORE,) if CONFIDENCE_SCORE in contract.score_names else ()
         self.info = TeacherInfo(contract.name, contract.program_sha256, detector.backend.actual)
 
     def look(
@@ -47,6 +46,6 @@ class BundleTeacher:
         labels = resized_labels(outputs.labels, *size_px)
         weight = np.ones(size_px, np.float32)
         if self._scores:
-            weight -= resized_scores(outputs.scores[MSP], *size_px)
+            weight -= resized_scores(outputs.scores[CONFIDENCE_SCORE], *size_px)
         one_hot = labels[np.newaxis] == np.arange(CLASSES, dtype=np.uint8)[:, np.newaxis, np.newaxis]
         return np.asarray(one_hot * weight, np.float32)

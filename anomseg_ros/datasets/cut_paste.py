@@ -97,6 +97,26 @@ def paste_objects(
     return pasted, marked
 
 
+def paste_at(
+    image: RgbImage,
+    labels: LabelImage,
+    drawn: OutlierObject,
+    scale: float,
+    place_px: tuple[int, int],
+    feather_radius_px: float,
+    tone_match: float,
+) -> None:
+    """Blend one object into a frame and its labels, in place; what lies beyond the frame is cut off.
+
+    image: uint8 (H, W, 3) RGB. labels: uint8 (H, W), which gets OUTLIER where the object is. scale: factor on the
+    object's size. place_px: top and left of the scaled object's box; may be negative, or beyond the frame. The others
+    are those of PasteConfig.
+    """
+    config = PasteConfig(feather_radius_px=feather_radius_px, tone_match=tone_match)
+    unused = np.random.default_rng(0)  # nothing is drawn for an object that casts no shadow and follows no looks
+    _blend(image, labels, _cut(drawn, scale, feather_radius_px), place_px, config, None, unused)
+
+
 def _follows_frame(config: PasteConfig) -> bool:
     matches = (config.color_match[1], config.blur_match[1], config.noise_match[1])
     return max(*matches, config.lighting, config.jpeg_share) > 0
@@ -327,6 +347,8 @@ def _blend(
     start = np.array(place_px) - cut.pad_px
     end = start + cut.alpha.shape
     first, last = np.maximum(start, 0), np.minimum(end, marked.shape)
+    if (first >= last).any():  # nothing of it is in the frame
+        return
     place = (slice(first[0], last[0]), slice(first[1], last[1]))
     window = tuple(slice(a, b) for a, b in zip(first - start, last - start, strict=True))
     alpha, below = cut.alpha[window], pasted[place]

@@ -6,6 +6,7 @@ import threading
 from typing import Any, cast
 
 from anomseg_ros.datasets.base import Dataset, LabelledFrame
+from anomseg_ros.datasets.wrapped import WrappedDataset
 
 
 def keep_frames(dataset: Dataset, limit_bytes: int) -> Dataset:
@@ -17,20 +18,12 @@ def keep_frames(dataset: Dataset, limit_bytes: int) -> Dataset:
     return cast(Dataset, _KeptFrames(dataset, limit_bytes))
 
 
-class _KeptFrames:
+class _KeptFrames(WrappedDataset):
     def __init__(self, dataset: Dataset, limit_bytes: int) -> None:
-        self._dataset = dataset
+        super().__init__(dataset)
         self._left_bytes = limit_bytes
         self._frames: dict[int, LabelledFrame] = {}
         self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # not there yet while an instance is being unpickled
-            raise AttributeError(name)
-        return getattr(self._dataset, name)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _KeptFrames, (self._dataset, 0)

@@ -28,7 +28,8 @@ class ObjectsConfig:
 
     source: `procedural`, or a folder in one of the layouts of FolderObjects. weight: how often it is drawn from,
     relative to the other sources. The rest is for folders. part: of their pictures, "all", "train" or "val" (one in
-    five). erode_share: of an object's size, how far its mask is moved inwards. exclude: classes to leave out, None for
+    five). erode_share: of an object's size, how far its mask is moved inwards. trim_plain: whether the rim of masks
+    that shows plain ground, or a shadow on it, is taken off. exclude: classes to leave out, None for
     those that overlap road scenes.
     """
 
@@ -36,6 +37,7 @@ class ObjectsConfig:
     weight: float = 1.0
     part: str = "all"
     erode_share: float = 0.0
+    trim_plain: bool = False
     exclude: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -44,8 +46,11 @@ class ObjectsConfig:
             raise ConfigError(f"objects: weight of {self.source!r} is {self.weight!r}; give a number above 0")
         if self.part not in PARTS:
             raise ConfigError(unknown_name(f"objects: part of {self.source!r}", self.part, PARTS))
-        if self.source == PROCEDURAL and (self.part, self.erode_share, self.exclude) != ("all", 0.0, None):
-            raise ConfigError("objects: part, erode_share and exclude are for folders; `procedural` draws its objects")
+        of_folders = (self.part, self.erode_share, self.trim_plain, self.exclude)
+        if self.source == PROCEDURAL and of_folders != ("all", 0.0, False, None):
+            raise ConfigError(
+                "objects: part, erode_share, trim_plain and exclude are for folders; `procedural` draws its objects"
+            )
 
 
 class MixedObjects:
@@ -82,4 +87,6 @@ def _open(config: ObjectsConfig) -> DescribedSource:
     if config.source == PROCEDURAL:
         return ProceduralObjects()
     exclude = OVERLAP_CLASSES if config.exclude is None else config.exclude
-    return FolderObjects(config.source, exclude, part=config.part, erode_share=config.erode_share)
+    return FolderObjects(
+        config.source, exclude, part=config.part, erode_share=config.erode_share, trim_plain=config.trim_plain
+    )

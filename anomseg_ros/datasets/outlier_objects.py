@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.datasets.outlier_files import OVERLAP_CLASSES, PARTS, FolderFiles, find_objects
+from anomseg_ros.datasets.outlier_masks import cut_sides, eroded, without_plain_rim
 from anomseg_ros.datasets.outlier_shapes import SHAPES, rasterise
 from anomseg_ros.datasets.outlier_textures import paint
 from anomseg_ros.errors import ConfigError, unknown_name
@@ -43,9 +43,6 @@ _SMALLEST_SIDE_PX = 8
 _LARGEST_EROSION = 0.3
 _KEPT_BYTES = 256 * 2**20
 """Memory for decoded objects, per source and process."""
-
-_BORDER_PX, _CUT_SHARE = 2, 0.1
-"""An object is cut by its picture's border where this share of its size lies along it, so many pixels near."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +75,7 @@ class SourceInfo:
     sha256: str | None = None
     part: str = "all"
     erode_share: float = 0.0
+    trim_plain: bool = False
     weight: float = 1.0
     sources: tuple[SourceInfo, ...] = ()
 
@@ -151,6 +149,7 @@ class FolderObjects:
         min_area_px: int | None = None,
         part: str = "all",
         erode_share: float = 0.0,
+        trim_plain: bool = False,
     ) -> None:
         """Find the objects; annotations are read, pictures are not.
 
@@ -163,6 +162,7 @@ class FolderObjects:
             min_area_px: smaller objects of COCO and YOLO are left out (None: 1000, as in section 3.5 of the paper).
             part: "all"; or "train" or "val", which one picture in five belongs to, by the digest of its name.
             erode_share: of an object's size (the root of its area), how far its mask is moved inwards.
+            trim_plain: whether the rim of masks that shows the plain ground, or a shadow on it, is taken off.
 
         Raises:
             ConfigError: `exclude` names an unknown class, an unknown part, or a share that is none.
@@ -174,7 +174,7 @@ class FolderObjects:
             raise ConfigError(f"erode_share is {erode_share!r}; expected 0 to {_LARGEST_EROSION}")
         area_px = 1000 if min_area_px is None else min_area_px
         self.files: FolderFiles = find_objects(Path(folder).expanduser(), tuple(exclude), area_px, part)
-        self.part, self.erode_share = part, erode_share
+        self.part, self.erode_share, self.trim_plain = part, erode_share, trim_plain
         self._kept: dict[int, OutlierObject] = {}
         self._kept_bytes = 0
 
@@ -193,11 +193,13 @@ class FolderObjects:
             return kept
         entry = self.files.objects[index]
         image, mask = entry.read()
-        cut_sides = _cut_sides(mask) if entry.in_photograph else frozenset()
-        mask = _eroded(mask, self.erode_share)
+        sides = cut_sides(mask) if entry.in_photograph else frozenset()
+        if self.trim_plain and entry.in_photograph:
+            mask = without_plain_rim(image, mask)
+        mask = eroded(mask, self.erode_share)
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         window = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
-        found = OutlierObject(np.ascontiguousarray(image[window]), mask[window].copy(), entry.kind, cut_sides)
+        found = OutlierObject(np.ascontiguousarray(image[window]), mask[window].copy(), entry.kind, sides)
         # Objects that find no room are read anew each time: simpler than to throw others out, and as quick on average.
         if self._kept_bytes + found.image.nbytes + found.mask.nbytes <= _KEPT_BYTES:
             self._kept[index] = found
@@ -215,30 +217,8 @@ class FolderObjects:
             sha256=self.files.sha256,
             part=self.part,
             erode_share=self.erode_share,
+            trim_plain=self.trim_plain,
         )
-
-
-def _cut_sides(mask: npt.NDArray[np.bool_]) -> frozenset[str]:
-    """Return the sides of a picture, with its mask bool (H, W), that an object ends at along a part of its width."""
-    near = {
-        "top": mask[:_BORDER_PX].any(axis=0),
-        "bottom": mask[-_BORDER_PX:].any(axis=0),
-        "left": mask[:, :_BORDER_PX].any(axis=1),
-        "right": mask[:, -_BORDER_PX:].any(axis=1),
-    }
-    least_px = max(3.0, _CUT_SHARE * float(np.sqrt(np.count_nonzero(mask))))
-    return frozenset(side for side, along in near.items() if np.count_nonzero(along) >= least_px)
-
-
-def _eroded(mask: npt.NDArray[np.bool_], share: float) -> npt.NDArray[np.bool_]:
-    """Return a mask moved inwards; what would vanish stays as it is."""
-    reach_px = round(share * float(np.sqrt(np.count_nonzero(mask))))
-    if reach_px == 0:
-        return mask
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach_px + 1,) * 2)
-    # Beyond the picture's border an object goes on: only its own outline moves.
-    eroded = cv2.erode(mask.astype(np.uint8), disc).astype(bool)
-    return eroded if eroded.any() else mask
 
 
 def _sizes_for(frames: Sequence[RgbImage]) -> tuple[int, int]:

@@ -52,11 +52,15 @@ class Unlabelled:
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """What the bytes of a dataset depend on in a source. sha256: of its frames' names and its first frame's pixels."""
+    """What the bytes of a dataset depend on in a source; see Source.
+
+    sha256: of its frames' names and its first frame's pixels.
+    """
 
     name: str
     kind: str
     split: str
+    known: bool
     frames: int
     sha256: str
 
@@ -88,7 +92,7 @@ class Source(ABC):
         else:
             digest.update(first.image.tobytes())
             digest.update(first.codes.tobytes())
-        return SourceSpec(self.name, self.kind, self.split, len(self), digest.hexdigest())
+        return SourceSpec(self.name, self.kind, self.split, self.known, len(self), digest.hexdigest())
 
 
 class DatasetFrames(Source):
@@ -128,7 +132,7 @@ class PictureFolder(Source):
         file = self._files[index]
         image = read_picture(file)
         mask = self._masks / f"{file.stem}.png"
-        classes = NATURE if self.known else _ALL
+        classes = NATURE if self.kind == SCENERY else _ALL
         if not mask.is_file():
             return _free(image, classes)
         ignored = read_label(mask)
@@ -173,14 +177,15 @@ class VideoFrames(Source):
         self._next = 0
 
 
-def open_sources(texts: Sequence[str], every: int = 1) -> tuple[Source, ...]:
+def open_sources(texts: Sequence[str], every: int = 1, known: Sequence[str] = ()) -> tuple[Source, ...]:
     """Open sources written KIND=PATH or KIND=PATH:SPLIT.
 
     KIND: a dataset's name, `folder`, `scenery` or `video`. every: of a video's frames, each n-th is taken. A source is
-    named by its kind; the second of a kind is KIND2.
+    named by its kind; the second of a kind is KIND2. known: names of sources that show nothing but known classes, as
+    scenery does.
 
     Raises:
-        DatasetError: unknown kind, no such folder or file, or no frame in it.
+        DatasetError: unknown kind, no such folder or file, no frame in it, or a name in `known` of no source.
     """
     sources: list[Source] = []
     for text in texts:
@@ -191,6 +196,8 @@ def open_sources(texts: Sequence[str], every: int = 1) -> tuple[Source, ...]:
         source = _open(kind, path, kind if count == 1 else f"{kind}{count}", every)
         _check(source, text)
         sources.append(source)
+    for name in known:
+        _named(name, sources).known = True
     if not sources:
         raise DatasetError("no frames to label; give at least one source, for example folder=/data/pictures")
     return tuple(sources)
@@ -204,6 +211,13 @@ def _open(kind: str, path: str, name: str, every: int) -> Source:
     if kind in DATASETS:
         return DatasetFrames(name, open_dataset(kind, path))
     raise DatasetError(unknown_name("kind of frames", kind, (FOLDER, SCENERY, VIDEO, *DATASETS)))
+
+
+def _named(name: str, sources: Sequence[Source]) -> Source:
+    for source in sources:
+        if source.name == name:
+            return source
+    raise DatasetError(unknown_name("source", name, [source.name for source in sources]))
 
 
 def _check(source: Source, text: str) -> None:

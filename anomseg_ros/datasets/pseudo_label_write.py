@@ -145,7 +145,7 @@ class _Run:
         tally = self._tallies[source]
         tally.written += 1
         tally.validation += id_ in self._held_out
-        tally.asked += int(np.count_nonzero(confidence))
+        tally.asked += int(np.count_nonzero(confidence | agreement))
         tally.confidence += int(confidence.sum(dtype=np.int64))
         tally.agreement += int(agreement.sum(dtype=np.int64))
         self.ids.append(id_)

@@ -28,8 +28,14 @@ from anomseg_ros.evaluation.bag_measure import (
     part_task,
     pooled_drive,
 )
-from anomseg_ros.evaluation.component_pass import ComponentTask, component_sums, components_of, merged_sums
-from anomseg_ros.evaluation.measures import Measures, MeasureSpec
+from anomseg_ros.evaluation.component_pass import (
+    ComponentTask,
+    component_sums,
+    component_thresholds,
+    components_of,
+    merged_sums,
+)
+from anomseg_ros.evaluation.measures import Key, Measures, MeasureSpec, road_of
 from anomseg_ros.evaluation.readout import Identity, read_results
 from anomseg_ros.evaluation.results import Components, Drive, Result
 from anomseg_ros.evaluation.workers import Workers, run_parts
@@ -81,8 +87,12 @@ class BagRequest:
                 raise ConfigError(f"bag {self.bags[number].path!r} was given before; give each bag once")
         if self.recorded is not None and self.recorded.path and len(self.bags) > 1:
             raise ConfigError(f"recorded outputs of one bag, {self.recorded.path!r}, for {len(self.bags)} bags")
-        for name in self.protocols:
-            protocol(name)
+        limited = [name for name in self.protocols if protocol(name).road_region is not None]
+        if limited and self.recorded is not None:
+            raise ConfigError(
+                f"protocol {limited[0]!r} needs a model's labels to find the road, and recorded outputs are taken as "
+                "they are; leave the road region out, or --recorded"
+            )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -93,12 +103,14 @@ class BagRequest:
 
 @dataclass(frozen=True)
 class BagPart:
-    """What one bag contributed: its name, frames counted and drive; failure: why not all of its frames, or None."""
+    """What one bag contributed: its name, frames counted and drive, also with alarms limited to the road where that was
+    asked for; failure: why not all of its frames, or None."""
 
     name: str
     source: BagSource
     frames: int = 0
     drive: Drive | None = None
+    road_drive: Drive | None = None
     failure: str | None = None
 
 
@@ -142,8 +154,8 @@ def evaluate_bags(request: BagRequest, progress: Progress = lambda what, done, t
     identity = _identity(request, planned, [part.name for part in parts if part.frames])
     outcome = BagOutcome((), parts)
     results = read_results(measures, identity, components, tuple(dict.fromkeys([*notes, *missing, *outcome.errors])))
-    drive = pooled_drive([part.drive for part in parts if part.drive is not None])
-    return replace(outcome, results=tuple(_completed(result, request, planned[0].task, drive) for result in results))
+    drives = pooled_drive([part.drive for part in parts]), pooled_drive([part.road_drive for part in parts])
+    return replace(outcome, results=tuple(_completed(result, request, planned[0].task, drives) for result in results))
 
 
 def _named(bag: str, text: str, bags: int) -> str:
@@ -163,7 +175,7 @@ def _nothing(request: BagRequest, measured: Mapping[int, BagMeasured], failures:
 def _part(name: str, source: BagSource, measured: BagMeasured | None, failure: str | None) -> BagPart:
     if measured is None:
         return BagPart(name, source, failure=failure)
-    return BagPart(name, source, len(measured.measures.done), measured.drive, measured.failure)
+    return BagPart(name, source, len(measured.measures.done), measured.drive, measured.road_drive, measured.failure)
 
 
 def differences(live: Result, complete: Result) -> Mapping[str, float]:
@@ -216,7 +228,8 @@ def _common_spec(
         misfit = "mIoU is not measured: the bags' ground truth has different classes"
     num_classes = next(iter(kinds.values())) if len(kinds) == 1 and not misfits else None
     anomalies = any(dataset.has_anomalies for dataset, _, _ in opened)
-    return MeasureSpec(_scores(request), request.protocols, num_classes, anomalies, request.exact), misfit
+    road = None if request.bundle is None else road_of(request.bundle.contract, request.protocols)
+    return MeasureSpec(_scores(request), request.protocols, num_classes, anomalies, request.exact, road), misfit
 
 
 def _outputs(request: BagRequest, source: BagSource, score: str) -> ModelSource | RecordedSource:
@@ -330,23 +343,18 @@ def _drive(request: BagRequest, score: str) -> tuple[DriveSpec | None, str | Non
 
 def _components(
     request: BagRequest, planned: Sequence[_Planned], measures: Measures
-) -> tuple[dict[str, Components], list[str]]:
+) -> tuple[dict[Key, Components], list[str]]:
     """Measure SegmentMeIfYouCan's component metrics where its protocol was asked for and a model can look again."""
-    if "smiyc" not in request.protocols or request.recorded is not None:
+    thresholds = {} if request.recorded is not None else component_thresholds(measures)
+    if not thresholds:
         return {}, []
-    chosen = protocol("smiyc")
-    thresholds = {
-        score: chosen.read(accumulator).best_f1_threshold
-        for (score, name), accumulator in measures.curves.items()
-        if name == "smiyc" and accumulator.anomaly_px and accumulator.known_px
-    }
     tasks = []
     for bag in planned:
         first = bag.task.first_index
         indices = tuple(n for n in range(len(bag.dataset)) if first + n in measures.done)
         if indices and bag.dataset.has_anomalies:
             tasks.append(ComponentTask(part_task(bag.task, bag.dataset, indices), thresholds))
-    if not thresholds or not tasks:
+    if not tasks:
         return {}, []
     try:
         return components_of(merged_sums(list(run_parts(component_sums, tasks, request.workers))), thresholds), []
@@ -378,10 +386,13 @@ def _stand_in() -> Contract:
     return Contract(1, RECORDED, RECORDED, RECORDED, (), InputSpec(1, 1), (), {})
 
 
-def _completed(result: Result, request: BagRequest, task: BagTask, drive: Drive | None) -> Result:
-    """Add the drive to the results of its score; take the clock's zeros, and what is unknown, from recorded ones."""
+def _completed(result: Result, request: BagRequest, task: BagTask, drives: Sequence[Drive | None]) -> Result:
+    """Add the drive to the results of its score; take the clock's zeros, and what is unknown, from recorded ones.
+
+    drives: with alarms everywhere, and with alarms limited to the road.
+    """
     if result.score == task.spec.scores[0]:
-        result = replace(result, drive=drive)
+        result = replace(result, drive=drives[protocol(result.protocol).road_region is not None])
     if isinstance(task.outputs, ModelSource):
         return result
     bare = tuple(replace(frame, inference_ms=None, network_ms=None) for frame in result.per_frame)

@@ -18,7 +18,8 @@ import numpy.typing as npt
 from anomseg_ros.backends import open_detector
 from anomseg_ros.backends.options import BackendOptions
 from anomseg_ros.core.preprocess import resized_scores
-from anomseg_ros.core.types import RgbImage, ScoreMap
+from anomseg_ros.core.road_region import limited_scores
+from anomseg_ros.core.types import Outputs, RgbImage
 from anomseg_ros.errors import AnomsegError, BagError, DatasetError, FrameError, MetricError
 from anomseg_ros.evaluation.bag import BagDataset
 from anomseg_ros.evaluation.bag_drive import MIN_ALARM_PX, DriveTracker
@@ -110,18 +111,21 @@ class BagTask:
 
 @dataclass(frozen=True)
 class BagMeasured:
-    """What was measured of the bag of a task's number. notes: what a reader must know. failure: why the bag was left
-    before its end (without any frame, if it could not be opened), or None."""
+    """What was measured of the bag of a task's number. road_drive: with alarms limited to the spec's road, if it has
+    one. notes: what a reader must know. failure: why the bag was left before its end (without any frame, if it could
+    not be opened), or None."""
 
     number: int
     measures: Measures
     drive: Drive | None
+    road_drive: Drive | None = None
     notes: tuple[str, ...] = ()
     failure: str | None = None
 
 
-def pooled_drive(drives: Sequence[Drive]) -> Drive | None:
+def pooled_drive(of_bags: Sequence[Drive | None]) -> Drive | None:
     """Return the drives one after the other as one: times count on, counts add up. None without any."""
+    drives = [drive for drive in of_bags if drive is not None]
     if len(drives) < 2:
         return drives[0] if drives else None
     starts_s = [sum(drive.duration_s for drive in drives[:number]) for number in range(len(drives))]
@@ -189,7 +193,7 @@ def _measure_model(task: BagTask, model: ModelSource, dataset: BagDataset, watch
 
     def detect(image: RgbImage) -> TimedOutputs:
         started = time.perf_counter()
-        outputs = detector.detect(image, task.spec.scores, labels=with_labels)
+        outputs = detector.detect(image, task.spec.scores, labels=with_labels, road=task.spec.road)
         return TimedOutputs(outputs, (time.perf_counter() - started) * 1e3)
 
     try:
@@ -254,19 +258,19 @@ def _pass(
     # Frames are read ahead, so the one that could not be measured is the earlier of the two.
     reason = gathering.failure or unread
     failure = reason and f"{gathering.frames} of {len(dataset)} frames were measured, then: {reason}"
-    return BagMeasured(task.number, gathering.measures, gathering.drive(), notes, failure)
+    return BagMeasured(task.number, gathering.measures, *gathering.drives(), notes, failure)
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """The views with their outputs, and the score map that the drive is judged by."""
+    """The views with their outputs, and the outputs that the drive is judged by."""
 
     seen: list[tuple[View, TimedOutputs | None]]
-    own: ScoreMap | None
+    own: Outputs | None
 
 
 class _Gathering:
-    """Measures and drive of one pass; fed by one thread. failure: why a frame was refused; none is taken after it."""
+    """Measures and drives of one pass; fed by one thread. failure: why a frame was refused; none is taken after it."""
 
     def __init__(self, task: BagTask, dataset: BagDataset, watch: Watch) -> None:
         self.measures = Measures(task.spec)
@@ -274,8 +278,7 @@ class _Gathering:
         self.failure: str | None = None
         self._task, self._watch = task, watch
         self._stamps_ns = dataset.stamps_ns
-        spec = task.drive
-        self._tracker = None if spec is None else DriveTracker(spec.threshold, spec.threshold_source, spec.min_alarm_px)
+        self._tracker, self._road_tracker = _tracker(task.drive), _tracker(task.drive if task.spec.road else None)
 
     def add(self, loaded: _Loaded, answer: _Answer | None) -> None:
         """Count a frame, or say why not; frames that were already under way after that one are left alone."""
@@ -291,19 +294,33 @@ class _Gathering:
 
     def _add(self, loaded: _Loaded, answer: _Answer | None) -> None:
         frame_id = self._task.prefix + loaded.frame_id
-        own = None if answer is None else answer.own
-        if own is not None and self._task.drive is not None:
-            require_finite(frame_id, self._task.drive.score, own)
+        drive, own = self._task.drive, None if answer is None else answer.own
+        scores = None if own is None or drive is None else own.scores[drive.score]
+        if scores is not None and drive is not None:
+            require_finite(frame_id, drive.score, scores)
         if answer is not None:
             self.measures.add(self._task.first_index + loaded.index, frame_id, answer.seen)
         if self._tracker is None or loaded.anomaly is None:
             return
-        scores = None if own is None else resized_scores(own, *loaded.anomaly.shape)
-        self._tracker.add(self._stamps_ns[loaded.index], scores, loaded.anomaly)
+        stamp_ns = self._stamps_ns[loaded.index]
+        scores = None if scores is None else resized_scores(scores, *loaded.anomaly.shape)
+        self._tracker.add(stamp_ns, scores, loaded.anomaly)
+        if self._road_tracker is not None:
+            limited = None if scores is None or own is None else limited_scores(scores, own.region, -np.inf)
+            self._road_tracker.add(stamp_ns, limited, loaded.anomaly)
 
-    def drive(self) -> Drive | None:
-        """Return what is told of the drive so far."""
-        return self._tracker.result() if self._tracker is not None and self._tracker.stamps_ns else None
+    def drives(self) -> tuple[Drive | None, Drive | None]:
+        """Return what is told of the drive so far, and the same with alarms limited to the road."""
+        read = [
+            tracker.result() if tracker is not None and tracker.stamps_ns else None
+            for tracker in (self._tracker, self._road_tracker)
+        ]
+        road = self._task.spec.road
+        return read[0], None if read[1] is None or road is None else replace(read[1], road_region=road.name)
+
+
+def _tracker(spec: DriveSpec | None) -> DriveTracker | None:
+    return None if spec is None else DriveTracker(spec.threshold, spec.threshold_source, spec.min_alarm_px)
 
 
 def _loaded_ahead(task: BagTask, dataset: BagDataset) -> Iterator[_Loaded]:
@@ -335,4 +352,4 @@ def _answer(measures: Measures, loaded: _Loaded, outputter: Outputter, drive: Dr
         return known[id(image)]
 
     seen = [(view, outputs_of(view.image) if measures.needs(view) else None) for view in loaded.views]
-    return _Answer(seen, None if drive is None else outputs_of(loaded.image).outputs.scores[drive.score])
+    return _Answer(seen, None if drive is None else outputs_of(loaded.image).outputs)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from anomseg_ros.backends.options import BackendOptions
-from anomseg_ros.core.bundle import Bundle, ThresholdTable, save_bundle
+from anomseg_ros.core.bundle import Bundle, Contract
 from anomseg_ros.core.labels import ClassInfo
+from anomseg_ros.core.thresholds import ThresholdTable
 from anomseg_ros.datasets.base import KNOWN, VOID, Dataset, LabelledFrame
 from anomseg_ros.datasets.problems import FrameProblem
 from anomseg_ros.errors import ConfigError, MetricError
@@ -107,15 +108,14 @@ def threshold_changes(
     return [_change(bundle, score, counted, rate) for score, counted in curves.items() for rate in sorted(target_fprs)]
 
 
-def write_thresholds(bundle: Bundle, changes: Sequence[ThresholdChange], calibrated_on: str, output: str) -> Bundle:
-    """Write the bundle with these threshold tables to `output`, which may be its own directory; others are kept."""
-    tables = dict(bundle.contract.thresholds)
+def with_thresholds(contract: Contract, changes: Sequence[ThresholdChange], calibrated_on: str) -> Contract:
+    """Return the contract with these thresholds; those of other scores and rates, and their sources, are kept."""
+    tables = dict(contract.thresholds)
     for score in dict.fromkeys(change.score for change in changes):
         rates = {change.target_fpr: change.threshold for change in changes if change.score == score}
-        tables[score] = ThresholdTable(calibrated_on, rates)
-    contract = replace(bundle.contract, thresholds=tables)
-    files = {name: bundle.directory / name for name in contract.files}
-    return save_bundle(contract, files, output, overwrite=True)
+        table = tables.get(score)
+        tables[score] = table.updated(calibrated_on, rates) if table else ThresholdTable(calibrated_on, rates)
+    return replace(contract, thresholds=tables)
 
 
 def _change(bundle: Bundle, score: str, counted: PixelCurves, rate: float) -> ThresholdChange:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from anomseg_ros.core.schema import to_plain
 from anomseg_ros.errors import ConfigError
-from anomseg_ros.evaluation.results import Evaluation, FrameResult, Result
+from anomseg_ros.evaluation.results import Evaluation, FrameResult, Result, Robustness
+from anomseg_ros.evaluation.robustness import FIGURES, NAMES
 
 Key = tuple[str, str, str, str]
 ROUNDING = 1e-12  # 0.80 - 0.75 is a little more than 0.05 in binary
@@ -113,7 +114,7 @@ def compare(before: Evaluation, after: Evaluation) -> Comparison:
         )
     paired_before, paired_after = {pair[0].key for pair in pairs}, {pair[1].key for pair in pairs}
     return Comparison(
-        pairs=tuple(_result_change(*pair) for pair in pairs),
+        pairs=tuple(_with_means(_result_change(*pair), before.robustness, after.robustness) for pair in pairs),
         only_before=tuple(result.key for result in before.results if result.key not in paired_before),
         only_after=tuple(result.key for result in after.results if result.key not in paired_after),
     )
@@ -171,6 +172,23 @@ def _result_change(before: Result, after: Result) -> ResultChange:
         only_before=tuple(name for name in old if name not in new),
         only_after=tuple(name for name in new if name not in old),
     )
+
+
+def _with_means(change: ResultChange, before: Sequence[Robustness], after: Sequence[Robustness]) -> ResultChange:
+    """Add the means over corruptions where both results have been measured under the same ones."""
+    old = next((one for one in before if one.key == change.key_before), None)
+    new = next((one for one in after if one.key == change.key_after), None)
+    if old is None or new is None:
+        return change
+    under = [{(cell.kind, cell.severity) for cell in one.corruptions} for one in (old, new)]
+    if under[0] != under[1]:
+        note = "measured under different corruptions: their means are not compared"
+        return replace(change, notes=(*change.notes, note))
+    means = (
+        _change(f"{NAMES[name]}, corrupted", "fraction", getattr(old.mean, name), getattr(new.mean, name), higher)
+        for name, higher in FIGURES.items()
+    )
+    return replace(change, figures=(*change.figures, *means))
 
 
 def _frame_change(before: FrameResult, after: FrameResult) -> FrameChange:

@@ -11,36 +11,45 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from anomseg_ros.core.preprocess import resized_scores
-from anomseg_ros.evaluation.measures import Measures
+from anomseg_ros.evaluation.measures import Key, Measures, scores_in_protocol
 from anomseg_ros.evaluation.part import PartTask, detected_frames, open_lanes
 from anomseg_ros.evaluation.results import Components
 from anomseg_ros.metrics.components import ComponentMetrics, ComponentSums, component_sizes, mask_above
+from anomseg_ros.metrics.protocols import protocol
 
 
 @dataclass(frozen=True)
 class ComponentTask:
-    """A part, and the best-F1 threshold of each score to look at."""
+    """A part, and the best-F1 threshold of each (score, protocol) to look at."""
 
     part: PartTask
-    thresholds: Mapping[str, float]
+    thresholds: Mapping[Key, float]
 
 
-Sums = dict[str, ComponentSums]
+Sums = dict[Key, ComponentSums]
+
+
+def component_thresholds(measures: Measures) -> dict[Key, float]:
+    """Return the best-F1 threshold per score in SegmentMeIfYouCan's protocol, where one can be read."""
+    return {
+        key: protocol(key[1]).read(accumulator).best_f1_threshold
+        for key, accumulator in measures.curves.items()
+        if protocol(key[1]).quantile_bins and accumulator.anomaly_px and accumulator.known_px
+    }
 
 
 def component_sums(task: ComponentTask) -> Sums:
-    """Return the component sums of the task's frames per score, at the labels' own size, scores as float16."""
-    part = replace(task.part, spec=replace(task.part.spec, protocols=("smiyc",)))
+    """Return the component sums of the task's frames, at the labels' own size, scores as float16."""
+    protocols = tuple(dict.fromkeys(name for _, name in task.thresholds))
+    part = replace(task.part, spec=replace(task.part.spec, protocols=protocols))
     sums = _empty(task)
     for _, seen in detected_frames(part, open_lanes(part), Measures(part.spec)):
         for view, timed in seen:
             if view.anomaly is None or timed is None:
                 continue
-            height, width = view.anomaly.shape
-            for score, threshold in task.thresholds.items():
-                scores = resized_scores(timed.outputs.scores[score], height, width).astype(np.float16)
-                sums[score].add(mask_above(scores, threshold), view.anomaly)
+            for key, threshold in task.thresholds.items():
+                scores = scores_in_protocol(timed.outputs, key, view.anomaly.shape).astype(np.float16)
+                sums[key].add(mask_above(scores, threshold), view.anomaly)
     return sums
 
 
@@ -48,16 +57,16 @@ def merged_sums(parts: Sequence[Sums]) -> Sums:
     """Return the sums over the frames of all parts."""
     union = dict(parts[0])
     for part in parts[1:]:
-        union = {score: sums.merge(part[score]) for score, sums in union.items()}
+        union = {key: sums.merge(part[key]) for key, sums in union.items()}
     return union
 
 
-def components_of(sums: Sums, thresholds: Mapping[str, float]) -> dict[str, Components]:
-    """Return the metrics per score; a score without any component to rate is left out."""
-    read = {score: part.metrics() for score, part in sums.items()}
+def components_of(sums: Sums, thresholds: Mapping[Key, float]) -> dict[Key, Components]:
+    """Return the metrics; a (score, protocol) without any component to rate is left out."""
+    read = {key: part.metrics() for key, part in sums.items()}
     return {
-        score: Components(figures.siou, 0.0 if math.isnan(figures.ppv) else figures.ppv, figures.f1, thresholds[score])
-        for score, figures in read.items()
+        key: Components(figures.siou, 0.0 if math.isnan(figures.ppv) else figures.ppv, figures.f1, thresholds[key])
+        for key, figures in read.items()
         if _rated(figures)
     }
 
@@ -68,4 +77,4 @@ def _rated(figures: ComponentMetrics) -> bool:
 
 def _empty(task: ComponentTask) -> Sums:
     sizes = component_sizes(task.part.dataset.name)
-    return {score: ComponentSums(sizes) for score in task.thresholds}
+    return {key: ComponentSums(sizes) for key in task.thresholds}

@@ -11,19 +11,27 @@ from typing import Any
 
 from anomseg_ros.backends import open_detector
 from anomseg_ros.backends.options import BackendOptions
-from anomseg_ros.core.bundle import Bundle, Threshold, load_bundle
-from anomseg_ros.core.labels import class_map
+from anomseg_ros.core.bundle import Bundle, load_bundle
 from anomseg_ros.datasets import DATASETS, dataset_type, open_named
 from anomseg_ros.datasets.base import Dataset
 from anomseg_ros.datasets.check import check
+from anomseg_ros.datasets.corruptions import Corruption, corrupt_dataset, library_version
 from anomseg_ros.datasets.kept import keep_frames
 from anomseg_ros.errors import AnomsegError, ConfigError, MetricError
-from anomseg_ros.evaluation.component_pass import ComponentTask, component_sums, components_of, merged_sums
-from anomseg_ros.evaluation.measures import Measures, MeasureSpec
+from anomseg_ros.evaluation.bundle_fit import calibrated_thresholds, compared_classes
+from anomseg_ros.evaluation.component_pass import (
+    ComponentTask,
+    component_sums,
+    component_thresholds,
+    components_of,
+    merged_sums,
+)
+from anomseg_ros.evaluation.measures import Key, Measures, MeasureSpec, road_of
 from anomseg_ros.evaluation.part import PartTask, evaluate_part
 from anomseg_ros.evaluation.pictures import PictureKey, draw_worst
 from anomseg_ros.evaluation.readout import Identity, read_results
-from anomseg_ros.evaluation.results import Components, Result
+from anomseg_ros.evaluation.results import Components, Curves, Result, Robustness
+from anomseg_ros.evaluation.robustness import robustness_of
 from anomseg_ros.evaluation.state import JobState
 from anomseg_ros.evaluation.workers import Workers, run_parts
 from anomseg_ros.metrics.protocols import protocol
@@ -44,7 +52,7 @@ class Request:
     state: folder for what is measured so far, None for none; save_every_s: how often that is written. pictures: draw
     overlays of the worst frames. network_only: time the network alone, measure nothing else. require_miou: a bundle
     whose classes cannot be compared with those of a labelled dataset is an error instead of a note. target_fpr: picks
-    the bundle's threshold whose real rates are measured.
+    the bundle's threshold whose real rates are measured. corruptions: measure everything under each of these too.
     """
 
     bundles: tuple[Path, ...]
@@ -57,6 +65,7 @@ class Request:
     require_miou: bool = False
     target_fpr: float = 0.01
     pictures: bool = False
+    corruptions: tuple[Corruption, ...] = ()
     backend: str = "onnxruntime"
     options: BackendOptions = field(default_factory=BackendOptions)
     workers: Workers = field(default_factory=Workers)
@@ -73,11 +82,15 @@ class Outcome:
     warnings: tuple[str, ...]
     settings: dict[str, Any]
     pictures: dict[PictureKey, bytes] = field(default_factory=dict)
+    robustness: tuple[Robustness, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One bundle on one dataset, with the names they have in the results."""
+    """One bundle on one dataset, with the names they have in the results.
+
+    corruption: None for frames as they are. backend: the one really in use, None where that is not known yet.
+    """
 
     bundle_name: str
     bundle: Bundle
@@ -85,10 +98,16 @@ class _Job:
     dataset: Dataset
     spec: MeasureSpec
     notes: tuple[str, ...]
+    corruption: Corruption | None = None
+    backend: str | None = None
 
     @property
     def title(self) -> str:
         return f"{self.bundle_name} on {self.dataset_name}"
+
+    def under(self, corruption: Corruption, backend: str | None) -> _Job:
+        dataset = corrupt_dataset(self.dataset, corruption)
+        return replace(self, dataset=dataset, corruption=corruption, backend=backend)
 
 
 def evaluate(request: Request, progress: Progress = lambda what, done, total: None) -> Outcome:
@@ -97,11 +116,14 @@ def evaluate(request: Request, progress: Progress = lambda what, done, total: No
     A job that fails is reported in `errors` and does not keep the others from being measured. Raises the package's
     errors for what is wrong with the request, the bundles or the datasets, before any work starts.
     """
+    if request.corruptions:
+        _require_corruptible(request)
     bundles = _open_bundles(request)
     datasets, warnings = _open_checked_datasets(request, progress)
     results: list[Result] = []
     errors: list[str] = []
     pictures: dict[PictureKey, bytes] = {}
+    robustness: list[Robustness] = []
     jobs = []
     for (bundle_name, bundle), (dataset_name, dataset) in product(bundles, datasets):
         try:
@@ -111,6 +133,10 @@ def evaluate(request: Request, progress: Progress = lambda what, done, total: No
             results += measured
             if request.pictures:
                 pictures |= _draw(request, job, measured, progress)
+            if request.corruptions:
+                under = [job.under(corruption, measured[0].backend) for corruption in request.corruptions]
+                jobs += under
+                robustness += _run_corrupted(request, measured, under, progress)
         except AnomsegError as error:
             errors.append(f"{bundle_name} on {dataset_name}: {error}")
     if not errors:
@@ -118,9 +144,14 @@ def evaluate(request: Request, progress: Progress = lambda what, done, total: No
             _state(request, job).remove()
         _remove_if_empty(request.state)
     warnings += [f"{result.bundle} on {result.dataset}: {note}" for result in results for note in result.notes]
-    return Outcome(
-        tuple(results), tuple(errors), tuple(dict.fromkeys(warnings)), _settings(request, bundles, datasets), pictures
-    )
+    settings, said = _settings(request, bundles, datasets), tuple(dict.fromkeys(warnings))
+    return Outcome(tuple(results), tuple(errors), said, settings, pictures, tuple(robustness))
+
+
+def _require_corruptible(request: Request) -> None:
+    library_version()
+    if request.network_only:
+        raise ConfigError("corruptions do not change the network's time; leave out either them or network_only")
 
 
 def _open_bundles(request: Request) -> list[tuple[str, Bundle]]:
@@ -160,9 +191,10 @@ def _dataset_name(dataset: Dataset) -> str:
 
 def _plan(request: Request, bundle_name: str, bundle: Bundle, dataset_name: str, dataset: Dataset) -> _Job:
     scores = tuple(dict.fromkeys(map(bundle.check_score, request.scores))) or bundle.contract.score_names
-    classes = _compared_classes(bundle, dataset)
+    classes = compared_classes(bundle, dataset)
     if dataset.classes is not None and classes.count is None and request.require_miou:
         raise ConfigError(f"{dataset.path!r}: {classes.note}")
+    thresholds = calibrated_thresholds(bundle, scores, request.target_fpr)
     spec = MeasureSpec(
         scores=scores,
         protocols=request.protocols,
@@ -170,7 +202,8 @@ def _plan(request: Request, bundle_name: str, bundle: Bundle, dataset_name: str,
         label_map=classes.label_map,
         anomalies=dataset.has_anomalies,
         exact=request.exact,
-        thresholds=tuple((score, found.value) for score, found in _thresholds(request, bundle, scores).items()),
+        road=road_of(bundle.contract, request.protocols),
+        thresholds=tuple((score, found.value) for score, found in thresholds.items()),
     )
     if classes.count is None and not dataset.has_anomalies:
         raise MetricError(
@@ -178,48 +211,6 @@ def _plan(request: Request, bundle_name: str, bundle: Bundle, dataset_name: str,
             f"{classes.note or 'no semantic labels either'}"
         )
     return _Job(bundle_name, bundle, dataset_name, dataset, spec, (classes.note,) if classes.note else ())
-
-
-@dataclass(frozen=True)
-class _ComparedClasses:
-    """Classes that mIoU is over, None where it cannot be measured; see MeasureSpec for label_map; note: why, or how."""
-
-    count: int | None = None
-    label_map: tuple[int, ...] | None = None
-    note: str = ""
-
-
-def _compared_classes(bundle: Bundle, dataset: Dataset) -> _ComparedClasses:
-    if dataset.classes is None:
-        return _ComparedClasses()
-    void = bundle.contract.void_class
-    known = [info for index, info in enumerate(bundle.contract.classes) if index != void]
-    ours = {(info.train_id, info.name) for info in known}
-    theirs = {(info.train_id, info.name) for info in dataset.classes}
-    if ours == theirs:
-        return _ComparedClasses(len(theirs))
-    table = class_map(known, dataset.classes)
-    if table is not None:
-        note = f"mIoU is over the {len(theirs)} classes of {dataset.name}; the bundle's {len(ours)} are mapped to them"
-        return _ComparedClasses(len(theirs), table, note)
-    lacking = ", ".join(name for _, name in sorted(theirs - ours)[:3]) or "none"
-    return _ComparedClasses(
-        note=f"mIoU is not measured: the bundle's {len(ours)} classes are not the {len(theirs)} of {dataset.name} (it "
-        f"lacks {lacking}, …); export with --label-set {dataset.label_set} if they are"
-    )
-
-
-def _thresholds(request: Request, bundle: Bundle, scores: Sequence[str]) -> dict[str, Threshold]:
-    """Return the bundle's calibrated thresholds for the rate asked for; scores without one are left out."""
-    found = {}
-    for score in scores:
-        try:
-            threshold = bundle.threshold(score, request.target_fpr)
-        except ConfigError:  # calibrated, but for higher rates only
-            continue
-        if threshold is not None and threshold.calibrated:
-            found[score] = threshold
-    return found
 
 
 def _run(request: Request, job: _Job, progress: Progress) -> tuple[Result, ...]:
@@ -233,10 +224,10 @@ def _run(request: Request, job: _Job, progress: Progress) -> tuple[Result, ...]:
     if remaining:
         state.save(measures)
     components, notes = _components(request, job, measures, progress)
-    detector_backend = _backend_in_use(request, job)
+    detector_backend = job.backend or _backend_in_use(request, job)
     names = tuple(info.name for info in job.dataset.classes or ())
     workers = max(1, request.workers.count)
-    thresholds = _thresholds(request, job.bundle, job.spec.scores)
+    thresholds = calibrated_thresholds(job.bundle, job.spec.scores, request.target_fpr)
     identity = Identity(
         job.bundle_name, job.dataset_name, job.bundle.contract, detector_backend, names, workers, thresholds
     )
@@ -245,6 +236,29 @@ def _run(request: Request, job: _Job, progress: Progress) -> tuple[Result, ...]:
         reasons = "; ".join(dict.fromkeys(note for result in results for note in result.notes))
         raise MetricError(f"nothing could be measured in {job.dataset.path!r}: {reasons}")
     return results
+
+
+def _run_corrupted(
+    request: Request, clean: Sequence[Result], jobs: Sequence[_Job], progress: Progress
+) -> tuple[Robustness, ...]:
+    """Measure one job's frames under every corruption."""
+    measured: dict[Corruption, tuple[Result, ...]] = {}
+    for number, job in enumerate(jobs):
+        assert job.corruption is not None
+
+        def count(what: str, done: int, total: int, before: int = number) -> None:
+            progress(f"{what} under corruptions", before * total + done, len(jobs) * total)
+
+        state = _state(request, job)
+        try:
+            results = state.finished() or _run(request, job, count)
+        except AnomsegError as error:
+            raise type(error)(f"{job.corruption}: {error}") from error
+        # Of a hundred jobs, only the figures are kept, in memory and on disk.
+        measured[job.corruption] = tuple(replace(result, curves=Curves(), per_frame=()) for result in results)
+        state.finish(measured[job.corruption])
+        count(job.title, len(job.dataset), len(job.dataset))
+    return robustness_of(clean, measured)
 
 
 def _gathered(
@@ -294,15 +308,11 @@ def _task(request: Request, job: _Job, indices: Sequence[int]) -> PartTask:
 
 def _components(
     request: Request, job: _Job, measures: Measures, progress: Progress
-) -> tuple[dict[str, Components], list[str]]:
+) -> tuple[dict[Key, Components], list[str]]:
     """Measure SegmentMeIfYouCan's component metrics where its protocol is asked for and has a threshold."""
-    if "smiyc" not in request.protocols or request.network_only:
+    if request.network_only or job.corruption is not None:
         return {}, []
-    read = {
-        score: protocol("smiyc").read(accumulator).best_f1_threshold
-        for (score, name), accumulator in measures.curves.items()
-        if name == "smiyc" and accumulator.anomaly_px and accumulator.known_px
-    }
+    read = component_thresholds(measures)
     if not read:
         return {}, []
     parts = [list(range(len(job.dataset)))]
@@ -314,7 +324,8 @@ def _components(
     sums = merged_sums(list(run_parts(component_sums, tasks, request.workers)))
     progress(title, len(job.dataset), len(job.dataset))
     components = components_of(sums, read)
-    return components, [f"no true component is large enough to rate: score {name}" for name in read.keys() - components]
+    missing = dict.fromkeys(score for score, _ in read.keys() - components.keys())
+    return components, [f"no true component is large enough to rate: score {score}" for score in missing]
 
 
 def _backend_in_use(request: Request, job: _Job) -> str:
@@ -336,7 +347,7 @@ def _draw(request: Request, job: _Job, results: Sequence[Result], progress: Prog
 
 
 def _state(request: Request, job: _Job) -> JobState:
-    identity = {
+    identity: dict[str, Any] = {
         "bundle": dict(job.bundle.contract.files),
         "input": asdict(job.bundle.contract.input),
         "dataset": [job.dataset.name, job.dataset.split, str(Path(job.dataset.path).expanduser().absolute())],
@@ -345,6 +356,8 @@ def _state(request: Request, job: _Job) -> JobState:
         "backend": [request.backend, request.options.provider],
         "network_only": request.network_only,
     }
+    if job.corruption is not None:
+        identity["corruption"] = [job.corruption.kind, job.corruption.severity, library_version()]
     return JobState(request.state, identity, request.save_every_s)
 
 
@@ -369,6 +382,7 @@ def _settings(
         "protocols": list(request.protocols),
         "exact": request.exact,
         "network_only": request.network_only,
+        "corruptions": [str(corruption) for corruption in request.corruptions],
         "target_fpr": request.target_fpr,
         "backend": request.backend,
         "options": asdict(request.options),

@@ -21,6 +21,7 @@ PACKAGES = (
     "ros-rclpy",
     "ros-fastrtps",
     "ray",
+    "imagecorruptions-imaug",
 )
 
 

@@ -7,17 +7,22 @@ machines and interrupted runs gives the same result to the last digit.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from anomseg_ros.core.bundle import Contract
 from anomseg_ros.core.labels import UNLABELLED, counted_labels
+from anomseg_ros.core.overlay import lowest_score
 from anomseg_ros.core.preprocess import resized_labels, resized_scores
+from anomseg_ros.core.road_region import RoadRegion, limited_scores, road_region
+from anomseg_ros.core.scores import CONFIDENCE_SCORE
 from anomseg_ros.core.types import LabelImage, Outputs, ScoreMap
 from anomseg_ros.datasets.base import VOID
-from anomseg_ros.errors import MetricError
+from anomseg_ros.errors import ConfigError, MetricError
 from anomseg_ros.evaluation.frame_figures import frame_auprc_fpr95
 from anomseg_ros.evaluation.results import FrameResult
 from anomseg_ros.evaluation.views import Size, View, view_sizes
@@ -25,7 +30,6 @@ from anomseg_ros.metrics.miou import ConfusionMatrix
 from anomseg_ros.metrics.pixel_curves import ANOMALY, KNOWN, PixelCurves
 from anomseg_ros.metrics.protocols import PixelAccumulator, Protocol, protocol
 
-CONFIDENCE_SCORE = "msp"
 """1 - msp is the probability of the predicted class, which the semantic calibration error is about."""
 
 _ROWS_FILE = "rows.json"
@@ -37,8 +41,9 @@ class MeasureSpec:
     """What to measure.
 
     scores, protocols: names. num_classes: known classes for mIoU, None where it is not measured. anomalies: whether
-    there are anomaly masks. exact: as in PixelCurves. label_map: predicted label value -> train id of the ground truth,
-    256 of them, None where they are the same. thresholds: (score, value) to count the pixels above.
+    there are anomaly masks. exact: as in PixelCurves. road: the region of the protocols that have one. label_map:
+    predicted label value -> train id of the ground truth, 256 of them, None where they are the same. thresholds: pairs
+    of score and value to count the pixels above.
     """
 
     scores: tuple[str, ...]
@@ -46,6 +51,7 @@ class MeasureSpec:
     num_classes: int | None = None
     anomalies: bool = True
     exact: bool = False
+    road: RoadRegion | None = None
     label_map: tuple[int, ...] | None = None
     thresholds: tuple[tuple[str, float], ...] = ()
 
@@ -63,6 +69,17 @@ class MeasureSpec:
     def calibrated(self) -> bool:
         """Whether the semantic calibration error is measured: the confidence is one in a class, not in a group."""
         return self.num_classes is not None and CONFIDENCE_SCORE in self.scores and self.label_map is None
+
+
+def road_of(contract: Contract, protocols: Sequence[str]) -> RoadRegion | None:
+    """Return the one region that protocols ask for, found by a bundle's classes; None where no protocol asks for one.
+
+    Raises ConfigError for a bundle without the region's classes, and for protocols of different regions.
+    """
+    regions = [region for region in dict.fromkeys(protocol(name).road_region for name in protocols) if region]
+    if len(regions) > 1:
+        raise ConfigError(f"protocols limit alarms to {' and '.join(map(repr, regions))}; expected one road region")
+    return road_region(regions[0], contract) if regions else None
 
 
 @dataclass(frozen=True)
@@ -100,7 +117,7 @@ class Measures:
     curves: known and anomalous pixels by score. confusion: true and predicted classes by view. mistakes: pixels by
     1 - confidence, label 1 where the predicted class is wrong, by view. above: pixels above the spec's thresholds by
     score and view; in frames without an anomaly mask every labelled pixel is known. seconds: working time, opening
-    excluded.
+    excluded. roadless: frames of which a view should have been limited to the road, but showed none.
     """
 
     spec: MeasureSpec
@@ -113,6 +130,7 @@ class Measures:
     rows: dict[Key, list[_Row]] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
     times: dict[int, FrameResult] = field(default_factory=dict)
+    roadless: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         """Make what is not given yet."""
@@ -172,6 +190,7 @@ class Measures:
             rows={key: sorted(rows + other.rows[key], key=lambda row: row.index) for key, rows in self.rows.items()},
             skipped={name: count + other.skipped[name] for name, count in self.skipped.items()},
             times=dict(sorted((self.times | other.times).items())),
+            roadless=self.roadless | other.roadless,
         )
 
     def frame_results(self, key: Key) -> tuple[FrameResult, ...]:
@@ -194,6 +213,7 @@ class Measures:
             "above": [astuple(counted) for counted in self.above.values()],
             "rows": [[[row.index, asdict(row.result)] for row in self.rows[key]] for key in self.curves],
             "times": [[index, asdict(result)] for index, result in self.times.items()],
+            "roadless": sorted(self.roadless),
         }
         (folder / _ROWS_FILE).write_text(json.dumps(plain), encoding="utf-8")
 
@@ -220,6 +240,7 @@ class Measures:
             },
             skipped=plain["skipped"],
             times={index: FrameResult(**result) for index, result in plain["times"]},
+            roadless=set(plain["roadless"]),
         )
 
     def _protocols(self, size: Size) -> list[Protocol]:
@@ -261,13 +282,15 @@ class Measures:
             if timed is None or not view.counts_in(chosen):
                 self.skipped[chosen.name] += 1
                 continue
+            if chosen.road_region is not None and timed.outputs.region is None:
+                self.roadless.add(index)
             for score in self.spec.scores:
                 self._add_score((score, chosen.name), index, frame_id, view, timed)
 
     def _add_score(self, key: Key, index: int, frame_id: str, view: View, timed: TimedOutputs) -> None:
         assert view.anomaly is not None
         chosen = protocol(key[1])
-        scores = _scores_of_size(timed.outputs, key[0], view.anomaly.shape)
+        scores = scores_in_protocol(timed.outputs, key, view.anomaly.shape)
         try:
             chosen.add(self.curves[key], scores, view.anomaly)
         except MetricError as error:
@@ -338,6 +361,13 @@ def require_finite(frame_id: str, name: str, scores: ScoreMap, *, as_float16: bo
             f"frame {frame_id!r}, score {name!r}: scores from {lowest:g} to {highest:g} are not finite as float16, "
             "which protocol 'smiyc' rounds them to; scale them, or choose another protocol"
         )
+
+
+def scores_in_protocol(outputs: Outputs, key: Key, shape: tuple[int, ...]) -> ScoreMap:
+    """Return the scores that a (score, protocol) counts, float32 of the shape (H, W): limited to its region, if any."""
+    scores = _scores_of_size(outputs, key[0], shape)
+    limited = protocol(key[1]).road_region is not None
+    return limited_scores(scores, outputs.region, lowest_score(key[0])) if limited else scores
 
 
 def _scores_of_size(outputs: Outputs, name: str, shape: tuple[int, ...]) -> ScoreMap:

@@ -186,7 +186,7 @@ def _detected(
         return None
     started = time.perf_counter()
     try:
-        outputs = detector.detect(view.image, task.spec.scores, labels=task.with_labels)
+        outputs = detector.detect(view.image, task.spec.scores, labels=task.with_labels, road=task.spec.road)
     except AnomsegError as error:
         raise type(error)(f"{task.dataset.name} frame {loaded.frame_id!r}: {error}") from error
     return TimedOutputs(outputs, (time.perf_counter() - started) * 1e3)

@@ -11,9 +11,11 @@ from anomseg_ros.core.bundle import Contract
 from anomseg_ros.core.detector import Detector
 from anomseg_ros.core.labels import palette
 from anomseg_ros.core.overlay import ANOMALY_COLOR, heat_map, overlay, score_range
-from anomseg_ros.core.preprocess import resized_labels, resized_scores
+from anomseg_ros.core.preprocess import resized_labels
+from anomseg_ros.core.scores import score_facts
 from anomseg_ros.core.types import Outputs
 from anomseg_ros.datasets.base import ANOMALY, Dataset, LabelledFrame
+from anomseg_ros.evaluation.measures import road_of, scores_in_protocol
 from anomseg_ros.evaluation.readout import worst_first
 from anomseg_ros.evaluation.results import Result
 
@@ -34,6 +36,7 @@ def draw_worst(
     The score as a heat map over the frame, 640 px wide; true anomalies are outlined. Results without anomaly
     pixels get their first frames with the predicted classes instead.
     """
+    road = road_of(detector.bundle.contract, [result.protocol for result in results])
     wanted: dict[str, list[Result]] = {}
     for result in results:
         for frame_id in _chosen(result, dataset, count):
@@ -43,7 +46,7 @@ def draw_worst(
         frame_id = dataset.frame_id(index)
         if frame_id in wanted:
             frame = dataset.load(index)
-            outputs = detector.detect(frame.image)
+            outputs = detector.detect(frame.image, road=road)
             for result in wanted[frame_id]:
                 picture = _draw(frame, outputs, result, detector.bundle.contract)
                 bundle, name, score, protocol = result.key
@@ -63,7 +66,7 @@ def _draw(frame: LabelledFrame, outputs: Outputs, result: Result, contract: Cont
         assert outputs.labels is not None
         canvas = overlay(small, resized_labels(outputs.labels, height, WIDTH_PX), None, palette(contract.classes))
     else:
-        scores = resized_scores(outputs.scores[result.score], height, WIDTH_PX)
+        scores = scores_in_protocol(outputs, (result.score, result.protocol), (height, WIDTH_PX))
         heat = heat_map(scores, *_range(result, contract))
         canvas = np.asarray(cv2.addWeighted(small, 1 - HEAT_WEIGHT, heat, HEAT_WEIGHT, 0), np.uint8)
     if frame.anomaly is not None:
@@ -80,6 +83,6 @@ def _draw(frame: LabelledFrame, outputs: Outputs, result: Result, contract: Cont
 def _range(result: Result, contract: Contract) -> tuple[float, float]:
     """Return the range to draw in: that of the scores met, where the score has no natural one."""
     edges = result.curves.histogram_edges
-    if result.score in ("max_logit", "energy") and edges:
+    if not score_facts(result.score).bounded and edges:
         return edges[0], edges[-1]
-    return score_range(result.score, len(contract.classes))
+    return score_range(result.score, contract.known_count)

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from anomseg_ros.core.bundle import Contract, Threshold
+from anomseg_ros.core.bundle import Contract
+from anomseg_ros.core.scores import score_facts
+from anomseg_ros.core.thresholds import Threshold
 from anomseg_ros.evaluation.measures import Key, Measures
 from anomseg_ros.evaluation.results import AtThreshold, Components, Curves, FrameResult, Result
 from anomseg_ros.metrics.curve import ScoreCurve
@@ -50,9 +52,9 @@ class Reliability:
 
 
 def read_results(
-    measures: Measures, identity: Identity, components: dict[str, Components] | None = None, notes: Sequence[str] = ()
+    measures: Measures, identity: Identity, components: dict[Key, Components] | None = None, notes: Sequence[str] = ()
 ) -> tuple[Result, ...]:
-    """Return one Result per (score, protocol). components: SegmentMeIfYouCan's per score, for its protocol."""
+    """Return one Result per (score, protocol). components: SegmentMeIfYouCan's, for its protocol."""
     return tuple(_read(key, measures, identity, components or {}, notes) for key in measures.spec.keys)
 
 
@@ -97,13 +99,16 @@ def reliability(
 
 
 def _read(
-    key: Key, measures: Measures, identity: Identity, components: dict[str, Components], notes: Sequence[str]
+    key: Key, measures: Measures, identity: Identity, components: dict[Key, Components], notes: Sequence[str]
 ) -> Result:
     score, name = key
-    size = protocol(name).size_px
     figures, noted = _pixel_figures(key, measures)
-    calibrated = _calibration(key, measures)
-    semantic, semantic_notes = _semantic_figures(measures, size, identity)
+    if protocol(name).road_region is None:
+        size = protocol(name).size_px
+        calibrated, at_threshold = _calibration(key, measures), _at_threshold(measures, identity, score, size)
+        semantic, semantic_notes = _semantic_figures(measures, size, identity)
+    else:  # neither labels nor probabilities nor the pixels above the threshold are limited to a region
+        calibrated, at_threshold, semantic, semantic_notes = None, None, {"miou": None}, _roadless(measures)
     frames = measures.frame_results(key)
     timed = frames or tuple(measures.times.values())
     inference = timing([frame.inference_ms for frame in timed])
@@ -115,8 +120,8 @@ def _read(
         protocol=name,
         frames=len(timed),
         frames_skipped=measures.skipped.get(name, 0),
-        components=components.get(score) if name == "smiyc" else None,
-        at_threshold=_at_threshold(measures, identity, score, size),
+        components=components.get(key),
+        at_threshold=at_threshold,
         ece=None if calibrated is None else calibrated.ece,
         inference_ms=inference,
         network_ms=network,
@@ -156,6 +161,12 @@ def _pixel_figures(key: Key, measures: Measures) -> tuple[dict[str, Any], list[s
     return figures, []
 
 
+def _roadless(measures: Measures) -> list[str]:
+    count = len(measures.roadless)
+    told = f"no road was found in {count} of {len(measures.done)} frames: there, scores are not limited to it"
+    return [told] if count else []
+
+
 def _semantic_figures(
     measures: Measures, size: tuple[int, int] | None, identity: Identity
 ) -> tuple[dict[str, Any], list[str]]:
@@ -184,13 +195,14 @@ def _at_threshold(
 
 
 def _calibration(key: Key, measures: Measures) -> Reliability | None:
-    """Return the calibration of `void` against anomaly masks, of `msp` against labels; no other score has one."""
+    """Return the calibration of a probability against anomaly masks or labels; other scores have none."""
     score, name = key
     accumulator = measures.curves.get(key)
-    if score == "void" and isinstance(accumulator, PixelCurves) and accumulator.anomaly_px:
+    event = score_facts(score).probability_of
+    if event == "anomaly" and isinstance(accumulator, PixelCurves) and accumulator.anomaly_px:
         return reliability(accumulator, score_is_probability_of_anomaly=True)
     mistakes = measures.mistakes.get(protocol(name).size_px)
-    if score == "msp" and mistakes is not None:
+    if event == "mistake" and mistakes is not None:
         return reliability(mistakes, score_is_probability_of_anomaly=False)
     return None
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from anomseg_ros.evaluation.report_charts import Series, curve_chart, histogram_chart, reliability_chart, time_chart
 from anomseg_ros.evaluation.report_drive import drive_section, live_section
 from anomseg_ros.evaluation.report_page import notes, page, percent, provenance, text, write_page
+from anomseg_ros.evaluation.report_robustness import robustness_section
 from anomseg_ros.evaluation.report_tables import OverlayKey, facts, frame_table, iou_table, summary_table
 from anomseg_ros.evaluation.results import Evaluation, Result
 
@@ -29,6 +30,7 @@ def render_report(evaluation: Evaluation, overlays: Mapping[OverlayKey, bytes] |
     body = [
         _header(evaluation, groups),
         *_summary(evaluation.results),
+        *robustness_section(evaluation.robustness),
         *(
             _dataset_section(number, dataset, protocol, results, overlays or {}, len(evaluation.results) <= ALL_OPEN)
             for number, ((dataset, protocol), results) in enumerate(groups.items())
@@ -59,6 +61,8 @@ def _header(evaluation: Evaluation, groups: Groups) -> str:
         f'<li><a href="#d{number}">{text(dataset)}</a> <span class="protocol">{text(protocol)}</span></li>'
         for number, (dataset, protocol) in enumerate(groups)
     )
+    if evaluation.robustness:
+        links += '<li><a href="#corruptions">Under corruptions</a></li>'
     origin = provenance(evaluation.command, evaluation.created, evaluation.machine, evaluation.versions)
     return (
         f'<header><h1>{text(_title(evaluation))}</h1><p class="lead">Road-anomaly segmentation, measured by '

@@ -13,6 +13,7 @@ def drive_section(drive: Drive, where: str) -> str:
         ("Alarms per minute", _number(drive.alarms_per_minute, 2), f"{drive.alarms} in {drive.duration_s:.1f} s"),
         ("Objects detected", f"{drive.objects_detected} of {len(drive.objects)}", ""),
         ("Median time to detection, s", _number(drive.median_seconds_to_detection, 2), "of the objects detected"),
+        *([("Alarms limited to", text(drive.road_region), "")] if drive.road_region is not None else []),
         ("Threshold", f"{drive.threshold:.4g}", text(drive.threshold_source)),
         ("Smallest alarm", f"{count(drive.min_alarm_px)} px", ""),
     ]

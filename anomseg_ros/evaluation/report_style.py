@@ -122,6 +122,11 @@ summary .figures { color: var(--soft); font-size: .9rem; font-variant-numeric: t
 .frames .picture { padding-left: 0; text-align: left; width: 1px; }
 .thumb { background: none; border: 0; cursor: zoom-in; display: block; padding: 0; width: clamp(96px, 16vw, 220px); }
 .thumb img { border-radius: 4px; display: block; height: auto; width: 100%; }
+.heats { display: grid; gap: 0 2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); }
+.heats .scroll + .scroll { margin-top: 0; }
+.heat th, .heat td { padding-bottom: .2rem; padding-top: .2rem; }
+.heat td { background: color-mix(in srgb, var(--bad) var(--lost, 0%), transparent); }
+.heat tfoot th, .heat tfoot td { border-top: 1px solid var(--line); }
 .iou td.bar { min-width: 7rem; padding-right: 0; width: 100%; }
 .iou { max-width: 36rem; width: 100%; }
 .iou th { white-space: nowrap; }
@@ -154,7 +159,7 @@ dialog img { display: block; height: auto; max-height: calc(96vh - 52px); max-wi
   figure, tr, .facts div { break-inside: avoid; }
   h2, h4, summary { break-after: avoid; }
   .scroll { overflow: visible; }
-  .summary .best { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  .summary .best, .heat td { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   .frames thead button::after, summary::before { content: none; }
 }
 """

@@ -95,7 +95,10 @@ class DriveSize:
 
 @dataclass(frozen=True)
 class Drive:
-    """A bag as a drive, see bag_drive.py: alarms by their onsets, objects by the time to their first detection."""
+    """A bag as a drive, see bag_drive.py: alarms by their onsets, objects by the time to their first detection.
+
+    road_region: alarms outside this region of the detector's labels are no alarms, and detect nothing; None: no limit.
+    """
 
     threshold: float
     threshold_source: str
@@ -110,6 +113,7 @@ class Drive:
     objects_detected: int = 0
     median_seconds_to_detection: float | None = None
     sizes: tuple[DriveSize, ...] = ()
+    road_region: str | None = None
 
 
 @dataclass(frozen=True)
@@ -180,6 +184,45 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Figures:
+    """AuPRC, FPR95 and mIoU; in a ratio, 1 is no change."""
+
+    auprc: float | None = None
+    fpr95: float | None = None
+    miou: float | None = None
+
+
+@dataclass(frozen=True)
+class CorruptedFigures:
+    """The figures of all frames under one kind of corruption at one severity, 1 to 5."""
+
+    kind: str
+    severity: int
+    frames: int
+    figures: Figures
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """One clean result again under corruptions, see datasets/corruptions.py: the figures of clean frames, their mean
+    over all corruptions, None where one of them lacks the figure, mean over clean, and each corruption's."""
+
+    bundle: str
+    dataset: str
+    score: str
+    protocol: str
+    clean: Figures
+    mean: Figures
+    ratio: Figures
+    corruptions: tuple[CorruptedFigures, ...]
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """The clean result's key."""
+        return self.bundle, self.dataset, self.score, self.protocol
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Results, and everything that is needed to repeat them."""
 
@@ -191,6 +234,8 @@ class Evaluation:
     versions: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The request: bundles with their digests, datasets with their paths and frame counts, options."""
+    robustness: tuple[Robustness, ...] = ()
+    """What corruptions were asked for made of the results; never among the results themselves."""
 
 
 def save_evaluation(evaluation: Evaluation, path: Path) -> None:

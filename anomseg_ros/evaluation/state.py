@@ -1,7 +1,8 @@
 """What an evaluation has measured so far, on disk, so that a killed one goes on where it was.
 
 STATE/<job>/<number>/ holds one Measures: its counts and the list of frames they are from. A snapshot is written beside
-and renamed as a whole, so counts and list always belong together; the newest whole one counts.
+and renamed as a whole, so counts and list always belong together; the newest whole one counts. A job of which only the
+figures are wanted leaves those when it is finished, and no counts.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from anomseg_ros.errors import ConfigError, MetricError
 from anomseg_ros.evaluation.measures import Measures, MeasureSpec
+from anomseg_ros.evaluation.results import FORMAT_VERSION, Evaluation, Result, load_evaluation, save_evaluation
 
 _PART = ".part"
 _JOB_FILE = "job.json"
+_FINISHED_FILE = "results.json"
 
 
 class JobState:
@@ -67,6 +70,24 @@ class JobState:
         for snapshot in old:
             shutil.rmtree(snapshot, ignore_errors=True)
         self._saved_at = time.monotonic()
+
+    def finish(self, results: Sequence[Result]) -> None:
+        """Write a finished job's results instead of its snapshots, which take thousands of times the space."""
+        if self._folder is None:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        save_evaluation(Evaluation(FORMAT_VERSION, tuple(results)), self._folder / _FINISHED_FILE)
+        for snapshot in self._snapshots():
+            shutil.rmtree(snapshot, ignore_errors=True)
+
+    def finished(self) -> tuple[Result, ...] | None:
+        """Return what `finish` wrote, None where there is nothing that can be read."""
+        if self._folder is None or not (self._folder / _FINISHED_FILE).is_file():
+            return None
+        try:
+            return load_evaluation(self._folder / _FINISHED_FILE).results
+        except ConfigError:
+            return None  # damaged: the frames again
 
     def remove(self) -> None:
         """Delete the job's snapshots."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from anomseg_ros.core.road_region import SURFACES
 from anomseg_ros.core.types import LabelImage
 from anomseg_ros.errors import ConfigError, unknown_name
 from anomseg_ros.metrics.curve import FprRule
@@ -48,6 +49,8 @@ class Protocol:
     Resize does to a PIL image (OpenCV's INTER_LINEAR does not antialias and gives other figures); labels are resized
     nearest, as Pillow does. score_dtype: what scores are rounded to. skip_without_anomaly: frames that (after the
     resize) have no anomalous pixel are left out. quantile_bins: SegmentMeIfYouCan's curve in place of the pooled one.
+    road_region: scores outside this region of the detector's own labels are the lowest there are, whatever is there;
+    None for the whole frame, as all published figures are.
     """
 
     name: str
@@ -59,6 +62,7 @@ class Protocol:
     score_dtype: str = "float32"
     skip_without_anomaly: bool = False
     quantile_bins: bool = False
+    road_region: str | None = None
 
     def new_accumulator(self, *, exact: bool = False) -> PixelAccumulator:
         """Return an empty accumulator; `exact` as in `PixelCurves` (quantile bins are exact as they are)."""
@@ -139,7 +143,17 @@ PROTOCOLS: dict[str, Protocol] = {
 
 
 def protocol(name: str) -> Protocol:
-    """Return the protocol called `name`; raises ConfigError with the known ones otherwise."""
-    if name not in PROTOCOLS:
-        raise ConfigError(unknown_name("protocol", name, PROTOCOLS))
-    return PROTOCOLS[name]
+    """Return the protocol called `name`, or `name+region` for one that is limited to a road region (`on_road`).
+
+    Raises ConfigError with the known ones otherwise.
+    """
+    base, plus, region = name.partition("+")
+    if base not in PROTOCOLS or (plus and region not in SURFACES):
+        known = (*PROTOCOLS, *(on_road(base, region) for region in SURFACES)) if base in PROTOCOLS else PROTOCOLS
+        raise ConfigError(unknown_name("protocol", name, known))
+    return replace(PROTOCOLS[base], name=name, road_region=region) if plus else PROTOCOLS[base]
+
+
+def on_road(name: str, region: str) -> str:
+    """Return the name of a protocol as measured on alarms that are limited to a region of SURFACES."""
+    return f"{name}+{region}"

@@ -54,10 +54,12 @@ def adaptive_average_pool(features: Tensor, size: tuple[int, int]) -> Tensor:
         return F.adaptive_avg_pool2d(features, size)
     periods = math.gcd(height, size[0])
     down = _window_weights(height // periods, size[0] // periods, features)
-    rows = (down @ features.unflatten(-2, (periods, -1))).flatten(-3, -2)
+    batch, channels = features.shape[:2]
+    rows = (down @ features.reshape(batch, channels, periods, -1, width)).flatten(-3, -2)
     periods = math.gcd(width, size[1])
     across = _window_weights(width // periods, size[1] // periods, features)
-    return (rows.unflatten(-1, (periods, -1)) @ across.T).flatten(-2)
+    columns: Tensor = rows.reshape(batch, channels, size[0], periods, -1) @ across.T
+    return columns.flatten(-2)
 
 
 def _window_weights(length: int, count: int, like: Tensor) -> Tensor:

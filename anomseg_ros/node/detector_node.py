@@ -218,7 +218,9 @@ class DetectorNode(LifecycleNode):
             self._outputs[topic].publish(message)
         age = self.get_clock().now() - Time.from_msg(msg.header.stamp, clock_type=self.get_clock().clock_type)
         processing_ms = (time.monotonic() - received_at) * 1e3
-        self.health.published(age.nanoseconds / 1e6, processing_ms, result.network_ms, self._limits)
+        self.health.published(
+            age.nanoseconds / 1e6, processing_ms, result.network_ms, self._limits, roadless=result.roadless
+        )
         self._note_size(result.frame_size)
 
     def _skip(self, reason: str) -> None:
@@ -291,6 +293,7 @@ def _detector_status(name: str, running: pipeline.FramePipeline) -> DiagnosticSt
         "score": settings.score,
         "threshold": "none" if settings.threshold is None else f"{settings.threshold.value:g}",
         "threshold_source": "none" if settings.threshold is None else settings.threshold.source,
+        "road_region": settings.live.road_region,
         **health.drift_values(contract.compression),
     }
     return health.status(f"{name}: detector", level, message, values)

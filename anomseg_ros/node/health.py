@@ -15,6 +15,7 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 
 WINDOW_FRAMES = 600
+RECENT_S = 10.0
 PERCENTILES = (50, 95, 99)
 
 
@@ -24,6 +25,7 @@ class Counts:
 
     lost: never arrived, as the middleware says. dropped: replaced by a newer one before their turn. bad: unusable.
     idle: nobody subscribed to any output. late: took longer than max_processing_ms or were older than max_image_age_s.
+    roadless: published with alarms everywhere, because road_region is set and the labels showed no road.
     """
 
     received: int = 0
@@ -34,6 +36,7 @@ class Counts:
     lost: int = 0
     late: int = 0
     clock_jumps: int = 0
+    roadless: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Snapshot:
     rate_hz: float = 0.0
     silent_s: float = 0.0
     last_error: str = ""
+    roadless_share: float = 0.0
+    """Of the frames published in the last ten seconds."""
 
 
 class Health:
@@ -73,6 +78,7 @@ class Health:
             self._processing_ms: deque[float] = deque(maxlen=WINDOW_FRAMES)
             self._network_ms: deque[float] = deque(maxlen=WINDOW_FRAMES)
             self._published_at: deque[float] = deque(maxlen=WINDOW_FRAMES)
+            self._roadless_at: deque[float] = deque(maxlen=WINDOW_FRAMES)
             self._last_frame = time.monotonic()
             self._last_error = ""
 
@@ -93,7 +99,9 @@ class Health:
             self._add(bad=1)
             self._last_error = reason
 
-    def published(self, latency_ms: float, processing_ms: float, network_ms: float, limits: Limits) -> None:
+    def published(
+        self, latency_ms: float, processing_ms: float, network_ms: float, limits: Limits, *, roadless: bool = False
+    ) -> None:
         """Record a frame whose outputs were published.
 
         latency_ms: header stamp to publication, by the node's clock; negative (clock jumped, or stamps of another
@@ -102,12 +110,14 @@ class Health:
         too_old = 0 < limits.max_image_age_s < latency_ms / 1e3
         too_slow = 0 < limits.max_processing_ms < processing_ms
         with self._lock:
-            self._add(published=1, late=int(too_old or too_slow))
+            self._add(published=1, late=int(too_old or too_slow), roadless=int(roadless))
             if latency_ms >= 0:
                 self._latency_ms.append(latency_ms)
             self._processing_ms.append(processing_ms)
             self._network_ms.append(network_ms)
             self._published_at.append(time.monotonic())
+            if roadless:
+                self._roadless_at.append(self._published_at[-1])
 
     def clock_jumped(self) -> None:
         """The node's clock went back: latencies measured across the jump mean nothing."""
@@ -126,6 +136,7 @@ class Health:
                 _rate_hz(self._published_at),
                 time.monotonic() - self._last_frame,
                 self._last_error,
+                len(_recent(self._roadless_at)) / max(1, len(_recent(self._published_at))),
             )
 
     def _add(self, **increments: int) -> None:
@@ -142,10 +153,14 @@ def percentiles(values: Iterable[float]) -> dict[int, float]:
 
 
 def _rate_hz(times: deque[float]) -> float:
-    # Over the last ten seconds, so that a camera that stopped does not keep its old rate.
-    now = time.monotonic()
-    recent = [moment for moment in times if now - moment < 10.0]
+    # Of the last seconds, so that a camera that stopped does not keep its old rate.
+    recent = _recent(times)
     return (len(recent) - 1) / (recent[-1] - recent[0]) if len(recent) > 1 else 0.0
+
+
+def _recent(times: deque[float]) -> list[float]:
+    now = time.monotonic()
+    return [moment for moment in times if now - moment < RECENT_S]
 
 
 def camera_status(name: str, snapshot: Snapshot, limits: Limits, active: bool) -> DiagnosticStatus:
@@ -173,6 +188,8 @@ def _camera_level(snapshot: Snapshot, limits: Limits) -> tuple[bytes, str]:
     age = snapshot.latency_ms.get(50, 0.0) / 1e3
     if 0 < limits.max_image_age_s < age:
         return WARN, f"outputs are {age:.2f} s behind their frames, allowed {limits.max_image_age_s:g} s"
+    if snapshot.roadless_share:
+        return WARN, f"no road found in {snapshot.roadless_share:.0%} of the frames: there, alarms are everywhere"
     if counts.bad:
         return WARN, f"{counts.bad} unusable frames, the last one: {snapshot.last_error}"
     if counts.received and counts.idle == counts.received:

@@ -1,4 +1,4 @@
-"""Play a bag through the real node and keep every score and label message it publishes, as bytes, in another bag."""
+"""Play a bag through the real node and keep the images it publishes, as bytes, in another bag."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from anomseg_ros.node.detector_node import NODE_NAME
 from anomseg_ros.node.process import NodeProcess, free_domain_id
 from anomseg_ros.node.transport import use_large_shared_memory
 
-SCORE_TOPIC, LABELS_TOPIC = f"/{NODE_NAME}/anomaly/score", f"/{NODE_NAME}/labels"
+SCORE_TOPIC, LABELS_TOPIC, MASK_TOPIC = (f"/{NODE_NAME}/{end}" for end in ("anomaly/score", "labels", "anomaly/mask"))
 CLOCK_HZ = 500.0
 """Latencies from stamp to output are read off this clock, so they come in steps of 2 ms."""
 DRAIN_S = 10.0
@@ -42,12 +42,24 @@ Watch = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
+class Recording:
+    """What is kept of a live run.
+
+    topics: images of the node, one of them the score. every_ns: keep one frame per this much of stamp time, so that a
+    long drive fits on the disk; 0: all.
+    """
+
+    topics: Sequence[str] = (SCORE_TOPIC, LABELS_TOPIC)
+    every_ns: int = 0
+
+
+@dataclass(frozen=True)
 class LiveRun:
     """What the node said of itself (see node.health for the counts), and how old its scores were on arrival.
 
     By percentile, in milliseconds of wall time whatever the rate. latency_ms: stamp to output, read off the simulated
     clock and so in steps of 2 ms. processing_ms: arrival to output. age_ms: from publishing a frame to a listener's
-    having its score, both ways through ROS.
+    having its score, both ways through ROS. detector: what the node says of backend, score and threshold.
     """
 
     frames: int
@@ -58,6 +70,7 @@ class LiveRun:
     latency_ms: Mapping[str, float]
     processing_ms: Mapping[str, float]
     age_ms: Mapping[str, float]
+    detector: Mapping[str, str]
 
     @property
     def lost(self) -> int:
@@ -66,11 +79,26 @@ class LiveRun:
 
 
 def play_and_record(
-    bag: Path, image_topic: str, output: Path, node_arguments: list[str], rate: float, log: Path, watch: Watch
+    bag: Path,
+    image_topic: str,
+    output: Path,
+    node_arguments: list[str],
+    rate: float,
+    log: Path,
+    watch: Watch,
+    recording: Recording | None = None,
 ) -> LiveRun:
     """Play the images (and camera_info) of a bag into a node of its own ROS domain; write its outputs to `output`.
 
-    node_arguments: of `anomseg node`, without the image topic. log: file for the node's log.
+    Args:
+        bag: with images on image_topic.
+        image_topic: of Image, or of CompressedImage where it ends with /compressed.
+        output: bag to write.
+        node_arguments: of `anomseg node`, without the image topic.
+        rate: speed; 1 is the bag's own.
+        log: file for the node's log.
+        watch: is told how far it is.
+        recording: what to keep (None: scores and labels of all frames).
 
     Raises:
         BagError: a damaged bag, or an output that exists. NodeProcessError: the node did not start, or ended.
@@ -86,7 +114,7 @@ def play_and_record(
     try:
         node: Any = rclpy.create_node("live_evaluation", context=context)
         with BagWriter(output) as writer:
-            recorder = _LiveRecorder(node, writer, stamps_ns)
+            recorder = _LiveRecorder(node, writer, stamps_ns, recording or Recording())
             with NodeProcess(domain, log, [*_image_arguments(image_topic), *node_arguments]) as process:
                 process.wait_for_log(" on ")
                 with BagPlayer(node, bag, play) as player:
@@ -104,7 +132,7 @@ class _LiveRecorder:
     stamps_ns: bag time -> stamp of the frames that are played.
     """
 
-    def __init__(self, node: Node, writer: BagWriter, stamps_ns: Mapping[int, int]) -> None:
+    def __init__(self, node: Node, writer: BagWriter, stamps_ns: Mapping[int, int], recording: Recording) -> None:
         self.answered = 0
         self.reports = 0
         self._writer = writer
@@ -112,8 +140,11 @@ class _LiveRecorder:
         self._sent_ns: dict[int, int] = {}
         self._ages_ms: list[float] = []
         self._frames: dict[str, str] = {}
+        self._detector: dict[str, str] = {}
+        self._every_ns = recording.every_ns
+        self._chosen_ns: list[int] = []
         qos = QoSProfile(depth=QUEUE_DEPTH, reliability=ReliabilityPolicy.RELIABLE)
-        for topic in (SCORE_TOPIC, LABELS_TOPIC):
+        for topic in recording.topics:
             node.create_subscription(Image, topic, functools.partial(self._on_output, topic), qos, raw=True)
         node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, QUEUE_DEPTH)
 
@@ -145,22 +176,35 @@ class _LiveRecorder:
         ages = np.percentile(self._ages_ms, PERCENTILES).tolist() if self._ages_ms else ()
         age = {f"p{p}": value for p, value in zip(PERCENTILES, ages, strict=bool(ages))}
         received, dropped, bad = (self.count(name) for name in ("received", "dropped", "bad"))
-        return LiveRun(len(self._stamps_ns), self.answered, received, dropped, bad, latency, processing, age)
+        frames = len(self._stamps_ns)
+        return LiveRun(frames, self.answered, received, dropped, bad, latency, processing, age, self._detector)
 
     def _on_output(self, topic: str, data: bytes) -> None:
-        now_ns = time.monotonic_ns()
-        self._writer.write_serialized(time.time_ns(), topic, _IMAGE, data)
+        now_ns, stamp_ns = time.monotonic_ns(), _stamp_ns(data)
+        if self._is_chosen(stamp_ns):
+            self._writer.write_serialized(time.time_ns(), topic, _IMAGE, data)
         if topic == SCORE_TOPIC:
             self.answered += 1
-            sent_ns = self._sent_ns.get(_stamp_ns(data))
+            sent_ns = self._sent_ns.get(stamp_ns)
             if sent_ns is not None:
                 self._ages_ms.append((now_ns - sent_ns) / 1e6)
+
+    def _is_chosen(self, stamp_ns: int) -> bool:
+        """Whether the outputs of this frame are kept: all of them or none."""
+        if stamp_ns in self._chosen_ns[-QUEUE_DEPTH:]:
+            return True
+        if self._chosen_ns and stamp_ns < self._chosen_ns[-1] + self._every_ns:
+            return False
+        self._chosen_ns.append(stamp_ns)
+        return True
 
     def _on_diagnostics(self, report: DiagnosticArray) -> None:
         self.reports += 1
         for status in report.status:
             if status.name.endswith("frames"):
                 self._frames = {pair.key: pair.value for pair in status.values}
+            elif status.name.endswith("detector"):
+                self._detector = {pair.key: pair.value for pair in status.values}
 
 
 def _play(

@@ -89,7 +89,7 @@ def _ros_arguments(words: list[str]) -> list[str]:
         return passed
     args = _parser().parse_args(own)
     translated = ["--ros-args", "-p", f"autostart:={str(not args.no_autostart).lower()}"]
-    for name in ("bundle", "backend", "provider", "score", "image_transport"):
+    for name in ("bundle", "backend", "provider", "score", "image_transport", "road_region"):
         if getattr(args, name) is not None:
             translated += ["-p", f"{name}:={getattr(args, name)}"]
     for name in ("threads", "target_fpr", "threshold"):
@@ -122,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         ("provider", str),
         ("score", str),
         ("image_transport", str),
+        ("road_region", str),
         ("threads", int),
         ("target_fpr", float),
         ("threshold", float),

@@ -14,6 +14,7 @@ from anomseg_ros.backends import BACKENDS
 from anomseg_ros.backends.options import BackendOptions
 from anomseg_ros.core.bundle import PRECISIONS
 from anomseg_ros.core.resources import ROAD_BUNDLE
+from anomseg_ros.core.road_region import NO_REGION, SURFACES
 from anomseg_ros.core.scores import SCORE_NAMES
 from anomseg_ros.errors import ConfigError, unknown_name
 from anomseg_ros.node.health import Limits
@@ -22,6 +23,7 @@ IMAGE_TRANSPORTS = ("raw", "compressed")
 SCORE_ENCODINGS = ("32FC1", "mono8")
 OUTPUT_SIZES = ("network", "source")
 ANY_SCORE = ("", *SCORE_NAMES)
+ROAD_REGIONS = (NO_REGION, *SURFACES)
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,13 @@ PARAMETERS = (
         live=True,
     ),
     Parameter(
+        "road_region",
+        NO_REGION,
+        "Where alarms are limited to, by the labels, with what stands there; none = no limit.",
+        live=True,
+        choices=ROAD_REGIONS,
+    ),
+    Parameter(
         "camera_timeout_s", 2.0, "Seconds without a frame that are an error; 0 = off.", live=True, limits=(0.0, 3600.0)
     ),
     Parameter(
@@ -115,6 +124,7 @@ class Live:
     min_component_px: int
     jpeg_quality: int
     region_of_interest: tuple[float, float, float, float]
+    road_region: str
     limits: Limits
 
 
@@ -161,6 +171,7 @@ def live_parameters(values: Mapping[str, Any]) -> Live:
         min_component_px=values["min_component_px"],
         jpeg_quality=values["jpeg_quality"],
         region_of_interest=_region(values["region_of_interest"]),
+        road_region=values["road_region"],
         limits=Limits(values["camera_timeout_s"], values["max_image_age_s"], values["max_processing_ms"]),
     )
 

@@ -13,11 +13,13 @@ import numpy.typing as npt
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
-from anomseg_ros.core.bundle import Bundle, Threshold
+from anomseg_ros.core.bundle import Bundle
 from anomseg_ros.core.components import find_components
 from anomseg_ros.core.detector import Detector
 from anomseg_ros.core.labels import palette
 from anomseg_ros.core.overlay import anomaly_mask, gray_scores, overlay, score_range
+from anomseg_ros.core.road_region import RoadRegion, road_region
+from anomseg_ros.core.thresholds import Threshold
 from anomseg_ros.core.types import LabelImage, Mask, Outputs, RgbImage, ScoreMap
 from anomseg_ros.errors import ConfigError
 from anomseg_ros.node import conversions, vision
@@ -38,20 +40,25 @@ NEEDS_SCORE = NEEDS_MASK | {SCORE}
 
 @dataclass(frozen=True)
 class Settings:
-    """The live parameters resolved against the bundle: which score, and which threshold, if there is one."""
+    """The live parameters resolved against the bundle: which score, and which threshold and road, if there is one."""
 
     live: Live
     score: str
     threshold: Threshold | None
+    road: RoadRegion | None = None
 
 
 @dataclass(frozen=True)
 class Published:
-    """Messages by topic, the time the graph took, and the size of the frame, in pixels."""
+    """Messages by topic, the time the graph took, and the size of the frame, in pixels.
+
+    roadless: alarms were to be limited to the road, and the labels showed none, so that they are everywhere.
+    """
 
     messages: dict[str, Any]
     network_ms: float
     frame_size: tuple[int, int]
+    roadless: bool = False
 
 
 @dataclass
@@ -64,14 +71,16 @@ class _Arrays:
     labels: LabelImage | None
     scores: ScoreMap | None
     mask: Mask | None = field(default=None)
+    roadless: bool = False
 
 
 def resolve(live: Live, bundle: Bundle) -> Settings:
-    """Return the settings for a bundle. Raises ConfigError if it lacks the score or the calibrated rate."""
+    """Return the settings for a bundle. Raises ConfigError if it lacks the score, the calibrated rate or the road."""
     score = bundle.check_score(live.score)
+    road = road_region(live.road_region, bundle.contract)
     if live.threshold is not None:
-        return Settings(live, score, Threshold(live.threshold, "parameter threshold", False))
-    return Settings(live, score, bundle.threshold(score, live.target_fpr))
+        return Settings(live, score, Threshold(live.threshold, "parameter threshold", False), road)
+    return Settings(live, score, bundle.threshold(score, live.target_fpr), road)
 
 
 class FramePipeline:
@@ -83,7 +92,7 @@ class FramePipeline:
         self._ego_mask = ego_mask
         contract = detector.bundle.contract
         self._colors = palette(contract.classes)
-        self._known_classes = len(contract.classes) - (contract.void_class is not None)
+        self._known_classes = contract.known_count
         self._ignored_pixels = functools.lru_cache(maxsize=4)(self._make_ignored_pixels)
 
     def process(
@@ -100,26 +109,30 @@ class FramePipeline:
         if CAMERA_INFO in wanted and camera_info is not None:
             messages[CAMERA_INFO] = self._camera_info(camera_info, frame, settings, msg.header)
         messages = {topic: message for topic, message in messages.items() if message is not None}
-        return Published(messages, arrays.outputs.network_ms, (frame.shape[1], frame.shape[0]))
+        return Published(messages, arrays.outputs.network_ms, (frame.shape[1], frame.shape[0]), arrays.roadless)
 
     def _detect(self, frame: RgbImage, wanted: frozenset[str], settings: Settings) -> _Arrays:
+        road = settings.road if wanted & NEEDS_SCORE else None
         outputs = self.detector.detect(
             frame,
             (settings.score,) if wanted & NEEDS_SCORE else (),
             labels=bool(wanted & NEEDS_LABELS),
             source_size=settings.live.source_size,
+            road=road,
         )
         labels, scores = outputs.labels, outputs.scores.get(settings.score)
         size = next((array.shape for array in (labels, scores) if array is not None), frame.shape[:2])
         ignored = self._ignored_pixels(size[0], size[1], settings.live.region_of_interest)
         if ignored is not None:
             labels = None if labels is None else np.asarray(cv2.bitwise_or(labels, ignored), np.uint8)
-            scores = None if scores is None else np.where(ignored, np.float32(self._range(settings)[0]), scores)
-        arrays = _Arrays(frame, outputs, settings, labels, scores)
+        silent = _united(ignored, None if outputs.region is None else np.bitwise_not(outputs.region))
+        if silent is not None:
+            scores = None if scores is None else np.where(silent, np.float32(self._range(settings)[0]), scores)
+        arrays = _Arrays(frame, outputs, settings, labels, scores, roadless=road is not None and outputs.region is None)
         if scores is not None and settings.threshold is not None and wanted & NEEDS_MASK:
             arrays.mask = anomaly_mask(scores, settings.threshold.value)
-            if ignored is not None:
-                arrays.mask[ignored > 0] = 0
+            if silent is not None:
+                arrays.mask[silent > 0] = 0
         return arrays
 
     def _message(self, topic: str, arrays: _Arrays, header: Header) -> Any:
@@ -188,6 +201,12 @@ def frame_of(msg: Image | CompressedImage) -> RgbImage:
     """Return the uint8 (H, W, 3) RGB frame of an image message, from ROS or read from a bag. Raises FrameError."""
     # By its fields, not its class: a message that rosbags read has the fields, but a class of its own.
     return conversions.rgb_from_compressed(msg) if hasattr(msg, "format") else conversions.rgb_from_image(msg)
+
+
+def _united(ignored: Mask | None, off_road: Mask | None) -> Mask | None:
+    if ignored is None or off_road is None:
+        return ignored if off_road is None else off_road
+    return np.asarray(cv2.bitwise_or(ignored, off_road), np.uint8)
 
 
 def _resized_frame(frame: RgbImage, shape: tuple[int, ...]) -> RgbImage:

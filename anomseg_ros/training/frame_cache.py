@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy.typing as npt
 
 from anomseg_ros import __version__
 from anomseg_ros.core.labels import KNOWN_UNCERTAIN, UNLABELLED, ClassInfo
+from anomseg_ros.core.staging import part_ending, remove_leftovers
 from anomseg_ros.datasets.base import ANOMALY, Dataset, LabelledFrame
 from anomseg_ros.datasets.cut_paste import OUTLIER
 from anomseg_ros.datasets.problems import FrameProblem
@@ -98,11 +98,10 @@ def _decode_to_disk(
 ) -> None:
     """Write both arrays beside, then rename them; the index comes last and says that they are whole."""
     shape = (len(dataset), *size_px)
-    ending = f"{socket.gethostname()}.{os.getpid()}.part"
-    beside = [place / f"{name}.{ending}" for name in ("images", "labels", "index")]
+    beside = [place / f"{name}{part_ending()}" for name in ("images", "labels", "index")]
     try:
         place.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(place)
+        remove_leftovers(place, "")
         _require_room(place, int(np.prod(shape)) * 4)
         images, labels = _reserved(beside[0], (*shape, 3)), _reserved(beside[1], shape)
         frames = _fill(dataset, classes, images, labels, progress)
@@ -118,17 +117,6 @@ def _decode_to_disk(
     finally:
         for path in beside:
             path.unlink(missing_ok=True)
-
-
-def _remove_leftovers(place: Path) -> None:
-    """Remove what a process of this machine left when it was killed while it decoded."""
-    for path in place.glob(f"*.{socket.gethostname()}.*.part"):
-        try:
-            os.kill(int(path.name.split(".")[-2]), 0)
-        except ProcessLookupError:
-            path.unlink(missing_ok=True)
-        except (PermissionError, ValueError):  # alive, but another user's; not our name
-            continue
 
 
 def _require_room(place: Path, needed: int) -> None:

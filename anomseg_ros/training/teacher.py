@@ -35,7 +35,7 @@ class NetworkTeacher:
     ) -> Iterator[Probabilities]:
         """Yield the probabilities of each view; see datasets.pseudo_label.Teacher."""
         for scale in scales:
-            view = resized(image, view_size(image, size_px, scale))
+            view = resized(image, view_size(size_px, scale))
             pixels = torch.from_numpy(view.astype(np.float32) / 255).permute(2, 0, 1)[np.newaxis]
             yield self._probabilities(pixels, size_px)
             if flip:

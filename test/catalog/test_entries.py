@@ -43,7 +43,8 @@ def test_the_shipped_catalog_fits_the_networks_of_this_package() -> None:
 
     layouts = {(layout.network, layout.name): layout for layout in LAYOUTS}
     catalog = load_catalog()
-    assert {entry.network for entry in catalog.checkpoints} == {"erfnet", "enet", "bisenet_v1", "bisenet_v2"}
+    networks = {"erfnet", "enet", "bisenet_v1", "bisenet_v2", "espnetv2"}
+    assert {entry.network for entry in catalog.checkpoints} == networks
     for entry in catalog.checkpoints:
         layout = layouts[entry.network, entry.layout]
         described = "RGB / 255"

@@ -8,6 +8,7 @@ from coco_tree import coco
 from anomseg_ros import cli
 from anomseg_ros.datasets import open_dataset
 from anomseg_ros.datasets.cut_paste_dataset import read_manifest
+from anomseg_ros.datasets.outlier_files import part_of
 
 
 def run(*words: object) -> int:
@@ -37,6 +38,46 @@ def test_every_paste_option_arrives(tmp_path: Path) -> None:
     assert made_of.objects.size_px == (30, 60) and made_of.frames == 1
 
 
+def test_every_option_of_the_world_arrives(tmp_path: Path) -> None:
+    given = {
+        "placement": "road",
+        "horizon": (0.3, 0.6),
+        "camera_height_m": (1.0, 2.0),
+        "size_m": (0.3, 1.5),
+        "free_share": 0.4,
+        "max_upscale": 3.0,
+        "cut_share": 0.1,
+        "cut_objects": "border",
+        "feather_range_px": (0.5, 2.0),
+        "color_match": (0.1, 0.5),
+        "blur_match": (0.2, 0.6),
+        "noise_match": (0.3, 0.7),
+        "lighting": 0.2,
+        "jpeg_share": 0.3,
+        "shadow": 0.5,
+        "distractor_share": 1.0,
+        "distractors": (2, 2),
+    }
+    words = ["--min-area-px", 60]
+    for name, value in given.items():
+        words += ["--" + name.replace("_", "-"), *(value if isinstance(value, tuple) else (value,))]
+    assert run("synthetic=5:1", "--output", tmp_path / "out", *words) == 0
+    paste = read_manifest(tmp_path / "out").made_of.paste
+    assert {name: getattr(paste, name) for name in given} == given
+    assert (tmp_path / "out" / "preview.jpg").is_file()
+
+
+def test_several_sources_and_their_parts(tmp_path: Path) -> None:
+    coco(tmp_path / "coco")
+    one = f"{{source: {tmp_path / 'coco'}, weight: 2, erode_share: 0.02}}"
+    out, part = tmp_path / "out", part_of("a")
+    assert run("synthetic=5:1", "--output", out, "--part", part, "--objects", one, "procedural") == 0
+    folder, drawn = read_manifest(out).made_of.objects.sources
+    assert (folder.name, folder.weight, folder.part, folder.erode_share) == ("coco", 2.0, part, 0.02)
+    assert folder.count is not None and 1 <= folder.count <= 2
+    assert (drawn.name, drawn.weight, drawn.part) == ("procedural", 1.0, "all")
+
+
 def test_objects_of_a_folder_and_excluded_classes(tmp_path: Path) -> None:
     coco(tmp_path / "coco")
     out = tmp_path / "out"
@@ -53,6 +94,11 @@ def test_objects_of_a_folder_and_excluded_classes(tmp_path: Path) -> None:
         (["--objects", "COCO", "--object-size-px", "9", "20"], "--object-size-px is for drawn objects"),
         (["--objects", "nowhere"], "'nowhere' is not a folder"),
         (["--exclude", "dog"], "--exclude is for a folder of objects"),
+        (["--part", "val"], "--part is for a folder of objects"),
+        (["--objects", "{source: x, weigth: 2}"], "unknown key 'weigth'; did you mean 'weight'"),
+        (["--objects", "{source: ["], "is not YAML"),
+        (["--objects", "{source: procedural, part: val}"], "part, erode_share, trim_plain and exclude are for folders"),
+        (["--placement", "road", "--size-m", "2", "1"], "size_m is (2.0, 1.0)"),
         (["--kinds", "boxx"], "unknown kind of object 'boxx'; known: box"),
         (["--max-share", "2"], "max_share is 2.0"),
         (["--limit", "0"], "limit is 0"),

@@ -39,7 +39,7 @@ def test_writes_a_dataset_that_other_commands_read(
 ) -> None:
     out = place / "out"
     teachers = ["--teacher", f"mide_net={place / 'mide.safetensors'}", tiny_bundle]
-    options = ["--flip", "--scales", "0.5,1", "--size", "24x32", "--confidence", 0.05, "--uncertain", "known"]
+    options = ["--flip", "--scales", "0.5,1", "--size", "24x32", "--confidence", 0.05, "--known", "folder"]
     words = [*frames_of(place), *teachers, *options, "--output", out, "--validation-share", 0.25]
     assert run(*words) == 0
     captured = capsys.readouterr()
@@ -48,7 +48,7 @@ def test_writes_a_dataset_that_other_commands_read(
     assert "6/6" in captured.err
     made_of = read_manifest(out).made_of
     assert (made_of.labels.flip, made_of.labels.scales, made_of.labels.size_px) == (True, (0.5, 1.0), (24, 32))
-    assert (made_of.labels.confidence, made_of.labels.uncertain_known) == (0.05, True)
+    assert made_of.labels.confidence == 0.05 and [source.known for source in made_of.sources] == [True, False]
     assert [teacher.name for teacher in made_of.teachers] == ["mide_net", "tiny"]
     assert open_dataset("pseudo_label", out).load(1).labels.shape == (24, 32)
     assert cli.main(["datasets", "check", f"pseudo_label={out}:train"]) == 0
@@ -74,6 +74,7 @@ def test_a_failing_frame_is_named_and_does_not_stop_others(place: Path, capsys: 
         (["--teacher", "midenet=PLACE/mide.safetensors"], "unknown network 'midenet'"),
         (["--teacher", "enet=PLACE/mide.safetensors"], "holds network 'mide_net', not 'enet'"),
         (["--frames", "fodler=PLACE/pictures"], "unknown kind of frames 'fodler'; known: folder"),
+        (["--known", "video"], "unknown source 'video'; known: folder"),
         (["--size", "24"], "--size is '24'; expected HEIGHTxWIDTH"),
         (["--scales", "one"], "--scales holds 'one'"),
         (["--scales", "0"], "scales are (0.0,)"),

@@ -46,6 +46,46 @@ def test_table_json_and_html(tiny_bundle: Path, tmp_path: Path, capsys: pytest.C
     assert not (tmp_path / "e.state").exists()
 
 
+def test_corruptions_are_printed_written_and_kept_apart(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("imagecorruptions", reason="needs anomseg_ros[corruptions]")
+    dataset = write_flat_dataset(tmp_path / "flat")
+    arguments = ["evaluate", str(tiny_bundle), "--dataset", dataset, "--allow-partial", "--score", "void,msp"]
+    arguments += ["--corrupt", "pixelate,contrast", "--severity", "1,4-5", "--json", str(tmp_path / "e.json")]
+    assert main([*arguments, "--html", str(tmp_path / "e.html")]) == 0
+    evaluation = load_evaluation(tmp_path / "e.json")
+    assert (
+        [result.score for result in evaluation.results] == ["void", "msp"] == [r.score for r in evaluation.robustness]
+    )
+    void = evaluation.robustness[0]
+    kinds = ("contrast", "pixelate")
+    assert [(c.kind, c.severity) for c in void.corruptions] == [(kind, n) for kind in kinds for n in (1, 4, 5)]
+    assert void.clean.auprc == evaluation.results[0].auprc and evaluation.versions["imagecorruptions-imaug"]
+    out = capsys.readouterr().out
+    assert "…" not in out and "ratio of the mean to clean" in out and ", void (seeds): AuPRC by severity" in out
+    for value in (void.mean.auprc, *(cell.figures.fpr95 for cell in void.corruptions)):
+        assert f"{100 * (value or 0):.2f}" in out
+    assert "Under corruptions" in (tmp_path / "e.html").read_text() and not (tmp_path / "e.state").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--corrupt", "fogg"], "unknown corruption 'fogg'; known: fog"),
+        (["--corrupt", ","], "names nothing"),
+        (["--severity", "3"], "give --corrupt"),
+        (["--corrupt", "fog", "--severity", "6"], "from 1 to 5"),
+        (["--corrupt", "fog", "--severity", "4-2"], "from 1 to 5"),
+        (["--corrupt", "fog", "--severity", "1,,x"], "from 1 to 5"),
+        (["--corrupt", "fog", "--severity", ""], "from 1 to 5"),
+    ],
+)
+def test_corruptions_that_cannot_be(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "bundle", "--dataset", "synthetic=4:3", *options]) == 1
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_killed_run_goes_on_and_says_the_same(workers: str, tiny_bundle: Path, tmp_path: Path) -> None:

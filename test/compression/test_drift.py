@@ -20,7 +20,8 @@ from anomseg_ros.compression.drift import (
     require,
     with_original,
 )
-from anomseg_ros.core.bundle import GRAPH_FILE, Bundle, ThresholdTable, load_bundle, save_bundle
+from anomseg_ros.core.bundle import GRAPH_FILE, Bundle, load_bundle, save_bundle
+from anomseg_ros.core.thresholds import ThresholdTable
 from anomseg_ros.errors import CompressionError
 
 pytestmark = pytest.mark.slow

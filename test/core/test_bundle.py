@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from anomseg_ros.core.bundle import CONTRACT_FILE, GRAPH_FILE, ThresholdTable, load_bundle, save_bundle
+from anomseg_ros.core.bundle import CONTRACT_FILE, GRAPH_FILE, load_bundle, save_bundle
+from anomseg_ros.core.thresholds import ThresholdTable
 from anomseg_ros.errors import BundleError, ConfigError
 
 

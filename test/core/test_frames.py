@@ -41,5 +41,5 @@ def test_absent_inputs(tmp_path: Path) -> None:
 
 def test_damaged_video(tmp_path: Path) -> None:
     (tmp_path / "bad.mp4").write_bytes(b"nothing" * 100)
-    with pytest.raises(FrameError, match=r"bad\.mp4 cannot be opened as a video"):
+    with pytest.raises(FrameError, match=r"bad\.mp4' cannot be opened as a video"):
         list(FrameSource([tmp_path / "bad.mp4"]))

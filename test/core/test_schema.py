@@ -22,6 +22,7 @@ class Outer:
     items: tuple[Inner, ...] = ()
     table: Mapping[float, float] = field(default_factory=dict)
     note: str | None = None
+    names: str | tuple[Inner, ...] = ""
 
 
 PLAIN = {"name": "a", "inner": {"size": [2, 3], "rate": 2}, "items": [{"size": [1, 1]}], "table": {0.1: 5}}
@@ -31,6 +32,14 @@ def test_nested_values_are_converted() -> None:
     value = from_plain(Outer, PLAIN, "x.yaml")
     assert value == Outer("a", Inner((2, 3), 2.0), (Inner((1, 1)),), {0.1: 5.0})
     assert isinstance(value.inner.rate, float)
+
+
+def test_one_value_or_a_list_of_several() -> None:
+    one, several = (from_plain(Outer, {**PLAIN, "names": names}, "x") for names in ("a", [{"size": [4, 5]}]))
+    assert (one.names, several.names) == ("a", (Inner((4, 5)),))
+    for names, message in (([{"siz": 1}], r"x: names\[0\]: unknown key 'siz'"), (3, "x: names: expected str, got 3")):
+        with pytest.raises(ConfigError, match=message):
+            from_plain(Outer, {**PLAIN, "names": names}, "x")
 
 
 def test_round_trip() -> None:

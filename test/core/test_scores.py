@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from anomseg_ros.core.scores import SCORE_NAMES, check_score_names, reference_score
+from anomseg_ros.core.scores import SCORE_NAMES, SCORES, check_score_names, reference_score
 from anomseg_ros.errors import ConfigError
 
 # One pixel, two known classes with logits ln 3 and 0 (p = .75, .25), and a void class.
@@ -18,6 +18,7 @@ LOGITS = np.array([np.log(3.0), 0.0, np.log(4.0)], np.float64).reshape(3, 1, 1)
         ("max_entropy", -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))),
         ("energy", -np.log(4.0)),
         ("void", 0.5),
+        ("void_entropy", 0.5 + 0.5 * -(0.75 * np.log(0.75) + 0.25 * np.log(0.25)) / np.log(2)),
     ],
 )
 def test_values_by_hand(name: str, expected: float) -> None:
@@ -63,5 +64,24 @@ def test_uniform_logits_are_the_most_anomalous() -> None:
 def test_names_are_checked() -> None:
     with pytest.raises(ConfigError, match="unknown score 'entropy'; known: max_entropy"):
         check_score_names(("msp", "entropy"), None)
-    with pytest.raises(ConfigError, match="needs a void class"):
-        check_score_names(("void",), None)
+    for name in SCORE_NAMES:
+        if SCORES[name].needs_void:
+            with pytest.raises(ConfigError, match=f"{name!r} needs a void class"):
+                check_score_names((name,), None)
+
+
+@pytest.mark.parametrize("name", SCORE_NAMES)
+def test_what_the_table_states_of_a_score_is_true_of_its_formula(name: str) -> None:
+    generator = np.random.default_rng(1)
+    score, logits = SCORES[name], generator.normal(scale=8, size=(20, 40, 40))
+    values = reference_score(name, logits, void_class=19)
+    low, high = score.drawn_range(19)
+    assert not score.bounded or (values.min() >= low - 1e-6 and values.max() <= high + 1e-6)
+    warmer = reference_score(name, logits, void_class=19, temperature=3.0)
+    assert bool((warmer != values).any()) == score.uses_temperature
+    louder = logits.copy()
+    louder[19] += 4.0
+    changed = reference_score(name, louder, void_class=19)
+    assert bool((changed != values).any()) == score.needs_void
+    assert bool((changed >= values - 1e-6).all())
+    assert score.probability_of in (None, "anomaly", "mistake")

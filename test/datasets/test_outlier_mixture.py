@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from anomseg_ros.datasets.outlier_files import part_of
+from anomseg_ros.datasets.outlier_masks import eroded, without_plain_rim
 from anomseg_ros.datasets.outlier_mixture import MixedObjects, ObjectsConfig, open_objects
 from anomseg_ros.datasets.outlier_objects import FolderObjects, ProceduralObjects
 from anomseg_ros.datasets.yolo import CLASSES
@@ -60,7 +61,7 @@ def test_one_source_is_itself() -> None:
         ({"source": "x", "weight": 0.0}, r"weight of 'x' is 0.0"),
         ({"source": "x", "weight": float("nan")}, r"weight of 'x' is nan"),
         ({"source": "x", "part": "test"}, r"unknown objects: part of 'x' 'test'"),
-        ({"part": "val"}, r"part, erode_share and exclude are for folders"),
+        ({"part": "val"}, r"part, erode_share, trim_plain and exclude are for folders"),
         ({"erode_share": 0.1}, r"are for folders"),
     ],
 )
@@ -119,6 +120,25 @@ def test_masks_are_moved_inwards_by_a_share_of_the_size(tmp_path: Path) -> None:
     assert FolderObjects(tmp_path, erode_share=0.3).read(0).mask.shape == (1, 50)  # it would vanish
     with pytest.raises(ConfigError, match=r"erode_share is 0.5; expected 0 to 0.3"):
         FolderObjects(tmp_path, erode_share=0.5)
+
+
+def test_the_plain_rim_of_a_mask_is_taken_off() -> None:
+    rng = np.random.default_rng(0)
+    image = np.full((90, 90, 3), (200, 198, 190), np.uint8)
+    mask, thing = np.zeros((90, 90), bool), np.zeros((90, 90), bool)
+    thing[20:70, 20:60] = True
+    mask[15:75, 15:80] = True
+    shade = np.linspace(0.5, 1, 24)[None, :, None]  # a shadow to the right
+    image[16:74, 58:82] = (image[16:74, 58:82] * shade).astype(np.uint8)
+    image[thing] = np.kron(rng.integers(0, 2, (18, 18, 3)) * 160 + 20, np.ones((5, 5, 1)))[thing]
+    found = without_plain_rim(image, mask)
+    assert not (found & ~mask).any()
+    # A seam of the width of the blur stays, which is for the erosion.
+    assert (found & thing).sum() > 0.95 * thing.sum() and (found & ~thing).sum() < 0.3 * (mask & ~thing).sum()
+    assert (eroded(found, 0.06) & ~thing).sum() < 0.05 * (mask & ~thing).sum()
+    # What looks like the ground, such as clear glass, stays; so does a mask that fills its picture.
+    assert np.array_equal(without_plain_rim(np.full_like(image, 190), mask), mask)
+    assert without_plain_rim(image, np.ones_like(mask)).all()
 
 
 @pytest.mark.parametrize(

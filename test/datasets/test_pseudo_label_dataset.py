@@ -117,6 +117,14 @@ def test_the_manifest_counts(source: Path, tmp_path: Path) -> None:
     assert manifest.shares["known, class uncertain"] == pytest.approx((pixels == KNOWN_UNCERTAIN).mean(), abs=1e-5)
 
 
+def test_pixels_whose_class_is_next_to_impossible_count_in_the_means(source: Path, tmp_path: Path) -> None:
+    # Bright pixels are sky, dark ones road, which is no class of scenery: their confidence is next to 0.
+    sources = open_sources([f"scenery={source / 'pictures'}"])
+    manifest = write_pseudo_labels(sources, [ByBrightness()], tmp_path / "out", WriteConfig())
+    assert manifest.sources["scenery"].agreement == 1
+    assert manifest.sources["scenery"].confidence == pytest.approx(0.5, abs=0.02)
+
+
 def test_splits_are_disjoint_and_an_empty_one_says_what_to_do(source: Path, tmp_path: Path) -> None:
     make(source, tmp_path / "out", WriteConfig(validation=("folder-f[12]",), share=0.0))
     train, held_out = (open_named(f"pseudo_label={tmp_path / 'out'}:{split}") for split in ("train", "val"))
@@ -178,6 +186,12 @@ def test_a_frame_that_fails_is_named_and_tried_again(source: Path, tmp_path: Pat
     assert make(source, tmp_path / "out").failures == ()
     make(source, tmp_path / "never_failed")
     assert files_of(tmp_path / "out") == files_of(tmp_path / "never_failed")
+
+
+def test_a_folder_that_cannot_be_written(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ConfigError, match=r"cannot write .*file': .*give another folder"):
+        make(source, tmp_path / "file")
 
 
 def test_nothing_to_write(source: Path, tmp_path: Path) -> None:

@@ -79,6 +79,12 @@ def test_sources_of_one_kind_are_numbered_and_told_apart(tmp_path: Path) -> None
     assert specs[0].sha256 == specs[1].sha256 != specs[2].sha256
 
 
+def test_sources_that_show_nothing_unknown_are_named(tmp_path: Path) -> None:
+    write(tmp_path / "x.png", image(1))
+    sources = open_sources([f"folder={tmp_path}", f"folder={tmp_path}", f"scenery={tmp_path}"], known=["folder2"])
+    assert [source.describe().known for source in sources] == [False, True, True]
+
+
 def test_a_first_frame_that_is_damaged_is_told_when_it_is_read(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"no picture")
     (source,) = open_sources([f"folder={tmp_path}"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,10 @@ import pytest
 from flat_dataset import write_flat_dataset
 
 from anomseg_ros.backends import open_detector
-from anomseg_ros.core.bundle import load_bundle
+from anomseg_ros.core.bundle import change_bundle, load_bundle
 from anomseg_ros.core.preprocess import resized_scores
 from anomseg_ros.datasets import open_named
-from anomseg_ros.evaluation.calibrate import measure_scores, threshold_changes, write_thresholds
+from anomseg_ros.evaluation.calibrate import measure_scores, threshold_changes, with_thresholds
 
 
 @pytest.mark.parametrize("score", ["void", "max_logit"])
@@ -20,7 +21,8 @@ def test_the_bundle_keeps_the_rate(score: str, tiny_bundle: Path, tmp_path: Path
     dataset = open_named(write_flat_dataset(tmp_path / "flat"))
     bundle = load_bundle(tiny_bundle)
     changes = threshold_changes(bundle, measure_scores(bundle, [dataset], [score]), [0.05, 0.01])
-    written = write_thresholds(bundle, changes, "noise (6 frames)", str(tmp_path / "out"))
+    calibrated = partial(with_thresholds, changes=changes, calibrated_on="noise (6 frames)")
+    written = change_bundle(bundle, calibrated, tmp_path / "out")
     threshold = written.threshold(score, 0.05)
     assert threshold is not None and threshold.calibrated and "noise" in threshold.source
     detector = open_detector(written)

@@ -12,7 +12,16 @@ from chromium import Browser, chromium
 from anomseg_ros.errors import ConfigError
 from anomseg_ros.evaluation.compare import auprc_failures, compare, save_comparison
 from anomseg_ros.evaluation.report_compare import write_comparison
-from anomseg_ros.evaluation.results import Components, Curves, Evaluation, FrameResult, Result
+from anomseg_ros.evaluation.results import (
+    Components,
+    CorruptedFigures,
+    Curves,
+    Evaluation,
+    Figures,
+    FrameResult,
+    Result,
+    Robustness,
+)
 
 FRAMES = (
     FrameResult("a", 90, 10, 0.50, 0.20),
@@ -42,6 +51,23 @@ def test_figures_and_which_way_is_better() -> None:
     assert (figures["mIoU"].before, figures["mIoU"].after, figures["mIoU"].delta) == (None, 0.7, None)
     assert (figures["component F1"].before, figures["component F1"].after) == (0.3, None)
     assert pair.auprc is figures["AuPRC"]
+
+
+def test_means_under_corruptions_are_compared_where_they_are_of_the_same(tmp_path: Path) -> None:
+    def under(auprc: float, *severities: int) -> Evaluation:
+        cells = tuple(CorruptedFigures("fog", severity, 4, Figures(auprc)) for severity in severities)
+        one = Robustness(*ONE.key, Figures(0.6), Figures(auprc, None, 0.5), Figures(auprc / 0.6), cells)
+        return Evaluation(1, (ONE,), robustness=(one,))
+
+    (pair,) = compare(under(0.3, 1, 3), under(0.4, 1, 3)).pairs
+    figures = {change.name: change for change in pair.figures}
+    assert figures["AuPRC, corrupted"].delta == pytest.approx(0.1) and figures["AuPRC, corrupted"].better is True
+    assert figures["mIoU, corrupted"].delta == 0 and figures["AuPRC"].delta == 0 and pair.notes == ()
+    (pair,) = compare(under(0.3, 1, 3), under(0.4, 1)).pairs
+    assert "different corruptions" in pair.notes[0] and "AuPRC, corrupted" not in {c.name for c in pair.figures}
+    # What was measured under corruptions never stands beside what was measured without.
+    (pair,) = compare(evaluation(ONE), under(0.1, 1)).pairs
+    assert pair.auprc.delta == 0 and all("corrupted" not in change.name for change in pair.figures)
 
 
 def test_frames_with_the_largest_change_come_first_and_lone_ones_are_named() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 
 from anomseg_ros.errors import ConfigError, MetricError
 from anomseg_ros.metrics.pixel_curves import PixelCurves
-from anomseg_ros.metrics.protocols import PROTOCOLS, PixelMetrics, protocol
+from anomseg_ros.metrics.protocols import PROTOCOLS, PixelMetrics, on_road, protocol
 
 
 def measured(name: str, frames, score_dtype: str | None = None) -> PixelMetrics:
@@ -44,6 +45,22 @@ def test_official_figures(official_frames, name: str, score_dtype: str | None, e
     assert (metrics.frames, metrics.known_px, metrics.anomaly_px) == (3, 33_675, 4_725)
     assert metrics.auprc_bound == metrics.fpr95_bound == metrics.auroc_bound == metrics.best_f1_bound == 0
     assert metrics.protocol == name
+
+
+def test_a_protocol_on_the_road_is_the_same_but_for_its_name_and_region() -> None:
+    limited = protocol(on_road("smiyc", "road_and_sidewalk"))
+    assert limited == dataclasses.replace(
+        PROTOCOLS["smiyc"], name="smiyc+road_and_sidewalk", road_region="road_and_sidewalk"
+    )
+    assert all(chosen.road_region is None for chosen in PROTOCOLS.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("seeds+", "known: seeds"), ("seeds+raod", "seeds+road"), ("seed+road", "known: seeds")]
+)
+def test_unknown_regions_are_refused(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown protocol '{re.escape(name)}'.*{re.escape(message)}"):
+        protocol(name)
 
 
 def test_trapezoid_and_per_image_conventions(official_frames) -> None:

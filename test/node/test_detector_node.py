@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticStatus
+from painted_frames import street, without_road
 from ros_harness import Client
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
 from anomseg_ros.backends import open_detector
+from anomseg_ros.core.bundle import Bundle
 from anomseg_ros.node.conversions import compressed_from_array, image_from_array
 from anomseg_ros.node.process import NodeProcess, free_domain_id
 
@@ -188,6 +190,38 @@ def test_live_parameters(running: Running, frame: np.ndarray) -> None:
     assert {pair.key: pair.value for pair in running.client.status("detector").values}["score"] == "msp"
 
 
+def test_the_road_as_region_of_interest(tmp_path: Path, painted: Bundle) -> None:
+    # The stamps are of long ago and the machine may be busy: either would be warned of first.
+    words = [*RELIABLE_INPUT, "-p", "max_image_age_s:=0.0", "-p", "max_processing_ms:=0.0"]
+    run = Running(tmp_path, painted.directory, *words, topics={"anomaly/mask": Image})
+    try:
+        run.client.wait_for_node()
+        for count, (region, road) in enumerate((("none", True), ("road", True), ("road", False)), start=1):
+            assert run.client.set_parameter("road_region", region).successful
+            run.send(street(road=road)[0])
+            run.wait_for("anomaly/mask", count)
+        masks = [np.frombuffer(mask.data, np.uint8).reshape(128, 256) for mask in run.client.messages["anomaly/mask"]]
+        assert [mask[25, 35] for mask in masks] == [255, 0, 255]  # the patch above the horizon
+        assert [mask[95, 125] for mask in masks] == [255, 255, 255]  # the obstacle on the road
+        frames = run.client.status("frames", after=2)
+        assert frames.level == DiagnosticStatus.WARN and "no road found in" in frames.message
+        assert {pair.key: pair.value for pair in frames.values}["roadless"] == "1"
+        values = {pair.key: pair.value for pair in run.client.status("detector").values}
+        assert values["road_region"] == "road"
+    finally:
+        run.close()
+
+
+def test_a_road_region_of_a_bundle_without_roads_is_rejected(tmp_path: Path, painted: Bundle) -> None:
+    run = Running(tmp_path, without_road(painted, tmp_path / "lawn"), topics={"labels": Image})
+    try:
+        run.client.wait_for_node()
+        result = run.client.set_parameter("road_region", "road")
+        assert not result.successful and "bundle 'painted' has no class 'road'" in result.reason
+    finally:
+        run.close()
+
+
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
@@ -195,6 +229,7 @@ def test_live_parameters(running: Running, frame: np.ndarray) -> None:
         ("jpeg_quality", 0, "out of range"),
         ("score", "mps", "known: msp"),
         ("region_of_interest", [0.9, 0.0, 0.1, 1.0], "left < right"),
+        ("road_region", "lane", "known: none"),
         ("bundle", "other", "read-only"),
         ("camera_timeout_s", "long", "type"),
     ],

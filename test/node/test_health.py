@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 
@@ -44,6 +46,18 @@ def test_late_frames_are_counted() -> None:
     assert health.snapshot(0).counts.late == 2
 
 
+def test_frames_without_a_road_are_a_share_of_the_last_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    health = Health()
+    assert health.snapshot(0).roadless_share == 0.0
+    for roadless in (True, False, False, False):
+        health.published(10.0, 8.0, 5.0, LIMITS, roadless=roadless)
+    assert (health.snapshot(0).counts.roadless, health.snapshot(0).roadless_share) == (1, 0.25)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 11.0)
+    health.published(10.0, 8.0, 5.0, LIMITS)
+    assert (health.snapshot(0).counts.roadless, health.snapshot(0).roadless_share) == (1, 0.0)
+
+
 def test_a_clock_that_jumps_back_forgets_latencies() -> None:
     health = Health()
     health.published(10.0, 8.0, 5.0, LIMITS)
@@ -66,6 +80,11 @@ def test_a_clock_that_jumps_back_forgets_latencies() -> None:
         (Snapshot(Counts(received=3, bad=1), last_error="no step"), DiagnosticStatus.WARN, "1 unusable frames"),
         (Snapshot(Counts(received=3, idle=3)), DiagnosticStatus.OK, "nobody subscribes"),
         (Snapshot(Counts(received=3), processing_ms={95: 120.0}), DiagnosticStatus.WARN, "processing takes 120 ms"),
+        (
+            Snapshot(Counts(received=3), roadless_share=0.25),
+            DiagnosticStatus.WARN,
+            "no road found in 25% of the frames: there, alarms are everywhere",
+        ),
         (Snapshot(Counts(received=3), latency_ms={50: 1200.0}), DiagnosticStatus.WARN, "1.20 s behind"),
     ],
 )

@@ -57,6 +57,7 @@ def test_every_parameter_says_what_it_is() -> None:
         ("region_of_interest", [0.0, 0.0, 1.0], "left, top, right, bottom"),
         ("region_of_interest", [0.5, 0.0, 0.5, 1.0], "left < right"),
         ("region_of_interest", [0.0, 0.0, 1.0, 1.1], "bottom <= 1"),
+        ("road_region", "street", "'street'; known: "),
         ("image_transport", "theora", "known: raw, compressed"),
     ],
 )

@@ -8,10 +8,12 @@ import cv2
 import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
+from painted_frames import HORIZON_PX, street, without_road
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from anomseg_ros.backends import open_detector
+from anomseg_ros.core.bundle import Bundle, load_bundle
 from anomseg_ros.core.detector import Detector
 from anomseg_ros.errors import ConfigError, FrameError
 from anomseg_ros.node import pipeline
@@ -102,6 +104,59 @@ def test_mono8_scores(detector: Detector, frame: np.ndarray) -> None:
     gray = make(detector, score_encoding="mono8").process(message(frame), [pipeline.SCORE]).messages[pipeline.SCORE]
     assert gray.encoding == "mono8"
     assert array(gray) == pytest.approx(detector.detect(frame, ["void"]).scores["void"] * 255, abs=1)
+
+
+def test_road_region(painted: Bundle) -> None:
+    detector = open_detector(painted)
+    frame, anomaly = street()
+    everywhere = make(detector).process(message(frame), IMAGES)
+    on_road = make(detector, road_region="road").process(message(frame), IMAGES)
+    patch = np.s_[20:32, 30:42]
+    assert (array(everywhere.messages[pipeline.MASK])[patch] == 255).all()
+    assert ((array(on_road.messages[pipeline.MASK]) > 0) == (anomaly > 0)).all()
+    assert on_road.messages[pipeline.LABELS].data == everywhere.messages[pipeline.LABELS].data
+    before, after = (array(published.messages[pipeline.SCORE]) for published in (everywhere, on_road))
+    assert (after[anomaly > 0] == before[anomaly > 0]).all() and (before[patch] > 0.9).all()
+    assert (after[: HORIZON_PX - 10] == 0).all()
+    overlays = [array(published.messages[pipeline.OVERLAY]) for published in (everywhere, on_road)]
+    assert (overlays[0][25, 35] != overlays[1][25, 35]).any() and (overlays[0][95, 125] == overlays[1][95, 125]).all()
+    assert not on_road.roadless and not everywhere.roadless
+
+
+def test_road_region_at_the_source_s_size_within_a_region_of_interest(painted: Bundle) -> None:
+    frame, anomaly = (cv2.resize(a, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST) for a in street())
+    running = make(
+        open_detector(painted),
+        road_region="road",
+        output_size="source",
+        threshold=-1.0,  # below every score: all that may be an alarm is one
+        region_of_interest=[0.0, 0.0, 1.0, 0.75],
+    )
+    published = running.process(message(frame), [pipeline.MASK])
+    mask = array(published.messages[pipeline.MASK]) > 0
+    assert mask.shape == (256, 512) and mask[:192][anomaly[:192] > 0].all()
+    assert not mask[192:].any() and not mask[: 2 * HORIZON_PX - 20].any()
+
+
+def test_without_a_road_alarms_are_everywhere(painted: Bundle) -> None:
+    frame, _ = street(road=False)
+    detector = open_detector(painted)
+    published = make(detector, road_region="road").process(message(frame), [pipeline.MASK])
+    assert published.roadless
+    assert (
+        published.messages[pipeline.MASK].data
+        == make(detector).process(message(frame), [pipeline.MASK]).messages[pipeline.MASK].data
+    )
+    assert array(published.messages[pipeline.MASK])[25, 35] == 255
+    # Nobody wants alarms: the road is not looked for.
+    assert not make(detector, road_region="road").process(message(frame), [pipeline.LABELS]).roadless
+
+
+def test_a_bundle_without_a_road_is_refused(painted: Bundle, tmp_path: Path) -> None:
+    detector = open_detector(load_bundle(without_road(painted, tmp_path / "lawn")))
+    with pytest.raises(ConfigError, match="road region 'road': bundle 'painted' has no class 'road'"):
+        make(detector, road_region="road")
+    assert make(detector).settings.road is None
 
 
 def test_region_of_interest_and_ego_mask(detector: Detector, frame: np.ndarray) -> None:

@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 
 from tiny_runs import ROOT, tiny_plain, write_config  # noqa: E402
 
+from anomseg_ros.datasets.outlier_mixture import ObjectsConfig  # noqa: E402
 from anomseg_ros.errors import ConfigError  # noqa: E402
 from anomseg_ros.training.config import config_text, load_config, parse_config  # noqa: E402
 
@@ -45,6 +46,26 @@ def test_changes_are_read_as_yaml(tmp_path: Path) -> None:
     assert config.augment.scale == (0.5, 2.0)
     assert (config.data.path, config.run.devices, config.schedule.kind) == ("7:4", "2", "cosine")
     assert load_config(path, ["loss.class_weights_c=null"]).loss.class_weights_c is None
+
+
+def test_sources_of_objects_are_one_or_a_list_that_can_be_changed(tmp_path: Path) -> None:
+    sources = [{"source": "procedural"}, {"source": "a", "weight": 2, "part": "train", "erode_share": 0.05}]
+    path = write_config(tmp_path / "a.yaml", "x", data={"cut_paste": {"probability": 0.5, "objects": sources}})
+    config = load_config(path, ["data.cut_paste.objects.1.source=/b/c", "data.cut_paste.objects.0.weight=3"])
+    assert config.data.cut_paste.sources == (ObjectsConfig(weight=3.0), ObjectsConfig("/b/c", 2.0, "train", 0.05))
+    (tmp_path / "saved.yaml").write_text(config_text(config))
+    assert load_config(tmp_path / "saved.yaml") == config
+    assert load_config(path, ["data.cut_paste.objects=/d"]).data.cut_paste.sources == (ObjectsConfig("/d"),)
+    for change, message in (
+        ("data.cut_paste.objects.2.source=a", "'2' is no position in a list of 2; the first is 0"),
+        ("data.cut_paste.objects.x=a", "'x' is no position in a list of 2"),
+        ("data.cut_paste.objects.1.part=test", "part of 'a' 'test'; known: "),
+        ("data.cut_paste.objects.1.wieght=2", "unknown key 'wieght'; did you mean 'weight'"),
+        ("data.cut_paste.objects=[]", r"cut_paste.objects is \(\); give `procedural`"),
+        ("data.cut_paste.objects=''", "cut_paste.objects is ''; give `procedural`"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_config(path, [change])
 
 
 def test_a_rate_without_a_point_is_a_number_in_files_too(tmp_path: Path) -> None:

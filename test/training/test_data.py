@@ -120,6 +120,19 @@ def test_a_frame_is_another_sample_in_each_epoch(frames: Frames, tmp_path: Path)
     assert not torch.equal(first[0], later[0])
 
 
+def test_objects_stand_on_the_road_of_a_crop_and_distractors_are_known(frames: Frames, tmp_path: Path) -> None:
+    paste = {"min_area_px": 8, "feather_radius_px": 0.5, "placement": "road", "distractor_share": 1.0, "shadow": 1.0}
+    pasting = {"probability": 1.0, "paste": paste, "objects": [{"source": "procedural"}, {"source": "procedural"}]}
+    samples = TrainingSamples(frames, config(tmp_path, data={"cut_paste": pasting}), None)
+    plain = TrainingSamples(frames, config(tmp_path, data={"cut_paste": {**pasting, "probability": 0.0}}), None)
+    for position in range(20):
+        key = (position, position % 6)
+        image, target, _, _ = samples[key]  # type: ignore[misc]
+        again = samples[key]
+        assert torch.equal(image, again[0]) and torch.equal(target, again[1])  # type: ignore[index]
+        assert bool((target == OUTLIER).any()) and not bool((plain[key][1] == OUTLIER).any())  # type: ignore[index]
+
+
 def test_outliers_are_pasted_into_the_share_asked_for(frames: Frames, tmp_path: Path) -> None:
     samples = TrainingSamples(frames, config(tmp_path, data={"cut_paste": PASTING}), None)
     pasted = [bool((samples[position, position % 6][1] == OUTLIER).any()) for position in range(100)]  # type: ignore[index]

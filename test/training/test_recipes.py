@@ -11,8 +11,11 @@ import pytest
 import torch
 from dataset_trees import write
 
+from anomseg_ros.catalog.entries import load_catalog
+from anomseg_ros.catalog.store import checkpoint_folder
+from anomseg_ros.cli import main
 from anomseg_ros.core.labels import CAMVID, CITYSCAPES
-from anomseg_ros.networks import network_class
+from anomseg_ros.networks import build_network, network_class
 from anomseg_ros.networks.base import IMAGENET_MEAN, IMAGENET_STD, SegmentationNetwork
 from anomseg_ros.networks.checkpoints import load_checkpoint, save_checkpoint
 from anomseg_ros.training.backbones import BACKBONES
@@ -24,7 +27,7 @@ QUICK = {"enet-camvid-void", "mide_net-distilled", "erfnet_encoder-camvid"}
 """Those that the fast tests train, too: pasted outliers, a teacher, one stage of two."""
 
 RECIPES = {path.stem: path for path in sorted((ROOT / "config" / "train").glob("*.yaml"))}
-KNOWN = {"camvid": len(CAMVID), "cityscapes": len(CITYSCAPES), "synthetic": len(CITYSCAPES)}
+KNOWN = {"camvid": len(CAMVID)} | dict.fromkeys(("cityscapes", "synthetic", "pseudo_label"), len(CITYSCAPES))
 SIZE_PX = (64, 96)
 SYNTHETIC = "7:2"
 
@@ -68,11 +71,32 @@ def test_the_teacher_has_the_students_classes(name: str) -> None:
     student = load(name)
     assert student.loss.distillation_weight > 0
     for given in student.teachers:
+        assert (given.num_classes or outputs(student)) == outputs(student)
+        if given.checkpoint is not None:
+            continue
         assert given.config in RECIPES
         teacher = load(given.config)
         assert teacher.network.name == given.network
         assert teacher.data.dataset == student.data.dataset
-        assert outputs(teacher) == outputs(student) == (given.num_classes or outputs(student))
+        assert outputs(teacher) == outputs(student)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_checkpoints_that_it_starts_from_are_where_fetch_saves_those_of_the_catalogue(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ANOMSEG_CHECKPOINTS", raising=False)
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    config, published = load(name), {entry.file: entry for entry in load_catalog().checkpoints}
+    initial = config.network.initial
+    given = [] if initial is None else [(config.network.name, initial.checkpoint, initial.num_classes)]
+    given += [(teacher.network, teacher.checkpoint, teacher.num_classes) for teacher in config.teachers]
+    for network, checkpoint, num_classes in given:
+        if checkpoint is not None and checkpoint.startswith("~"):
+            path = Path(checkpoint).expanduser()
+            entry = published[path.name]
+            assert path.parent == checkpoint_folder()
+            assert (entry.network, entry.num_classes) == (network, num_classes)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +147,22 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             train_ids[train_ids == 19] = 255
             write(city / "leftImg8bit" / split / "ulm" / f"{id_}_leftImg8bit.png", image)
             write(city / "gtFine" / split / "ulm" / f"{id_}_gtFine_labelTrainIds.png", train_ids)
-    return {"camvid": str(root / "camvid"), "cityscapes": str(root / "cityscapes"), "synthetic": SYNTHETIC}
+    return {
+        "camvid": str(root / "camvid"),
+        "cityscapes": str(root / "cityscapes"),
+        "synthetic": SYNTHETIC,
+        "pseudo_label": str(labelled(root / "cityscapes", root / "labelled")),
+    }
+
+
+def labelled(cityscapes: Path, output: Path) -> Path:
+    """The frames of both splits as `datasets pseudo-label` writes them; their own labels leave a teacher no choice."""
+    teacher = build_network("mide_net", len(CITYSCAPES)).eval()
+    save_checkpoint(output.with_suffix(".safetensors"), teacher, {})
+    words = ["datasets", "pseudo-label", "--output", str(output), "--validation", "cityscapes2-*"]
+    words += ["--teacher", f"mide_net={output.with_suffix('.safetensors')}"]
+    assert main([*words, "--frames", *(f"cityscapes={cityscapes}:{split}" for split in ("train", "val"))]) == 0
+    return output
 
 
 def tiny(name: str, data: str) -> TrainConfig:
@@ -135,6 +174,8 @@ def tiny(name: str, data: str) -> TrainConfig:
     changes += ["run.epochs=2", "run.batch_size=2", "run.precision=32-true", "run.compile=false", "run.threads=1"]
     changes += ["run.accelerator=cpu", "run.validate_every=2", "run.accumulate=1"]
     changes += ["data.validation_path=9:1"] if data == SYNTHETIC else []
+    if not isinstance(load(name).data.cut_paste.objects, str):  # folders of a user's own
+        changes.append("data.cut_paste.objects=procedural")
     return load(name, *changes)
 
 
@@ -155,7 +196,8 @@ def sources_of(config: TrainConfig, folder: Path) -> Sources:
         name = config.network.name if before is None else before.network.name
         options = {} if before is None else dict(before.network.options)
         classes = given.num_classes or KNOWN[config.data.dataset]
-        initial = fresh_checkpoint(folder / "initial.safetensors", network_class(name)(classes, **options), before)
+        network = network_class(name)(classes, **options)
+        initial = fresh_checkpoint(folder / "initial.safetensors", network, before or config)
     teachers = [
         fresh_checkpoint(
             folder / f"teacher-{number}.safetensors",

@@ -1,0 +1,139 @@
+"""Files and folders that are whole or not there: written beside, then put in place in one step.
+
+A process that is killed leaves what it wrote beside, under a name that tells whose it was; the next one removes it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import glob
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from anomseg_ros.errors import BundleError
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+"""Of linux/fcntl.h and linux/fs.h, for renameat2(2)."""
+_CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
+"""What kernels and file systems answer that know no exchange, NFS for one."""
+_REPLACED = ".replaced"
+
+
+def part_ending() -> str:
+    """Return the end of the names that this process writes under: machine and process."""
+    return f".{socket.gethostname()}.{os.getpid()}.part"
+
+
+def remove_leftovers(folder: Path, prefix: str) -> None:
+    """Remove what processes of this machine that are gone left in a folder: `prefix` and the end of part_ending."""
+    for path in folder.glob(f"{glob.escape(prefix)}*.{socket.gethostname()}.*.part"):
+        try:
+            os.kill(int(path.name.split(".")[-2]), 0)
+        except ProcessLookupError:
+            remove(path)
+        except (PermissionError, ValueError):  # alive, but another user's; not our name
+            continue
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Give a file new text in one step. Raises OSError, and leaves the old text, where that fails."""
+    remove_leftovers(path.parent, f".{path.name}")
+    beside = path.with_name(f".{path.name}{part_ending()}")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        if path.exists():
+            shutil.copymode(path, beside)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def staging_folder(target: Path) -> Path:
+    """Make an empty folder beside `target`, in which what is to take its place is written; the caller removes it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(target.parent, f".{target.name}.")
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=part_ending(), dir=target.parent))
+    staging.chmod(target.stat().st_mode & 0o7777 if target.is_dir() else 0o755)
+    return staging
+
+
+def put_in_place(staging: Path, target: Path) -> None:
+    """Give the folder `staging` the name `target`; a folder that had it is called `staging` afterwards.
+
+    That is one step wherever the file system can exchange two names. Where it cannot, there are two, and a process
+    that is killed between them leaves the old folder beside, see cut_off. Raises OSError, and leaves everything as it
+    was, where neither is possible.
+    """
+    if not target.exists():
+        staging.rename(target)
+    elif not _exchanged(staging, target):
+        aside = staging.with_name(f"{staging.name}{_REPLACED}")
+        target.rename(aside)
+        try:
+            staging.rename(target)
+        except OSError:
+            aside.rename(target)
+            raise
+        aside.rename(staging)
+
+
+def cut_off(target: Path) -> Path | None:
+    """Return the old folder that a process left which was killed between the two steps of put_in_place."""
+    return next(iter(target.parent.glob(f".{glob.escape(target.name)}.*{_REPLACED}")), None)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Exchange the names of two folders in one step; return whether the system can."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    if rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _CANNOT_EXCHANGE:
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+def carry(paths: Iterable[Path], folder: Path, *, link: bool) -> None:
+    """Put files and folders into another folder under their own names; symbolic links stay links.
+
+    link: as further names of the same files where the file system allows it, which takes no time and no room. Only for
+    what is to take the old names' place: a change of one changes both.
+    """
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, folder / path.name, symlinks=True, copy_function=_linked if link else shutil.copy2)
+        elif link:
+            _linked(path, folder / path.name)
+        else:
+            shutil.copy2(path, folder / path.name, follow_symlinks=False)
+
+
+def _linked(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise BundleError where this process cannot put anything into a folder."""
+    if not folder.is_dir():
+        raise BundleError(f"cannot write below {folder}: it is a file; choose another output")
+    effective = os.access in os.supports_effective_ids
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=effective):
+        raise BundleError(f"cannot write to {folder}: permission denied; choose another output")
