@@ -180,8 +180,8 @@ def _result(drive: DemoDrive, bundle: Bundle, rate: float, run: LiveRun, shown: 
         bad=run.bad,
         processing_ms=dict(run.processing_ms),
         age_ms=dict(run.age_ms),
-        anomalies=None if shown.found is None else len(shown.found.objects),
-        found=None if shown.found is None else shown.found.objects_detected,
+        anomalies=None if shown.found is None else shown.found[1],
+        found=None if shown.found is None else shown.found[0],
         about=drive.about,
     )
 

@@ -20,7 +20,6 @@ from anomseg_ros.core.preprocess import resized_labels, resized_scores
 from anomseg_ros.core.types import LabelImage, Mask, RgbImage, ScoreMap
 from anomseg_ros.evaluation.bag_drive import MIN_ALARM_PX, DriveTracker
 from anomseg_ros.evaluation.bag_topics import StampedTopics
-from anomseg_ros.evaluation.results import Drive
 
 PICTURES = ("camera", "overlay", "score")
 MIN_COVERAGE = 0.5
@@ -50,13 +49,14 @@ class ShownFrame:
 
 @dataclass(frozen=True)
 class ShownDrive:
-    """What is shown. found: what became of the known anomalies, None where none are known or there is no threshold.
+    """What is shown. found: known anomalies that were found, and all of them; None without any, or
+    without a threshold.
 
     drawn_range: scores drawn as the first and the last colour. classes: those that occur.
     """
 
     frames: tuple[ShownFrame, ...]
-    found: Drive | None
+    found: tuple[int, int] | None
     drawn_range: tuple[float, float]
     threshold: float | None
     classes: tuple[ClassInfo, ...]
@@ -98,8 +98,14 @@ def show_drive(
                 tracker.add(stamp_ns, scores, anomaly)
     finally:
         answers.close()
-    found = tracker.result() if tracker.stamps_ns and threshold is not None else None
+    found = _found(tracker) if tracker.stamps_ns and threshold is not None else None
     return ShownDrive(tuple(shown), found, drawn_range, threshold, painter.seen_classes)
+
+
+def _found(tracker: DriveTracker) -> tuple[int, int]:
+    # A pixel or two that scaling cut off an object is none.
+    objects = [seen for seen in tracker.result().objects if seen.largest_px >= MIN_ALARM_PX]
+    return sum(seen.frames_detected > 0 for seen in objects), len(objects)
 
 
 def count_alarms(
