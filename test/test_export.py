@@ -125,7 +125,7 @@ def test_a_refused_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", ["enet", "erfnet", "mide_net", "bisenet_v1", "bisenet_v2"])
+@pytest.mark.parametrize("network", ["enet", "erfnet", "mide_net", "bisenet_v1", "bisenet_v2", "espnetv2"])
 def test_every_network_exports(network: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
     config = dataclasses.replace(SMALL, name=network)
