@@ -62,9 +62,10 @@ def pace(result: DemoResult) -> str:
     takes_ms = result.processing_ms.get("p50", 0.0)
     if is_too_slow(result):
         return (
-            f"The network is too slow for this drive on this machine, as busy as it was: it took {takes_ms:.0f} ms, frames came every "
-            f"{result.period_ms:.0f} ms, and {result.dropped} of {result.frames_in} were dropped for a newer one, as "
-            "on a vehicle. A smaller bundle, int8 or a lower --rate shows them all."
+            "The network is too slow for this drive on this machine, as busy as it was: it took "
+            f"{takes_ms:.0f} ms, frames came every {result.period_ms:.0f} ms, and {result.dropped} of "
+            f"{result.frames_in} were dropped for a newer one, as on a vehicle. "
+            "A smaller bundle, int8 or a lower --rate shows them all."
         )
     dropped = "No frame was dropped" if not result.dropped else f"{result.dropped} frames were dropped for a newer one"
     if result.rate < 1:
