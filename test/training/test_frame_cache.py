@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +21,6 @@ from anomseg_ros.core.labels import CAMVID, CITYSCAPES  # noqa: E402
 from anomseg_ros.datasets import open_dataset  # noqa: E402
 from anomseg_ros.datasets.cut_paste import OUTLIER  # noqa: E402
 from anomseg_ros.errors import DatasetError, TrainingError  # noqa: E402
-from anomseg_ros.training import frame_cache  # noqa: E402
 from anomseg_ros.training.frame_cache import Frames, cached_frames  # noqa: E402
 
 SIZE = (32, 48)
@@ -136,7 +136,7 @@ def test_what_a_killed_process_left_is_removed(tree: Path, tmp_path: Path) -> No
     (place / "index.json").unlink()  # the kill came before it
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    host = frame_cache.socket.gethostname()
+    host = socket.gethostname()
     gone, living = (place / f"images.{host}.{process}.part" for process in (ended.pid, os.getppid()))
     for path in (gone, living):
         path.write_bytes(b"half")
