@@ -178,7 +178,7 @@ def _objects_config(text: str, args: argparse.Namespace) -> ObjectsConfig:
         try:
             given = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise ConfigError(f"--objects {text!r} is not YAML: {error}") from None
+            raise ConfigError(f"--objects {text!r} is not YAML: {' '.join(str(error).split())}") from None
     if isinstance(given, dict) and given.get("source", PROCEDURAL) != PROCEDURAL:
         given = {"part": args.part, "exclude": options.several(args.exclude) if args.exclude else None, **given}
     return from_plain(ObjectsConfig, given, f"--objects {text}")
