@@ -17,7 +17,7 @@ from lifecycle_msgs.msg import Transition
 
 BOOLEAN = ["true", "false"]
 BACKENDS = ["onnxruntime", "openvino", "torch"]
-SCORES = ["msp", "max_logit", "max_entropy", "energy", "void", "void_entropy"]
+SCORES = ["msp", "max_logit", "max_entropy", "energy", "void"]
 ROAD_REGIONS = ["none", "road", "road_and_sidewalk"]
 PACKAGE = "anomseg_ros"
 NODE = "detector"

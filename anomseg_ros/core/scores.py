@@ -67,16 +67,6 @@ def void(known: Logits, void_logit: Logits, temperature: float = 1.0) -> Logits:
     return np.asarray(softmax(np.concatenate([known, void_logit[None]]) / temperature)[-1])
 
 
-def void_entropy(known: Logits, void_logit: Logits, temperature: float = 1.0) -> Logits:
-    """Probability of the void class, and the rest of it times the known classes' entropy over ln C: in (0, 1].
-
-    A pixel is anomalous where the network says so, and where it cannot say what known class is there instead.
-    """
-    probability = void(known, void_logit, temperature)
-    share = max_entropy(known, temperature) / np.log(max(len(known), 2))
-    return np.asarray(probability + (1.0 - probability) * share)
-
-
 @dataclass(frozen=True)
 class Score:
     """What there is to know of one score.
@@ -129,9 +119,6 @@ SCORES: dict[str, Score] = {
         needs_void=True,
         probability_of="anomaly",
         natural_threshold=0.5,
-    ),
-    "void_entropy": Score(
-        "p_void + (1 - p_void) entropy / ln C", void_entropy, f"{_GRAPHS}:void_entropy", needs_void=True
     ),
 }
 

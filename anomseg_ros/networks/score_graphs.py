@@ -8,7 +8,6 @@ exponential and a sum in ONNX Runtime.
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Callable
 
 import torch
@@ -57,18 +56,6 @@ def void(known: Tensor, void_logit: Tensor, temperature: float) -> Tensor:
     """
     differences = _scaled(known - void_logit.unsqueeze(1), temperature)
     return 1.0 / (1.0 + torch.exp(differences).sum(dim=1))
-
-
-def void_entropy(known: Tensor, void_logit: Tensor, temperature: float) -> Tensor:
-    """p_void + (1 - p_void) entropy / ln C, by one exponential per class."""
-    peak = known.amax(dim=1)
-    shifted, exponentials = _shifted(known, temperature)
-    total = exponentials.sum(dim=1)
-    entropy = torch.log(total) - (exponentials * shifted).sum(dim=1) / total
-    # (1 - p_void) = total / (total + exp(z_void - peak)); the exponential is infinite only where p_void rounds to 1.
-    void_exponential = torch.exp(_scaled(void_logit - peak, temperature))
-    share = 1.0 / (1.0 + void_exponential / total)
-    return 1.0 - share * (1.0 - entropy / math.log(max(known.shape[1], 2)))
 
 
 def _shifted(known: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,6 @@ LOGITS = np.array([np.log(3.0), 0.0, np.log(4.0)], np.float64).reshape(3, 1, 1)
         ("max_entropy", -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))),
         ("energy", -np.log(4.0)),
         ("void", 0.5),
-        ("void_entropy", 0.5 + 0.5 * -(0.75 * np.log(0.75) + 0.25 * np.log(0.25)) / np.log(2)),
     ],
 )
 def test_values_by_hand(name: str, expected: float) -> None:
