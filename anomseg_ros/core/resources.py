@@ -12,10 +12,10 @@ from anomseg_ros.errors import BundleError, ConfigError, closest_first
 
 PACKAGE = "anomseg_ros"
 
-ROAD_BUNDLE = "erfnet-camvid"
+ROAD_BUNDLE = "bisenet_lite-world-int8"
 """Shipped bundle for camera frames: what the node takes unless it is told otherwise."""
 
-DEMO_BUNDLE = "enet-camvid"
+DEMO_BUNDLE = "bisenet_lite-world-small-int8"
 """Shipped bundle that `anomseg demo` shows with the shipped drive: two cores keep up with it."""
 
 SYNTHETIC_BUNDLE = "enet-synthetic"
