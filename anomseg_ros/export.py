@@ -205,13 +205,17 @@ class StripGraph(DetectorGraph):
 
     def __init__(self, network: SegmentationNetwork, config: ExportConfig) -> None:
         super().__init__(leaky(network), config)
+        # Its kernels are computed in numpy, for which a tracer's weights have no values.
+        self.classifier: StripClassifier | None = None
+        if isinstance(network, EnlargingSegmentationNetwork):
+            self.classifier = StripClassifier(network.classifier)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """image: uint8 (1, H, W, 3)."""
         images = pixels_to_input(image)
-        if isinstance(self.network, EnlargingSegmentationNetwork):
+        if self.classifier is not None and isinstance(self.network, EnlargingSegmentationNetwork):
             features = self.network.features_padded(images)
-            layer: Strips = StripClassifier(self.network.classifier)
+            layer: Strips = self.classifier
         else:
             features = self.network.classify_padded(images)
             height, width = features.shape[-2:]
