@@ -42,5 +42,5 @@ def test_frames_through_the_real_node(rate_hz: float | None, tiny_bundle: Path) 
     run = node_latency.measure(setting(tiny_bundle, rate_hz, 0.5))
     assert run["sent"] == 10 and 2 <= run["answered"] <= 10 and run["answered"] + run["dropped"] == 10
     assert 0 < run["stamp_to_mask_ms"]["p50"] < 5000 and run["node"]["counts"]["received"] > 0
-    assert run["node"]["latency_ms"]["p50"] < run["stamp_to_mask_ms"]["max"]
+    assert 0 < run["node"]["latency_ms"]["p50"] < 5000  # warm-up included: it may be above every mask's age
     assert run["rate_hz"] == rate_hz and run["bundle"] == "tiny"
