@@ -9,7 +9,7 @@ SOURCES := setup.py setup.cfg constraints.txt
 RUN_TIME := $(VENV)/.run-time
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint soak benchmarks clean
+.PHONY: demo test lint soak benchmarks corruptions clean
 
 # Plays a drive through the node and writes demo_output/index.html. BAG is a bag or a video (default: the shipped drive),
 # BUNDLE chooses the detector; DEMO_OPTIONS=--synthetic plays a drawn scene.
@@ -45,6 +45,11 @@ $(RUN_TIME): $(SOURCES) | $(BIN)/python
 $(STAMP): $(SOURCES) | $(BIN)/python
 	$(INSTALL) '.[ros,offline,openvino,cluster,efficientnet,dev]'
 	touch $(RUN_TIME) $@
+
+# The library of `anomseg evaluate --corrupt`, with which its tests run, too: 240 MB.
+corruptions: $(STAMP)
+	$(INSTALL) '.[corruptions]'
+	$(BIN)/python -m pip install --quiet --no-deps 'imagecorruptions-imaug>=1.1.5,<2'
 
 clean:
 	rm -rf $(VENV) build install log demo_output *.egg-info

@@ -61,7 +61,7 @@ setup(
         ],
         "cluster": ["ray>=2.9,<3"],
         # What imagecorruptions-imaug needs but for opencv-python, which would overwrite opencv-python-headless and
-        # wants a display library. It is installed beside these with --no-deps: see docs/evaluate.md, the Makefile.
+        # wants a display library. It is installed beside these with --no-deps: see docs/evaluate.md.
         "corruptions": ["numba>=0.57,<1", "Pillow>=9.1", "scikit-image>=0.19,<1", "scipy>=1.8,<2"],
         # ImageNet weights to start training from; only the one that a recipe names is needed.
         "backbones": ["timm>=1.0,<2"],
