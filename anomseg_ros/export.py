@@ -1,6 +1,7 @@
-"""Checkpoint to bundle: one ONNX graph from camera pixels to labels and scores, checked against the torch network.
+"""Export a checkpoint to a bundle: one ONNX graph from camera pixels to labels and scores.
 
-The graph casts, normalises, runs the network, takes the argmax and computes every requested score with its temperature.
+The graph casts and normalises the pixels, runs the network, takes the argmax and computes each requested score with its
+temperature. Its outputs are compared with those of the torch network.
 """
 
 from __future__ import annotations
@@ -13,20 +14,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
-import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 from torch import nn
 
-from anomseg_ros.backends.onnxruntime import OnnxRuntimeBackend
-from anomseg_ros.backends.options import BackendOptions
 from anomseg_ros.core.bundle import (
     FORMAT_VERSION,
     GRAPH_FILE,
     GRAPH_INPUT,
     LABELS_OUTPUT,
+    TARGETS,
     Bundle,
     Contract,
     Finish,
@@ -38,28 +35,27 @@ from anomseg_ros.core.bundle import (
     sha256_of,
 )
 from anomseg_ros.core.labels import VOID, ClassInfo, label_set
-from anomseg_ros.core.preprocess import tensor_from_frame
-from anomseg_ros.core.scores import DEFAULT_SCORES, SCORES, check_score_names, reference_score
+from anomseg_ros.core.preprocess import noise_frames
 from anomseg_ros.core.types import RgbImage
-from anomseg_ros.errors import ConfigError, ExportError
-from anomseg_ros.networks.base import EnlargingSegmentationNetwork, SegmentationNetwork
+from anomseg_ros.errors import ConfigError
 from anomseg_ros.networks.checkpoints import load_checkpoint
-from anomseg_ros.networks.score_graphs import score_graph
+from anomseg_ros.networks.network import SegmentationNetwork, pixels_to_input
+from anomseg_ros.networks.prediction import Prediction
+from anomseg_ros.networks.score_head import ScoreHead
 from anomseg_ros.networks.strips import StripClassifier, Strips, StripUpsampler
+from anomseg_ros.parity import Parity, check_parity
+from anomseg_ros.scores import check_scores, default_scores, find_score
 
 OPSET = 18
-
-# float32 sums in another order: the error grows with the size of the logits. Measured: some 1e-6 of it.
-RELATIVE_TOLERANCE = 5e-5
-USUAL_LOGIT = 20.0
-# Max-unpooling puts a value where the maximum was. Between pixels that are equal up to rounding that place is
-# arbitrary, so a few outputs near flat regions differ at will: 0.24 % at most in ENet on real frames, none on noise.
-UNPOOLING_SHARE = 0.005
 
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """What to export. num_classes counts the void class, whose output index is void_class (None: there is none)."""
+    """Settings of an export.
+
+    num_classes includes the void class. void_class: its output index, None without one. target: "cpu" for a graph that
+    works in strips (StripGraph), "gpu" for one that works on whole frames (DetectorGraph).
+    """
 
     name: str
     num_classes: int
@@ -71,35 +67,27 @@ class ExportConfig:
     scores: tuple[str, ...] = ()
     temperature: float = 1.0
     channel_order: str = "rgb"
+    target: str = TARGETS[0]
 
     def classes(self) -> tuple[ClassInfo, ...]:
-        """Return one entry per network output; raise ConfigError if the label set does not fit num_classes."""
-        known = list(label_set(self.label_set))
+        """Return one entry per network output. Raises ConfigError if the label set does not fit num_classes."""
+        classes = list(label_set(self.label_set))
         if self.void_class is not None:
             if not 0 <= self.void_class < self.num_classes:
                 raise ConfigError(f"void class {self.void_class} is not one of the outputs 0 to {self.num_classes - 1}")
-            known.insert(self.void_class, VOID)
-        if len(known) != self.num_classes:
+            classes.insert(self.void_class, VOID)
+        if len(classes) != self.num_classes:
             raise ConfigError(
-                f"label set {self.label_set!r} with void class {self.void_class} has {len(known)} classes, the network "
-                f"{self.num_classes}; give --label-set and, for a void classifier, --void-class"
+                f"label set {self.label_set!r} with void class {self.void_class} has {len(classes)} classes, the "
+                f"network has {self.num_classes}; give --label-set and, for a void classifier, --void-class"
             )
-        return tuple(known)
+        return tuple(classes)
 
     def score_names(self) -> tuple[str, ...]:
-        """Return the scores to export: those asked for, else void first where there is a void class, then the rest."""
-        names = self.scores or (("void", *DEFAULT_SCORES) if self.void_class is not None else DEFAULT_SCORES)
-        check_score_names(names, self.void_class)
+        """Return the scores to export: the requested or the default ones."""
+        names = self.scores or default_scores(with_void=self.void_class is not None)
+        check_scores(names, self.void_class)
         return names
-
-
-@dataclass(frozen=True)
-class Parity:
-    """How far the graph is from the torch network on `frames` frames, and how often the argmax differs (near ties)."""
-
-    frames: int
-    max_score_difference: float
-    label_disagreement: float
 
 
 def export_checkpoint(
@@ -112,7 +100,21 @@ def export_checkpoint(
     frames: Sequence[RgbImage] = (),
     overwrite: bool = False,
 ) -> tuple[Bundle, Parity]:
-    """Load a checkpoint strictly and export it; see export_network. Raises CheckpointError too."""
+    """Load a checkpoint and export it; return the bundle and the result of the comparison.
+
+    Args:
+        network_name: name in the table of networks.
+        checkpoint: file that is loaded strictly.
+        config: settings of the export.
+        output: directory of the bundle.
+        command: command line for the bundle's provenance.
+        frames: frames for the comparison besides random ones.
+        overwrite: replace an existing bundle.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit the network.
+        ExportError: see export_network.
+    """
     config.classes()
     network = load_checkpoint(checkpoint, network_name, config.num_classes)
     provenance = Provenance(checkpoint.name, sha256_of(checkpoint), command=command)
@@ -128,105 +130,120 @@ def export_network(
     *,
     frames: Sequence[RgbImage] = (),
     overwrite: bool = False,
-    form: type[DetectorGraph] | None = None,
+    graph_class: type[DetectorGraph] | None = None,
     files: Mapping[str, Path] | None = None,
     finish: Finish | None = None,
 ) -> tuple[Bundle, Parity]:
-    """Write the bundle of a network and check it on random frames and on `frames` (uint8 (H, W, 3) RGB).
+    """Write the bundle of a network; return it and the result of the comparison with the network.
 
-    form: how the graph computes (None: StripGraph). files: name -> source of files to keep beside the graph. finish:
-    what is measured of the bundle after that check, before it is in place. Returns the bundle and how far it is from
-    the network. Raises ExportError, leaving nothing behind, if it is off.
+    Args:
+        network: the network, in evaluation mode.
+        network_name: name in the table of networks.
+        config: settings of the export.
+        output: directory of the bundle.
+        provenance: provenance for the contract.
+        frames: frames for the comparison besides random ones, uint8 (H, W, 3) RGB.
+        overwrite: replace an existing bundle.
+        graph_class: class of the graph; None: the class for the configuration's target.
+        files: name -> source of further files of the bundle.
+        finish: called after the comparison, before the bundle is moved to `output`; returns the final contract.
+
+    Raises:
+        ExportError: the graph does not compute what the network computes. Nothing is written.
     """
     check_target(output, overwrite)
     contract = contract_of(network_name, config, provenance)
     parities = []
 
-    def checked(bundle: Bundle) -> Contract:
+    def check_and_finish(bundle: Bundle) -> Contract:
         parities.append(check_parity(bundle, network, [*random_frames(config), *frames]))
         return bundle.contract if finish is None else finish(bundle)
 
     with tempfile.TemporaryDirectory() as folder:
-        made = {GRAPH_FILE: write_graph(network, config, Path(folder), form), **(files or {})}
-        bundle = save_bundle(contract, made, output, overwrite=overwrite, finish=checked)
+        all_files = {GRAPH_FILE: write_graph(network, config, Path(folder), graph_class), **(files or {})}
+        bundle = save_bundle(contract, all_files, output, overwrite=overwrite, finish=check_and_finish)
     return bundle, parities[0]
 
 
 class DetectorGraph(nn.Module):
-    """The whole computation from uint8 (1, H, W, 3) RGB to (labels, score, score…), each (1, H, W)."""
+    """The complete computation from uint8 (1, H, W, 3) RGB to (labels, score, score…), each (1, H, W)."""
 
     def __init__(self, network: SegmentationNetwork, config: ExportConfig) -> None:
         super().__init__()
         self.network = network
         self.config = config
+        self.scores = ScoreHead(network, config.score_names(), config.void_class, config.temperature)
+        self.features = self.scores.features
+        """Feature maps that the scores need."""
         classes = config.classes()
         train_ids = [info.train_id for info in classes]
-        self.known = [index for index in range(len(classes)) if index != config.void_class]
         self.void_is_last = config.void_class == len(classes) - 1
-        self.register_buffer("train_ids", torch.tensor(train_ids, dtype=torch.uint8))
+        self.register_buffer("train_ids", torch.tensor(train_ids, dtype=torch.int32))
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """image: uint8 (1, H, W, 3)."""
-        logits = self.network(pixels_to_input(image))
-        return self.labels(logits), *self.scores(logits)
+        prediction = self.network.predict(pixels_to_input(image), self.features)
+        logits = prediction.pixel_logits()
+        scores = self.scores.frame_scores(self.scores.pixel_maps(logits), prediction)
+        return self.labels(logits).to(torch.uint8), *scores
 
     def labels(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return uint8 (1, H, W) train ids, the void class as 255."""
-        index = logits.argmax(dim=1)
+        """Return int32 train ids of the pixels of logits (N, C, …), 255 for the void class.
+
+        The graph casts them to uint8 at its very end: TensorRT takes uint8 as input and output alone.
+        """
+        index = logits.argmax(dim=1).to(torch.int32)
         if self.config.void_class is None:
-            return index.to(torch.uint8)  # label sets are in train-id order
+            return index  # label sets are in train-id order
         if not self.void_is_last:
             return self.get_buffer("train_ids")[index]
-        # Comparing takes a fifth of the time of looking every pixel up.
-        small = index.to(torch.uint8)
-        return torch.where(small == self.config.void_class, torch.tensor(VOID.train_id, dtype=torch.uint8), small)
-
-    def scores(self, logits: torch.Tensor) -> list[torch.Tensor]:
-        """Return one float32 (1, H, W) per score name."""
-        known = logits if len(self.known) == logits.shape[1] else self._known_logits(logits)
-        return [self._score(name, known, logits) for name in self.config.score_names()]
-
-    def _score(self, name: str, known: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        parts = (known, logits[:, self.config.void_class]) if SCORES[name].needs_void else (known,)
-        return score_graph(name)(*parts, self.config.temperature)
-
-    def _known_logits(self, logits: torch.Tensor) -> torch.Tensor:
-        if self.config.void_class == logits.shape[1] - 1:
-            return logits[:, :-1]
-        return logits[:, self.known]
+        # A comparison takes a fifth of the time of a table lookup.
+        return torch.where(index == self.config.void_class, torch.tensor(VOID.train_id, dtype=torch.int32), index)
 
 
 class StripGraph(DetectorGraph):
-    """The same computation for engines that run one operator after another: full-size logits, labels and scores strip
-    by strip, see networks/strips.py, and PReLUs of one slope as leaky ReLUs.
+    """The same computation for engines that run the operators one by one.
 
-    ONNX Runtime computes a leaky ReLU within the convolution before it; its PRelu took a sixth of ENet's time.
+    Full-size logits, labels and scores are computed in strips, see networks/strips.py. PReLUs with one slope become
+    leaky ReLUs, which ONNX Runtime fuses with the preceding convolution; its PRelu took a sixth of ENet's time.
     """
 
     def __init__(self, network: SegmentationNetwork, config: ExportConfig) -> None:
-        super().__init__(leaky(network), config)
-        # Its kernels are computed in numpy, for which a tracer's weights have no values.
+        super().__init__(with_leaky_relus(network), config)
+        # Created here because numpy computes its kernels, and weights have no values during tracing.
         self.classifier: StripClassifier | None = None
-        if isinstance(network, EnlargingSegmentationNetwork):
-            self.classifier = StripClassifier(network.classifier)
+        if isinstance(network.classifier_layer, nn.ConvTranspose2d):
+            self.classifier = StripClassifier(network.classifier_layer)
+            self.features = (*self.scores.features, network.feature_names[-1])
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """image: uint8 (1, H, W, 3)."""
-        images = pixels_to_input(image)
-        if self.classifier is not None and isinstance(self.network, EnlargingSegmentationNetwork):
-            features = self.network.features_padded(images)
-            layer: Strips = self.classifier
-        else:
-            features = self.network.classify_padded(images)
-            height, width = features.shape[-2:]
-            layer = StripUpsampler(self.network.padded_size(*image.shape[1:3])[0] // height, height, width)
-        strips = [(self.labels(strip), *self.scores(strip)) for strip in layer(features)]
-        outputs = (layer.join(parts)[None] for parts in zip(*strips, strict=True))
-        return tuple(output[:, : image.shape[1], : image.shape[2]] for output in outputs)
+        prediction = self.network.predict(pixels_to_input(image), self.features)
+        layer, features = self._last_layer(prediction)
+        logit_strips = map(prediction.decode, layer(features))
+        strips = [(self.labels(strip), self.scores.pixel_maps(strip)) for strip in logit_strips]
+
+        def join(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+            return layer.join(parts)[None, : image.shape[1], : image.shape[2]]
+
+        label_strips, map_strips = zip(*strips, strict=True)
+        full_maps = [tuple(map(join, zip(*parts, strict=True))) for parts in zip(*map_strips, strict=True)]
+        return join(label_strips).to(torch.uint8), *self.scores.frame_scores(full_maps, prediction)
+
+    def _last_layer(self, prediction: Prediction) -> tuple[Strips, torch.Tensor]:
+        """Return the layer that upsamples in strips, and its input."""
+        if self.classifier is not None:
+            return self.classifier, prediction.features[self.network.feature_names[-1]]
+        height, width = prediction.maps.shape[-2:]
+        return StripUpsampler(prediction.padded_px[0] // height, height, width), prediction.maps
 
 
-def leaky(network: SegmentationNetwork) -> SegmentationNetwork:
-    """Return a copy of the network whose PReLUs of one slope are leaky ReLUs: the same function, a constant slope."""
+GRAPH_CLASSES: Mapping[str, type[DetectorGraph]] = {"cpu": StripGraph, "gpu": DetectorGraph}
+"""Target -> class of the graph."""
+
+
+def with_leaky_relus(network: SegmentationNetwork) -> SegmentationNetwork:
+    """Return a copy of the network with PReLUs of one slope replaced by leaky ReLUs of that slope."""
     network = copy.deepcopy(network)
     for module in list(network.modules()):
         for name, child in module.named_children():
@@ -235,80 +252,11 @@ def leaky(network: SegmentationNetwork) -> SegmentationNetwork:
     return network
 
 
-def pixels_to_input(image: torch.Tensor) -> torch.Tensor:
-    """Return float32 (N, 3, H, W) in 0 to 1 of uint8 (N, H, W, 3) camera pixels."""
-    return image.permute(0, 3, 1, 2).to(torch.float32) / 255.0
-
-
-def check_parity(bundle: Bundle, network: SegmentationNetwork, frames: Sequence[RgbImage]) -> Parity:
-    """Hold the bundle's graph equal to the torch network and the reference scores on frames of any size.
-
-    A score may differ by 1e-3, or by 5e-5 of the largest logit where that is more; a label only where the two best
-    logits are that close. After the first frame, which should be noise, networks with max-unpooling may break this in
-    UNPOOLING_SHARE of the pixels; with weights pruned to zero, whose results are equal everywhere, on noise as well.
-    Raises ExportError naming the output and the frame.
-    """
-    backend = OnnxRuntimeBackend(bundle, BackendOptions())
-    ties = any(bool((weight == 0).any()) for weight in network.parameters() if weight.dim() == 4)
-    worst, disagreeing, pixels = 0.0, 0, 0
-    for index, frame in enumerate(frames):
-        spared = UNPOOLING_SHARE if network.max_unpooling and (index or ties) else 0.0
-        tensor = tensor_from_frame(frame, bundle.contract.input)
-        with torch.inference_mode():
-            logits = network(pixels_to_input(torch.from_numpy(tensor.copy())))[0].numpy()
-        frame_parity = _FrameParity(bundle.contract, logits, index, spared)
-        labels, *scores = backend.run(tensor, [LABELS_OUTPUT, *bundle.contract.score_names])
-        disagreeing += frame_parity.check_labels(np.asarray(labels[0]))
-        for name, score in zip(bundle.contract.score_names, scores, strict=True):
-            worst = max(worst, frame_parity.check_score(name, np.asarray(score[0])))
-        pixels += labels[0].size
-    backend.close()
-    return Parity(len(frames), worst, disagreeing / pixels)
-
-
-@dataclass(frozen=True)
-class _FrameParity:
-    """Holds one frame's outputs against its logits, float32 (C, H, W), as the torch network gives them."""
-
-    contract: Contract
-    logits: npt.NDArray[np.float32]
-    frame: int
-    spared_share: float
-
-    def check_labels(self, labels: npt.NDArray[np.generic]) -> int:
-        """Return how many labels differ; raise ExportError if any does that is no near tie."""
-        train_ids = np.array([info.train_id for info in self.contract.classes], np.uint8)
-        differing = labels != train_ids[self.logits.argmax(axis=0)]
-        second, first = np.partition(self.logits, -2, axis=0)[-2:]
-        self._refuse(differing & (first - second > self._tolerance()), LABELS_OUTPUT, "are not the torch network's")
-        return int(differing.sum())
-
-    def check_score(self, name: str, score: npt.NDArray[np.generic]) -> float:
-        """Return the largest difference to the reference score; raise ExportError if it is too large."""
-        reference = reference_score(name, self.logits, self.contract.void_class, self.contract.temperature)
-        difference = np.abs(np.asarray(score, np.float32) - reference)
-        worst = float(np.nan_to_num(difference, nan=np.inf).max())
-        self._refuse(
-            ~(difference <= self._tolerance()), f"score {name!r}", f"are off the reference, by up to {worst:.3g}"
-        )
-        return worst
-
-    def _refuse(self, wrong: npt.NDArray[np.bool_], output: str, fault: str) -> None:
-        if wrong.mean() > self.spared_share:
-            raise ExportError(
-                f"bundle {self.contract.name!r}: frame {self.frame}: {int(wrong.sum())} of {wrong.size} pixels of "
-                f"{output} {fault} (allowed {self._tolerance():.3g}); the exported graph is wrong, nothing was written"
-            )
-
-    def _tolerance(self) -> float:
-        return RELATIVE_TOLERANCE * max(USUAL_LOGIT, float(np.abs(self.logits).max()))
-
-
 def contract_of(network_name: str, config: ExportConfig, provenance: Provenance) -> Contract:
-    """Return the contract of the bundle that a configuration gives, without files. Raises ConfigError."""
-    names = config.score_names()
+    """Return the contract of the bundle that a configuration describes, without files. Raises ConfigError."""
+    scores = config.score_names()
     outputs = [OutputSpec(LABELS_OUTPUT, "uint8", "train ids, 255 = void or unlabelled")]
-    outputs += [OutputSpec(name, "float32", f"{SCORES[name].meaning}; higher = more anomalous") for name in names]
+    outputs += [OutputSpec(name, "float32", f"{find_score(name).meaning}; higher = more anomalous") for name in scores]
     return Contract(
         format_version=FORMAT_VERSION,
         name=config.name,
@@ -321,17 +269,26 @@ def contract_of(network_name: str, config: ExportConfig, provenance: Provenance)
         void_class=config.void_class,
         temperature=config.temperature,
         provenance=provenance,
+        target=config.target,
     )
 
 
 def write_graph(
-    network: SegmentationNetwork, config: ExportConfig, folder: Path, form: type[DetectorGraph] | None = None
+    network: SegmentationNetwork, config: ExportConfig, folder: Path, graph_class: type[DetectorGraph] | None = None
 ) -> Path:
-    """Write the ONNX graph of a network, unchecked; return its path. form: how it computes (None: StripGraph)."""
-    graph = (form or StripGraph)(network, config).eval()
+    """Write the ONNX graph of a network, without comparing them; return its path.
+
+    Args:
+        network: the network, in evaluation mode.
+        config: settings of the export.
+        folder: folder of the file.
+        graph_class: class of the graph; None: the class for the configuration's target.
+    """
+    network = network.for_gpu() if config.target == "gpu" else network
+    graph = (graph_class or GRAPH_CLASSES[config.target])(network, config).eval()
     path = folder / GRAPH_FILE
     pixels = torch.zeros((1, config.height_px, config.width_px, 3), dtype=torch.uint8)
-    # The exporter tells its progress through warnings and loggers that mean nothing to a user.
+    # The exporter's warnings and logs are of no use to users.
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -346,13 +303,12 @@ def write_graph(
             input_names=[GRAPH_INPUT],
             output_names=[LABELS_OUTPUT, *config.score_names()],
         )
-    _drop_origins(path)
+    _remove_debug_information(path)
     return path
 
 
-def _drop_origins(path: Path) -> None:
-    """Take the exporter's notes out of an ONNX file: lines of source with this machine's paths, half as large as
-    MiDE-Net's weights."""
+def _remove_debug_information(path: Path) -> None:
+    """Remove the exporter's source lines and local paths from an ONNX file; they are half the size of MiDE-Net."""
     model = onnx.load(path)
     for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.functions):
         del part.metadata_props[:]
@@ -361,9 +317,5 @@ def _drop_origins(path: Path) -> None:
 
 
 def random_frames(config: ExportConfig) -> list[RgbImage]:
-    """Return noise and smooth noise at the input's size, to check a graph on."""
-    generator = np.random.default_rng(0)
-    noise = generator.integers(0, 256, (config.height_px, config.width_px, 3), dtype=np.uint8)
-    blurred = np.asarray(cv2.GaussianBlur(noise.astype(np.float32), (0, 0), 8.0))
-    smooth = (blurred - blurred.min()) * (255.0 / np.ptp(blurred))
-    return [noise, smooth.astype(np.uint8)]
+    """Return a noise frame and a smooth noise frame of the network's input size."""
+    return noise_frames(config.height_px, config.width_px)

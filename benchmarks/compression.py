@@ -1,15 +1,15 @@
-"""What compressing costs and gains: one table per network, the papers' rows beside ours, in benchmarks/compression.md.
+"""Costs and gains of compression: a table of our and the papers' rows per network, in benchmarks/compression.md.
 
 Each network whose weights are in ANOMSEG_WEIGHTS is exported at 512x1024, quantized to 8 bits (calibrated on CamVid's
-training frames, measured on others) for ONNX Runtime and OpenVINO and for torch, and pruned in the papers' ways and
-fractions, then quantized; every bundle is evaluated on the anomaly sets of ANOMSEG_DATA, protocol `seeds`. Then the
-checkpoint in torch eager and the graphs take turns in one run. BiSeNets, whose weights are not there, get random ones:
-their times hold, nothing else. Finished parts stay in --work, so that a run that was killed goes on.
+training frames, measured on others) for ONNX Runtime, OpenVINO and torch, pruned with the methods and fractions of the
+papers, then quantized again. Every bundle is evaluated on the anomaly sets in ANOMSEG_DATA with protocol `seeds`. Then
+the checkpoint in torch eager and the graphs are timed in turns in one run. There are no weights for the BiSeNets; they
+get random ones, so only their times are meaningful. Finished parts stay in --work, so that a killed run can resume.
 
     anomseg train erfnet-camvid --data CAMVID
     python benchmarks/compression.py --trained runs/erfnet-camvid
 
-adds that network, pruned, fine-tuned and quantized by the recipe erfnet-camvid-prune30-int8, with mIoU on CamVid.
+adds that network, pruned, fine-tuned and quantized with the recipe erfnet-camvid-prune30-int8, with mIoU on CamVid.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import DATA, RESULTS, WEIGHTS, finished, run, write_result
+from common import DATA, RESULTS, WEIGHTS, ensure_bundle, run, write_result
 from compression_table import SETS, as_markdown
 
 from anomseg_ros.backends import open_detector
@@ -44,8 +44,11 @@ TUNED = "30% removed, fine-tuned"
 
 @dataclass(frozen=True)
 class Case:
-    """A network. file: its checkpoint in ANOMSEG_WEIGHTS, None for random weights; paper: how the papers call it;
-    fractions: of the weights that are zeroed; run: folder of `anomseg train erfnet-camvid` instead."""
+    """A network to compress.
+
+    file: checkpoint in ANOMSEG_WEIGHTS, None for random weights; paper: name in the papers; fractions: shares of the
+    weights to set to zero; run: folder of `anomseg train erfnet-camvid`, used instead of `file`.
+    """
 
     network: str
     file: str | None
@@ -55,23 +58,23 @@ class Case:
 
     @property
     def key(self) -> str:
-        """What the results call it."""
+        """Name in the results."""
         return self.network if self.run is None else f"{self.network}_camvid"
 
     @property
     def score(self) -> str:
-        """The anomaly score of its rows."""
+        """Anomaly score of the rows."""
         return "void" if self.run is None else "max_logit"
 
     @property
     def trained(self) -> bool:
-        """Whether the weights are here."""
+        """Whether trained weights are available."""
         return self.run is not None or (self.file is not None and (WEIGHTS / self.file).is_file())
 
 
 @dataclass(frozen=True)
 class Row:
-    """A bundle that a table has. engines: it gets a row with each; timed: whether its times are measured."""
+    """A bundle in a table. engines: one row for each; timed: whether its times are measured."""
 
     bundle: Path
     engines: tuple[str, ...] = ("onnxruntime",)
@@ -94,9 +97,9 @@ CASES = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("compression_work"), help="folder for finished parts")
-    parser.add_argument("--networks", nargs="*", default=[case.network for case in CASES], help="which ones")
+    parser.add_argument("--networks", nargs="*", default=[case.network for case in CASES], help="networks to measure")
     parser.add_argument("--trained", type=Path, help="folder of a run of `anomseg train erfnet-camvid`")
-    parser.add_argument("--rounds", type=int, default=15, help="interleaved measurements; 0: no times yet")
+    parser.add_argument("--rounds", type=int, default=15, help="interleaved measurements; 0: no times")
     parser.add_argument("--threads", type=int, default=2, help="threads of each engine")
     args = parser.parse_args()
     cases = [case for case in CASES if case.network in args.networks]
@@ -104,8 +107,8 @@ def main() -> None:
         cases.append(Case("erfnet", None, "ERFNet", run=args.trained))
     rows = {case.key: measure(case, args.work / case.key, args.rounds, args.threads) for case in cases}
     path = RESULTS / "compression.json"
-    kept = json.loads(path.read_text())["networks"] if path.is_file() else {}
-    networks = {**kept, **rows}
+    earlier = json.loads(path.read_text())["networks"] if path.is_file() else {}
+    networks = {**earlier, **rows}
     print(write_result("compression", {"protocol": "seeds", "networks": networks}))
     papers = {case.network: case.paper for case in CASES}
     TABLE.write_text(as_markdown(networks, papers))
@@ -114,24 +117,27 @@ def main() -> None:
 def measure(case: Case, folder: Path, rounds: int, threads: int) -> dict[str, Any]:
     """Return all figures of one network."""
     checkpoint = checkpoint_of(case, folder)
-    made = trained_rows(case, folder) if case.run is not None else published_rows(case, checkpoint, folder)
-    speeds = times(case, made, checkpoint, folder, rounds, threads) if rounds else {}
+    bundles = trained_rows(case, folder) if case.run is not None else published_rows(case, checkpoint, folder)
+    speeds = times(case, bundles, checkpoint, folder, rounds, threads) if rounds else {}
     rows: dict[str, dict[str, Any]] = {"torch eager": speeds.get("torch eager", {})}
-    for name, row in made.items():
+    for name, row in bundles.items():
         for engine in row.engines:
             title = row.title(name, engine)
-            rows[title] = {**speeds.get(title, {}), **counted(row.bundle)}
+            rows[title] = {**speeds.get(title, {}), **network_size(row.bundle)}
             if case.trained:
                 rows[title]["accuracy"] = accuracy(case, folder, row.bundle, engine)
-                rows[title]["label_agreement"] = agreement(folder, made["float"].bundle, row.bundle, engine)
-    size = load_bundle(made["float"].bundle).contract.input
-    found = {"weights": "random" if not case.trained else case.file or "trained on CamVid", "score": case.score}
-    found |= {"network": case.network, "size": f"{size.height_px}x{size.width_px}", "threads": threads}
-    return {**found, "timed": timed_by(folder, threads) if rounds else None, "rows": rows}
+                rows[title]["label_agreement"] = agreement(folder, bundles["float"].bundle, row.bundle, engine)
+    size = load_bundle(bundles["float"].bundle).contract.input
+    result: dict[str, Any] = {
+        "weights": "random" if not case.trained else case.file or "trained on CamVid",
+        "score": case.score,
+    }
+    result |= {"network": case.network, "size": f"{size.height_px}x{size.width_px}", "threads": threads}
+    return {**result, "timed": timing_origin(folder, threads) if rounds else None, "rows": rows}
 
 
 def published_rows(case: Case, checkpoint: Path, folder: Path) -> dict[str, Row]:
-    """Return the rows of weights that are here, or random ones: without fine-tuning, as Cityscapes is not here."""
+    """Return the rows of published or random weights, without fine-tuning because Cityscapes is not available."""
     whole = export(case, checkpoint, folder)
     int8 = quantize(whole, folder / "int8", case.trained)
     rows = {"float": Row(whole, BOTH, timed=True), "int8": Row(int8, BOTH, timed=True)}
@@ -150,14 +156,14 @@ def published_rows(case: Case, checkpoint: Path, folder: Path) -> dict[str, Row]
 
 
 def trained_rows(case: Case, folder: Path) -> dict[str, Row]:
-    """Return the rows of the network that was trained here, pruned and fine-tuned by the recipe that ships."""
+    """Return the rows of the network in case.run, pruned and fine-tuned with the shipped recipe."""
     assert case.run is not None
     whole = case.run / "bundle"
     camvid = DATA / "CamVid"
     tuned = folder / "pruned30-int8"
     words = ["compress", "erfnet-camvid-prune30-int8", str(whole), "--checkpoint", str(checkpoint_of(case, folder))]
     words += ["--data", str(camvid), "--frames", f"camvid={camvid}:train", "--dataset", f"camvid={camvid}:val"]
-    tuned = finished(tuned, [*words, "--output", str(tuned)])
+    tuned = ensure_bundle(tuned, [*words, "--output", str(tuned)])
     return {
         "float": Row(whole, BOTH, timed=True),
         "int8": Row(quantize(whole, folder / "int8", True), BOTH, timed=True),
@@ -167,7 +173,7 @@ def trained_rows(case: Case, folder: Path) -> dict[str, Row]:
 
 
 def checkpoint_of(case: Case, folder: Path) -> Path:
-    """Return the network's checkpoint, random weights where there is none."""
+    """Return the network's checkpoint; write one with random weights if there is none."""
     if case.run is not None:
         return case.run / "best.safetensors"
     if case.file is not None and case.trained:
@@ -183,33 +189,33 @@ def export(case: Case, checkpoint: Path, folder: Path) -> Path:
     """Return the float bundle."""
     output = folder / "float"
     shape = ["--num-classes", str(OUTPUTS), "--void-class", str(VOID_CLASS), "--height", SIZE[0], "--width", SIZE[1]]
-    made = ["export", "--network", case.network, "--checkpoint", str(checkpoint), *shape, "--name", case.network]
-    return finished(output, [*made, "--output", str(output)])
+    words = ["export", "--network", case.network, "--checkpoint", str(checkpoint), *shape, "--name", case.network]
+    return ensure_bundle(output, [*words, "--output", str(output)])
 
 
-def quantize(parent: Path, output: Path, real: bool, how: Sequence[str] = ()) -> Path:
-    """Return the int8 bundle: as the command makes it by default, but for random weights, whose labels mean nothing."""
-    words = ["quantize", str(parent), "--frames", f"camvid={DATA / 'CamVid'}:train", "--output", str(output), *how]
+def quantize(parent: Path, output: Path, real: bool, options: Sequence[str] = ()) -> Path:
+    """Return the int8 bundle with the command's defaults. Random weights (not real) get all layers in int8."""
+    words = ["quantize", str(parent), "--frames", f"camvid={DATA / 'CamVid'}:train", "--output", str(output), *options]
     words += ["--dataset", *datasets(), "--allow-partial"] if real else ["--keep-float", "none"]
-    return finished(output, [*words, "--accept-drift"])
+    return ensure_bundle(output, [*words, "--accept-drift"])
 
 
 def prune(parent: Path, output: Path, checkpoint: Path, method: str, share: float) -> Path:
-    """Return the bundle without this share of the weights or channels, as the papers' tables have it."""
+    """Return the bundle without this share of weights or channels, without fine-tuning."""
     words = ["prune", str(parent), "--checkpoint", str(checkpoint), "--method", method, "--fraction", str(share)]
     words += ["--frames", f"camvid={DATA / 'CamVid'}:train", "--rounds", "0", "--output", str(output)]
-    return finished(output, [*words, "--accept-drift"])
+    return ensure_bundle(output, [*words, "--accept-drift"])
 
 
 def times(
-    case: Case, made: Mapping[str, Row], checkpoint: Path, folder: Path, rounds: int, threads: int
+    case: Case, bundles: Mapping[str, Row], checkpoint: Path, folder: Path, rounds: int, threads: int
 ) -> dict[str, Any]:
-    """Return speeds relative to the checkpoint in torch eager, and sizes, by the rows' headings."""
+    """Return row heading -> speed relative to the checkpoint in torch eager, and size."""
     output = folder / f"bench{threads}.json"
-    timed = {name: row for name, row in made.items() if row.timed}
+    timed = {name: row for name, row in bundles.items() if row.timed}
     words = ["bench", *(str(row.bundle) for row in timed.values()), "--rounds", str(rounds), "--threads", str(threads)]
     words += ["--backend", *sorted({engine for row in timed.values() for engine in row.engines}), "--score", case.score]
-    words += ["--torch-checkpoint", f"{made['float'].bundle}={checkpoint}", "--no-memory", "--json", str(output)]
+    words += ["--torch-checkpoint", f"{bundles['float'].bundle}={checkpoint}", "--no-memory", "--json", str(output)]
     if not output.is_file():
         run(words)
     programs = {load_bundle(row.bundle).contract.program_sha256: name for name, row in timed.items()}
@@ -223,14 +229,14 @@ def times(
     return found
 
 
-def timed_by(folder: Path, threads: int) -> dict[str, Any]:
-    """Return when and on what a network was timed, which may have been in another run than its neighbours."""
+def timing_origin(folder: Path, threads: int) -> dict[str, Any]:
+    """Return date, machine and versions of the timing of a network. Networks may have been timed in different runs."""
     report = json.loads((folder / f"bench{threads}.json").read_text())
     return {name: report[name] for name in ("created", "machine", "versions")}
 
 
-def counted(bundle: Path) -> dict[str, Any]:
-    """Return the effective size of a bundle's network, and what was done to it."""
+def network_size(bundle: Path) -> dict[str, Any]:
+    """Return compression method and effective size of a bundle's network."""
     loaded = load_bundle(bundle)
     found: dict[str, Any] = {"method": loaded.contract.compression.get("method", "float32")}
     if GRAPH_FILE in loaded.contract.files:
@@ -241,9 +247,9 @@ def counted(bundle: Path) -> dict[str, Any]:
 
 
 def agreement(folder: Path, parent: Path, child: Path, backend: str) -> float:
-    """Return the share of pixels labelled as by the float graph in ONNX Runtime, over all frames of the sets."""
-    kept = folder / f"{child.name}.{backend}.agreement.json"
-    if not kept.is_file():
+    """Return the share of pixels with the label of the float graph in ONNX Runtime, over all frames of the sets."""
+    path = folder / f"{child.name}.{backend}.agreement.json"
+    if not path.is_file():
         before, after = open_detector(parent), open_detector(child, backend)
         shares = []
         for name, place in SETS.items():
@@ -251,17 +257,17 @@ def agreement(folder: Path, parent: Path, child: Path, backend: str) -> float:
             for index in range(len(dataset)):
                 frame = dataset.load(index).image
                 shares.append(float((before.detect(frame, ()).labels == after.detect(frame, ()).labels).mean()))
-        kept.write_text(json.dumps(float(np.mean(shares))))
-    return float(json.loads(kept.read_text()))
+        path.write_text(json.dumps(float(np.mean(shares))))
+    return float(json.loads(path.read_text()))
 
 
 def datasets() -> list[str]:
-    """Return the anomaly sets as the commands take them."""
+    """Return the anomaly sets in the form that --dataset expects."""
     return [f"{name}={DATA / folder}" for name, folder in SETS.items()]
 
 
 def accuracy(case: Case, folder: Path, bundle: Path, backend: str) -> dict[str, Any]:
-    """Return dataset -> AuPRC and FPR95 of the score, fractions; for classes of CamVid also its mIoU."""
+    """Return dataset -> AuPRC and FPR95 of the score, fractions; for a network trained on CamVid also the mIoU."""
     output = folder / f"{bundle.name}.{backend}.json"
     sets = [*datasets(), f"camvid={DATA / 'CamVid'}:val"] if case.run is not None else datasets()
     words = ["evaluate", str(bundle), "--dataset", *sets, "--protocol", "seeds", "--allow-partial"]

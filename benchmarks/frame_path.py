@@ -1,8 +1,8 @@
-"""Time from an image message to published outputs, beyond the network itself, as a share of the network's own time.
+"""Overhead of the node's frame path beyond the network, as a share of the network's own time.
 
-Interleaved in one run: (a) the network alone, float32 tensor to logits, in ONNX Runtime; (b) the node's whole frame
-path: message to array, resize, cast, network, argmax, score, mask, messages, publication to a subscriber in another
-process. The share is (median b - median a) / median a. Weights are random: they do not change the time.
+Interleaved in one run: (a) the network alone, float32 tensor to logits, in ONNX Runtime; (b) the complete frame path of
+the node: message to array, resize, cast, network, argmax, score, mask, messages, publication to a subscriber in another
+process. The share is (median b - median a) / median a. The weights are random, which does not change the time.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ import torch
 from common import write_result
 
 from anomseg_ros.backends import open_detector
+from anomseg_ros.backends.backend_options import BackendOptions
 from anomseg_ros.backends.onnxruntime import session_options
-from anomseg_ros.backends.options import BackendOptions
 from anomseg_ros.core.bundle import Bundle, Provenance
 from anomseg_ros.export import ExportConfig, export_network
 from anomseg_ros.networks import build_network
-from anomseg_ros.node.process import free_domain_id
 from anomseg_ros.node.transport import use_large_shared_memory
+from anomseg_ros.replay.process import free_domain_id
 
 HEIGHT_PX, WIDTH_PX = 512, 1024
 FRAME_SIZES = {"512x1024": (512, 1024), "720x1280": (720, 1280), "1080x1920": (1080, 1920)}
@@ -38,8 +38,8 @@ FRAME_SIZES = {"512x1024": (512, 1024), "720x1280": (720, 1280), "1080x1920": (1
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--network", default="erfnet", help="network of the bundle")
-    parser.add_argument("--score", default="void", help="score that is published")
+    parser.add_argument("--network", default="erfnet", help="network to export")
+    parser.add_argument("--score", default="void", help="score to publish")
     parser.add_argument("--rounds", type=int, default=31, help="interleaved measurements of each kind")
     parser.add_argument("--threads", type=int, default=0, help="threads of ONNX Runtime; 0 = one per core")
     args = parser.parse_args()
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def export_both(name: str, score: str, folder: Path) -> tuple[Bundle, Path]:
-    """Export the bundle, and the bare network from a float tensor to logits."""
+    """Export the bundle and, to an ONNX file, the network alone from float tensor to logits."""
     torch.manual_seed(0)
     network = build_network(name, 20).eval()
     config = ExportConfig(name, 20, 19, height_px=HEIGHT_PX, width_px=WIDTH_PX, scores=(score,))
@@ -69,12 +69,12 @@ def export_both(name: str, score: str, folder: Path) -> tuple[Bundle, Path]:
 
 
 def measure(bundle: Bundle, network_only: Path, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Return the figures by frame size."""
+    """Return frame size -> times in ms and the overhead as a fraction."""
     import rclpy
 
     domain = free_domain_id()
-    listening = multiprocessing.get_context("spawn").Process(target=listen, args=(domain,), daemon=True)
-    listening.start()
+    listener = multiprocessing.get_context("spawn").Process(target=listen, args=(domain,), daemon=True)
+    listener.start()
     rclpy.init(args=[], domain_id=domain)
     node = rclpy.create_node("frame_path")
     publish = FramePath(node, bundle, args.threads)
@@ -86,7 +86,7 @@ def measure(bundle: Bundle, network_only: Path, args: argparse.Namespace) -> dic
         alone, whole = [], []
         for round_ in range(args.rounds + 2):
             times = timed(lambda: session.run(None, {"images": images})), timed(lambda m=message: publish(m))
-            if round_ >= 2:  # warm
+            if round_ >= 2:  # the first two rounds warm up
                 alone.append(times[0])
                 whole.append(times[1])
         network_ms, path_ms = statistics.median(alone), statistics.median(whole)
@@ -94,12 +94,12 @@ def measure(bundle: Bundle, network_only: Path, args: argparse.Namespace) -> dic
         results[name] = {"network_ms": network_ms, "frame_path_ms": path_ms, "beyond_share": share}
     node.destroy_node()
     rclpy.try_shutdown()
-    listening.terminate()
+    listener.terminate()
     return results
 
 
 class FramePath:
-    """The node's pipeline and its publishers of labels, score and mask."""
+    """The node's pipeline with its publishers of labels, score and mask."""
 
     def __init__(self, node: Any, bundle: Bundle, threads: int) -> None:
         from sensor_msgs.msg import Image
@@ -122,7 +122,7 @@ class FramePath:
 
 
 def listen(domain: int) -> None:
-    """Subscribe to the outputs in another process, as a planner does."""
+    """Subscribe to the outputs from another process, as a planner does."""
     import rclpy
     from rclpy.executors import ExternalShutdownException
     from sensor_msgs.msg import Image
@@ -133,12 +133,12 @@ def listen(domain: int) -> None:
     node = rclpy.create_node("listener")
     for topic in ("labels", "anomaly/score", "anomaly/mask"):
         node.create_subscription(Image, f"/frame_path/{topic}", lambda message: None, OUTPUT_QOS)
-    with contextlib.suppress(ExternalShutdownException):  # the benchmark is over
+    with contextlib.suppress(ExternalShutdownException):  # the benchmark has ended
         rclpy.spin(node)
 
 
 def frame_message(height_px: int, width_px: int) -> Any:
-    """Return a random rgb8 Image as it comes from a camera."""
+    """Return an rgb8 Image message with random pixels."""
     from std_msgs.msg import Header
 
     from anomseg_ros.node.conversions import image_from_array
@@ -148,7 +148,7 @@ def frame_message(height_px: int, width_px: int) -> Any:
 
 
 def timed(call: Any) -> float:
-    """Return how long a call takes, milliseconds."""
+    """Return the duration of a call, milliseconds."""
     started = time.perf_counter()
     call()
     return (time.perf_counter() - started) * 1e3

@@ -1,9 +1,9 @@
-"""How fast and in how much memory the pixel metrics are read from scores, against scikit-learn on the same data.
+"""Time and memory of our pixel metrics compared with scikit-learn on the same data.
 
-Both get the same float32 scores and uint8 labels, one million distinct values and more, in the same process, one after
-the other, and compute average precision and FPR at 95 % recall; ours computes AUROC and best F1 and the error bounds
-as well. The scores come frame by frame, as in an evaluation. Memory is the peak resident size of ours alone beyond
-what was resident with the input loaded, measured in a process of its own; scikit-learn's likewise.
+Both get the same float32 scores, with at least a million distinct values, and uint8 labels. They run one after the
+other in the same process and compute average precision and FPR at 95 % recall. Ours also computes AUROC, best F1 and
+error bounds, and gets the scores frame by frame, as in an evaluation. Memory is the peak resident size beyond the size
+with the input loaded; each implementation is measured in a separate process.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pixels", type=int, default=50_000_000, help="scores to measure")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of ours, of which the median counts")
+    parser.add_argument("--pixels", type=int, default=50_000_000, help="number of scores")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of our metrics; the result is their median")
     parser.add_argument("--only", choices=("ours", "ours_float16", "sklearn"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def compare(pixels: int, rounds: int) -> dict[str, Any]:
-    scores, labels = made_up_pixels(pixels)
+    scores, labels = random_pixels(pixels)
     ours_s = sorted(timed(read_ours, scores, labels)[1] for _ in range(rounds))
     half = scores.astype(np.float16)
     ours_float16_s = sorted(timed(read_ours, half, labels)[1] for _ in range(rounds))
@@ -68,12 +68,15 @@ def compare(pixels: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def made_up_pixels(pixels: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-    """Return float32 (N,) scores in (0, 1), crowded near 0 as a void probability is; 5 % anomaly, 5 % ignored."""
+def random_pixels(pixels: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    """Return scores, float32 (N,) in (0, 1), and labels, uint8 (N,): 5 % anomaly, 5 % ignored.
+
+    Most scores are near 0, like those of a void probability.
+    """
     generator = np.random.default_rng(0)
     scores = np.empty(pixels, np.float32)
     labels = np.empty(pixels, np.uint8)
-    for start in range(0, pixels, MIB):  # little by little, so that making the data does not set the peak
+    for start in range(0, pixels, MIB):  # in parts, so that generating the data does not set the memory peak
         part = slice(start, min(start + MIB, pixels))
         size = part.stop - part.start
         kind = generator.random(size, np.float32)
@@ -125,17 +128,17 @@ def peak_in_own_process(name: str, pixels: int) -> float:
 
 
 def measure_one(name: str, pixels: int) -> dict[str, float]:
-    scores, labels = made_up_pixels(pixels)
-    read_sklearn(scores[:1000], labels[:1000])  # so that imports do not count
-    given = scores.astype(np.float16) if name == "ours_float16" else scores
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is resident now
+    scores, labels = random_pixels(pixels)
+    read_sklearn(scores[:1000], labels[:1000])  # import scikit-learn before the measurement
+    values = scores.astype(np.float16) if name == "ours_float16" else scores
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the current resident size
     before = status_kib("VmRSS")
-    (read_sklearn if name == "sklearn" else read_ours)(given, labels)
+    (read_sklearn if name == "sklearn" else read_ours)(values, labels)
     return {"peak_beyond_input_mib": (status_kib("VmHWM") - before) / 1024}
 
 
 def status_kib(field: str) -> int:
-    """Return VmRSS (resident now) or VmHWM (the most ever resident) of this process, in KiB; Linux only."""
+    """Return VmRSS (current resident size) or VmHWM (its peak) of this process, KiB (Linux)."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 

@@ -1,10 +1,10 @@
-"""The detector node end to end over real ROS 2: from a camera frame's stamp to the mask in a listener's hands.
+"""Latency of the detector node end to end over ROS 2: from the stamp of a camera frame to the mask in a listener.
 
-Three processes, as on a vehicle: a camera that stamps and publishes rgb8 frames (sensor-data QoS), `anomseg node`, and
-this one, which listens to ~/anomaly/mask and to the diagnostics; all with config/fastdds.xml, as `anomseg node` uses.
-`rate` publishes on a fixed beat and counts what the node drops; `answered` publishes the next frame as soon as the
-mask of the last one has come. Ages are from stamp to the mask received, by the system's clock. The node's own times
-are of its last 600 frames, warm-up included.
+There are three processes, as on a vehicle: a camera that stamps and publishes rgb8 frames (sensor-data QoS),
+`anomseg node`, and this process, which listens to ~/anomaly/mask and to the diagnostics. All use config/fastdds.xml, as
+`anomseg node` does. Mode `rate` publishes at a fixed rate and counts the frames that the node drops. Mode `answered`
+publishes the next frame as soon as the mask of the previous one arrives. The age of a mask is the time from the stamp
+to its arrival, by the system's clock. The node's own times cover its last minute, which may include the warm-up.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from common import camera_frames, size_of, write_result
+from common import camera_frames, parse_size, write_result
 from rich.progress import Progress
 
 from anomseg_ros.backends import BACKENDS
 from anomseg_ros.bench.statistics import percentiles
 from anomseg_ros.core.bundle import load_bundle
 from anomseg_ros.core.resources import find_bundle
-from anomseg_ros.node.process import NodeProcess, free_domain_id
 from anomseg_ros.node.transport import use_large_shared_memory
+from anomseg_ros.replay.process import NodeProcess, free_domain_id
 
 TOPIC, MASK = "/camera/image", "/detector/anomaly/mask"
 PATTERNS = 14
@@ -42,7 +42,7 @@ COUNTS = ("received", "published", "dropped", "bad", "lost")
 
 @dataclass(frozen=True)
 class Setting:
-    """One run. rate_hz: of the camera, None: as fast as answered; frames: measured ones, behind those of warm-up."""
+    """One run. rate_hz: of the camera, None: as fast as answered; frames: measured ones, after the warm-up."""
 
     bundle: str
     backend: str
@@ -54,21 +54,21 @@ class Setting:
 
     @property
     def title(self) -> str:
-        """What the progress bar says."""
+        """Text of the progress bar."""
         mode = "as fast as answered" if self.rate_hz is None else f"{self.rate_hz:g} Hz"
         return f"{Path(self.bundle).name}, {self.backend}, {mode}"
 
 
 @dataclass
-class Heard:
-    """What the listener got: (stamp, time of arrival) of each mask, nanoseconds, and the node's own diagnostics."""
+class Received:
+    """What the listener received: (stamp, arrival) of each mask, nanoseconds, and the node's latest diagnostics."""
 
     masks_ns: list[tuple[int, int]] = field(default_factory=list)
     diagnostics: dict[str, str] = field(default_factory=dict)
     reports: int = 0
 
     def count(self, name: str) -> int:
-        """Return one of the node's frame counts, 0 before its first report."""
+        """Return a frame count of the node, 0 before its first report."""
         return int(self.diagnostics.get(name, 0))
 
 
@@ -77,11 +77,13 @@ def main() -> None:
     parser.add_argument("--bundle", nargs="+", default=["enet-camvid"], help="bundles (default: enet-camvid)")
     parser.add_argument("--backend", nargs="+", default=["onnxruntime"], choices=sorted(BACKENDS), help="engines")
     parser.add_argument("--threads", type=int, default=0, help="threads of the engine; 0 = one per core (default: 0)")
-    parser.add_argument("--mode", nargs="+", default=list(MODES), choices=MODES, help="how frames are published")
-    parser.add_argument("--rate", type=float, default=20.0, help="frames per second of the mode rate (default: 20)")
-    parser.add_argument("--frames", type=int, default=2000, help="frames measured in each run (default: 2000)")
-    parser.add_argument("--size", type=size_of, default=(720, 1280), metavar="HxW", help="frames (default: 720x1280)")
-    parser.add_argument("--threshold", type=float, help="of the mask, for bundles without a calibrated one")
+    parser.add_argument("--mode", nargs="+", default=list(MODES), choices=MODES, help="when to publish frames")
+    parser.add_argument("--rate", type=float, default=20.0, help="frames per second in mode rate (default: 20)")
+    parser.add_argument("--frames", type=int, default=2000, help="frames measured per run (default: 2000)")
+    parser.add_argument(
+        "--size", type=parse_size, default=(720, 1280), metavar="HxW", help="frames (default: 720x1280)"
+    )
+    parser.add_argument("--threshold", type=float, help="threshold of the mask, for bundles without a calibrated one")
     args = parser.parse_args()
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     profile = use_large_shared_memory()
@@ -90,7 +92,7 @@ def main() -> None:
         rate_hz = args.rate if mode == "rate" else None
         setting = Setting(bundle, backend, args.threads, rate_hz, args.frames, args.size, args.threshold)
         runs.append(measure(setting))
-        print(said(runs[-1]), flush=True)
+        print(run_line(runs[-1]), flush=True)
     print(write_result("node_latency", {"fastdds_profile": profile, "size": args.size, "runs": runs}))
 
 
@@ -107,7 +109,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     domain = free_domain_id()
     with tempfile.TemporaryDirectory() as folder, NodeProcess(domain, Path(folder) / "node.log", arguments) as node:
         node.wait_for_log(" on ")
-        sent_ns, heard = listened(setting, domain, node)
+        sent_ns, received = publish_and_listen(setting, domain, node)
     return {
         "bundle": contract.name,
         "precision": contract.precision,
@@ -115,12 +117,12 @@ def measure(setting: Setting) -> dict[str, Any]:
         "threads": setting.threads,
         "mode": "answered" if setting.rate_hz is None else "rate",
         "rate_hz": setting.rate_hz,
-        **figures(sent_ns, heard),
+        **figures(sent_ns, received),
     }
 
 
-def listened(setting: Setting, domain: int, node: NodeProcess) -> tuple[list[int], Heard]:
-    """Start the camera and listen until every frame was answered or given up; return the stamps sent and what came."""
+def publish_and_listen(setting: Setting, domain: int, node: NodeProcess) -> tuple[list[int], Received]:
+    """Start the camera, listen to its end, and return the stamps (ns) of the published frames and what was received."""
     import rclpy
     from diagnostic_msgs.msg import DiagnosticArray
     from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -129,19 +131,19 @@ def listened(setting: Setting, domain: int, node: NodeProcess) -> tuple[list[int
     spawn = multiprocessing.get_context("spawn")
     answers, (ours, theirs) = spawn.Semaphore(1), spawn.Pipe(duplex=False)
     camera = spawn.Process(target=run_camera, args=(setting, domain, answers, theirs), daemon=True)
-    heard, sent_ns = Heard(), None
+    received, sent_ns = Received(), None
 
     def on_mask(message: Image) -> None:
         arrived_ns = time.time_ns()
         stamp = message.header.stamp
-        heard.masks_ns.append((stamp.sec * 1_000_000_000 + stamp.nanosec, arrived_ns))
+        received.masks_ns.append((stamp.sec * 1_000_000_000 + stamp.nanosec, arrived_ns))
         answers.release()
 
     def on_diagnostics(report: DiagnosticArray) -> None:
-        heard.reports += 1
+        received.reports += 1
         for status in report.status:
             if status.name.endswith("frames"):
-                heard.diagnostics = {pair.key: pair.value for pair in status.values}
+                received.diagnostics = {pair.key: pair.value for pair in status.values}
 
     rclpy.init(args=[], domain_id=domain)
     listener = rclpy.create_node("listener")
@@ -156,34 +158,34 @@ def listened(setting: Setting, domain: int, node: NodeProcess) -> tuple[list[int
         task = progress.add_task(setting.title, total=WARM_UP_FRAMES + setting.frames)
         while sent_ns is None:
             rclpy.spin_once(listener, timeout_sec=0.2)
-            progress.update(task, completed=len(heard.masks_ns))
+            progress.update(task, completed=len(received.masks_ns))
             node.require_running()
             if ours.poll():
                 sent_ns = ours.recv()
             elif not camera.is_alive():
-                raise SystemExit("the camera's process ended before it had published its frames")
+                raise SystemExit("the camera's process ended before all frames were published")
         progress.update(task, completed=WARM_UP_FRAMES + setting.frames)
-    drain(listener, heard)
+    drain(listener, received)
     listener.destroy_node()
     rclpy.try_shutdown()
     camera.join()
-    return sent_ns, heard
+    return sent_ns, received
 
 
-def drain(listener: Any, heard: Heard) -> None:
-    """Listen until two more reports say that the node has dealt with every frame, and its masks are here."""
+def drain(listener: Any, received: Received) -> None:
+    """Listen until the node has reported that all frames are processed, and their masks have arrived."""
     import rclpy
 
-    fresh, deadline = heard.reports + 2, time.monotonic() + DRAIN_S
+    fresh, deadline = received.reports + 2, time.monotonic() + DRAIN_S
     while time.monotonic() < deadline:
-        received, published, dropped, bad, _ = map(heard.count, COUNTS)
-        if heard.reports >= fresh and received == published + dropped + bad and len(heard.masks_ns) >= published:
+        frames, published, dropped, bad, _ = map(received.count, COUNTS)
+        if received.reports >= fresh and frames == published + dropped + bad and len(received.masks_ns) >= published:
             return
         rclpy.spin_once(listener, timeout_sec=0.1)
 
 
 def run_camera(setting: Setting, domain: int, answers: Any, result: Any) -> None:
-    """Publish the frames, on the beat or when answered, and send their stamps, nanoseconds, through `result`."""
+    """Publish the frames, at the fixed rate or when answered. Send their stamps, nanoseconds, through `result`."""
     import rclpy
     from builtin_interfaces.msg import Time
     from rclpy.qos import qos_profile_sensor_data
@@ -200,7 +202,7 @@ def run_camera(setting: Setting, domain: int, answers: Any, result: Any) -> None
     deadline = time.monotonic() + DISCOVERY_S
     while not publisher.get_subscription_count() and time.monotonic() < deadline:
         time.sleep(0.05)
-    time.sleep(0.5)  # the node may see this side a little later, and best effort does not repeat what it missed
+    time.sleep(0.5)  # the node may match a little later, and best effort does not repeat frames
     sent_ns, started = [], time.monotonic()
     for number in range(WARM_UP_FRAMES + setting.frames):
         if setting.rate_hz is None:
@@ -213,24 +215,24 @@ def run_camera(setting: Setting, domain: int, answers: Any, result: Any) -> None
         publisher.publish(message)
         sent_ns.append(stamp_ns)
     result.send(sent_ns)
-    time.sleep(1.0)  # what was published last still has to cross
+    time.sleep(1.0)  # the last frames are still in transit
     node.destroy_node()
     rclpy.try_shutdown()
 
 
-def figures(sent_ns: list[int], heard: Heard) -> dict[str, Any]:
-    """Return counts, rates and ages of the frames behind those of warm-up, and the node's own times."""
+def figures(sent_ns: list[int], received: Received) -> dict[str, Any]:
+    """Return counts, rates and ages of the frames after the warm-up, and the node's own times."""
     measured = set(sent_ns[WARM_UP_FRAMES:])
-    answered = [(stamp, arrived) for stamp, arrived in heard.masks_ns if stamp in measured]
+    answered = [(stamp, arrived) for stamp, arrived in received.masks_ns if stamp in measured]
     if len(answered) < 2:
         raise SystemExit(f"only {len(answered)} of {len(measured)} frames were answered: nothing to measure")
     seconds = (answered[-1][1] - answered[0][1]) / 1e9
     sent_s = (sent_ns[-1] - sent_ns[WARM_UP_FRAMES]) / 1e9
     ages_ms = percentiles([(arrived - stamp) / 1e6 for stamp, arrived in answered])
     own = {
-        name: {f"p{p}": float(heard.diagnostics[f"{name}_p{p}"]) for p in (50, 95, 99)}
+        name: {f"p{p}": float(received.diagnostics[f"{name}_p{p}"]) for p in (50, 95, 99)}
         for name in NODE_TIMES
-        if f"{name}_p50" in heard.diagnostics
+        if f"{name}_p50" in received.diagnostics
     }
     return {
         "sent": len(measured),
@@ -239,12 +241,12 @@ def figures(sent_ns: list[int], heard: Heard) -> dict[str, Any]:
         "sent_hz": (len(measured) - 1) / sent_s,
         "frames_per_second": (len(answered) - 1) / seconds,
         "stamp_to_mask_ms": ages_ms,
-        "node": {"counts": {name: heard.count(name) for name in COUNTS}, **own},
+        "node": {"counts": {name: received.count(name) for name in COUNTS}, **own},
     }
 
 
-def said(run: dict[str, Any]) -> str:
-    """Return a run in one line."""
+def run_line(run: dict[str, Any]) -> str:
+    """Return the figures of a run in one line."""
     mode = "as fast as answered" if run["rate_hz"] is None else f"at {run['rate_hz']:g} Hz"
     ages, own = run["stamp_to_mask_ms"], run["node"].get("latency_ms", {})
     times = ", ".join(f"{name} {ages[name]:.1f}" for name in ("p50", "p95", "p99"))

@@ -1,11 +1,10 @@
-"""How long a camera frame takes from one process to another, with and without config/fastdds.xml.
+"""Transport time of a camera frame between two processes, with and without config/fastdds.xml.
 
-Each round starts a publisher and a subscriber as processes of their own, first without and then with the profile, so
-that a machine that slows down meanwhile slows both. Latency is from before publish() to the subscriber's callback,
-which gets the deserialized message; the clock is CLOCK_MONOTONIC, the same in both processes. The publisher is
-reliable, the subscriber reliable or, as the detector is, best effort (sensor-data QoS). Best effort loses the frames
-that do not fit through the transport in time: its latencies are of those that arrived, so read them with the number
-received.
+Each round starts a publisher and a subscriber as separate processes, first without and then with the profile, so that a
+slower machine affects both. Latency is the time from before publish() to the subscriber's callback, which gets the
+deserialized message. Both processes read CLOCK_MONOTONIC. The publisher is reliable; the subscriber is reliable or,
+like the detector, best effort (sensor-data QoS). Best effort loses frames that the transport does not deliver in time.
+Its latencies are those of the frames that arrived, so compare the number received, too.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", default=["512x1024", "1024x2048"], help="height x width of rgb8 frames")
     parser.add_argument("--frames", type=int, default=45, help="frames per round")
     parser.add_argument("--rate", type=float, default=10.0, help="frames per second")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of each kind")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds with and without the profile")
     parser.add_argument("--domain", type=int, default=77, help="ROS_DOMAIN_ID to use")
     parser.add_argument("--reliability", choices=RELIABILITIES, default=RELIABILITIES[0], help=argparse.SUPPRESS)
     parser.add_argument("--role", choices=("publish", "listen"), help=argparse.SUPPRESS)
@@ -82,7 +81,7 @@ def one_round(size: str, reliability: str, with_profile: bool, options: argparse
     publisher = subprocess.Popen([*command, "--role", "publish"], env=environment)
     publisher.wait()
     output, _ = listener.communicate(timeout=60)
-    # Fast DDS logs to the standard output as well.
+    # Fast DDS also logs to the standard output.
     latencies: list[float] = json.loads(output.splitlines()[-1])
     return latencies
 

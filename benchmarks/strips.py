@@ -1,7 +1,8 @@
-"""Graphs that classify in strips of rows, as bundles do, against the same networks classifying the whole frame at once.
+"""Speed of graphs that classify in strips of rows, as bundles do, compared with graphs that classify the whole frame.
 
-Each network is exported at 512x1024 in both forms, and without its PReLUs of one slope written as leaky ReLUs; camera
-pixels to labels and void score, in turns in one run per backend. Weights are random: they do not change the time.
+Each network is exported at 512x1024 in three forms: `whole`; `whole_leaky`, where PReLUs with a single slope are leaky
+ReLUs; and `strips`. They compute labels and void score from camera pixels, in turns in one run per backend. The weights
+are random, which does not change the time.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from common import write_result
 
 from anomseg_ros.cli import main as anomseg
 from anomseg_ros.core.bundle import Provenance
-from anomseg_ros.export import DetectorGraph, ExportConfig, StripGraph, export_network, leaky
+from anomseg_ros.export import DetectorGraph, ExportConfig, StripGraph, export_network, with_leaky_relus
 from anomseg_ros.networks import build_network
 
 NETWORKS = ("mide_net", "enet", "erfnet", "bisenet_v2")
@@ -27,7 +28,7 @@ FORMS = ("whole", "whole_leaky", "strips")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=NETWORKS, help="networks to compare")
-    parser.add_argument("--backends", nargs="+", default=["onnxruntime", "openvino"], help="backends to time them in")
+    parser.add_argument("--backends", nargs="+", default=["onnxruntime", "openvino"], help="backends to compare")
     parser.add_argument("--rounds", type=int, default=21, help="interleaved measurements of each kind")
     parser.add_argument("--threads", type=int, default=2, help="threads of a network")
     args = parser.parse_args()
@@ -40,18 +41,18 @@ def main() -> None:
 
 
 def measure(name: str, args: argparse.Namespace, folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the median times of one network by backend and form, and how many times as fast as whole strips are."""
+    """Return backend -> median time of each form, milliseconds, and the speed of strips relative to whole."""
     torch.manual_seed(0)
     network = build_network(name, 20).eval()
     config = ExportConfig(name, 20, 19, scores=("void",))
-    forms = {"whole": (network, DetectorGraph), "whole_leaky": (leaky(network), DetectorGraph)}
-    for title, (given, form) in {**forms, "strips": (network, StripGraph)}.items():
-        export_network(given, name, config, folder / name / title, Provenance(), form=form)
+    forms = {"whole": (network, DetectorGraph), "whole_leaky": (with_leaky_relus(network), DetectorGraph)}
+    for title, (variant, form) in {**forms, "strips": (network, StripGraph)}.items():
+        export_network(variant, name, config, folder / name / title, Provenance(), graph_class=form)
     return {backend: times(folder / name, backend, args) for backend in args.backends}
 
 
 def times(bundles: Path, backend: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Return the median times in one backend, from `anomseg bench`."""
+    """Return the median times in one backend, measured with `anomseg bench`."""
     report = bundles / f"{backend}.json"
     words = ["bench", *(str(bundles / form) for form in FORMS), "--backend", backend, "--no-memory"]
     words += ["--rounds", str(args.rounds), "--threads", str(args.threads), "--json", str(report)]

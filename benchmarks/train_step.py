@@ -1,11 +1,11 @@
-"""Time of a training step beyond forward and backward, as a share of these.
+"""Overhead of a training step beyond forward and backward, as a share of these.
 
-Blocks of both alternate in one run, on the same batches: (a) the trainer's own steps as `anomseg train` takes them:
-waiting for frames that worker processes augment, forward, loss, backward, clearing gradients, the optimizer, averaged
-weights, the loss check, progress and the log; (b) a bare loop: forward, loss and backward on batches that lie ready.
-The share is (median a - median b) / median b. The first steps of each block (a) use up what the workers made during
-(b), so they are not counted. Validation and saved states come once in hundreds of steps: they are left out. Frames are
-CamVid's where the shared data folder has it, synthetic ones otherwise.
+Blocks of both kinds alternate in one run on the same batches: (a) the steps of `anomseg train`: waiting for frames that
+worker processes augment, forward, loss, backward, clearing gradients, optimizer, averaged weights, loss check, progress
+and log; (b) a bare loop: forward, loss and backward on batches in memory. The share is (median a - median b) /
+median b. The first steps of each block (a) use batches that the workers prepared during (b), so they are not counted.
+Validation and saving the state occur once in hundreds of steps and are excluded. Frames are those of CamVid if the
+shared data folder has it, else synthetic ones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from common import DATA, write_result
 
 NETWORKS = ("enet", "erfnet")
-PREFETCHED = 4  # batches that each worker makes ahead (torch's prefetch_factor in training/data.py)
+PREFETCHED = 4  # batches that each worker prepares (torch's prefetch_factor in training/data.py)
 HEIGHT_PX, WIDTH_PX, BATCH_SIZE = 288, 384, 4
 
 
@@ -30,9 +30,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=NETWORKS, help="networks to measure")
     parser.add_argument("--rounds", type=int, default=4, help="alternating blocks of each kind")
-    parser.add_argument("--block", type=int, default=6, help="steps that are counted in a block")
+    parser.add_argument("--block", type=int, default=6, help="counted steps per block")
     parser.add_argument("--threads", type=int, default=1, help="threads of the trainer; the workers take a core each")
-    parser.add_argument("--workers", type=int, default=1, help="processes that augment")
+    parser.add_argument("--workers", type=int, default=1, help="worker processes that augment")
     parser.add_argument("--precision", default="bf16-mixed", help="precision of forward and backward")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", str(args.threads))  # before torch is imported
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def frames_source() -> tuple[str, str]:
-    """Return dataset and path: CamVid, or synthetic frames where it is absent."""
+    """Return name and path of the dataset: CamVid, or synthetic frames if it is missing."""
     return ("camvid", str(DATA / "CamVid")) if (DATA / "CamVid").is_dir() else ("synthetic", "0:24")
 
 
@@ -61,7 +61,7 @@ def measure(network: str, args: argparse.Namespace) -> dict[str, Any]:
             steps = [trainer.step() for _ in range(args.block)]
             whole += [step_ms for step_ms, *_ in steps]
             waited += [wait_ms for _, wait_ms, _ in steps]
-            bare += [trainer.bare(batch) for *_, batch in steps]
+            bare += [trainer.forward_backward(batch) for *_, batch in steps]
         trainer.run.journal.close()
     bare_ms, step_ms = statistics.median(bare), statistics.median(whole)
     return {
@@ -73,26 +73,30 @@ def measure(network: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 class Trainer:
-    """The trainer's run, one step at a time."""
+    """A training run that is executed step by step."""
 
     def __init__(self, network: str, args: argparse.Namespace, folder: Path) -> None:
         from anomseg_ros.training import loop
+        from anomseg_ros.training.data import training_batches
+        from anomseg_ros.training.processes import start_processes
         from anomseg_ros.training.start import set_training_mode
 
         config = configuration(network, args)
-        fabric = loop.start_processes(config.run)
+        fabric = start_processes(config.run)
         self.run = loop._prepare(config, folder, loop.Sources(), fabric, lambda now: None)
         self.run.restore()
         set_training_mode(self.run.network)
         self.done, self.last = 0, None
-        self.batches = self._remembered(self.run._batches())
+        self.batches = self._remember_last(
+            training_batches(self.run.frames, config, self.run.plan, self.run.void_class, 0, 0)
+        )
 
-    def _remembered(self, batches: Iterator[Any]) -> Iterator[Any]:
+    def _remember_last(self, batches: Iterator[Any]) -> Iterator[Any]:
         for self.last in batches:
             yield self.last
 
     def step(self) -> tuple[float, float, Any]:
-        """Take one step as the trainer does; return its time and that waited for frames (ms), and its batch."""
+        """Run one step like the trainer. Returns its duration, the wait for frames (both ms), and its batch."""
         run = self.run
         before = run.clock.seconds["wait"]
         started = time.perf_counter()
@@ -104,11 +108,11 @@ class Trainer:
         run.journal.step(self.done, terms, run.optimizer.param_groups[0]["lr"], run.clock)
         return (time.perf_counter() - started) * 1e3, waited * 1e3, self.last
 
-    def bare(self, batch: Any) -> float:
-        """Return the time (ms) of forward, loss and backward alone."""
+    def forward_backward(self, batch: Any) -> float:
+        """Return the time of forward, loss and backward alone, milliseconds."""
         run = self.run
         started = time.perf_counter()
-        terms = run.loss(run.trainee(batch.images), batch.target, None)
+        terms = run.trainee(batch.images, batch.target, [], 0)
         run.fabric.backward(terms["total"])
         elapsed_ms = (time.perf_counter() - started) * 1e3
         run.optimizer.zero_grad(set_to_none=True)
@@ -116,7 +120,7 @@ class Trainer:
 
 
 def configuration(network: str, args: argparse.Namespace) -> Any:
-    """Return a configuration like the shipped ones of CamVid."""
+    """Return a configuration similar to the shipped ones for CamVid."""
     from anomseg_ros.training.config import parse_config
 
     dataset, path = frames_source()

@@ -1,29 +1,32 @@
 """Start the detector node: `ros2 launch anomseg_ros detector.launch.py image_topic:=/camera/image`.
 
-An argument that is left empty leaves what the parameter file says.
+An argument that is left empty does not override the parameter file.
 """
 
+import signal
+from pathlib import Path
+
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
-from launch.actions import DeclareLaunchArgument, EmitEvent, LogInfo, OpaqueFunction, RegisterEventHandler
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.conditions import IfCondition
-from launch.events import matches_action
+from launch.events.process import ProcessExited
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
-from launch_ros.actions import LifecycleNode, Node
-from launch_ros.event_handlers import OnStateTransition
-from launch_ros.events.lifecycle import ChangeState
+from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
-from lifecycle_msgs.msg import Transition
+
+from anomseg_ros.backends import BACKENDS
+from anomseg_ros.scores import SCORES
 
 BOOLEAN = ["true", "false"]
-BACKENDS = ["onnxruntime", "openvino", "torch"]
-SCORES = ["msp", "max_logit", "max_entropy", "energy", "void"]
 ROAD_REGIONS = ["none", "road", "road_and_sidewalk"]
+TEMPORAL_FILTERS = ["none", "exponential", "warped"]
 PACKAGE = "anomseg_ros"
 NODE = "detector"
+RESPAWN_DELAY_S = 1.0
 
-# What the RViz layout shows; its topics follow the namespace of the node.
-SHOWN_TOPICS = ["overlay", "labels", "anomaly/score", "anomaly/mask"]
+# Topics of the RViz layout, which are remapped to the namespace of the node.
+RVIZ_TOPICS = ["overlay", "labels", "anomaly/score", "anomaly/mask"]
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -47,7 +50,8 @@ def node_arguments() -> list[DeclareLaunchArgument]:
         DeclareLaunchArgument(
             "image_topic",
             default_value="/camera/image",
-            description="Topic of the camera; compressed images are expected on IMAGE_TOPIC/compressed.",
+            description="Topic of the camera, of type Image or CompressedImage; with image_transport:=compressed, "
+            "images are also expected on IMAGE_TOPIC/compressed.",
         ),
         DeclareLaunchArgument(
             "image_transport",
@@ -55,36 +59,47 @@ def node_arguments() -> list[DeclareLaunchArgument]:
             choices=["", "raw", "compressed"],
             description="Whether the camera sends sensor_msgs/Image or CompressedImage.",
         ),
+        DeclareLaunchArgument(
+            "min_rate_hz",
+            default_value="",
+            description="Expected rate, frames per second; a lower rate of processed frames is an error; 0 is off.",
+        ),
     ]
 
 
 def model_arguments() -> list[DeclareLaunchArgument]:
     return [
         DeclareLaunchArgument(
-            "bundle", default_value="", description="Model: the directory of a bundle, or the name of a shipped one."
+            "bundle", default_value="", description="Bundle directory, or the name of a shipped bundle."
         ),
         DeclareLaunchArgument(
-            "backend", default_value="", choices=["", *BACKENDS], description="What runs the model's graph."
+            "backend", default_value="", choices=["", *BACKENDS], description="Engine that runs the bundle's graph."
         ),
         DeclareLaunchArgument(
             "precision",
             default_value="",
-            choices=["", "auto", "fp32", "fp16", "int8"],
-            description="Precision the model must have; auto takes it as it is.",
+            choices=["", "auto", "fp32", "fp16", "bf16", "int8"],
+            description="Precision that the bundle must have; auto accepts any.",
         ),
         DeclareLaunchArgument(
-            "score", default_value="", choices=["", *SCORES], description="Anomaly score, one of those the bundle has."
+            "score", default_value="", choices=["", *SCORES], description="Anomaly score, one that the bundle has."
         ),
         DeclareLaunchArgument(
             "target_fpr",
             default_value="",
-            description="False-positive rate, 0 to 1, that picks the mask's threshold from the bundle's table.",
+            description="False-positive rate, 0 to 1, that selects the bundle's threshold.",
         ),
         DeclareLaunchArgument(
             "road_region",
             default_value="",
             choices=["", *ROAD_REGIONS],
-            description="Limits alarms to the road and what stands on it; none does not.",
+            description="Limit alarms to this surface and objects on it; none is no limit.",
+        ),
+        DeclareLaunchArgument(
+            "temporal_filter",
+            default_value="",
+            choices=["", *TEMPORAL_FILTERS],
+            description="Smooth the score over time; none is off.",
         ),
     ]
 
@@ -101,76 +116,78 @@ def run_arguments() -> list[DeclareLaunchArgument]:
             description="Configure and activate the node; false leaves that to a lifecycle manager.",
         ),
         DeclareLaunchArgument(
+            "respawn",
+            default_value="false",
+            choices=BOOLEAN,
+            description="Restart the node whenever it ends; with false, the launch ends with the node.",
+        ),
+        DeclareLaunchArgument(
             "log_level",
             default_value="info",
             choices=["debug", "info", "warn", "error", "fatal"],
-            description="Least severity the node logs.",
+            description="Lowest severity that the node logs.",
         ),
         DeclareLaunchArgument(
-            "rviz", default_value="false", choices=BOOLEAN, description="Start RViz with the package's layout as well."
+            "rviz", default_value="false", choices=BOOLEAN, description="Also start RViz with the package's layout."
         ),
     ]
 
 
 def start_detector(context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    namespace = value(context, "namespace")
-    image_topic = value(context, "image_topic")
+    namespace = argument_value(context, "namespace")
+    image_topic = argument_value(context, "image_topic")
     camera_info = f"{image_topic.rpartition('/')[0]}/camera_info"
-    detector = LifecycleNode(
+    respawn = argument_value(context, "respawn") == "true"
+    detector = Node(
         package=PACKAGE,
         executable="detector",
         name=NODE,
         namespace=namespace,
         output="screen",
-        parameters=[value(context, "params_file"), overrides(context)],
+        parameters=[existing_file(argument_value(context, "params_file")), overrides(context)],
         remappings=[
             ("image", image_topic),
             ("image/compressed", f"{image_topic}/compressed"),
             ("camera_info", camera_info),
         ],
-        ros_arguments=["--log-level", value(context, "log_level")],
+        ros_arguments=["--log-level", argument_value(context, "log_level")],
+        respawn=respawn,
+        respawn_delay=RESPAWN_DELAY_S,
+        on_exit=None if respawn else fail_with_detector,
     )
-    start = transitions(detector) if value(context, "autostart") == "true" else []
-    # Handlers first: the node must not reach a state before somebody listens.
-    return [*start[1:], detector, *start[:1], rviz(namespace)]
+    return [detector, rviz(namespace)]
+
+
+def existing_file(path: str) -> str:
+    # Without this check launch_ros only warns, and the node starts with default values, so with another model.
+    if not Path(path).is_file():
+        raise RuntimeError(f"params_file:={path!r} is not a file; give the YAML file of the node's parameters")
+    return path
+
+
+def fail_with_detector(event: ProcessExited, context: LaunchContext) -> None:
+    """End the launch with a status other than 0 if the detector failed; launch only does so for an exception."""
+    # Ctrl-C before the interpreter has started kills the node, which has nothing to clean up at that time.
+    stopped = context.is_shutdown and event.returncode in (-signal.SIGINT, -signal.SIGTERM)
+    if event.returncode != 0 and not stopped:
+        raise RuntimeError(f"the detector ended with status {event.returncode}; see its error messages")
 
 
 def overrides(context: LaunchContext) -> dict[str, object]:
-    """The node's parameters that were given as arguments, over those of the file."""
-    # Typed, or a bundle named 2024 would arrive as an integer.
-    given: dict[str, object] = {
-        name: ParameterValue(value(context, name), value_type=str)
-        for name in ("image_transport", "bundle", "backend", "precision", "score", "road_region")
-        if value(context, name)
+    """Return the node's parameters that are set by arguments; they take precedence over the parameter file."""
+    # The type is explicit because launch would convert a bundle named 2024 to an integer.
+    parameters: dict[str, object] = {
+        name: ParameterValue(argument_value(context, name), value_type=str)
+        for name in ("image_transport", "bundle", "backend", "precision", "score", "road_region", "temporal_filter")
+        if argument_value(context, name)
     }
-    if value(context, "target_fpr"):
-        given["target_fpr"] = float(value(context, "target_fpr"))
-    # The launch file does the transitions or leaves them to a manager; the node must not do them as well.
-    return {**given, "use_sim_time": value(context, "use_sim_time") == "true", "autostart": False}
-
-
-def transitions(detector: LifecycleNode) -> list[LaunchDescriptionEntity]:
-    """Configure at the start; activate when that has succeeded."""
-
-    def change(transition_id: int) -> EmitEvent:
-        return EmitEvent(
-            event=ChangeState(lifecycle_node_matcher=matches_action(detector), transition_id=transition_id)
-        )
-
-    def after_configuring(goal_state: str, action: LaunchDescriptionEntity) -> RegisterEventHandler:
-        return RegisterEventHandler(
-            OnStateTransition(
-                target_lifecycle_node=detector, start_state="configuring", goal_state=goal_state, entities=[action]
-            )
-        )
-
-    failed = LogInfo(msg="The detector could not be configured; its own message says why and what to do.")
-    return [
-        change(Transition.TRANSITION_CONFIGURE),
-        after_configuring("inactive", change(Transition.TRANSITION_ACTIVATE)),
-        after_configuring("unconfigured", failed),
-        after_configuring("errorprocessing", failed),
-    ]
+    for name in ("target_fpr", "min_rate_hz"):
+        if argument_value(context, name):
+            parameters[name] = float(argument_value(context, name))
+    # With autostart the node itself configures and activates, once, so that this also happens after a respawn.
+    for name in ("use_sim_time", "autostart"):
+        parameters[name] = argument_value(context, name) == "true"
+    return parameters
 
 
 def rviz(namespace: str) -> Node:
@@ -179,11 +196,11 @@ def rviz(namespace: str) -> Node:
         package="rviz2",
         executable="rviz2",
         arguments=["-d", PathJoinSubstitution([FindPackageShare(PACKAGE), "config", "detector.rviz"])],
-        remappings=[(f"/{NODE}/{topic}", f"{base}/{NODE}/{topic}") for topic in SHOWN_TOPICS] if base else [],
+        remappings=[(f"/{NODE}/{topic}", f"{base}/{NODE}/{topic}") for topic in RVIZ_TOPICS] if base else [],
         parameters=[{"use_sim_time": LaunchConfiguration("use_sim_time")}],
         condition=IfCondition(LaunchConfiguration("rviz")),
     )
 
 
-def value(context: LaunchContext, argument: str) -> str:
+def argument_value(context: LaunchContext, argument: str) -> str:
     return LaunchConfiguration(argument).perform(context)

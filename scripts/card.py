@@ -1,4 +1,4 @@
-"""The measured part of a model card, as Markdown."""
+"""Measured part of a model card, as Markdown."""
 
 from __future__ import annotations
 
@@ -23,15 +23,18 @@ HEADINGS = {
     "camvid": "CamVid val",
     "cityscapes": "Cityscapes, Aachen",
 }
-PICTURE_NOTE = """Generated scenes, since pictures of the datasets belong to their authors. With their drawn trees and
-walls they are foreign to a network that was trained for camera frames, and it says so.
+PICTURE_NOTE = """The scenes are generated, because the pictures of the datasets belong to their authors. A network
+trained on camera frames does not know their drawn trees and walls and marks them as anomalous.
 """
 
 
 @dataclass(frozen=True)
-class Detector:
-    """A bundle and what was measured of it. seeds: every score on the anomaly sets, protocol `seeds`; native: the
-    default score on those and on the labelled sets, at the frames' own size."""
+class MeasuredBundle:
+    """A bundle and its results.
+
+    seeds: every score on the anomaly sets, protocol `seeds`; native: the default score on these and on the labelled
+    sets, at the frames' own size.
+    """
 
     bundle: Bundle
     seeds: tuple[Result, ...]
@@ -39,12 +42,12 @@ class Detector:
 
     @property
     def score(self) -> str:
-        """The default score."""
+        """Default score."""
         return self.bundle.contract.score_names[0]
 
     @property
     def sets(self) -> list[str]:
-        """The anomaly sets that were measured."""
+        """Anomaly sets with results."""
         return list(dict.fromkeys(one.dataset for one in self.seeds))
 
     def result(self, dataset: str, score: str) -> Result:
@@ -52,24 +55,26 @@ class Detector:
         return next(one for one in self.seeds if (one.dataset, one.score) == (dataset, score))
 
     def semantic(self, dataset: str) -> Result | None:
-        """Return the result with the mIoU on a labelled set, None where there is none."""
+        """Return the result with the mIoU on a labelled set, None if there is none."""
         return next((one for one in self.native if one.dataset == dataset and one.miou is not None), None)
 
     def at_threshold(self, dataset: str) -> AtThreshold | None:
-        """Return what the shipped threshold does on a set, None where the score has none."""
+        """Return the rates at the shipped threshold on a set, None if the score has no threshold."""
         return next((one.at_threshold for one in self.native if one.dataset == dataset), None)
 
 
-Titled = Sequence[tuple[str, Detector]]
+Titled = Sequence[tuple[str, MeasuredBundle]]
 
 
-def card_text(ours: Detector, int8: Detector | None, base: Detector | None, run: Path, base_run: Path | None) -> str:
+def card_text(
+    ours: MeasuredBundle, int8: MeasuredBundle | None, base: MeasuredBundle | None, run: Path, base_run: Path | None
+) -> str:
     """Return the measured part of the model card."""
     others = [("in 8 bits", int8), ("before outlier exposure", base)]
     titled = [("this bundle", ours), *((title, one) for title, one in others if one is not None)]
     parts = [
         f"# {ours.bundle.contract.name}\n",
-        "![what it says of two synthetic scenes: input, labels, score, mask](scenes.jpg)\n",
+        "![outputs for two synthetic scenes: input, labels, score, mask](scenes.jpg)\n",
         PICTURE_NOTE,
         "| | |\n|---|---|\n" + "\n".join(fact_rows(ours, run, base_run)) + "\n",
         *semantic_parts(titled),
@@ -77,32 +82,32 @@ def card_text(ours: Detector, int8: Detector | None, base: Detector | None, run:
         anomaly_table(titled),
         "![precision over recall on the anomaly sets](curves.png)\n",
         *threshold_parts(titled),
-        "Made by `scripts/ship_bundle.py`; any of it again:\n",
+        "Written by `scripts/ship_bundle.py`. To repeat the measurements:\n",
         commands(ours),
     ]
     return "\n".join(parts)
 
 
-def int8_text(int8: Detector, parent: Detector, name: str) -> str:
-    """Return the whole card of the 8-bit bundle, which leaves the rest to its parent's."""
+def int8_text(int8: MeasuredBundle, parent: MeasuredBundle, name: str) -> str:
+    """Return the card of the 8-bit bundle, which refers to the parent's card for the rest."""
     compression = int8.bundle.contract.compression
     titled = [("this bundle", int8), ("in float", parent)]
     parts = [
         f"# {int8.bundle.contract.name}\n",
-        f"[{name}](../{name}/README.md) in 8 bits: {compression['method']}. All that is said there of training, data, "
-        "terms and limits holds here.\n",
+        f"[{name}](../{name}/README.md) in 8 bits: {compression['method']}. The training, data, terms and limits "
+        "described there also apply here.\n",
         *semantic_parts(titled),
         "## Anomalies: AuPRC / FPR95 in per cent, protocol `seeds`\n",
         anomaly_table(titled),
         *threshold_parts(titled),
-        "Made by `scripts/ship_bundle.py`; any of it again:\n",
+        "Written by `scripts/ship_bundle.py`. To repeat the measurements:\n",
         commands(int8),
     ]
     return "\n".join(parts)
 
 
-def fact_rows(ours: Detector, run: Path, base_run: Path | None) -> list[str]:
-    """Return the rows on network, input, scores, data, terms, recipe and time."""
+def fact_rows(ours: MeasuredBundle, run: Path, base_run: Path | None) -> list[str]:
+    """Return the rows of network, input, scores, data, terms, recipe and time."""
     contract = ours.bundle.contract
     spec = contract.input
     held_out = next(iter(contract.quality), "nothing")
@@ -116,25 +121,25 @@ def fact_rows(ours: Detector, run: Path, base_run: Path | None) -> list[str]:
         "scores": ", ".join([f"`{ours.score}` (default)", *(f"`{name}`" for name in contract.score_names[1:])]),
         "temperature": f"{contract.temperature:g}{learned}",
         "thresholds": rates if tables is None else f"{rates}, on {tables.calibrated_on}",
-        "training data": contract.provenance.training_data or "not said",
-        "terms": contract.provenance.licence or "not said",
+        "training data": contract.provenance.training_data or "not stated",
+        "terms": contract.provenance.licence or "not stated",
         "recipe, in config/train": recipe(run, base_run),
     }
-    spent = times(run, base_run)
+    spent = training_time(run, base_run)
     if spent:
         rows["time"] = f"{spent}, on {machine()}"
     return [f"| {name} | {text} |" for name, text in rows.items()]
 
 
 def recipe(run: Path, base_run: Path | None) -> str:
-    """Return what was trained, in its order."""
+    """Return the names of the training runs in order."""
     if base_run is None:
         return ", then ".join(run_names(run))
     return f"{', '.join(run_names(base_run))}, then {run_names(run)[-1]}"
 
 
 def run_names(run: Path) -> list[str]:
-    """Return what was trained, the runs that `run` builds on first; generated scenes are only named."""
+    """Return the names of the runs that `run` builds on, then its own. Runs on generated scenes get a short note."""
     config = yaml.safe_load((run / "config.yaml").read_text())
     own = f"`{config['name']}` (seed {config['run']['seed']}, {config['run']['epochs']} epochs)"
     initial = config["network"].get("initial") or {}
@@ -144,24 +149,24 @@ def run_names(run: Path) -> list[str]:
     return [*run_names(run / "initial"), own] if (run / "initial").is_dir() else [own]
 
 
-def times(run: Path, base_run: Path | None) -> str:
-    """Return how long training took, empty where a run does not say."""
-    whole = seconds_of(run)
+def training_time(run: Path, base_run: Path | None) -> str:
+    """Return the duration of the training as text, empty if a run has no result."""
+    whole = training_seconds(run)
     if whole is None:
         return ""
     if base_run is None:
         return f"{whole / 60:.0f} minutes"
-    before = seconds_of(base_run) or 0.0
+    before = training_seconds(base_run) or 0.0
     return f"{before / 60:.0f} minutes without outliers, then {(whole - before) / 60:.0f} minutes with them"
 
 
-def seconds_of(run: Path) -> float | None:
-    """Return how long a run took, with those on camera frames that it builds on; None where it has no result."""
+def training_seconds(run: Path) -> float | None:
+    """Return the duration of a run and of the runs on camera frames it builds on; None if it has no result."""
     if not (run / "result.json").is_file():
         return None
     initial = yaml.safe_load((run / "config.yaml").read_text())["network"].get("initial") or {}
     builds_on = initial.get("part") == "all" and (run / "initial").is_dir()
-    before = (seconds_of(run / "initial") or 0.0) if builds_on else 0.0
+    before = (training_seconds(run / "initial") or 0.0) if builds_on else 0.0
     return before + float(json.loads((run / "result.json").read_text())["seconds"])
 
 
@@ -171,7 +176,7 @@ def machine() -> str:
 
 
 def semantic_parts(titled: Titled) -> list[str]:
-    """Return heading and table of each labelled set on which the first detector has an mIoU."""
+    """Return heading and table of each labelled set for which the first detector has an mIoU."""
     parts = []
     for dataset in ("camvid", "cityscapes"):
         found = titled[0][1].semantic(dataset)
@@ -213,7 +218,7 @@ def figures(result: Result) -> str:
 
 
 def threshold_parts(titled: Titled) -> list[str]:
-    """Return heading and table of the rates at the shipped threshold; nothing where no detector has one."""
+    """Return heading and table of the rates at the shipped threshold; empty if no detector has one."""
     sets = list(dict.fromkeys(one.dataset for _, detector in titled for one in detector.native))
     rows = []
     for title, detector in titled:
@@ -223,8 +228,8 @@ def threshold_parts(titled: Titled) -> list[str]:
     if not rows:
         return []
     head = "| score | " + " | ".join(HEADINGS[name] for name in sets) + " |\n|---|" + "---|" * len(sets)
-    said = "## At the threshold for 1 %: share of the known pixels above it / of the anomalous ones, per cent\n"
-    return [said, "\n".join([head, *rows]) + "\n"]
+    heading = "## Rates at the threshold for 1 %: known pixels above it / anomalous pixels above it, per cent\n"
+    return [heading, "\n".join([head, *rows]) + "\n"]
 
 
 def rates(found: AtThreshold | None) -> str:
@@ -232,7 +237,7 @@ def rates(found: AtThreshold | None) -> str:
     return " / ".join(f"{100 * share:.2f}" for share in shares)
 
 
-def commands(detector: Detector) -> str:
+def commands(detector: MeasuredBundle) -> str:
     name = detector.bundle.contract.name
     lines = [f"anomseg evaluate {name} --dataset camvid=FOLDER:val --protocol fishyscapes"]
     if detector.semantic("cityscapes") is not None:
@@ -242,7 +247,7 @@ def commands(detector: Detector) -> str:
     return "```text\n" + "\n".join(lines) + "\n```\n\n"
 
 
-def best_score(detector: Detector, dataset: str) -> str:
+def best_score(detector: MeasuredBundle, dataset: str) -> str:
     """Return the score with the highest AuPRC on a set."""
     own = [one for one in detector.seeds if one.dataset == dataset]
     best: Any = max(own, key=lambda one: one.auprc or 0.0)

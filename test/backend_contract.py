@@ -1,4 +1,4 @@
-"""What every backend must do; a backend's own test inherits this and says how to open it."""
+"""The contract of backends, for tests to inherit."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from anomseg_ros.backends import open_backend
-from anomseg_ros.backends.options import BackendOptions
+from anomseg_ros.backends.backend_options import BackendOptions
 from anomseg_ros.core.bundle import CONTRACT_FILE, GRAPH_FILE, Bundle, load_bundle, sha256_of
 from anomseg_ros.core.detector import Backend, Detector
-from anomseg_ros.core.scores import SCORE_NAMES
 from anomseg_ros.errors import BackendError, ConfigError, FrameError
+from anomseg_ros.scores import SCORES
 
 
 class BackendContract:
-    """Inherit, and set `name`; `program_file` too for a backend that runs another one."""
+    """Checks the contract of a backend. Subclasses set `name`, and `program_file` if it is not the graph."""
 
     name: str
     program_file = GRAPH_FILE
@@ -33,7 +33,7 @@ class BackendContract:
     def tensor(self) -> np.ndarray:
         return np.random.default_rng(1).integers(0, 256, (1, 64, 128, 3), dtype=np.uint8)
 
-    def test_outputs_come_in_the_order_asked_for(self, bundle: Bundle, tensor: np.ndarray) -> None:
+    def test_outputs_are_in_the_requested_order(self, bundle: Bundle, tensor: np.ndarray) -> None:
         backend = self.open(bundle)
         names = ["msp", "labels", "void"]
         msp, labels, void = backend.run(tensor, names)
@@ -42,19 +42,19 @@ class BackendContract:
         (alone,) = backend.run(tensor, ["void"])
         assert (alone == void).all()
 
-    def test_scores_stand_in_the_relations_that_hold_for_any_logits(self, bundle: Bundle, tensor: np.ndarray) -> None:
-        # That they equal the reference is test_export.py's to say, which has the logits.
+    def test_scores_are_in_the_ranges_valid_for_any_logits(self, bundle: Bundle, tensor: np.ndarray) -> None:
+        # test_export.py has the logits and compares the scores with the reference.
         backend = self.open(bundle)
-        outputs = dict(zip(SCORE_NAMES, backend.run(tensor, SCORE_NAMES), strict=True))
+        outputs = dict(zip(SCORES, backend.run(tensor, list(SCORES)), strict=True))
         assert ((outputs["void"] >= 0) & (outputs["void"] <= 1)).all()
         assert ((outputs["msp"] >= 0) & (outputs["msp"] < 1)).all()
         assert ((outputs["max_entropy"] >= 0) & (outputs["max_entropy"] <= np.log(19) + 1e-5)).all()
         assert (outputs["energy"] <= outputs["max_logit"] + 1e-5).all()
 
-    def test_same_input_same_output(self, bundle: Bundle, tensor: np.ndarray) -> None:
+    def test_same_input_gives_the_same_output(self, bundle: Bundle, tensor: np.ndarray) -> None:
         backend = self.open(bundle)
-        first = backend.run(tensor, ["labels", *SCORE_NAMES])
-        second = backend.run(tensor, ["labels", *SCORE_NAMES])
+        first = backend.run(tensor, ["labels", *SCORES])
+        second = backend.run(tensor, ["labels", *SCORES])
         assert all((a == b).all() for a, b in zip(first, second, strict=True))
 
     def test_outputs_are_not_overwritten_by_the_next_frame(self, bundle: Bundle, tensor: np.ndarray) -> None:
@@ -64,21 +64,21 @@ class BackendContract:
         backend.run(255 - tensor, ["void"])
         assert (kept == before).all()
 
-    def test_it_says_what_is_in_use(self, bundle: Bundle) -> None:
+    def test_requested_and_actual_engine_are_reported(self, bundle: Bundle) -> None:
         backend = self.open(bundle)
         assert backend.requested.startswith(f"{self.name}:")
         assert backend.actual.startswith(f"{self.name}:")
 
-    def test_threads(self, bundle: Bundle, tensor: np.ndarray) -> None:
+    def test_number_of_threads_does_not_change_the_outputs(self, bundle: Bundle, tensor: np.ndarray) -> None:
         (one,) = self.open(bundle, threads=1).run(tensor, ["void"])
         (two,) = self.open(bundle, threads=2).run(tensor, ["void"])
         assert one == pytest.approx(two, abs=1e-5)
 
-    def test_a_tensor_of_another_size_is_an_error(self, bundle: Bundle) -> None:
+    def test_tensor_of_another_size_is_refused(self, bundle: Bundle) -> None:
         with pytest.raises(BackendError, match=r"\(1, 32, 32, 3\)"):
             self.open(bundle).run(np.zeros((1, 32, 32, 3), np.uint8), ["labels"])
 
-    def test_a_file_that_is_no_program(self, bundle: Bundle, tmp_path: Path) -> None:
+    def test_invalid_program_file_is_refused(self, bundle: Bundle, tmp_path: Path) -> None:
         copy = tmp_path / "copy"
         shutil.copytree(bundle.directory, copy)
         (copy / self.program_file).write_bytes(b"this is no program")
@@ -87,23 +87,23 @@ class BackendContract:
         with pytest.raises(BackendError, match=rf"{self.program_file} cannot be loaded.*anomseg (export|quantize)"):
             self.open(load_bundle(copy))
 
-    def test_unknown_backend_names_the_closest(self, bundle: Bundle) -> None:
+    def test_unknown_backend_error_suggests_the_closest(self, bundle: Bundle) -> None:
         with pytest.raises(ConfigError, match=f"known: {self.name}"):
             open_backend(self.name[:-2] + "x", bundle)
 
-    def test_detector_on_any_frame_size(self, bundle: Bundle) -> None:
+    def test_detector_accepts_any_frame_size(self, bundle: Bundle) -> None:
         detector = Detector(bundle, self.open(bundle))
         frame = np.random.default_rng(2).integers(0, 256, (75, 133, 3), dtype=np.uint8)
         at_network = detector.detect(frame)
         assert at_network.labels is not None and at_network.labels.shape == (64, 128)
-        assert set(at_network.scores) == set(SCORE_NAMES)
+        assert set(at_network.scores) == set(SCORES)
         assert at_network.network_ms > 0
         at_source = detector.detect(frame, ["void"], source_size=True)
         assert at_source.labels is not None and at_source.labels.shape == (75, 133)
         assert list(at_source.scores) == ["void"] and at_source.scores["void"].shape == (75, 133)
         assert detector.detect(frame, [], labels=False).labels is None
 
-    def test_detector_refuses_bad_frames_and_goes_on(self, bundle: Bundle) -> None:
+    def test_detector_refuses_invalid_frames_and_continues(self, bundle: Bundle) -> None:
         detector = Detector(bundle, self.open(bundle))
         with pytest.raises(FrameError):
             detector.detect(np.zeros((0, 5, 3), np.uint8))

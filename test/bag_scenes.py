@@ -1,16 +1,17 @@
-"""Small labelled frames and bags of them, for the tests of bags as datasets."""
+"""Small labelled frames, and bags and datasets of them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from rosbags.typesys import Stores, get_typestore
 
 from anomseg_ros.bags.write import BagWriter, write_labelled_frames
-from anomseg_ros.datasets.synthetic import SyntheticConfig, SyntheticFrame, SyntheticSequence
+from anomseg_ros.scenes.sequence import SyntheticConfig, SyntheticFrame, SyntheticSequence
 
 HEIGHT, WIDTH, FRAMES, RATE_HZ, START_S = 128, 256, 5, 10.0, 100.0
 TYPES = get_typestore(Stores.ROS2_JAZZY)
@@ -27,19 +28,19 @@ class Drawn:
 
 
 def frames(seed: int = 7, count: int = FRAMES) -> list[SyntheticFrame]:
-    """Return frames of which each has an anomaly."""
+    """Return synthetic frames with an anomaly in each."""
     config = SyntheticConfig(width_px=WIDTH, height_px=HEIGHT, anomaly_probability=1.0, anomaly_size_m=(1.0, 2.0))
     return list(SyntheticSequence(seed, config).frames(count))
 
 
-def write_bag(path: Path, drawn: list, storage: str = "mcap", **options: object) -> Path:
+def write_bag(path: Path, drawn: list[Any], storage: str = "mcap", **options: Any) -> Path:
     """Write frames at 10 Hz, the first at 100 s."""
     with BagWriter(path, storage=storage, **options) as bag:
         write_labelled_frames(bag, drawn, RATE_HZ, START_S)
     return path
 
 
-def write_flat(path: Path, drawn: list) -> Path:
+def write_flat(path: Path, drawn: list[Any]) -> Path:
     """Write frames as a dataset in the flat layout."""
     for name in ("images", "labels_masks"):
         (path / name).mkdir(parents=True)
@@ -52,7 +53,7 @@ def write_flat(path: Path, drawn: list) -> Path:
 def image_message(
     stamp_ns: int, pixels: np.ndarray, encoding: str, padding: int = 0, big: bool = False
 ) -> tuple[str, bytes]:
-    """Return type and CDR bytes of an Image; rows are followed by padding bytes of noise."""
+    """Return type and CDR bytes of an Image. padding: number of extra bytes per row."""
     rows = np.ascontiguousarray(pixels).view(np.uint8).reshape(len(pixels), -1)
     rows = np.concatenate([rows, np.full((len(rows), padding), 77, np.uint8)], axis=1)
     stamp = TYPES.types["builtin_interfaces/msg/Time"](sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9)

@@ -1,4 +1,4 @@
-"""A headless Chromium under test, by the DevTools protocol over a pipe: no driver and no network needed."""
+"""A headless Chromium for tests, controlled with the DevTools protocol over a pipe, without a driver or internet."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ QUIET = ("--disable-background-networking", "--disable-component-update", "--dis
 
 
 class Browser:
-    """One page. `complaints` collects what the console says and what fails; `requests` every URL asked for."""
+    """One page. `complaints` collects console messages and errors, `requests` all requested URLs."""
 
     def __init__(self, to_browser: int, from_browser: int) -> None:
         self._to, self._from = to_browser, from_browser
@@ -96,14 +96,14 @@ class Browser:
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """Start a browser with a page of its own; skips the test where none is installed."""
+    """Start a browser with one page. Skips the test if none is installed."""
     program = next((found for name in NAMES if (found := shutil.which(name))), None)
     if program is None:
         pytest.skip(f"none of {', '.join(NAMES)} is installed")
     (their_in, to_browser), (from_browser, their_out) = os.pipe(), os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         words = [program, *FLAGS, *QUIET, "--remote-debugging-pipe", f"--user-data-dir={profile}"]
-        # Chromium reads descriptor 3 and writes descriptor 4; the pipes' own must be neither.
+        # Chromium reads descriptor 3 and writes descriptor 4, so the pipes must use other numbers.
         their_in, their_out = _moved_up(their_in), _moved_up(their_out)
         shell = ["bash", "-c", f'exec "$@" 3<&{their_in} 4>&{their_out}', "chromium", *words]
         process = subprocess.Popen(shell, pass_fds=(their_in, their_out), stderr=subprocess.DEVNULL)

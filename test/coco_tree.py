@@ -1,4 +1,4 @@
-"""A small folder in COCO's layout, and the inverse of what is read from it."""
+"""A small folder in the layout of COCO, and encoders of its masks."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def segment(box: tuple[int, int, int, int], form: str) -> object:
 
 
 def runs_of(mask: np.ndarray) -> list[int]:
-    """Return the run lengths of a mask down its columns, the first one background."""
+    """Return the run lengths of a mask in column order, starting with background."""
     flat = mask.T.reshape(-1)
     starts = np.flatnonzero(np.diff(flat.astype(np.int8))) + 1
     runs = np.diff([0, *starts, flat.size]).tolist()
@@ -84,7 +84,7 @@ def runs_of(mask: np.ndarray) -> list[int]:
 
 
 def packed(runs: list[int]) -> str:
-    """Return run lengths as COCO's mask API packs them into text."""
+    """Return run lengths as text in the encoding of the COCO mask API."""
     text = ""
     for number, run in enumerate(runs):
         value = run - runs[number - 2] if number > 2 else run

@@ -1,4 +1,4 @@
-"""Small fabricated datasets in their official layouts, and in the flat one."""
+"""Small generated datasets in their official layouts and in the flat layout."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ SIZE = (6, 8)
 
 
 def image(seed: int) -> np.ndarray:
-    """Noise, (6, 8, 3) uint8 RGB; PNG and npz keep it exactly."""
+    """Return noise, (6, 8, 3) uint8 RGB, which PNG and npz store exactly."""
     return np.random.default_rng(seed).integers(1, 200, (*SIZE, 3), dtype=np.uint8)
 
 
 def values(*used: int) -> np.ndarray:
-    """A label image that holds these values in turn."""
+    """Return a label image that contains these values in turns."""
     return np.resize(np.array(used, np.uint8), SIZE)
 
 
@@ -130,4 +130,4 @@ OFFICIAL: dict[str, Callable[[Path], None]] = {
     "street_hazards": street_hazards,
 }
 INSIDE = {"fs_lost_found": "fishyscapes_lostandfound", "fs_static": "fs"}
-"""The folder of the dataset, where the tree holds another dataset beside it."""
+"""Dataset -> its folder, if the tree also contains another dataset."""

@@ -1,4 +1,4 @@
-"""A real HTTP server for download tests: one file, ranges, and faults that happen one request after the other."""
+"""A real HTTP server for download tests: one file, ranges, and faults for successive requests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Fault = Callable[["Handler", "FileServer"], None]
 
 @dataclass
 class FileServer:
-    """What is served, and what was asked. faults: each answers one request, the rest is served as it should be."""
+    """The served file and the received requests. faults: each handles one request; later ones are served normally."""
 
     content: bytes
     etag: str | None = '"v1"'
@@ -66,7 +66,7 @@ def running(state: FileServer) -> Iterator[FileServer]:
 
 
 def begin(handler: Handler, state: FileServer, declared: int | None = -1) -> bytes:
-    """Send status and headers as RFC 9110 says; return the body. declared: another Content-Length; None: none."""
+    """Send status and headers by RFC 9110; return the body. declared: wrong Content-Length, None for no such header."""
     wanted = re.fullmatch(r"bytes=(\d+)-", handler.headers.get("Range", "")) if state.ranges else None
     condition = handler.headers.get("If-Range")
     if condition is not None and condition not in (state.etag, state.last_modified):
@@ -95,7 +95,7 @@ def serve(handler: Handler, state: FileServer) -> None:
 
 
 def cut_after(count: int) -> Fault:
-    """Promise everything, send `count` bytes, hang up."""
+    """Announce the full length, send `count` bytes, then close the connection."""
 
     def fault(handler: Handler, state: FileServer) -> None:
         handler.wfile.write(begin(handler, state)[:count])
@@ -115,7 +115,7 @@ def status(code: int, **headers: str) -> Fault:
 
 
 def drip(seconds: float) -> Fault:
-    """Send a byte every 20 ms, so that no single read ever times out."""
+    """Send one byte every 20 ms, so that no single read times out."""
 
     def fault(handler: Handler, state: FileServer) -> None:
         body = begin(handler, state)

@@ -1,4 +1,4 @@
-"""A small anomaly dataset in the flat layout, made of noise: some frames with anomalies, one without."""
+"""A small anomaly dataset of noise in the flat layout, with one frame without an anomaly."""
 
 from __future__ import annotations
 

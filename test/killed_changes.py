@@ -1,6 +1,6 @@
-"""Changes a bundle in processes that are killed, at every step and at random moments, and checks it after each kill.
+"""Change a bundle in processes that are killed, at every step and at random moments, and check it after each kill.
 
-Prints how many were killed and how often the bundle was the old and the new one; fails where it is neither.
+Prints the number of kills and how often the bundle was the old and the new one. Fails if it is neither.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from anomseg_ros.core.bundle import CONTRACT_FILE, GRAPH_FILE, Bundle, change_bu
 from anomseg_ros.core.labels import label_set
 
 GRAPHS = {1.0: b"1" * 300_000, 2.0: b"2" * 300_000}
-"""Temperature -> the graph that belongs to it."""
+"""Temperature -> its graph."""
 STEPS = ("open", "os.", "shutil.", "ctypes.dl", "tempfile.")
-"""Python's audit events of what touches files."""
+"""Prefixes of Python's audit events of file operations."""
 RANDOM_KILLS = 10
 
 Change = Callable[[Bundle], object]
 
 
 def killed_in(change: Change, bundle: Bundle, *, at_step: int = 0, after_s: float = 0.0) -> bool:
-    """Run a change in another process and kill that at a step, or after a while; return whether it was killed."""
+    """Run a change in another process and kill it at a step or after a time; return whether it was killed."""
     child = os.fork()
     if child == 0:
         if at_step:

@@ -1,4 +1,4 @@
-"""Frames that a network labels itself, one pixel in five wrongly: they have a temperature of least NLL."""
+"""Frames labelled by a network with every fifth pixel wrong, so that a temperature of minimal NLL exists."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import torch
 from dataset_trees import write
 from small_bundles import street_frames
 
-from anomseg_ros.export import pixels_to_input
-from anomseg_ros.networks.base import SegmentationNetwork
+from anomseg_ros.networks.network import SegmentationNetwork, pixels_to_input
 
 
 def write_own_labels(network: SegmentationNetwork, root: Path, frames: int = 2) -> str:

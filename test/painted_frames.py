@@ -1,7 +1,7 @@
-"""Frames painted in the colours of their classes, and a bundle that reads the classes off the colours, exactly.
+"""Frames in the colours of their classes, and a bundle that predicts exactly these classes from the colours.
 
-So a test says where the detector sees road, building and anomalies. Red is road, blue building, green and olive are
-void; the score `void` is near 1 on green, 0.91 on olive and near 0 elsewhere.
+With them a test determines where the detector sees road, buildings and anomalies. Red is road, blue is building, green
+and olive are void. The score `void` is near 1 on green, 0.91 on olive and near 0 elsewhere.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ RED, BLUE, GREEN, OLIVE = (255, 0, 0), (0, 0, 255), (0, 255, 0), (120, 135, 0)
 HORIZON_PX = 60
 
 
-# Class -> weights of the colour's channels, 0 to 1, and bias: 20 on the class's own colour, below -15 on the others.
+# Class -> weights of the channels (0 to 1) and bias. The logit is 20 on the colour of the class, below -15 on others.
 _LOGITS = {0: (40, -40, -40, -20), 1: (20, 20, 20, -40), 2: (-40, -40, 40, -20), 19: (-40, 40, -40, -20)}
 
 
 def painted_bundle(folder: Path) -> Bundle:
-    """Write the bundle, 128x256, Cityscapes' classes and void."""
+    """Write the bundle: 128x256, classes of Cityscapes and void."""
     outputs = (
         OutputSpec("labels", "uint8", "train ids, 255 = void or unlabelled"),
         OutputSpec("void", "float32", "probability of the void class; higher = more anomalous"),
@@ -85,8 +85,8 @@ def without_road(bundle: Bundle, folder: Path) -> Path:
 def street(*, road: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """Return a frame uint8 (128, 256, 3) and its anomaly mask uint8 (128, 256).
 
-    A road from the lower edge to the horizon, buildings elsewhere, an obstacle on the road, and above the horizon a
-    patch as large that the network takes for an anomaly and is none; both green above and olive below.
+    The frame has a road from the lower edge to the horizon and buildings elsewhere. An obstacle is on the road. A
+    patch of the same size above the horizon is a false anomaly. Both are green above and olive below.
     """
     frame = np.full((HEIGHT_PX, WIDTH_PX, 3), BLUE, np.uint8)
     anomaly = np.zeros((HEIGHT_PX, WIDTH_PX), np.uint8)

@@ -1,4 +1,4 @@
-"""Objects that tests paste."""
+"""Objects for tests of pasting."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from anomseg_ros.core.types import RgbImage
-from anomseg_ros.datasets.outlier_objects import OutlierObject
+from anomseg_ros.outliers.objects import OutlierObject
 
 
 class Counting:
-    """Gives one object again and again, and counts how often."""
+    """A source that always returns the same object and counts the calls."""
 
     def __init__(self, mask: np.ndarray, value: int = 200) -> None:
         self.given = OutlierObject(np.full((*mask.shape, 3), value, np.uint8), mask, "test")

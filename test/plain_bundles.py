@@ -1,4 +1,4 @@
-"""Bundles whose programs are only bytes: for what is done with files, not with what they compute."""
+"""Bundles whose programs are arbitrary bytes, for tests of file operations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from anomseg_ros.core.bundle import FORMAT_VERSION, GRAPH_FILE, Bundle, Contract
 from anomseg_ros.core.labels import label_set
 
 BESIDE = {"README.md": b"a model card", "checkpoint.safetensors": b"weights", "scenes.jpg": b"\xff\xd8 a picture"}
-"""What lies in a bundle's folder without being listed; a folder and a link as well, see plain_bundle."""
+"""Files in the folder of a bundle that its contract does not list. plain_bundle adds a folder and a link."""
 
 
 def plain_contract(**changes: Any) -> Contract:
@@ -29,7 +29,7 @@ def plain_contract(**changes: Any) -> Contract:
 
 
 def plain_bundle(folder: Path, files: dict[str, bytes] | None = None, **changes: Any) -> Bundle:
-    """Write a bundle of these files (default: a graph) with BESIDE, a folder and a link beside them."""
+    """Write a bundle of these files (default: a graph), and beside them BESIDE, a folder and a link."""
     sources = folder.with_name(f"{folder.name}-sources")
     sources.mkdir(parents=True)
     contents = files or {GRAPH_FILE: b"the graph"}
@@ -45,7 +45,7 @@ def plain_bundle(folder: Path, files: dict[str, bytes] | None = None, **changes:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return relative path -> bytes of every file below a folder, hidden ones too; of a link, where it leads."""
+    """Return relative path -> bytes of every file below a folder, with hidden files; for links, their target."""
     return {
         str(path.relative_to(folder)): bytes(path.readlink()) if path.is_symlink() else path.read_bytes()
         for path in folder.rglob("*")

@@ -1,6 +1,6 @@
-"""Names and shapes of the parameters in published checkpoints, written out from the published code's structure.
+"""Names and shapes of the parameters in published checkpoints, derived from the structure of the published code.
 
-Independent of anomseg_ros.networks.layouts, so that a wrong mapping there cannot hide here.
+They are independent of anomseg_ros.networks.layouts, so that tests detect a wrong mapping there.
 """
 
 from __future__ import annotations

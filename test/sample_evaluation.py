@@ -1,4 +1,4 @@
-"""A realistic evaluation to draw: curves measured on simulated scores, overlays of synthetic frames."""
+"""A realistic evaluation for reports: curves of simulated scores, overlays of synthetic frames."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import numpy as np
 
 from anomseg_ros.core.labels import CITYSCAPES, palette
 from anomseg_ros.core.overlay import overlay
-from anomseg_ros.datasets.synthetic import SyntheticConfig, SyntheticSequence
 from anomseg_ros.evaluation.results import Components, Curves, Evaluation, FrameResult, Result
-from anomseg_ros.metrics.calibration import Reliability
+from anomseg_ros.scenes.sequence import SyntheticConfig, SyntheticSequence
 
 HOSTILE = 'erfnet</script><img src=x onerror="alert(1)">'
 DATASETS = {"road_anomaly_21": 12, "road_obstacle_21": 30}
@@ -19,7 +18,7 @@ DATASETS = {"road_anomaly_21": 12, "road_obstacle_21": 30}
 
 @cache
 def evaluation() -> Evaluation:
-    """Return four bundles and scores on two datasets; one bundle has a hostile name."""
+    """Return results of four bundles and scores on two datasets. One bundle name contains HTML."""
     models = [("mide_net", "void", 3.0), ("enet_int8", "void", 2.4), ("enet_int8", "msp", 1.2), (HOSTILE, "void", 1.8)]
     results = [
         result(bundle, dataset, score, quality, seed)
@@ -38,7 +37,7 @@ def evaluation() -> Evaluation:
 
 
 def result(bundle: str, dataset: str, score: str, quality: float, seed: int, anomaly_shift: float = 0.0) -> Result:
-    """Return one result measured on simulated scores; a higher quality separates the kinds better."""
+    """Return one result of simulated scores. A higher quality separates known and anomalous pixels better."""
     rng = np.random.default_rng([seed, len(bundle), len(score)])
     frames = [_frame(rng, index, quality + anomaly_shift) for index in range(DATASETS.get(dataset, 5))]
     known, anomaly = (np.concatenate(parts) for parts in zip(*(scores for _, scores in frames), strict=True))
@@ -67,7 +66,7 @@ def _frame(rng: np.random.Generator, index: int, quality: float) -> tuple[FrameR
 
 
 def measured(known: np.ndarray, anomaly: np.ndarray) -> tuple[float, float, float, Curves, float, float]:
-    """Return AuPRC, FPR95, AUROC, points to draw, best F1 and its threshold of float scores."""
+    """Return AuPRC, FPR95, AUROC, curves, best F1 and its threshold of float scores."""
     order = np.argsort(-np.concatenate([known, anomaly]))
     scores = np.concatenate([known, anomaly])[order]
     hit = np.concatenate([np.zeros(known.size), np.ones(anomaly.size)])[order]
@@ -76,18 +75,16 @@ def measured(known: np.ndarray, anomaly: np.ndarray) -> tuple[float, float, floa
     auprc = float(np.sum(np.diff(recall, prepend=0) * precision))
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     edges = np.linspace(0, 1, 61)
-    reliability = Reliability()
-    reliability.add(scores, hit > 0)
-    points_of = reliability.curve()
-    pixels = max(sum(points_of.pixels), 1)
+    bins = np.digitize(scores, np.linspace(0, 1, 16)[1:-1], right=True)
+    pixels, probability, outcome = (np.bincount(bins, weights, 15) for weights in (None, scores, hit))
     points = Curves(
         recall=tuple(recall.tolist()), precision=tuple(precision.tolist()), fpr=tuple(fpr.tolist()),
         tpr=tuple(recall.tolist()), histogram_edges=tuple(edges.tolist()),
         histogram_known=tuple(np.histogram(known, edges)[0].tolist()),
         histogram_anomaly=tuple(np.histogram(anomaly, edges)[0].tolist()),
-        reliability_confidence=tuple(0.0 if p != p else p for p in points_of.mean_probability),
-        reliability_accuracy=tuple(0.0 if p != p else p for p in points_of.share_true),
-        reliability_share=tuple(n / pixels for n in points_of.pixels),
+        reliability_confidence=tuple((probability / np.maximum(pixels, 1)).tolist()),
+        reliability_accuracy=tuple((outcome / np.maximum(pixels, 1)).tolist()),
+        reliability_share=tuple((pixels / max(pixels.sum(), 1)).tolist()),
     )  # fmt: skip
     fpr95 = float(fpr[np.searchsorted(recall, 0.95)])
     return (

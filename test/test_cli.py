@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from anomseg_ros import __version__, cli
-from anomseg_ros.errors import ConfigError
+from anomseg_ros.errors import AnomsegError, ConfigError
 
 
 def test_usage_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -15,7 +17,7 @@ def test_usage_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"  {name} " in text for name in cli.COMMANDS)
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_option_prints_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == f"anomseg {__version__}"
 
@@ -29,13 +31,13 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["bag", "wirte"], "bag has: bag"),
     ],
 )
-def test_wrong_commands_exit_with_2(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_command_exits_with_2(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(words) == 2
     captured = capsys.readouterr()
     assert message in captured.out + captured.err
 
 
-def test_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_is_printed_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "no-such-bundle", "x.png", "--output", "out"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("anomseg: error: 'no-such-bundle' is neither a bundle directory nor a shipped bundle")
@@ -50,7 +52,7 @@ def test_interruption_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli.main(["run"]) == 130
 
 
-def test_other_missing_modules_are_not_explained_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_missing_module_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(argv: list[str]) -> int:
         raise ModuleNotFoundError("no module", name="something_else")
 
@@ -60,17 +62,49 @@ def test_other_missing_modules_are_not_explained_away(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("name", sorted(cli.COMMANDS))
-def test_every_command_has_help_that_starts_with_its_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_help_with_its_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main([*name.split(), "--help"])
     assert stopped.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: anomseg {name}")
 
 
-def test_the_module_runs_as_a_command() -> None:
+def test_module_can_be_run_as_a_command() -> None:
     done = subprocess.run([sys.executable, "-m", "anomseg_ros.cli", "run", "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("usage: anomseg run")
 
 
 def test_error_classes_share_a_base() -> None:
-    assert issubclass(ConfigError, cli.AnomsegError)
+    assert issubclass(ConfigError, AnomsegError)
+
+
+def test_argument_names_in_errors_become_options() -> None:
+    said = cli.as_options("accept it with `accept_drift`, give `checkpoint`, see `anomseg run` and `max_latency_ms`")
+    assert said == "accept it with --accept-drift, give `checkpoint`, see `anomseg run` and --max-latency-ms"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["models", "list"]])
+def test_unwritable_standard_output_is_a_one_line_error(words: list[str]) -> None:
+    command = f"{sys.executable} -m anomseg_ros.cli {' '.join(words)}"
+    full = subprocess.run(f"{command} > /dev/full", shell=True, capture_output=True, text=True)
+    assert full.returncode == 1
+    assert full.stderr.startswith("anomseg: error: No space left on device; make room") and full.stderr.count("\n") == 1
+    gone = subprocess.run(["bash", "-c", f"set -o pipefail; {command} | true"], capture_output=True, text=True)
+    assert gone.returncode in (0, 141) and gone.stderr == ""
+
+
+def test_os_error_is_printed_in_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(words: list[str]) -> int:
+        return len(open(words[0], encoding="utf-8").read())
+
+    monkeypatch.setattr(cli, "_load", lambda name: refused)
+    for path, reason in (("/nowhere/x", "No such file or directory"), ("/", "Is a directory"), ("n" * 300, "too long")):
+        assert cli.main(["run", path]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"anomseg: error: {path!r}: ") and reason in error and error.count("\n") == 1
+
+
+def test_invalid_utf8_in_names_can_be_printed(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "anomseg_ros.cli", "report", os.fsdecode(b"caf\xe9.json")]
+    done = subprocess.run(command, capture_output=True)
+    assert done.returncode == 1 and b"caf\\udce9.json is not an evaluation" in done.stderr

@@ -3,51 +3,63 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
 import os
 import re
+import signal
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
 import yaml
+from launch_harness import CONFIG, LAUNCH, ROOT, executable, launched, load, parameters_of
 
-from anomseg_ros.backends import BACKENDS
 from anomseg_ros.core.road_region import NO_REGION, SURFACES
-from anomseg_ros.core.scores import SCORE_NAMES
-
-ROOT = Path(__file__).resolve().parents[1]
-LAUNCH = ROOT / "launch"
-CONFIG = ROOT / "config"
+from anomseg_ros.core.temporal_filter import FILTERS
 
 DETECTOR_ARGUMENTS = {
     "namespace",
     "params_file",
     "image_topic",
     "image_transport",
+    "min_rate_hz",
     "bundle",
     "backend",
     "precision",
     "score",
     "target_fpr",
     "road_region",
+    "temporal_filter",
     "use_sim_time",
     "autostart",
+    "respawn",
     "log_level",
     "rviz",
 }
+CAMERAS_ARGUMENTS = {
+    "cameras",
+    "mode",
+    "params_file",
+    "threads",
+    "use_sim_time",
+    "autostart",
+    "respawn",
+    "log_level",
+}
+REQUIRED_ARGUMENTS = {"bag", "cameras"}
 CLOSED_ARGUMENTS = {
     "image_transport",
     "precision",
     "use_sim_time",
     "autostart",
+    "respawn",
     "log_level",
     "rviz",
     "backend",
     "score",
     "road_region",
+    "temporal_filter",
 }
 
 
@@ -63,7 +75,11 @@ def declared(path: Path) -> dict[str, dict[str, ast.expr]]:
 
 @pytest.mark.parametrize(
     ("file", "expected"),
-    [("detector.launch.py", DETECTOR_ARGUMENTS), ("replay.launch.py", {"bag", "rate", "loop", "clock"})],
+    [
+        ("detector.launch.py", DETECTOR_ARGUMENTS),
+        ("replay.launch.py", {"bag", "rate", "loop", "clock"}),
+        ("multi_camera.launch.py", CAMERAS_ARGUMENTS),
+    ],
 )
 def test_every_argument_is_declared_and_described(file: str, expected: set[str]) -> None:
     arguments = declared(LAUNCH / file)
@@ -71,13 +87,14 @@ def test_every_argument_is_declared_and_described(file: str, expected: set[str])
     for name, words in arguments.items():
         description = ast.literal_eval(words["description"])
         assert description.endswith(".") or "..." in description, name
-        assert ("default_value" in words) == (name != "bag")
-        assert ("choices" in words) == (name in CLOSED_ARGUMENTS | {"loop"}), name
+        assert ("default_value" in words) == (name not in REQUIRED_ARGUMENTS)
+        assert ("choices" in words) == (name in CLOSED_ARGUMENTS | {"loop", "mode"}), name
 
 
 def test_arguments_are_parameters_of_the_node() -> None:
     parameters = yaml.safe_load((CONFIG / "detector.yaml").read_text())["/**"]["ros__parameters"]
-    assert {"image_transport", "bundle", "backend", "precision", "score", "target_fpr", "autostart"} <= set(parameters)
+    named = {"image_transport", "min_rate_hz", "bundle", "backend", "precision", "score", "target_fpr", "autostart"}
+    assert named <= set(parameters)
     choices = {
         name: words["choices"] for name, words in declared(LAUNCH / "detector.launch.py").items() if "choices" in words
     }
@@ -92,9 +109,12 @@ def test_closed_choices_are_the_package_s_tables() -> None:
         for node in tree.body
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.List)
     }
-    assert set(lists["BACKENDS"]) == set(BACKENDS)
-    assert set(lists["SCORES"]) == set(SCORE_NAMES)
+    tables = [
+        node for node in tree.body if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("anomseg")
+    ]
+    assert [alias.name for node in tables for alias in node.names] == ["BACKENDS", "SCORES"]
     assert lists["ROAD_REGIONS"] == [NO_REGION, *SURFACES]
+    assert lists["TEMPORAL_FILTERS"] == [*FILTERS]
 
 
 def test_rviz_and_foxglove_show_topics_of_the_node() -> None:
@@ -106,7 +126,7 @@ def test_rviz_and_foxglove_show_topics_of_the_node() -> None:
         for node in source.body
         if isinstance(node, ast.Assign)
         and isinstance(node.targets[0], ast.Name)
-        and node.targets[0].id == "SHOWN_TOPICS"
+        and node.targets[0].id == "RVIZ_TOPICS"
     )
     assert shown == {f"/detector/{name}" for name in names}
     layout = json.loads((CONFIG / "foxglove_layout.json").read_text())
@@ -132,34 +152,9 @@ def test_fast_dds_profile_has_the_segment_and_is_the_default() -> None:
     assert root.findtext(".//useBuiltinTransports", None, space) == "false"
 
 
-# The folder `launch` of this repository can be imported as a namespace package, so the name alone proves nothing.
-
-
-@pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A prefix that ament finds, with the package's share folder and an executable detector."""
-    pytest.importorskip("launch.actions", reason="launch is not on PyPI: source a ROS installation")
-    pytest.importorskip("launch_ros.actions", reason="launch_ros is not on PyPI: source a ROS installation")
-    for folder, target in (("share/anomseg_ros", ROOT), ("lib/anomseg_ros/detector", ROOT / "scripts" / "detector")):
-        (tmp_path / folder).parent.mkdir(parents=True)
-        (tmp_path / folder).symlink_to(target)
-    marker = tmp_path / "share/ament_index/resource_index/packages/anomseg_ros"
-    marker.parent.mkdir(parents=True)
-    marker.touch()
-    monkeypatch.setenv("AMENT_PREFIX_PATH", f"{tmp_path}{os.pathsep}{os.environ.get('AMENT_PREFIX_PATH', '')}")
-    return tmp_path
-
-
-def load(file: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(file.split(".")[0], LAUNCH / file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def started(**arguments: str) -> tuple[list[object], object]:
+def started(**arguments: Any) -> tuple[list[Any], Any]:
     """What detector.launch.py starts with these arguments, and the context it was evaluated in."""
-    from launch import LaunchContext
+    from launch import LaunchContext  # type: ignore[attr-defined]
 
     context = LaunchContext(argv=[])
     context.launch_configurations.update(arguments)
@@ -169,24 +164,14 @@ def started(**arguments: str) -> tuple[list[object], object]:
     return module.start_detector(context), context
 
 
-def parameters_of(node: object, context: object) -> dict[str, object]:
-    from launch_ros.utilities import evaluate_parameters
-
-    files = evaluate_parameters(context, node._Node__parameters)
-    assert Path(files[0]).samefile(CONFIG / "detector.yaml")
-    return dict(files[1])
-
-
-def the_detector(entities: list[object]) -> object:
-    from launch_ros.actions import LifecycleNode
-
-    (node,) = (entity for entity in entities if isinstance(entity, LifecycleNode))
+def the_detector(entities: list[Any]) -> Any:
+    (node,) = (entity for entity in entities if executable(entity) == "detector")
     return node
 
 
 def test_without_arguments_the_file_decides(installed: Path) -> None:
     entities, context = started()
-    assert parameters_of(the_detector(entities), context) == {"use_sim_time": False, "autostart": False}
+    assert parameters_of(the_detector(entities), context) == {"use_sim_time": False, "autostart": True}
 
 
 def test_arguments_go_over_the_file_and_keep_their_type(installed: Path) -> None:
@@ -196,20 +181,62 @@ def test_arguments_go_over_the_file_and_keep_their_type(installed: Path) -> None
         "target_fpr": 0.05,
         "precision": "int8",
         "use_sim_time": True,
-        "autostart": False,
+        "autostart": True,
     }
 
 
-def test_autostart_emits_configure_and_only_then_activates(installed: Path) -> None:
-    from launch.actions import EmitEvent, RegisterEventHandler
+def test_a_manager_s_node_does_not_start_by_itself(installed: Path) -> None:
+    entities, context = started(autostart="false")
+    assert parameters_of(the_detector(entities), context)["autostart"] is False
+    # Nothing in the launch changes states, now or when the node reports one.
+    assert {executable(entity) for entity in entities} == {"detector", "rviz2"}
 
-    entities, _ = started()
-    kinds = [type(entity) for entity in entities]
-    assert kinds.count(EmitEvent) == 1 and kinds.count(RegisterEventHandler) == 3
-    node = entities.index(the_detector(entities))
-    assert kinds.index(EmitEvent) > node > kinds.index(RegisterEventHandler)
-    manual, _ = started(autostart="false")
-    assert not {EmitEvent, RegisterEventHandler} & {type(entity) for entity in manual}
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "arguments", "message"),
+    [
+        ("detector.launch.py", ["bundle:=nowhere"], "'nowhere' is neither a bundle directory nor a shipped bundle"),
+        ("detector.launch.py", ["params_file:=/nowhere.yaml"], "params_file:='/nowhere.yaml' is not a file"),
+        ("replay.launch.py", ["bag:=/nowhere"], "bag:='/nowhere' does not exist"),
+        ("replay.launch.py", [f"bag:={ROOT / 'demo'}"], "the bag was not played"),
+        ("multi_camera.launch.py", ["cameras:=/nowhere.yaml"], "No such file or directory; give the YAML file"),
+        ("multi_camera.launch.py", [f"cameras:={CONFIG / 'detector.yaml'}"], "unknown key '/**'"),
+    ],
+)
+def test_what_cannot_run_ends_the_launch_with_status_1(
+    installed: Path, file: str, arguments: list[str], message: str
+) -> None:
+    launch = launched(file, *arguments)
+    output, _ = launch.communicate(timeout=60)
+    assert launch.returncode == 1 and message in output and "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_the_detector_respawns_and_ends_with_status_0(installed: Path) -> None:
+    launch = launched("detector.launch.py", "bundle:=enet-synthetic", "respawn:=true")
+    starts = 0
+    for line in launch.stdout:
+        if started_with := re.search(r"process started with pid \[(\d+)\]", line):
+            detector = int(started_with[1])
+        if "bundle enet-synthetic (" in line:  # configured by itself, also the second time
+            starts += 1
+            if starts == 1:
+                os.kill(detector, signal.SIGKILL)
+            else:
+                os.killpg(launch.pid, signal.SIGINT)  # as a terminal does
+    assert launch.wait(30) == 0 and starts == 2
+
+
+@pytest.mark.slow
+def test_a_detector_that_died_ends_the_launch_with_status_1(installed: Path) -> None:
+    launch = launched("detector.launch.py", "bundle:=enet-synthetic")
+    output = ""
+    for line in launch.stdout:
+        output += line
+        if started_with := re.search(r"process started with pid \[(\d+)\]", line):
+            os.kill(int(started_with[1]), signal.SIGKILL)
+    assert launch.wait(30) == 1 and "the detector ended with status -9" in output
 
 
 @pytest.mark.parametrize("name", sorted(CLOSED_ARGUMENTS))
@@ -219,33 +246,29 @@ def test_values_outside_the_choices_are_refused(installed: Path, name: str) -> N
 
 
 def test_namespace_moves_node_and_rviz_topics(installed: Path) -> None:
-    from launch_ros.actions import LifecycleNode
-
     entities, context = started(namespace="front", rviz="true")
     node = the_detector(entities)
     node._perform_substitutions(context)
     assert node.node_name == "/front/detector"
-    (rviz,) = (
-        entity for entity in entities if type(entity).__name__ == "Node" and not isinstance(entity, LifecycleNode)
-    )
+    (rviz,) = (entity for entity in entities if executable(entity) == "rviz2")
     text = [tuple(part[0].text for part in pair) for pair in rviz._Node__remappings]
     assert ("/detector/overlay", "/front/detector/overlay") in text
 
 
 def test_replay_plays_the_bag_into_the_detector(installed: Path) -> None:
-    from launch import LaunchContext
+    from launch import LaunchContext  # type: ignore[attr-defined]
     from launch.actions import ExecuteProcess
 
     context = LaunchContext(argv=[])
-    context.launch_configurations.update(bag="/data/drive", rate="2.0", loop="true", clock="50")
+    context.launch_configurations.update(bag=str(ROOT), rate="2.0", loop="true", clock="50")
     entities = load("replay.launch.py").play_bag(context)
     (player,) = (entity for entity in entities if isinstance(entity, ExecuteProcess))
     words = [part[0].text for part in player.cmd]
     assert words[1:] == [
-        *("-m", "anomseg_ros.cli", "bag", "play", "/data/drive"),
+        *("-m", "anomseg_ros.cli", "bag", "play", str(ROOT)),
         *("--rate", "2.0", "--clock", "50", "--wait", "60", "--loop"),
     ]
-    from anomseg_ros.commands.bag_play import parser
+    from anomseg_ros.commands.bag_play import argument_parser
 
-    options = parser().parse_args(words[5:])
-    assert (options.rate, options.clock, options.loop, str(options.file)) == (2.0, 50.0, True, "/data/drive")
+    options = argument_parser().parse_args(words[5:])
+    assert (options.rate, options.clock, options.loop, str(options.file)) == (2.0, 50.0, True, str(ROOT))

@@ -1,4 +1,4 @@
-"""What pip and colcon install, from a copy of the sources as git sees them; neither needs a network."""
+"""The files that pip and colcon install from a copy of the sources in git, without internet."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ CHANGED_BY_BUILDS = (".git", ".venv", "build", "install", "log", "*.egg-info", "
 
 
 def sources() -> list[Path]:
-    """Files that are tracked or would be; all files where the tree is not a git checkout."""
+    """Return the tracked and untracked files without ignored ones; all files if this is not a git checkout."""
     command = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, capture_output=True, text=True) if shutil.which("git") else None
     if listed is not None and listed.returncode == 0:
@@ -55,7 +56,7 @@ def pip_prefix(source_copy: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         "--no-build-isolation",
         "--no-index",
         "--no-warn-script-location",
-        "--ignore-installed",  # or pip takes the developer's own installation away
+        "--ignore-installed",  # without it, pip removes the developer's installation
         "--prefix",
         str(prefix),
     ]
@@ -78,7 +79,7 @@ def colcon(workspace: Path) -> list[str]:
     return [sys.executable, "-m", "colcon", "--log-base", str(workspace / "log")]
 
 
-def run(command: list[str], folder: Path | None = None, **variables: str) -> str:
+def run(command: list[str], folder: Path | None = None, **variables: Any) -> str:
     done = subprocess.run(
         command, cwd=folder, env={**os.environ, **variables}, capture_output=True, text=True, timeout=300
     )
@@ -96,21 +97,44 @@ def test_version_name_and_licence_agree() -> None:
     assert re.fullmatch(r"[\w.+-]+@[\w-]+(\.[\w-]+)+", xml.find("maintainer").get("email"))
 
 
-def test_every_ros_package_that_is_imported_is_declared() -> None:
+def test_imported_ros_packages_are_declared() -> None:
     declared = {element.text for element in package_xml() if element.tag.endswith("depend")}
     used = set()
     for path in [*(ROOT / "anomseg_ros").rglob("*.py"), *(ROOT / "launch").glob("*.py")]:
         used |= set(
             re.findall(
-                r"^\s*(?:from|import) (\w+_msgs|std_srvs|rclpy|launch|launch_ros)\b", path.read_text(), re.MULTILINE
+                r"^\s*(?:from|import) (\w+_msgs|\w+_interfaces|std_srvs|rclpy|launch|launch_ros)\b",
+                path.read_text(),
+                re.MULTILINE,
             )
         )
     assert {"rclpy", "sensor_msgs", "launch", "launch_ros"} <= used
-    # These come with rclpy and are part of its interface.
-    assert used - {"rcl_interfaces", "builtin_interfaces"} <= declared
+    assert used <= declared
 
 
-def test_constraints_hold_the_one_torch_version() -> None:
+# Library of install_requires -> rosdep key (rosdep/python.yaml in ros/rosdistro).
+ROSDEP_KEYS = {
+    "Jinja2": "python3-jinja2",
+    "Pillow": "python3-pil",
+    "numpy": "python3-numpy",
+    "opencv-python-headless": "python3-opencv",
+    "onnxruntime": "python3-onnxruntime-pip",
+    "PyYAML": "python3-yaml",
+    "rich": "python3-rich",
+    "rosbags": "python3-rosbags-pip",
+}
+
+
+def test_rosdep_keys_match_install_requires() -> None:
+    declared = {element.text for element in package_xml() if element.tag == "depend"}
+    setup = (ROOT / "setup.py").read_text()
+    required = re.search(r"install_requires=\[(.*?)\]", setup, re.DOTALL)[1] + re.search(r"BAGS = \[(.*)\]", setup)[1]
+    assert {ROSDEP_KEYS[name] for name in re.findall(r'"([\w-]+)[<>=]', required)} == {
+        name for name in declared if name.startswith("python3-")
+    }
+
+
+def test_constraints_pin_only_torch() -> None:
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert len(lines) == 1 and re.fullmatch(r"torch==\d+\.\d+\.\d+", lines[0])
 
@@ -119,9 +143,9 @@ def test_installed_versions_satisfy_the_declared_ranges() -> None:
     requirements = pytest.importorskip("packaging.requirements")
     from importlib import metadata
 
-    calls: dict[str, object] = {}
+    calls: dict[str, Any] = {}
     code = (ROOT / "setup.py").read_text().replace("from setuptools import find_packages, setup", "")
-    exec(  # what pip and colcon see, without building anything
+    exec(  # evaluate setup.py like pip and colcon, without building
         compile(code, "setup.py", "exec"),
         {
             "__file__": str(ROOT / "setup.py"),
@@ -144,7 +168,7 @@ def test_installed_versions_satisfy_the_declared_ranges() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("installer", ["pip", "colcon"])
-def test_installed_files(installer: str, request: pytest.FixtureRequest) -> None:
+def test_all_files_are_installed(installer: str, request: pytest.FixtureRequest) -> None:
     prefix: Path = request.getfixturevalue(f"{installer}_prefix")
     share = prefix / "share" / "anomseg_ros"
     detector = prefix / "lib" / "anomseg_ros" / "detector"
@@ -179,7 +203,7 @@ def test_installed_command_runs(installer: str, request: pytest.FixtureRequest, 
     assert refused.returncode == 1 and f"{shipped} ships with the package and is not changed" in refused.stderr
 
 
-def test_colcon_takes_it_for_an_ament_python_package() -> None:
+def test_colcon_identifies_an_ament_python_package() -> None:
     pytest.importorskip("colcon_ros", reason="needs colcon-ros: pip install '.[dev]'")
     from colcon_core.package_descriptor import PackageDescriptor
     from colcon_ros.package_identification.ros import RosPackageIdentification
@@ -190,6 +214,6 @@ def test_colcon_takes_it_for_an_ament_python_package() -> None:
 
 
 @pytest.mark.slow
-def test_colcon_puts_the_package_on_the_ament_prefix_path(colcon_prefix: Path) -> None:
-    # A plain Python package, which a wrong package.xml silently becomes, gets no such hook.
+def test_colcon_adds_the_package_to_the_ament_prefix_path(colcon_prefix: Path) -> None:
+    # With a wrong package.xml, colcon treats the package as plain Python and adds no such hook.
     assert (colcon_prefix / "share" / "anomseg_ros" / "hook" / "ament_prefix_path.sh").is_file()

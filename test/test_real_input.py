@@ -1,10 +1,11 @@
-"""Real road frames, from bags, through the real node: nothing lost uncounted, and the same bits as `anomseg run`."""
+"""Real road frames from bags through the real node: all frames are counted, and outputs equal `anomseg run`."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,7 +16,7 @@ from anomseg_ros.bags.read import open_bag, read_images
 from anomseg_ros.cli import main
 from anomseg_ros.core.image_files import image_files
 from anomseg_ros.export import ExportConfig, export_checkpoint
-from anomseg_ros.node.process import NodeProcess, free_domain_id, local_environment
+from anomseg_ros.replay.process import NodeProcess, free_domain_id, local_environment
 
 CHECKPOINTS = {"enet": "enet_560_epochs_finetuned.pth", "erfnet": "erfnet_void20_dequantized.safetensors"}
 TOPIC = "/front/image"
@@ -60,7 +61,7 @@ def expected(bundle: Path, frames: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
-def test_thirty_real_frames(
+def test_real_frames_are_all_counted_and_equal_anomseg_run(
     storage: str, bundle: Path, bags: dict[str, Path], frames: Path, expected: Path, tmp_path: Path
 ) -> None:
     domain = free_domain_id()
@@ -100,7 +101,7 @@ def _settled(client: Client) -> bool:
     return counts["published"] + counts["dropped"] == 30
 
 
-def _check_bits(bag: Path, frames: Path, expected: Path, labels: list, scores: list) -> None:
+def _check_bits(bag: Path, frames: Path, expected: Path, labels: list[Any], scores: list[Any]) -> None:
     with open_bag(bag) as opened:
         records = list(read_images(opened, TOPIC))
     names = dict(zip([record.stamp_ns for record in records], [path.stem for path in image_files(frames)], strict=True))

@@ -1,4 +1,4 @@
-"""Training runs of seconds: MiDE-Net on a handful of small frames in CamVid's layout."""
+"""Training runs of a few seconds: MiDE-Net on a few small frames in the layout of CamVid."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dataset_trees import write
 
 from anomseg_ros.networks.checkpoints import load_checkpoint
 from anomseg_ros.training.config import TrainConfig, load_config
-from anomseg_ros.training.loop import Progress, Result, Sources, train
+from anomseg_ros.training.loop import Result, Sources, TrainingStatus, train
 
 ROOT = Path(__file__).resolve().parents[1]
 HEIGHT_PX, WIDTH_PX = 32, 48
@@ -28,7 +28,7 @@ HEIGHT_PX, WIDTH_PX = 32, 48
 def write_frames(
     root: Path, train_frames: int = 6, validation_frames: int = 3, size: tuple[int, int] = (32, 48)
 ) -> Path:
-    """Write frames that can be learnt: bands of sky, building, road and a car, each of its own colour, with noise."""
+    """Write frames that are easy to learn: noisy bands of sky, building and road and a car in different colours."""
     for split, count in (("train", train_frames), ("val", validation_frames)):
         for number in range(count):
             image, labels = _frame(number + (100 if split == "val" else 0), size)
@@ -38,7 +38,7 @@ def write_frames(
 
 
 def weights(output: Path, name: str = "last", network: str = "mide_net", classes: int = 11) -> dict[str, Any]:
-    """Return the state of a network that a run saved."""
+    """Return the state of a network saved by a run."""
     found: dict[str, Any] = load_checkpoint(output / f"{name}.safetensors", network, classes).state_dict()
     return found
 
@@ -91,7 +91,7 @@ def write_config(path: Path, data: Path | str, /, **changes: Any) -> Path:
 
 
 def tiny_config(folder: Path, data: Path | str, /, **changes: Any) -> TrainConfig:
-    """Return a tiny configuration, read from a file as every one is."""
+    """Return a tiny configuration, read from a file like a real one."""
     return load_config(write_config(folder / "tiny.yaml", data, **changes))
 
 
@@ -101,13 +101,13 @@ def run(config: TrainConfig, output: Path, report: Any = None, resume: bool = Tr
 
 
 class Killed(Exception):
-    """Raised in a report in place of a kill."""
+    """Raised in a report instead of killing the process."""
 
 
 def killed_at(step: int) -> Any:
-    """Return a report that ends the run after a step, before anything of it is saved."""
+    """Return a report that ends the run after a step, before the step is saved."""
 
-    def report(now: Progress) -> None:
+    def report(now: TrainingStatus) -> None:
         if now.stage == "train" and now.done == step:
             raise Killed
 
@@ -115,19 +115,19 @@ def killed_at(step: int) -> Any:
 
 
 def state(output: Path) -> dict[str, Any]:
-    """Return the content of a run's state."""
+    """Return the saved state of a run."""
     content: dict[str, Any] = torch.load(output / "state.pt", weights_only=True)
     return content
 
 
 def same_weights(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
-    """Whether two state dicts are equal bit for bit."""
+    """Return whether two state dicts are equal bit for bit."""
     return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """Let no file grow beyond `size` bytes, as on a disk that is full."""
+    """Limit the size of files to `size` bytes, to simulate a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -139,7 +139,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 def command(
     arguments: Sequence[str], cache: Path, launcher: Sequence[str] = (sys.executable, "-m"), **more: Any
 ) -> subprocess.Popen[str]:
-    """Start `anomseg train` in a process of its own, one thread, decoded frames in `cache`."""
+    """Start `anomseg train` in a separate process with one thread and decoded frames in `cache`."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(cache), "COLUMNS": "200"}
     words = [*launcher, "anomseg_ros.commands.train", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

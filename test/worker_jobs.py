@@ -1,4 +1,4 @@
-"""Work that other processes import by name."""
+"""Jobs that worker processes import by name."""
 
 from __future__ import annotations
 

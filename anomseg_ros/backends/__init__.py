@@ -1,41 +1,70 @@
-"""Engines that run a bundle's graph: one file each, one table."""
+"""Engines that run a bundle's graph: one table, and one file for each engine."""
 
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from anomseg_ros.backends.options import BackendOptions
+from anomseg_ros.backends.backend_options import BackendOptions
+from anomseg_ros.backends.fallback import FallbackBackend
 from anomseg_ros.core.bundle import Bundle, load_bundle
 from anomseg_ros.core.detector import Backend, Detector
+from anomseg_ros.core.progress import Progress, no_progress
 from anomseg_ros.errors import BackendError, ConfigError, unknown_name
 
 BACKENDS = {
     "onnxruntime": "anomseg_ros.backends.onnxruntime:OnnxRuntimeBackend",
     "openvino": "anomseg_ros.backends.openvino:OpenVinoBackend",
+    "tensorrt": "anomseg_ros.backends.tensorrt:TensorRtBackend",
     "torch": "anomseg_ros.backends.torch:TorchBackend",
 }
 
-# Package of a backend that is optional -> the extra that brings it.
+# Optional package of a backend -> the extra that installs it.
 EXTRAS = {"openvino": "openvino", "torch": "offline"}
 
 
-def open_backend(name: str, bundle: Bundle, options: BackendOptions | None = None) -> Backend:
-    """Load `bundle`'s graph into the backend called `name`. Raises ConfigError or BackendError."""
-    if name not in BACKENDS:
-        raise ConfigError(unknown_name("backend", name, BACKENDS))
-    backend: Backend = _backend_class(name)(bundle, options or BackendOptions())
-    return backend
+def open_backend(
+    name: str, bundle: Bundle, options: BackendOptions | None = None, progress: Progress = no_progress
+) -> Backend:
+    """Load a bundle's graph into a backend, or into the options' fallback where that is impossible.
+
+    Args:
+        name: of the table.
+        bundle: whose graph it runs.
+        options: of the backend.
+        progress: told how far a build is, by backends that build their engines, perhaps from another thread.
+
+    Raises:
+        ConfigError, BackendError: there is no such backend, or it cannot run the bundle.
+    """
+    options = options or BackendOptions()
+    for given in filter(None, (name, options.fallback_backend)):
+        if given not in BACKENDS:
+            raise ConfigError(unknown_name("backend", given, BACKENDS))
+    try:
+        return _open(name, bundle, options, progress)
+    except BackendError as error:
+        if options.fallback_backend in ("", name):
+            raise
+        default = BackendOptions().provider
+        requested = name if options.provider == default else f"{name}:{options.provider}"
+        inner = _open(options.fallback_backend, bundle, replace(options, provider=default), progress)
+        return FallbackBackend(requested, str(error), inner)
 
 
 def known_providers(name: str) -> tuple[str, ...]:
-    """Return the providers that a backend of the table knows. Raises BackendError where it is not installed."""
-    return tuple(_module(name).PROVIDERS)
+    """Return the providers of a backend of the table. Raises BackendError where it is not installed or has no GPU."""
+    module = _module(name)
+    getattr(module, "check_usable", lambda: None)()
+    return tuple(module.PROVIDERS)
 
 
-def _backend_class(name: str) -> Any:
-    return getattr(_module(name), BACKENDS[name].partition(":")[2])
+def _open(name: str, bundle: Bundle, options: BackendOptions, progress: Progress) -> Backend:
+    kind = getattr(_module(name), BACKENDS[name].partition(":")[2])
+    backend: Backend = kind(bundle, options, progress) if hasattr(kind, "BUILDS") else kind(bundle, options)
+    return backend
 
 
 def _module(name: str) -> Any:
@@ -53,6 +82,6 @@ def _module(name: str) -> Any:
 def open_detector(
     bundle: str | Path | Bundle, backend: str = "onnxruntime", options: BackendOptions | None = None
 ) -> Detector:
-    """Load a bundle directory and run it on a backend. Raises BundleError, ConfigError or BackendError."""
+    """Return the detector of a bundle or its directory. Raises BundleError, ConfigError or BackendError."""
     loaded = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     return Detector(loaded, open_backend(backend, loaded, options))

@@ -1,15 +1,17 @@
-"""Cuts an ONNX file down to the outputs that are wanted, so that no time goes into scores that nobody asked for.
+"""The outputs of an ONNX graph: cut a file down to the wanted ones, and compare a graph with its bundle.
 
-ONNX Runtime computes every node of a graph, whichever outputs are fetched, and the onnx package, which could cut, is
-larger than the rest of the run-time half. An ONNX file is a protocol buffer: nested records of (field number, bytes).
-Only the fields named below (onnx.proto, ONNX IR version 3 and later) are looked at; all else is copied as it is.
+ONNX Runtime computes every node of a graph, whichever outputs are fetched. So unwanted scores are cut off. The onnx
+package could do that, but it is larger than the rest of the run-time half. An ONNX file is a protocol buffer: nested
+records of (field number, bytes). Only the fields named below (onnx.proto, ONNX IR version 3 and later) are read; all
+others are copied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from typing import NamedTuple
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, NamedTuple
 
+from anomseg_ros.core.bundle import GRAPH_INPUT, LABELS_OUTPUT, Bundle
 from anomseg_ros.errors import BackendError
 
 MODEL_GRAPH = 7
@@ -23,11 +25,48 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 class Field(NamedTuple):
-    """One field: its number, its payload, and the whole of it with its tag."""
+    """One field: its number, its payload, and all its bytes with the tag."""
 
     number: int
     payload: memoryview
     whole: memoryview
+
+
+def next_outputs(wanted: frozenset[str], current: frozenset[str]) -> frozenset[str] | None:
+    """Return the outputs of the next session, None where the current session computes what is wanted and nothing else.
+
+    Labels stay once they were wanted: their subscribers come and go, and a new session each time would cost too much.
+    """
+    scores = wanted - {LABELS_OUTPUT}
+    if wanted <= current and (not scores or scores == current - {LABELS_OUTPUT}):
+        return None
+    return wanted | (current & {LABELS_OUTPUT})
+
+
+def check_graph(
+    bundle: Bundle,
+    inputs: list[tuple[str, str, list[Any]]],
+    outputs: Mapping[str, str],
+    type_names: Mapping[str, str],
+) -> None:
+    """Raise BackendError unless a graph has the input and the outputs that bundle.yaml describes.
+
+    Args:
+        bundle: what the graph is from.
+        inputs: (name, type, shape) of the graph's inputs.
+        outputs: name -> type of the graph's outputs.
+        type_names: numpy's name of a type -> the engine's name.
+    """
+    spec = bundle.contract.input
+    expected = [(GRAPH_INPUT, type_names["uint8"], [1, spec.height_px, spec.width_px, 3])]
+    if inputs != expected:
+        raise BackendError(f"{bundle.graph_path} is not an anomseg graph: its inputs are {inputs}, expected {expected}")
+    for output in bundle.contract.outputs:
+        if outputs.get(output.name) != type_names.get(output.dtype):
+            raise BackendError(
+                f"{bundle.graph_path} is not the graph that bundle.yaml describes: output {output.name!r} should be "
+                f"{output.dtype}, the graph's outputs are {outputs}"
+            )
 
 
 def keep_outputs(model: bytes, names: Collection[str]) -> bytes:
@@ -36,7 +75,7 @@ def keep_outputs(model: bytes, names: Collection[str]) -> bytes:
         parts = [
             _cut_graph(field, names) if field.number == MODEL_GRAPH else bytes(field.whole) for field in _fields(model)
         ]
-    except (IndexError, ValueError, UnicodeDecodeError) as error:
+    except (IndexError, ValueError, RecursionError) as error:
         raise BackendError(
             f"the graph is not an ONNX file ({error}); is it the one that `anomseg export` wrote?"
         ) from error
@@ -45,24 +84,19 @@ def keep_outputs(model: bytes, names: Collection[str]) -> bytes:
 
 def _cut_graph(graph: Field, names: Collection[str]) -> bytes:
     fields = list(_fields(graph.payload))
-    needed_nodes = _needed_nodes([field.payload for field in fields if field.number == GRAPH_NODE], set(names))
-    kept = []
-    nodes = iter(needed_nodes)
-    for field in fields:
+    needed_nodes = iter(_needed_nodes([field.payload for field in fields if field.number == GRAPH_NODE], set(names)))
+
+    def is_wanted(field: Field) -> bool:
         if field.number == GRAPH_NODE:
-            wanted = next(nodes)
-        elif field.number == GRAPH_OUTPUT:
-            wanted = _strings(field.payload, VALUE_NAME)[0] in names
-        else:
-            wanted = True
-        if wanted:
-            kept.append(bytes(field.whole))
-    content = b"".join(kept)
+            return next(needed_nodes)
+        return field.number != GRAPH_OUTPUT or _strings(field.payload, VALUE_NAME)[0] in names
+
+    content = b"".join(bytes(field.whole) for field in fields if is_wanted(field))
     return _varint(MODEL_GRAPH << 3 | _BYTES) + _varint(len(content)) + content
 
 
 def _needed_nodes(nodes: list[memoryview], needed: set[str]) -> list[bool]:
-    """Return which nodes the values `needed` depend on. Nodes are in topological order, as ONNX demands."""
+    """Return which nodes compute the values `needed`. Nodes are in topological order, as ONNX requires."""
     wanted = [False] * len(nodes)
     for index in range(len(nodes) - 1, -1, -1):
         if needed.intersection(_strings(nodes[index], NODE_OUTPUT)):
@@ -72,7 +106,7 @@ def _needed_nodes(nodes: list[memoryview], needed: set[str]) -> list[bool]:
 
 
 def _node_inputs(node: memoryview) -> list[str]:
-    """Return the values a node reads, those that a nested graph takes from outside included."""
+    """Return the values that a node reads, also those that its nested graphs read."""
     names = _strings(node, NODE_INPUT)
     for attribute in _fields(node):
         if attribute.number != NODE_ATTRIBUTE:

@@ -1,7 +1,7 @@
-"""OpenVINO: runs model.onnx; int8 faster than ONNX Runtime does on CPUs with VNNI instructions, float often as well.
+"""OpenVINO: runs model.onnx. Its int8 is faster than ONNX Runtime's on CPUs with VNNI, its float often as well.
 
-`import openvino` (2026.4) reports itself over the network, unasked, through the package openvino-telemetry, which pip
-installs with it. Only the model converter does so, which running a graph does not need: it is left out of the import.
+`import openvino` (2026.4) reports itself over the network through the package openvino-telemetry, which pip installs
+with it. Only its model converter does that. Running a graph does not need the converter, so the import leaves it out.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from anomseg_ros.backends.graph_outputs import keep_outputs
-from anomseg_ros.backends.options import BackendOptions
+from anomseg_ros.backends.backend_options import BackendOptions
+from anomseg_ros.backends.graph_outputs import check_graph, keep_outputs, next_outputs
 from anomseg_ros.core.bundle import GRAPH_FILE, GRAPH_INPUT, LABELS_OUTPUT, Bundle
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import BackendError, unknown_name
@@ -26,7 +26,7 @@ REPORTING_MODULE = "openvino.tools.ovc"
 
 @contextmanager
 def _left_out(module: str) -> Iterator[None]:
-    """Have imports of this module fail meanwhile, unless somebody imported it before."""
+    """Let imports of this module fail in the meantime, unless it is imported already."""
     if module in sys.modules:
         yield
         return
@@ -41,21 +41,19 @@ with _left_out(REPORTING_MODULE):
     import openvino as ov
 
 PROVIDERS = {"cpu": "CPU", "gpu": "GPU"}
-"""Provider -> OpenVINO's device. Not NPU, which computes in float16 only, nor AUTO, which changes while it runs."""
+"""Provider -> OpenVINO's device. Excludes NPU, which only has float16, and AUTO, which changes at run time."""
 
 VERSION = ov.__version__.split("-")[0]
 
 _FLOAT32 = "f32"
-_DTYPES = {"uint8": "u8", "float32": _FLOAT32}
 
 
 class OpenVinoBackend:
     """Runs model.onnx as a compiled model of OpenVINO.
 
-    There is one at a time, of the scores that were asked for last and, once they were asked for, the labels: another
-    set of scores is compiled anew, which takes about a second, once. It begins with the labels and the default score.
-    A device that is not here is replaced by the CPU, and a precision by the one in use: `actual` says so. The options
-    arena and spin have no counterpart and change nothing.
+    There is one compiled model at a time. It computes the scores that were requested last and, once requested, the
+    labels; at first the labels and the default score. Other scores are compiled in about a second. A missing device is
+    replaced by the CPU; `actual` shows the device and the precision in use. The options arena and spin have no effect.
     """
 
     def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
@@ -69,8 +67,14 @@ class OpenVinoBackend:
         self._core = ov.Core()
         self._device = _device_here(self._core, options.provider)
         self._settings = settings(self._device, options)
-        # Checked whole, before anything is cut off.
-        _check_graph(self._read(self._model), bundle)
+        # The whole graph is checked before anything is cut off.
+        graph = self._read(self._model)
+        check_graph(
+            bundle,
+            [(_name_of(item), item.element_type.get_type_name(), _shape_of(item)) for item in graph.inputs],
+            {name: item.element_type.get_type_name() for item in graph.outputs for name in item.names},
+            {"uint8": "u8", "float32": _FLOAT32},
+        )
         self._lock = threading.Lock()
         self._outputs: frozenset[str] = frozenset()
         self._prepare(frozenset({LABELS_OUTPUT, *bundle.contract.score_names[:1]}))
@@ -78,14 +82,14 @@ class OpenVinoBackend:
 
     def run(self, tensor: RgbImage, outputs: Sequence[str]) -> list[npt.NDArray[np.generic]]:
         """Run the graph; see Backend.run."""
-        # OpenVINO would convert other types silently.
+        # OpenVINO converts other types silently.
         if tensor.shape != self._shape or tensor.dtype != np.uint8:
             raise BackendError(f"expected a uint8 {self._shape} tensor, got {tensor.dtype} {tensor.shape}")
         with self._lock:
             self._prepare(frozenset(outputs))
             try:
                 self._request.infer({GRAPH_INPUT: tensor})
-                # Copied, since the next frame is written to the same memory.
+                # Copies, since the next frame is written to the same memory.
                 return [np.array(self._request.get_tensor(name).data) for name in outputs]
             except Exception as error:  # openvino raises bare RuntimeError
                 raise BackendError(f"openvino {VERSION} failed on {self._path}: {_one_line(error)}") from error
@@ -95,15 +99,12 @@ class OpenVinoBackend:
         del self._request, self._compiled
 
     def _prepare(self, wanted: frozenset[str]) -> None:
-        """Have a compiled model that computes what is wanted, and no other score."""
-        scores = wanted - {LABELS_OUTPUT}
-        # A subscriber of the labels alone comes and goes; that is not worth compiling each time.
-        if wanted <= self._outputs and (not scores or scores == self._outputs - {LABELS_OUTPUT}):
-            return
-        outputs = wanted | (self._outputs & {LABELS_OUTPUT})
-        self._compiled = self._compile(outputs)
-        self._request = self._compiled.create_infer_request()
-        self._outputs = outputs
+        """Compile a model for the wanted outputs unless the current one fits."""
+        outputs = next_outputs(wanted, self._outputs)
+        if outputs is not None:
+            self._compiled = self._compile(outputs)
+            self._request = self._compiled.create_infer_request()
+            self._outputs = outputs
 
     def _compile(self, outputs: Collection[str]) -> Any:
         model = self._read(keep_outputs(self._model, outputs))
@@ -126,23 +127,23 @@ class OpenVinoBackend:
 
 
 def settings(device: str, options: BackendOptions) -> dict[str, Any]:
-    """Return the properties that a model is compiled with."""
-    found: dict[str, Any] = {
+    """Return the properties for compiling a model."""
+    properties: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
-        # Where the CPU has bfloat16, OpenVINO takes it for a float graph by itself: 8 bits of mantissa move scores
-        # beyond what thresholds were calibrated for.
+        # On a CPU with bfloat16, OpenVINO uses it for float graphs by default. Its 8 bits of mantissa change scores too
+        # much for calibrated thresholds.
         "INFERENCE_PRECISION_HINT": _FLOAT32,
     }
     if device == PROVIDERS["cpu"]:
-        # Pinned, the threads of every process begin at the first core, and so do those of a second detector.
-        found["ENABLE_CPU_PINNING"] = False
+        # With pinning, the threads of every process and detector start at the first core.
+        properties["ENABLE_CPU_PINNING"] = False
         if options.threads:
-            found["INFERENCE_NUM_THREADS"] = options.threads
-    return found
+            properties["INFERENCE_NUM_THREADS"] = options.threads
+    return properties
 
 
 def _device_here(core: Any, provider: str) -> str:
-    """Return the device that was asked for, or the CPU where it is absent, as ONNX Runtime falls back."""
+    """Return the requested device, or the CPU where it is missing, as ONNX Runtime does."""
     cpu, wanted = PROVIDERS["cpu"], PROVIDERS[provider]
     if wanted == cpu:  # looking for devices loads every plugin
         return cpu
@@ -156,26 +157,15 @@ def _in_use(compiled: Any) -> str:
     return devices.lower() + ("" if precision == _FLOAT32 else f" ({precision})")
 
 
-def _check_graph(model: Any, bundle: Bundle) -> None:
-    spec = bundle.contract.input
-    expected = [(GRAPH_INPUT, "u8", f"[1,{spec.height_px},{spec.width_px},3]")]
-    found = [(_name_of(item), item.element_type.get_type_name(), str(item.partial_shape)) for item in model.inputs]
-    if found != expected:
-        raise BackendError(f"{bundle.graph_path} is not an anomseg graph: its inputs are {found}, expected {expected}")
-    types = {name: item.element_type.get_type_name() for item in model.outputs for name in item.names}
-    for output in bundle.contract.outputs:
-        if types.get(output.name) != _DTYPES.get(output.dtype):
-            raise BackendError(
-                f"{bundle.graph_path} is not the graph that bundle.yaml describes: output {output.name!r} should be "
-                f"{output.dtype}, the graph's outputs are {types}"
-            )
-
-
 def _name_of(item: Any) -> str:
     return " ".join(sorted(item.names))
 
 
+def _shape_of(item: Any) -> list[Any]:
+    return [size.get_length() if size.is_static else str(size) for size in item.partial_shape]
+
+
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
-    # Of operators that it lacks, the names come last, after everything that fails for want of them.
+    # The names of missing operators come last, after everything that depends on them.
     return text.partition("Summary: ")[2].partition(" To facilitate")[0] or text[:500]

@@ -1,9 +1,9 @@
-"""PyTorch on a CPU: runs model.pt2, without the network's source, compiled to int8 kernels where that is possible.
+"""PyTorch on a CPU: runs model.pt2, without the network's source, compiled to int8 kernels where possible.
 
-A program of torch.export holds each int8 layer as dequantize, convolution, quantize. Run as it stands ("eager") that is
+A program of torch.export holds each int8 layer as dequantize, convolution, quantize. Run like that ("eager"), it is
 slower than float. torch's compiler (inductor, with the weights frozen into the program) makes one int8 kernel of the
-three; it needs a C++ compiler and Python's headers on the machine that runs it. Compiling takes from half a minute to
-some minutes, once for each set of outputs; torch keeps what it compiled in its own cache folder.
+three operators. It needs a C++ compiler and Python's headers on this machine. Compiling takes half a minute to some
+minutes for each set of outputs; torch caches the result in its own folder.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ import numpy.typing as npt
 import torch
 import torch._inductor.config
 
-from anomseg_ros.backends.options import BackendOptions
+from anomseg_ros.backends.backend_options import BackendOptions
 from anomseg_ros.backends.torch_archive import EXPECTED, read_plain_program
-from anomseg_ros.core.bundle import TORCH_FILE, Bundle
+from anomseg_ros.core.bundle import LABELS_OUTPUT, TORCH_FILE, Bundle
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import BackendError, unknown_name
 
 PROVIDERS = {"cpu": "inductor", "inductor": "inductor", "eager": "eager"}
-"""Provider -> how the program runs; cpu is the default of every backend."""
+"""Provider -> how the program runs. Every backend has the provider cpu."""
 
 _DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
 Program = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
 
 
 class TorchBackend:
-    """Runs model.pt2. There is one compiled program at a time, of the outputs that were asked for last."""
+    """Runs model.pt2. There is one compiled program at a time, for the outputs that were requested last."""
 
     def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
         if options.provider not in PROVIDERS:
@@ -57,17 +57,17 @@ class TorchBackend:
         if tensor.shape != self._shape or tensor.dtype != np.uint8:
             raise BackendError(f"expected a uint8 {self._shape} tensor, got {tensor.dtype} {tensor.shape}")
         with self._lock, torch.no_grad():
-            # The number is the process's: another bundle may have set it since.
+            # The number belongs to the process; another bundle may have changed it.
             if torch.get_num_threads() != self._threads:
                 torch.set_num_threads(self._threads)
             try:
                 names, program = self._program(tuple(sorted(set(outputs), key=self._names.index)))
-                found = dict(zip(names, program(torch.from_numpy(np.array(tensor))), strict=True))
+                values = dict(zip(names, program(torch.from_numpy(np.array(tensor))), strict=True))
             except Exception as error:  # the compiler raises errors of many classes
                 hint = "; `--provider eager` does without the compiler" if self._compiles else ""
                 where = f"torch {torch.__version__} failed on {self._path}"
                 raise BackendError(f"{where}: {_one_line(error)}{hint}") from error
-        return [found[name].numpy() for name in outputs]
+        return [values[name].numpy() for name in outputs]
 
     def close(self) -> None:
         """Release the program."""
@@ -75,11 +75,11 @@ class TorchBackend:
         del self._graph
 
     def _program(self, names: tuple[str, ...]) -> tuple[tuple[str, ...], Program]:
-        """Return what computes these outputs, and no other if they are new."""
-        for known, program in self._programs.items():
-            # The labels beside a score take little; a program of its own takes minutes to compile.
-            if set(names) <= set(known) and len(known) - len(names) <= ("labels" in set(known) - set(names)):
-                return known, program
+        """Return a program with its outputs. It computes these outputs, and perhaps the labels."""
+        for compiled, program in self._programs.items():
+            # Unwanted labels take little time; another program takes minutes to compile.
+            if set(compiled) - set(names) <= {LABELS_OUTPUT} and set(names) <= set(compiled):
+                return compiled, program
         wanted: Program = _cut(self._graph, [self._names.index(name) for name in names])
         if self._compiles:
             wanted = _compiled(wanted, torch.zeros(self._shape, dtype=torch.uint8))
@@ -89,7 +89,7 @@ class TorchBackend:
 
 def _compiled(program: Program, example: torch.Tensor) -> Program:
     compiled: Program = torch.compile(program, fullgraph=True, dynamic=False)
-    # Set for the whole first call: the weights are already made constants, or not, before inductor's own options hold.
+    # Set for the whole first call: the weights become constants before inductor's own options apply.
     with torch._inductor.config.patch(freezing=True):
         compiled(example)
     return compiled
@@ -97,7 +97,7 @@ def _compiled(program: Program, example: torch.Tensor) -> Program:
 
 @functools.cache
 def compiler_works() -> bool:
-    """Whether torch can compile here: tried on one addition, since a compiler without Python's headers will not do."""
+    """Return whether torch can compile here. One addition is tried, since Python's headers may be missing."""
     try:
         doubled = torch.compile(lambda values: values + values, fullgraph=True)(torch.ones(64))
     except Exception:  # the compiler raises errors of many classes
@@ -107,11 +107,11 @@ def compiler_works() -> bool:
 
 def _load(path: Path) -> torch.fx.GraphModule:
     checked = read_plain_program(path)
-    # It registers the operators quantized_decomposed.*, which a program names.
+    # Registers the operators quantized_decomposed.* of programs.
     from torch.ao.quantization.fx import _decomposed  # noqa: F401
 
     try:
-        # Quantized programs have no training mode of their own; module() gives one that only infers.
+        # module() gives one that only infers; quantized programs have no training mode.
         module: torch.fx.GraphModule = torch.export.load(checked).module()
     except Exception as error:
         raise BackendError(
@@ -121,7 +121,7 @@ def _load(path: Path) -> torch.fx.GraphModule:
 
 
 def _check_outputs(graph: torch.fx.GraphModule, bundle: Bundle, shape: tuple[int, ...]) -> None:
-    """Raise BackendError unless the program takes and gives what bundle.yaml says."""
+    """Raise BackendError unless the program has the inputs and outputs that bundle.yaml describes."""
     given = [node.meta.get("val") for node in graph.graph.nodes if node.op == "placeholder"]
     made: Any = next(node for node in graph.graph.nodes if node.op == "output").args[0]
     found = [(value.dtype, tuple(value.shape)) for value in given if isinstance(value, torch.Tensor)]
@@ -136,12 +136,12 @@ def _check_outputs(graph: torch.fx.GraphModule, bundle: Bundle, shape: tuple[int
 
 
 def _cut(graph: torch.fx.GraphModule, indices: Sequence[int]) -> torch.fx.GraphModule:
-    """Return the program with only these outputs and what they need."""
+    """Return the program with only these outputs."""
     whole = torch.fx.Graph()
     made: Any = whole.graph_copy(graph.graph, {})
     whole.output(tuple(made[index] for index in indices))
     for node in list(whole.nodes):
-        # Checks of types that cannot change would keep alive what they check.
+        # Checks of types keep the checked values in the graph.
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
             whole.erase_node(node)
     whole.eliminate_dead_code()

@@ -1,23 +1,22 @@
-"""Reads a model.pt2 only if it is data: known members, plain tensors, and a graph of operators that only compute.
+"""Read a model.pt2 only if it is data: known members, plain tensors, and a graph of operators that only compute.
 
-torch.export.load (torch 2.13) is no reader of plain data. From an archive of its own it
+torch.export.load (torch 2.13) reads more than plain data. From an archive it
 - unpickles sample inputs, weights and constants marked as pickled, legacy members (data/weights/model.pt), custom and
-  opaque objects, and reads the old layout of a program, pickles throughout, when the new one fails to load;
+  opaque objects, and, when the new layout fails to load, the old one, which is all pickles;
 - loads machine code (data/aotinductor);
-- evaluates symbolic sizes (sympy.sympify) and guards, and imports modules that the tree of inputs names;
+- evaluates symbolic sizes (sympy.sympify) and guards, and imports modules named in the tree of inputs;
 - pastes the names of values, tensors and arguments into Python source that it executes;
-- looks up whatever under `torch.` a node names, such as aten.from_file, which maps any file for writing.
-`anomseg quantize` writes none of these. So what may be there is listed here, down to each field, and all else is
-refused. torch is then given the checked bytes in an archive written anew: its reader need not agree with zipfile on
-what a strange archive holds, and a file may change between two readings.
+- looks up anything under `torch.` that a node names, such as aten.from_file, which maps any file for writing.
+`anomseg quantize` writes none of these. So this module lists what an archive may contain, down to each field, and
+refuses everything else. torch gets the checked bytes in a new archive: its reader may understand a strange archive
+differently from zipfile, and a file may change between two readings.
 
-This keeps a program from running code and from touching files. It may still ask for much time or memory.
+This keeps a program from running code and from accessing files. It may still take much time or memory.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import re
 import zipfile
 from collections import Counter
@@ -25,6 +24,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
+from anomseg_ros.core.untrusted_text import parse_json
 from anomseg_ros.errors import BackendError
 
 SAMPLE_INPUTS = "data/sample_inputs/model.pt"
@@ -33,7 +33,7 @@ TENSORS = {
     "data/weights/model_weights_config.json": r"weight_\d{1,9}",
     "data/constants/model_constants_config.json": r"tensor_\d{1,9}",
 }
-"""List of tensors -> how their members are called; other prefixes make torch unpickle what they hold."""
+"""List of tensors -> pattern of its members' names. torch unpickles members with other names."""
 MEMBERS = re.compile(
     r"archive_format|archive_version|byteorder|\.data/(version|serialization_id)|\.format_version|\.storage_alignment"
     r"|models/model\.json|data/weights/(weight_\d{1,9}|model_weights_config\.json)"
@@ -44,27 +44,27 @@ MEMBERS = re.compile(
 _WRITTEN = """
 __and__.Tensor __or__.Tensor _assert_tensor_metadata.default add.Tensor amax.default argmax.default avg_pool2d.default
 batch_norm.default bitwise_not.default cat.default conv2d.default conv_transpose2d.input detach_.default div.Tensor
-dropout.default eq.Scalar eq.Tensor exp.default feature_dropout.default index.Tensor lift_fresh_copy.default log.default
-max_pool2d.default mean.dim mul.Tensor neg.default new_zeros.default pad.default permute.default prelu.default
-reciprocal.default relu.default reshape.default rsub.Scalar select.int sigmoid.default slice.Tensor stack.default
-sub.Tensor sum.dim_IntList to.dtype upsample_bilinear2d.vec upsample_nearest2d.vec where.self
+dropout.default eq.Scalar eq.Tensor exp.default feature_dropout.default index.Tensor lift_fresh_copy.default
+log.default max_pool2d.default maximum.default mean.dim mul.Tensor narrow.default ne.Tensor neg.default
+new_zeros.default pad.default permute.default prelu.default reciprocal.default relu.default reshape.default
+rsub.Scalar select.int sigmoid.default slice.Tensor sqrt.default stack.default sub.Tensor sum.dim_IntList t.default
+to.dtype topk.default upsample_bilinear2d.vec upsample_nearest2d.vec where.self
 """
-"""What the programs of our networks and scores call."""
+"""Operators in the programs of our networks and scores."""
 _ALIKE = """
 adaptive_avg_pool2d.default amin.default bitwise_and.Tensor bitwise_or.Tensor clamp.default clone.default
 contiguous.default detach.default expand.default flatten.using_ints ge.Scalar gt.Scalar le.Scalar logical_and.default
 logical_not.default logical_or.default lt.Scalar matmul.default max.dim mul.Scalar ne.Scalar ones.default relu_.default
 softmax.int squeeze.dim transpose.int unsqueeze.default view.default
 """
-"""What another version of torch, or an earlier one of this package, may write for the same: arithmetic and shapes of
-tensors, nothing else."""
+"""Operators that other versions of torch or of this package may write instead: arithmetic and shapes only."""
 _INT8 = "quantize_per_tensor quantize_per_channel dequantize_per_tensor dequantize_per_channel"
 OPERATORS = frozenset(
     [f"torch.ops.aten.{name}" for name in (_WRITTEN + _ALIKE).split()]
     + [f"torch.ops.quantized_decomposed.{name}.default" for name in _INT8.split()]
 )
 WORDS = {"torch.ops.aten.pad.default": ("constant", "reflect", "replicate", "circular")}
-"""Operator -> the words that it may be given. No other takes any: a file's name would be one."""
+"""Operator -> allowed string arguments. Other operators take none: a string could be a file's name."""
 EXPECTED = (
     "expected the program that `anomseg quantize --backend torch` wrote; write it anew with that command, from weights "
     "that you trust"
@@ -75,12 +75,14 @@ Check = Callable[[str, Any], None]
 
 
 class _Foreign(Exception):
-    """What an archive holds that may not be there."""
+    """Something in an archive that is not allowed."""
 
 
 def read_plain_program(path: Path) -> io.BytesIO:
-    """Return the archive as torch.export.load may read it; raise BackendError unless it is plain tensors and a graph
-    of the operators above, or if it cannot be read."""
+    """Return a copy of the archive that is safe for torch.export.load.
+
+    Raises BackendError if it cannot be read, or holds more than plain tensors and a graph of the operators above.
+    """
     try:
         members = _read_members(path)
         for name, members_name in TENSORS.items():
@@ -96,7 +98,7 @@ def read_plain_program(path: Path) -> io.BytesIO:
 
 
 def _read_members(path: Path) -> dict[str, bytes]:
-    """Return name -> content, without the folder that all members are in."""
+    """Return name -> content. The names are without the folder that all members are in."""
     with zipfile.ZipFile(path) as archive:
         entries = [(*info.filename.partition("/")[::2], info) for info in archive.infolist()]
         roots = {root for root, _, _ in entries}
@@ -120,8 +122,8 @@ def _read_members(path: Path) -> dict[str, bytes]:
 
 
 def _parsed(members: dict[str, bytes], name: str) -> Any:
-    # Decoded first, as torch does it: bytes in other encodings would be read as another text here.
-    return json.loads(members[name].decode("utf-8"))
+    # Decoded first, as torch does: json.loads would guess other encodings.
+    return parse_json(members[name].decode("utf-8"))
 
 
 def _written(members: dict[str, bytes]) -> io.BytesIO:
@@ -138,13 +140,13 @@ def _refuse(where: str, value: Any, expected: str) -> NoReturn:
 
 
 def _nothing(where: str, value: Any) -> None:
-    """Pass what an empty field may hold."""
+    """Accept an empty field."""
     if value not in (None, False, "", [], {}):
         _refuse(where, value, "nothing there")
 
 
 def _record(**fields: Check) -> Check:
-    """Pass an object of these fields; others, of another version of torch, must be empty."""
+    """Accept an object with these fields. Others, of another version of torch, must be empty."""
 
     def check(where: str, value: Any) -> None:
         if not isinstance(value, dict):
@@ -156,7 +158,7 @@ def _record(**fields: Check) -> Check:
 
 
 def _one_of(**kinds: Check) -> Check:
-    """Pass an object of one field, which tells the kind of the value."""
+    """Accept an object with one field, which names the kind of the value."""
 
     def check(where: str, value: Any) -> None:
         if not isinstance(value, dict) or len(value) != 1:
@@ -242,8 +244,8 @@ def _node(where: str, value: Any) -> None:
 
 
 def _tree(where: str, value: Any) -> None:
-    """Pass the JSON text of how inputs or outputs are nested: in tuples and lists, and no keywords."""
-    parsed = json.loads(value) if isinstance(value, str) else None
+    """Accept the JSON text of a nesting of inputs or outputs: tuples and lists, without keywords."""
+    parsed = parse_json(value) if isinstance(value, str) else None
     if not isinstance(parsed, list) or len(parsed) != 2 or parsed[0] != 1:
         _refuse(where, value, "a tree of tuples")
     stack = [parsed[1]]
@@ -259,7 +261,7 @@ def _tree(where: str, value: Any) -> None:
 
 _NESTED = (("builtins.tuple", "null"), ("builtins.list", "null"))
 _EMPTY = ((None, None), ("builtins.dict", "[]"))
-"""A value, and keyword arguments, of which there are none."""
+"""A value, and empty keyword arguments."""
 _PART = r"(?!__)\w{1,200}"
 _NAME = _text(r"(?!__)[A-Za-z_]\w{0,500}", "a plain name, for it becomes Python source")
 _QUALIFIED_NAME = _text(rf"{_PART}(\.{_PART})*", "a plain name, for it becomes Python source")

@@ -1,18 +1,17 @@
-"""Write ROS 2 bags of camera frames with the rosbags library: no ROS installation needed.
+"""Write ROS 2 bags of camera frames with the rosbags library; no ROS installation is needed.
 
 A bag is a directory with metadata.yaml and one storage file (MCAP or sqlite3). It is written beside its destination and
-renamed when complete, so a killed run leaves no half-written bag under the name asked for.
+renamed when complete, so a killed run leaves no incomplete bag under the requested name.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
+import os
 import shutil
+import sqlite3
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -24,57 +23,25 @@ from rosbags.interfaces import Connection
 from rosbags.rosbag2 import StoragePlugin, Writer, WriterError
 from rosbags.typesys import Stores, get_typestore
 
-from anomseg_ros.core.image_files import decode_rgb, image_files
-from anomseg_ros.errors import BagError, FrameError, unknown_name
+from anomseg_ros.bags.encoded_image import EncodedImage, encode_image, read_encoded_image, read_rgb
+from anomseg_ros.bags.frame_stamps import frame_stamps_ns
+from anomseg_ros.bags.pinhole_camera import DEFAULT_FOV_DEG, PinholeCamera
+from anomseg_ros.core.image_files import image_files
+from anomseg_ros.core.output_files import check_output_folder, make_output_folder
+from anomseg_ros.core.progress import Progress, no_progress
+from anomseg_ros.errors import BagError, FrameError, describe_os_error, unknown_name
 
 DEFAULT_TOPIC = "/camera/image"
-DEFAULT_FOV_DEG = 60.0
-"""Horizontal field of view of the camera_info of frames whose camera is unknown; a common one for a road camera."""
-
 STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
 
-# File formats that a CompressedImage carries as they are; others are re-encoded as PNG, which loses nothing.
-_VERBATIM = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png"}
+_URI_CHARACTERS = "?#%"
+"""Characters with a meaning in URIs; rosbags opens SQLite databases by a URI without escaping them."""
 
 ANOMALY_TRUTH, LABELS_TRUTH = "ground_truth/anomaly", "ground_truth/labels"
-"""Topics of the ground truth below the namespace of the image: mono8 0 known, 1 anomaly, 255 ignored; mono8 train
+"""Topics of the ground truth below the namespace of the image, both mono8: 0 known, 1 anomaly, 255 ignored; and train
 ids, 255 unlabelled."""
 
-Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class PinholeCamera:
-    """Intrinsics of an undistorted or plumb_bob camera: size, focal lengths and principal point in pixels.
-
-    Pixel centres are at integer coordinates. distortion: k1, k2, t1, t2, k3 of the plumb_bob model.
-    """
-
-    width_px: int
-    height_px: int
-    fx_px: float
-    fy_px: float
-    cx_px: float
-    cy_px: float
-    distortion: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0, 0.0)
-
-    @classmethod
-    def with_field_of_view(cls, width_px: int, height_px: int, fov_deg: float = DEFAULT_FOV_DEG) -> PinholeCamera:
-        """Return a camera with square pixels, the given horizontal field of view and a centred principal point."""
-        if not 0 < fov_deg < 180:
-            raise BagError(f"got a field of view of {fov_deg!r} degrees; expected more than 0 and less than 180")
-        focal_px = width_px / 2 / math.tan(math.radians(fov_deg) / 2)
-        return cls(width_px, height_px, focal_px, focal_px, (width_px - 1) / 2, (height_px - 1) / 2)
-
-
-@dataclass(frozen=True)
-class EncodedImage:
-    """The bytes of an image file, its format as CompressedImage.format states it, and its size in pixels."""
-
-    data: bytes
-    format: str
-    width_px: int
-    height_px: int
+_WRITE_ERRORS = (WriterError, OSError, sqlite3.Error)
 
 
 class LabelledImage(Protocol):
@@ -91,7 +58,7 @@ class LabelledImage(Protocol):
 
 
 def namespace_of(image_topic: str) -> str:
-    """Return the namespace of an image topic, without a slash at its end: /camera for /camera/image/compressed."""
+    """Return the namespace of an image topic without a trailing slash: /camera for /camera/image/compressed."""
     return image_topic.removesuffix("/compressed").rsplit("/", 1)[0]
 
 
@@ -108,18 +75,23 @@ def write_image_bag(
     camera_info: PinholeCamera | None = None,
     fov_deg: float = DEFAULT_FOV_DEG,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> int:
     """Write image files as a bag of camera frames and return the number of frames.
 
-    images: files in the order to write, or a folder, whose images are taken in natural order of their names. rate_hz:
-    frames per second of the stamps, the first at start_time_s (seconds since 1970; None: now). See BagWriter for the
-    rest. progress(done, total) is called after each frame.
+    Args:
+        images: files in the order to write, or a folder, whose images are written in natural order of their names.
+        output: directory of the bag.
+        rate_hz: frames per second of the stamps.
+        storage, topic, compressed, frame_id, fov_deg, overwrite: see BagWriter.
+        start_time_s: stamp of the first frame in seconds since 1970; None: now.
+        camera_info: see BagWriter.write_frame.
+        progress: called after each frame.
 
     Raises:
-        BagError: no images, an unreadable image, an output that exists, a wrong rate, storage or topic.
+        BagError: no images, an unreadable image, an existing output, or a wrong rate, storage or topic.
     """
-    paths = _images(images)
+    paths = _image_paths(images)
     if not paths:
         raise BagError("got no images to write; give at least one")
     stamps_ns = frame_stamps_ns(rate_hz, start_time_s)
@@ -133,41 +105,56 @@ def write_image_bag(
         overwrite=overwrite,
     ) as bag:
         for index, path in enumerate(paths):
-            image = _encoded_file(path) if compressed else _pixels_of(path)[0]
+            image = read_encoded_image(path) if compressed else read_rgb(path)[0]
             bag.write_frame(stamps_ns(index), image, camera_info)
-            if progress is not None:
-                progress(index + 1, len(paths))
+            progress("frames written", index + 1, len(paths))
     return len(paths)
 
 
 def write_labelled_frames(
     bag: BagWriter, frames: Iterable[LabelledImage], rate_hz: float, start_time_s: float | None = None
 ) -> int:
-    """Write frames with their ground truth and return their number; a compressed bag gets PNG, which loses nothing.
+    """Write frames with their ground truth and return their number; a compressed bag gets PNG, which is lossless.
 
-    rate_hz, start_time_s: as for write_image_bag. Raises BagError.
+    Args:
+        bag: an open bag.
+        frames: the frames, in order.
+        rate_hz: frames per second of the stamps.
+        start_time_s: stamp of the first frame in seconds since 1970; None: now.
+
+    Raises:
+        BagError: a frame of another shape or dtype, a wrong rate or start time, or a write error.
     """
     stamps_ns = frame_stamps_ns(rate_hz, start_time_s)
     count = 0
     for frame in frames:
-        image = _encoded(frame.image, ".png", []) if bag.compressed else frame.image
+        image = encode_image(frame.image, ".png") if bag.compressed else frame.image
         bag.write_frame(stamps_ns(count), image, labels=frame.labels, anomaly=frame.anomaly)
         count += 1
     return count
 
 
 class BagWriter:
-    """A bag of camera frames that is being written; a context manager.
+    """Writes a bag of camera frames; a context manager.
 
-    Topics: `topic` (sensor_msgs/Image rgb8), or `topic`/compressed (CompressedImage) with compressed=True;
-    camera_info, ground_truth/anomaly and ground_truth/labels (Image mono8) beside it in the same namespace. Messages
-    of a frame share stamp and frame_id, and the stamp is the bag's time of the message. Frames may differ in size.
+    Topics: `topic` (sensor_msgs/Image rgb8), or `topic`/compressed (CompressedImage) with compressed=True; in the same
+    namespace camera_info, ground_truth/anomaly and ground_truth/labels (Image mono8). The messages of a frame share
+    stamp and frame_id, and the stamp is their bag time. Frames may differ in size.
 
-    On leaving the block without an error the bag gets its name; on an error nothing is left.
+    When the block ends without an error, the bag gets its final name; after an error, nothing remains.
+
+    Args:
+        output: directory of the bag.
+        storage: mcap or sqlite3.
+        topic: absolute name of the image topic.
+        compressed: write CompressedImage.
+        frame_id: frame_id of all headers.
+        fov_deg: horizontal field of view of the default camera.
+        overwrite: replace an existing bag.
 
     Raises:
-        BagError: the output exists (with overwrite=True: exists and is no bag), or a wrong storage, topic or field of
-        view.
+        BagError: the output exists (with overwrite=True: exists and is not a bag), or a wrong storage, topic or field
+            of view.
     """
 
     def __init__(
@@ -185,10 +172,16 @@ class BagWriter:
             raise BagError(unknown_name("bag storage", storage, STORAGES))
         if not topic.startswith("/") or topic.endswith("/") or "//" in topic or " " in topic:
             raise BagError(f"got topic {topic!r}; expected an absolute name such as {DEFAULT_TOPIC!r}")
-        PinholeCamera.with_field_of_view(2, 2, fov_deg)
+        PinholeCamera.with_field_of_view(2, 2, fov_deg)  # checks fov_deg
+        if storage == "sqlite3" and any(letter in str(Path(output).absolute()) for letter in _URI_CHARACTERS):
+            raise BagError(
+                f"{str(output)!r}: a path with one of {_URI_CHARACTERS} cannot be written as sqlite3; choose mcap"
+            )
+        if os.fsencode(Path(output).name).decode("utf-8", "ignore") != Path(output).name:
+            raise BagError(f"{str(output)!r} is not UTF-8, which metadata.yaml requires; choose another name")
         self.output = Path(output)
         self.overwrite = overwrite
-        self._refuse_to_destroy()
+        self._check_output()
         namespace = namespace_of(topic)
         self.image_topic = f"{topic}/compressed" if compressed else topic
         self.camera_info_topic = f"{namespace}/camera_info"
@@ -202,11 +195,15 @@ class BagWriter:
         self._connections: dict[str, Connection] = {}
 
     def __enter__(self) -> BagWriter:
-        self.output.parent.mkdir(parents=True, exist_ok=True)
-        # rosbags names the storage file after the bag's directory, so that one must have its final name already.
-        self._folder = Path(tempfile.mkdtemp(prefix=f".{self.output.name}.", suffix=".partial", dir=self.output.parent))
-        self._writer = Writer(self._folder / self.output.name, version=9, storage_plugin=self._storage)
-        self._writer.open()
+        check_output_folder(self.output)
+        make_output_folder(self.output.parent)
+        try:
+            # rosbags names the storage file after the bag's directory, so the directory needs its final name now.
+            self._folder = Path(tempfile.mkdtemp(prefix=".bag.", suffix=".partial", dir=self.output.parent))
+            self._writer = Writer(self._folder / self.output.name, version=9, storage_plugin=self._storage)
+            self._writer.open()
+        except OSError as error:
+            raise BagError(f"bag {describe_os_error(error, self.output)}") from error
         return self
 
     def __exit__(
@@ -215,18 +212,18 @@ class BagWriter:
         try:
             if kind is None:
                 self._writer.close()
-                self._put_in_place()
+                self._move_to_output()
             else:
                 with contextlib.suppress(Exception):
                     self._writer.close()
-        except (WriterError, OSError) as cause:
-            raise BagError(f"bag {str(self.output)!r} cannot be written: {cause}") from cause
+        except _WRITE_ERRORS as cause:
+            raise self._write_error(cause) from cause
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
     def topics(self) -> tuple[str, ...]:
-        """Topics that have a message by now."""
+        """Topics with at least one message so far."""
         return tuple(self._connections)
 
     def write_frame(
@@ -239,10 +236,16 @@ class BagWriter:
     ) -> None:
         """Write one frame.
 
-        image: (H, W, 3) uint8 RGB; in a compressed bag also an image file's bytes (an array is encoded as JPEG,
-        quality 95).
-        camera_info: None writes a pinhole camera of the image's size with the writer's field of view.
-        labels: (H, W) uint8 train ids, 255 unlabelled. anomaly: (H, W) uint8, 0 known, 1 anomaly, 255 ignored.
+        Args:
+            stamp_ns: stamp and bag time of all messages of the frame.
+            image: (H, W, 3) uint8 RGB; in a compressed bag also the bytes of an image file. There, an array is encoded
+                as JPEG with quality 95.
+            camera_info: None writes a pinhole camera of the image's size with the writer's field of view.
+            labels: (H, W) uint8 train ids, 255 unlabelled.
+            anomaly: (H, W) uint8, 0 known, 1 anomaly, 255 ignored.
+
+        Raises:
+            BagError: an array of another shape or dtype, an encoded image for a raw bag, or a write error.
         """
         if isinstance(image, EncodedImage):
             if not self.compressed:
@@ -263,11 +266,18 @@ class BagWriter:
             self._write(stamp_ns, topic, *self._raw_message(stamp_ns, truth, "mono8"))
 
     def write_serialized(self, time_ns: int, topic: str, type_name: str, data: bytes) -> None:
-        """Write a message's CDR bytes, as ROS 2 delivers them to a raw subscription. time_ns: the bag's time of it."""
+        """Write a message's CDR bytes, as ROS 2 delivers them to a raw subscription. Raises BagError.
+
+        Args:
+            time_ns: bag time of the message.
+            topic: its topic.
+            type_name: its type, such as sensor_msgs/msg/Image.
+            data: its serialized bytes.
+        """
         self._put(time_ns, topic, type_name, data)
 
-    def state(self, key: str, value: str) -> None:
-        """Note a fact about the whole bag, such as its label set; Bag.facts reads them. Kept in metadata.yaml."""
+    def add_fact(self, key: str, value: str) -> None:
+        """Store a fact about the bag, such as its label set, in metadata.yaml. Bag.facts returns these facts."""
         self._writer.set_custom_data(key, value)
 
     def _image_message(self, stamp_ns: int, image: npt.NDArray[np.uint8] | EncodedImage) -> tuple[str, Any]:
@@ -275,7 +285,7 @@ class BagWriter:
             assert not isinstance(image, EncodedImage)
             return self._raw_message(stamp_ns, image, "rgb8")
         if not isinstance(image, EncodedImage):
-            image = _encoded(image, ".jpg", [cv2.IMWRITE_JPEG_QUALITY, 95])
+            image = encode_image(image, ".jpg", [cv2.IMWRITE_JPEG_QUALITY, 95])
         name = "sensor_msgs/msg/CompressedImage"
         data = np.frombuffer(image.data, np.uint8)
         return name, self._types.types[name](header=self._header(stamp_ns), format=image.format, data=data)
@@ -328,10 +338,16 @@ class BagWriter:
             if topic not in self._connections:
                 self._connections[topic] = self._writer.add_connection(topic, type_name, typestore=self._types)
             self._writer.write(self._connections[topic], time_ns, data)
-        except (WriterError, OSError) as error:
-            raise BagError(f"bag {str(self.output)!r} cannot be written: {error}") from error
+        except _WRITE_ERRORS as error:
+            raise self._write_error(error) from error
 
-    def _refuse_to_destroy(self) -> None:
+    def _write_error(self, error: Exception) -> BagError:
+        reason = (
+            describe_os_error(error, self.output) if isinstance(error, OSError) else f"{str(self.output)!r}: {error}"
+        )
+        return BagError(f"cannot write the bag {reason}")
+
+    def _check_output(self) -> None:
         if not self.output.exists():
             return
         if not self.overwrite:
@@ -339,52 +355,17 @@ class BagWriter:
         if not (self.output / "metadata.yaml").is_file():
             raise BagError(f"{str(self.output)!r} is not a bag and is not overwritten; choose another output")
 
-    def _put_in_place(self) -> None:
-        self._refuse_to_destroy()  # someone else may have written it meanwhile
+    def _move_to_output(self) -> None:
+        self._check_output()  # another process may have created it since the first check
         if self.output.exists():
             self.output.rename(self._folder / "replaced")
         (self._folder / self.output.name).rename(self.output)
 
 
-def frame_stamps_ns(rate_hz: float, start_time_s: float | None) -> Callable[[int], int]:
-    """Return the function from a frame's number to its stamp in nanoseconds.
-
-    rate_hz, start_time_s: as for write_image_bag. Raises BagError for a rate that is not above 0.
-    """
-    if not (math.isfinite(rate_hz) and rate_hz > 0):
-        raise BagError(f"got a rate of {rate_hz!r} Hz; expected a number above 0")
-    start_ns = time.time_ns() if start_time_s is None else round(start_time_s * 1e9)
-    return lambda index: start_ns + round(index * 1e9 / rate_hz)
-
-
-def _pixels_of(path: Path) -> tuple[npt.NDArray[np.uint8], bytes]:
-    try:
-        data = path.read_bytes()
-        return decode_rgb(np.frombuffer(data, np.uint8), f"image {str(path)!r}"), data
-    except OSError as error:
-        raise BagError(f"image {str(path)!r} cannot be read: {error.strerror or error}") from error
-    except FrameError as error:
-        raise BagError(str(error)) from error
-
-
-def _images(images: Sequence[Path] | Path) -> list[Path]:
+def _image_paths(images: Sequence[Path] | Path) -> list[Path]:
     if not isinstance(images, Path):
         return list(images)
     try:
         return image_files(images)
     except FrameError as error:
         raise BagError(str(error)) from error
-
-
-def _encoded_file(path: Path) -> EncodedImage:
-    rgb, data = _pixels_of(path)
-    if path.suffix.lower() not in _VERBATIM:
-        return _encoded(rgb, ".png", [])
-    return EncodedImage(data, _VERBATIM[path.suffix.lower()], rgb.shape[1], rgb.shape[0])
-
-
-def _encoded(rgb: npt.NDArray[np.uint8], suffix: str, options: list[int]) -> EncodedImage:
-    done, data = cv2.imencode(suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), options)
-    if not done:
-        raise BagError(f"OpenCV could not encode an image of shape {rgb.shape} as {suffix}")
-    return EncodedImage(data.tobytes(), _VERBATIM[suffix], rgb.shape[1], rgb.shape[0])

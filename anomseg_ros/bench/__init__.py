@@ -1,1 +1,1 @@
-"""How long candidates take, what they cost and how good they are; and the choice of the best one for a machine."""
+"""Measure how fast, how large and how good candidates are, and choose the best one for a machine."""

@@ -1,13 +1,14 @@
-"""How good a bundle is, read from where it was measured: evaluations, or what the bundle says of itself."""
+"""How good a bundle is, from evaluations or from the figures in the bundle itself."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from anomseg_ros.bench.results import Accuracy
+from anomseg_ros.bench.figures import Accuracy
 from anomseg_ros.core.bundle import Contract
 from anomseg_ros.errors import ConfigError, unknown_name
 from anomseg_ros.evaluation.results import Evaluation, Result
@@ -17,7 +18,7 @@ METRICS = ("auprc", "miou", "fpr95", "auroc")
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which figure to show: a metric, of one dataset or ("") of the first that has it, by one score ("": the first)."""
+    """Which figure to show. dataset, score: "" for the first one that has the metric."""
 
     metric: str
     dataset: str = ""
@@ -29,20 +30,18 @@ class Wanted:
 
 
 def find_accuracy(contract: Contract, wanted: Wanted, evaluations: Sequence[Evaluation]) -> Accuracy | None:
-    """Return a bundle's figure from the evaluations of its very graph, else from its contract; None without any."""
+    """Return a bundle's figure from evaluations of its graph, else from its contract, else None."""
     measured = _of_evaluations(contract, wanted, evaluations)
     return measured if measured is not None else _of_contract(contract, wanted)
 
 
 def common_dataset(contracts: Sequence[Contract], metric: str, evaluations: Sequence[Evaluation]) -> str:
-    """Return the dataset that the most bundles have a figure of, "" without any: one chart shows one dataset."""
-    found: dict[str, int] = {}
+    """Return the dataset for which most bundles have a figure, "" if there is none. A chart shows one dataset."""
+    counts: Counter[str] = Counter()
     for contract in contracts:
         names = {result.dataset for result in _results_of(contract, evaluations) if _figure(result, metric) is not None}
-        names |= {name for name, _, _ in _stated(contract, metric)}
-        for name in sorted(names):
-            found[name] = found.get(name, 0) + 1
-    return max(found, key=lambda name: found[name]) if found else ""
+        counts.update(sorted(names | {name for name, _, _ in _stated(contract, metric)}))
+    return counts.most_common(1)[0][0] if counts else ""
 
 
 def mean_accuracy(results: Sequence[Result], metric: str, score: str) -> Accuracy | None:
@@ -75,23 +74,23 @@ def _figure(result: Result, metric: str) -> float | None:
 
 
 def _of_contract(contract: Contract, wanted: Wanted) -> Accuracy | None:
-    for dataset, value, said in _stated(contract, wanted.metric):
+    for dataset, value, source in _stated(contract, wanted.metric):
         if wanted.dataset in ("", dataset):
-            return Accuracy(value, wanted.metric, dataset, f"bundle.yaml{said}")
+            return Accuracy(value, wanted.metric, dataset, f"bundle.yaml{source}")
     return None
 
 
 def _stated(contract: Contract, metric: str) -> Iterator[tuple[str, float, str]]:
-    """Yield (dataset, value, where it was read) of what a contract says of itself."""
+    """Yield (dataset, value, source) of the figures in a contract."""
     compression = contract.compression
-    # The quality of a compressed bundle may still be that of its parent; what tune wrote there is its own.
+    # The quality of a compressed bundle may be that of its parent, unless tune wrote it.
     yield from drift_figures(compression, metric)
     if "parent" not in compression or "tuned" in compression:
         yield from _qualities(contract.quality, metric)
 
 
 def drift_figures(compression: Mapping[str, Any], metric: str) -> Iterator[tuple[str, float, str]]:
-    """Yield (dataset, value, where it was read) of what compressing measured of the bundle, not of its parent."""
+    """Yield (dataset, value, source) of the figures that compressing measured of the bundle."""
     drift = compression.get("drift")
     datasets = drift.get("datasets") if isinstance(drift, Mapping) else None
     for dataset, figures in (datasets or {}).items():
@@ -101,7 +100,7 @@ def drift_figures(compression: Mapping[str, Any], metric: str) -> Iterator[tuple
 
 
 def _qualities(quality: Mapping[str, Any], metric: str) -> Iterator[tuple[str, float, str]]:
-    """Yield (dataset, value, protocol in words) of what a contract says; other keys there are other tools' business."""
+    """Yield (dataset, value, protocol in words) of a contract's quality. Other tools may store other keys there."""
     for dataset, figures in quality.items():
         value = figures.get(metric) if isinstance(figures, Mapping) else None
         if isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -1,39 +1,35 @@
-"""What is measured: a bundle on a backend with so many threads, or its checkpoint in torch as it is."""
+"""The candidates to measure: a bundle on a backend with a number of threads, or its checkpoint in torch."""
 
 from __future__ import annotations
 
 import importlib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from anomseg_ros.backends import known_providers, open_detector
-from anomseg_ros.backends.options import BackendOptions
+from anomseg_ros.backends import BACKENDS, known_providers, open_detector
+from anomseg_ros.backends.backend_options import BackendOptions
 from anomseg_ros.core.bundle import GRAPH_FILE, Bundle, load_bundle
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import ConfigError, unknown_name
 
 EAGER = "torch eager"
-"""The backend name of a checkpoint that runs without being exported."""
-
-RUNNERS = {
-    "bundle": "anomseg_ros.bench.candidates:BundleRunner",
-    # By name: this package imports no torch.
-    "eager": "anomseg_ros.compression.eager:EagerRunner",
-}
+"""The backend name of a checkpoint that runs in torch without export."""
 
 PROGRAM_FILES = {"torch": "model.pt2"}
-"""Backend -> the file of a bundle that it runs, where that is not the ONNX graph."""
+"""Backend -> the file that it runs instead of the ONNX graph."""
 
 
 @dataclass(frozen=True)
 class Candidate:
     """One thing to measure.
 
-    bundle: directory; name: what the bundle is called in tables, unique among bundles; backend: of the table, or EAGER;
-    threads: 0 = one per core; score: computed beside the labels; checkpoint: file with the weights, of EAGER only.
+    name: of the bundle in tables, unique among bundles. bundle: its directory. backend: of the table, or EAGER.
+    threads: 0 for one per core. score: computed beside the labels. checkpoint: file with the weights, of EAGER only.
+    runner: "module:Class" that runs it, also in another process.
     """
 
     name: str
@@ -46,6 +42,7 @@ class Candidate:
     precision: str
     provider: str = "cpu"
     checkpoint: str | None = None
+    runner: str = "anomseg_ros.bench.candidates:BundleRunner"
 
     @property
     def title(self) -> str:
@@ -63,13 +60,13 @@ class Candidate:
 
 
 class Runner(Protocol):
-    """A candidate that is loaded. requested, actual: the engine that was asked for, and the one really in use."""
+    """A loaded candidate. requested, actual: the requested engine, and the one in use."""
 
     requested: str
     actual: str
 
     def __call__(self, frame: RgbImage) -> None:
-        """Compute labels and one score of a uint8 (H, W, 3) RGB frame, and throw them away."""
+        """Compute labels and one score of a uint8 (H, W, 3) RGB frame; discard them."""
         ...
 
     def close(self) -> None:
@@ -78,7 +75,7 @@ class Runner(Protocol):
 
 
 class BundleRunner:
-    """A bundle on one of the backends, called as the node calls it: resizing included."""
+    """A bundle on a backend, called as the node calls it, with resizing."""
 
     def __init__(self, candidate: Candidate) -> None:
         options = BackendOptions(threads=candidate.threads, provider=candidate.provider)
@@ -98,7 +95,7 @@ class BundleRunner:
 
 def open_runner(candidate: Candidate) -> Runner:
     """Load a candidate. Raises BundleError, BackendError, CheckpointError or ConfigError."""
-    module, _, attribute = RUNNERS["bundle" if candidate.checkpoint is None else "eager"].partition(":")
+    module, _, attribute = candidate.runner.partition(":")
     runner: Runner = getattr(importlib.import_module(module), attribute)(candidate)
     return runner
 
@@ -113,37 +110,44 @@ def candidates_of(
 ) -> list[Candidate]:
     """Return every bundle with every backend that can run it and every number of threads.
 
-    score: "" for each bundle's default. A backend is left out for bundles without the file it runs, and runs on its own
-    default where it is not the one that knows the provider. Raises BundleError for a bundle that cannot be used,
-    ConfigError for a score that one of them lacks, a bundle given twice or a provider that no backend knows.
+    Args:
+        directories: of the bundles.
+        backends: names; one is left out for bundles without the file that it runs.
+        threads: numbers of threads, 0 for one per core.
+        score: "" for each bundle's default.
+        provider: backends that do not know it run on their default.
+
+    Raises:
+        BundleError: a bundle cannot be used.
+        ConfigError: a bundle lacks the score or is given twice, or no backend knows the provider.
     """
     providers = _provider_of_each(backends, provider)
     bundles = [load_bundle(directory) for directory in directories]
-    found = []
-    for bundle, name in zip(bundles, _unique_names(bundles), strict=True):
-        contract = bundle.contract
-        for backend in backends:
-            if PROGRAM_FILES.get(backend, GRAPH_FILE) not in contract.files:
-                continue
-            for number in threads:
-                found.append(
-                    Candidate(
-                        name=name,
-                        bundle=str(bundle.directory),
-                        backend=backend,
-                        threads=number,
-                        score=bundle.check_score(score),
-                        height_px=contract.input.height_px,
-                        width_px=contract.input.width_px,
-                        precision=contract.precision,
-                        provider=providers[backend],
-                    )
-                )
-    return _each_once(found)
+    candidates = [
+        Candidate(
+            name=name,
+            bundle=str(bundle.directory),
+            backend=backend,
+            threads=number,
+            score=bundle.check_score(score),
+            height_px=bundle.contract.input.height_px,
+            width_px=bundle.contract.input.width_px,
+            precision=bundle.contract.precision,
+            provider=providers[backend],
+        )
+        for bundle, name in zip(bundles, _unique_names(bundles), strict=True)
+        for backend in backends
+        if PROGRAM_FILES.get(backend, GRAPH_FILE) in bundle.contract.files
+        for number in threads
+    ]
+    for title, count in Counter(candidate.title for candidate in candidates).items():
+        if count > 1:
+            raise ConfigError(f"{title} is given twice; give each bundle, backend and number of threads once")
+    return candidates
 
 
 def _unique_names(bundles: Sequence[Bundle]) -> list[str]:
-    """A bundle and what was made of it often share their name: their precisions or else their folders differ."""
+    """Return the bundles' names. Bundles of the same name are told apart by their precision, or else their folder."""
     names = [bundle.contract.name for bundle in bundles]
     precise = [f"{name} {bundle.contract.precision}" for name, bundle in zip(names, bundles, strict=True)]
     return [
@@ -153,7 +157,7 @@ def _unique_names(bundles: Sequence[Bundle]) -> list[str]:
 
 
 def left_out(directories: Sequence[Path], backends: Sequence[str], provider: str = "cpu") -> list[str]:
-    """Return what candidates_of leaves out or runs otherwise, in words: missing files, unknown providers."""
+    """Return a sentence for each backend that candidates_of leaves out or runs on another provider."""
     missing = [
         f"{directory} has no {PROGRAM_FILES.get(backend, GRAPH_FILE)}: it is not measured on {backend}"
         for directory in directories
@@ -169,7 +173,7 @@ def left_out(directories: Sequence[Path], backends: Sequence[str], provider: str
 
 
 def _provider_of_each(backends: Sequence[str], provider: str) -> dict[str, str]:
-    """Return backend -> the provider it runs on. Raises ConfigError for one that none of them knows."""
+    """Return backend -> its provider. Raises ConfigError for a provider that no backend knows."""
     default = BackendOptions().provider
     if provider == default:
         return dict.fromkeys(backends, default)
@@ -180,32 +184,21 @@ def _provider_of_each(backends: Sequence[str], provider: str) -> dict[str, str]:
     return {backend: provider if provider in names else default for backend, names in known.items()}
 
 
-def _each_once(candidates: list[Candidate]) -> list[Candidate]:
-    titles = [candidate.title for candidate in candidates]
-    twice = [title for title in titles if titles.count(title) > 1]
-    if twice:
-        raise ConfigError(f"{twice[0]} is given twice; give each bundle, backend and number of threads once")
-    return candidates
-
-
-def thread_counts(texts: Sequence[str]) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Return numbers of threads and warnings about those beyond the cores. Raises ConfigError for anything else."""
-    numbers: list[int] = []
-    for text in texts:
-        if not text.isdecimal():
-            raise ConfigError(f"threads {text!r} is not a whole number; expected 1, 2, … or 0 for one per core")
-        numbers.append(int(text))
+def thread_warnings(threads: Sequence[int]) -> tuple[str, ...]:
+    """Return a warning for each number of threads above the number of cores."""
     cores = core_count()
-    beyond = [number for number in numbers if number > cores]
-    warnings = [f"{n} threads on {cores} core(s): they take turns, and more of them is slower" for n in beyond]
-    return tuple(dict.fromkeys(numbers)), tuple(warnings)
+    beyond = [number for number in threads if number > cores]
+    return tuple(f"{n} threads on {cores} core(s): they take turns, and more of them is slower" for n in beyond)
+
+
+def known_backends(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of backends. Raises ConfigError for an unknown one."""
+    for name in names:
+        if name not in BACKENDS:
+            raise ConfigError(unknown_name("backend", name, BACKENDS))
+    return tuple(names)
 
 
 def core_count() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def candidate_from(plain: dict[str, Any]) -> Candidate:
-    """Return the candidate of its fields, as a subprocess gets them."""
-    return Candidate(**plain)

@@ -1,53 +1,37 @@
-"""Candidates to entries of a report: times side by side, then memory, sizes and accuracy one by one."""
+"""Measure candidates for a report: their times together, then memory, size and accuracy one by one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 import cv2
 import numpy as np
 
-from anomseg_ros.bench.candidates import EAGER, Candidate, Runner, open_runner
-from anomseg_ros.bench.memory import measure_memory
-from anomseg_ros.bench.results import Accuracy, Entry
-from anomseg_ros.bench.rounds import Progress, Stop, measure_rounds
+from anomseg_ros.bench.candidates import EAGER, Candidate, Runner, candidates_of, open_runner
+from anomseg_ros.bench.figures import Accuracy, Entry
+from anomseg_ros.bench.peak_memory import measure_memory
+from anomseg_ros.bench.rounds import Stop, measure_rounds
 from anomseg_ros.bench.statistics import Ratio, percentiles, ratio
-from anomseg_ros.core.bundle import GRAPH_FILE, sha256_of
+from anomseg_ros.core.bundle import GRAPH_FILE, Bundle, sha256_of
 from anomseg_ros.core.image_files import image_files, read_image
-from anomseg_ros.core.types import RgbImage
-from anomseg_ros.datasets.synthetic import SyntheticSequence
+from anomseg_ros.core.progress import Progress, no_progress
+from anomseg_ros.core.types import Cost, RgbImage
 from anomseg_ros.errors import BackendError, ConfigError
+from anomseg_ros.scenes.sequence import SyntheticSequence
 
 MAX_FRAMES = 8
 DRAWN_FRAMES = 4
 DRAWN_SEED = 20
 
-
-class Cost(Protocol):
-    """What is counted in an ONNX file; compression.cost says how."""
-
-    @property
-    def parameters(self) -> int: ...
-
-    @property
-    def nonzero_parameters(self) -> int: ...
-
-    @property
-    def multiply_adds(self) -> int: ...
-
-    @property
-    def effective_multiply_adds(self) -> int: ...
-
-
 CostOf = Callable[[Path], Cost]
 
 
 class InUse(Protocol):
-    """The engine that was asked for, and the one in use: a runner, or what is kept of one."""
+    """The requested engine and the one in use: a runner, or a record of one."""
 
     @property
     def requested(self) -> str: ...
@@ -58,7 +42,7 @@ class InUse(Protocol):
 
 @dataclass(frozen=True)
 class Extras:
-    """What is found out beside the times. accuracy: by candidate title; own: title -> title of its torch eager."""
+    """What to measure beside the times. accuracy: by candidate title; own_eager: title -> title of its torch eager."""
 
     memory: bool = True
     cost_of: CostOf | None = None
@@ -68,7 +52,7 @@ class Extras:
 
 @dataclass(frozen=True)
 class Measured:
-    """Entries in the candidates' order, a row of times per round, and what may surprise."""
+    """Entries in the candidates' order, a row of times per round, and warnings."""
 
     entries: tuple[Entry, ...]
     times_ms: tuple[tuple[float, ...], ...]
@@ -80,11 +64,20 @@ def measure(
     frames: Sequence[RgbImage],
     stop: Stop,
     extras: Extras,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = no_progress,
 ) -> Measured:
-    """Measure candidates on the same frames, uint8 (H, W, 3) RGB of any size; none for drawn ones of each one's size.
+    """Measure candidates on the same frames.
 
-    Raises the errors of bundles, backends and checkpoints that cannot be loaded.
+    Args:
+        candidates: at least one.
+        frames: uint8 (H, W, 3) RGB of any size; without any, drawn frames of each candidate's size.
+        stop: when to stop.
+        extras: what else to measure.
+        progress: called after each step.
+
+    Raises:
+        ConfigError: there is no candidate.
+        BundleError, BackendError, CheckpointError: a candidate cannot be loaded.
     """
     if not candidates:
         raise ConfigError("nothing to measure; give at least one bundle, and a backend that runs it")
@@ -101,6 +94,15 @@ def measure(
     return Measured(tuple(entries), tuple(map(tuple, rows)), tuple(warnings))
 
 
+def time_in_turns(
+    before: Bundle, after: Bundle, rounds: int, threads: int, progress: Progress = no_progress
+) -> tuple[Entry, Entry]:
+    """Return the times of two bundles, measured alternately in ONNX Runtime, and the speedup of the second."""
+    candidates = candidates_of([before.directory, after.directory], ["onnxruntime"], [threads])
+    first, second = measure(candidates, (), Stop(rounds=rounds), Extras(memory=False), progress).entries
+    return first, second
+
+
 def open_runners(candidates: Sequence[Candidate], stack: ExitStack, progress: Progress) -> list[Runner]:
     """Load all candidates; the stack closes them."""
     runners = []
@@ -113,7 +115,7 @@ def open_runners(candidates: Sequence[Candidate], stack: ExitStack, progress: Pr
 
 
 def entry_of(candidate: Candidate, actual: str, times: Mapping[str, Sequence[float]], extras: Extras) -> Entry:
-    """Return the entry of one candidate; times: milliseconds by round, of all candidates by title."""
+    """Return the entry of one candidate. times: title -> milliseconds by round, of all candidates."""
     own = times[candidate.title]
     latency_ms = percentiles(own)
     memory_mib, notes = _memory(candidate) if extras.memory else (None, ())
@@ -140,19 +142,12 @@ def entry_of(candidate: Candidate, actual: str, times: Mapping[str, Sequence[flo
     )
     graph = Path(candidate.bundle) / GRAPH_FILE
     if extras.cost_of is None or not graph.is_file():
-        return entry  # counted in the ONNX graph, which bundles for torch alone lack
-    cost = extras.cost_of(graph)
-    return replace(
-        entry,
-        parameters=cost.parameters,
-        nonzero_parameters=cost.nonzero_parameters,
-        multiply_adds=cost.multiply_adds,
-        effective_multiply_adds=cost.effective_multiply_adds,
-    )
+        return entry  # bundles for torch alone have no ONNX graph to count in
+    return replace(entry, **asdict(extras.cost_of(graph)))
 
 
 def _memory(candidate: Candidate) -> tuple[float | None, tuple[str, ...]]:
-    """Return peak memory; where it cannot be measured, why. The times are taken by then, and not lost for it."""
+    """Return the peak memory, or a note why it was not measured. An error here must not lose the times."""
     try:
         return measure_memory(candidate), ()
     except BackendError as error:
@@ -171,7 +166,7 @@ def _speedups(candidate: Candidate, times: Mapping[str, Sequence[float]], extras
 
 
 def surprises(candidates: Sequence[Candidate], engines: Sequence[InUse]) -> list[str]:
-    """Return a warning for each candidate that runs on another engine than asked for."""
+    """Return a warning for each candidate that runs on another engine than the requested one."""
     return [
         f"{candidate.title}: {engine.requested} was asked for, {engine.actual} is in use"
         for candidate, engine in zip(candidates, engines, strict=True)
@@ -180,18 +175,15 @@ def surprises(candidates: Sequence[Candidate], engines: Sequence[InUse]) -> list
 
 
 def read_frames(folder: Path | None) -> list[RgbImage]:
-    """Return the first frames of a folder, none for None. Raises FrameError naming what cannot be read."""
+    """Return the first frames of a folder, none for None. Raises FrameError that names the file."""
     return [] if folder is None else [read_image(path) for path in image_files(folder)[:MAX_FRAMES]]
 
 
 def frames_for(candidates: Sequence[Candidate], frames: Sequence[RgbImage]) -> list[list[RgbImage]]:
-    """Return for each candidate the frames it gets: those given, or drawn road scenes of its own size."""
+    """Return the frames of each candidate: the given ones, or drawn road scenes of its size."""
     if frames:
         return [list(frames)] * len(candidates)
     drawn = [frame.image for frame in SyntheticSequence(DRAWN_SEED).frames(DRAWN_FRAMES)]
-    by_size: dict[tuple[int, int], list[RgbImage]] = {}
-    for candidate in candidates:
-        size = (candidate.width_px, candidate.height_px)
-        if size not in by_size:
-            by_size[size] = [np.asarray(cv2.resize(image, size), np.uint8) for image in drawn]
-    return [by_size[(candidate.width_px, candidate.height_px)] for candidate in candidates]
+    sizes = [(candidate.width_px, candidate.height_px) for candidate in candidates]
+    by_size = {size: [np.asarray(cv2.resize(image, size), np.uint8) for image in drawn] for size in set(sizes)}
+    return [by_size[size] for size in sizes]

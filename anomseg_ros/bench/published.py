@@ -1,10 +1,10 @@
-"""What papers print: accuracy of their own models and, for two on compression, time on their own machines.
+"""Figures from papers: the accuracy of their models and, for two papers on compression, the time on their machines.
 
-PTQ: tables 4 to 7. MiDE: tables 4 and 5. The times are not comparable with those of another machine. PTQ's tables 4 to
-6 print an inference time that is estimated from effective FLOPs (the text says that no time was saved in fact) without
-naming the processor; everything ran on Google Colab's CPU and TPU v4 runtimes. PTQ's table 7 prints only a speed-up in
-percent; the time here is table 5's or 6's unpruned one, less that share. MiDE's table 5 prints frames per second on the
-Cityscapes validation set without naming the machine.
+PTQ: tables 4 to 7. MiDE: tables 4 and 5. The times cannot be compared with those of other machines. PTQ's tables 4 to 6
+estimate inference times from effective FLOPs (the text says that no time was saved) and do not name the processor;
+everything ran on Google Colab's CPU and TPU v4 runtimes. PTQ's table 7 has a speed-up in percent only; the time here is
+the unpruned one of table 5 or 6, less that share. MiDE's table 5 has frames per second on the Cityscapes validation set
+and does not name the machine.
 
 Accuracy alone: MiDE tables 1 and 3, and two large systems, EoMT with LoRA and an outlier class (Ziccardi et al., table
 4) and DSA-Tiny (Dual-Stream Adapters, table 2 with outlier exposure).
@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from statistics import mean
 
 DATASETS = ("cityscapes", "road_anomaly_21", "road_obstacle_21", "fs_lost_found", "fs_static", "road_anomaly")
-"""Column of a row below -> dataset name; the first is the mIoU's, the others the AuPRC's and FPR95's."""
+"""Datasets of the columns below: mIoU has the first, AuPRC and FPR95 the others."""
 
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """A row of a table: percent as printed, None for what is not; parameters in millions."""
+    """A row of a table: percent as printed, None for figures that are not printed; parameters in millions."""
 
     label: str
     table: str
@@ -32,13 +32,13 @@ class PublishedRow:
     parameters_m: float | None = None
 
     def figure(self, metric: str, dataset: str) -> float | None:
-        """Return a metric on a dataset as a fraction, or its mean over `A, B, …`; None for what is not printed."""
+        """Return a metric on a dataset as a fraction, or its mean over `A, B, …`; None if it is not printed."""
         values = [self._one_figure(metric, name) for name in dataset.split(", ")]
         known = [value for value in values if value is not None]
         return mean(known) if len(known) == len(values) else None
 
     def _one_figure(self, metric: str, dataset: str) -> float | None:
-        # A split of a dataset is named behind it.
+        # The name of a split may follow.
         base = dataset.partition(":")[0].split(" ")[0]
         if base not in DATASETS or metric not in ("miou", "auprc", "fpr95"):
             return None
@@ -51,7 +51,7 @@ class PublishedRow:
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedPoint(PublishedRow):
-    """A row with a time. estimated: it was computed, not measured."""
+    """A row with a time. estimated: the time was computed, not measured."""
 
     hardware: str
     latency_ms: float
@@ -107,10 +107,10 @@ MiDE-Net, pruned, int8|3.14|14.03|10.64 99.61|0.41 99.75|0.57 62.98|2.62 82.25|7
 """
 
 
-# label, millions of parameters, mIoU, then as above; - for what is not printed.
+# label, millions of parameters, mIoU, then as above; - where a figure is not printed.
 _ACCURACY = {
-    # The table exchanges RoadAnomaly's rows of MSP and maximum entropy and has 62.67 for the latter's FPR95 on FS
-    # Static: corrected after its own table 2 and PTQ's table 1, which print the same experiment.
+    # The printed table exchanges RoadAnomaly's rows of MSP and maximum entropy, and its 62.67 for the latter's FPR95 on
+    # FS Static is wrong. Both are corrected from its table 2 and PTQ's table 1, which show the same experiment.
     "MiDE table 1": """
 ERFNet, MSP|2.06|72.20|29.10 62.56|2.71 65.27|1.75 50.62|7.47 41.83|12.42 82.58
 ERFNet, max logit|2.06|72.20|38.31 59.35|4.63 48.48|3.30 45.52|9.50 40.29|15.58 73.26
@@ -146,13 +146,13 @@ def published_points() -> list[PublishedPoint]:
     """Return every row of the tables named above."""
     points = []
     for table, rows in _PTQ.items():
-        for label, (seconds, *rest) in _rows(rows):
-            points.append(_point(label, table, _COLAB, 1e3 * float(seconds), True, rest))
-    for label, (percent, whole, *rest) in _rows(_PTQ_QUANTIZED):
+        for label, (seconds, *cells) in _rows(rows):
+            points.append(_point(_row(label, table, cells), _COLAB, 1e3 * float(seconds), True))
+    for label, (percent, whole, *cells) in _rows(_PTQ_QUANTIZED):
         latency_ms = 1e3 * float(whole) * (1 - float(percent) / 100)
-        points.append(_point(label, "PTQ table 7", _COLAB, latency_ms, True, rest))
-    for label, (rate, *rest) in _rows(_MIDE):
-        points.append(_point(label, "MiDE tables 4 and 5", _UNNAMED, 1e3 / float(rate), False, rest))
+        points.append(_point(_row(label, "PTQ table 7", cells), _COLAB, latency_ms, True))
+    for label, (rate, *cells) in _rows(_MIDE):
+        points.append(_point(_row(label, "MiDE tables 4 and 5", cells), _UNNAMED, 1e3 / float(rate), False))
     return points
 
 
@@ -162,13 +162,8 @@ def _rows(text: str) -> Iterator[tuple[str, list[str]]]:
         yield label, cells
 
 
-def _point(
-    label: str, table: str, hardware: str, latency_ms: float, estimated: bool, cells: list[str]
-) -> PublishedPoint:
-    row = _row(label, table, cells)
-    return PublishedPoint(
-        label, table, row.miou, row.auprc, row.fpr95, hardware=hardware, latency_ms=latency_ms, estimated=estimated
-    )
+def _point(row: PublishedRow, hardware: str, latency_ms: float, estimated: bool) -> PublishedPoint:
+    return PublishedPoint(**vars(row), hardware=hardware, latency_ms=latency_ms, estimated=estimated)
 
 
 def _row(label: str, table: str, cells: list[str], parameters_m: float | None = None) -> PublishedRow:

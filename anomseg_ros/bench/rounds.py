@@ -1,7 +1,7 @@
-"""Times of candidates that take turns: each runs once per round, in an order drawn anew for every round.
+"""Time candidates in rounds. In every round each candidate runs once, in a new random order.
 
-A machine that is busy for a second then slows all candidates alike, and no candidate always follows the same other
-one, whose data it would find in the cache.
+If the machine is busy for a second, all candidates are slowed alike. And no candidate always follows the same other
+one and finds that one's data in the cache.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from anomseg_ros.bench.candidates import Runner
+from anomseg_ros.core.progress import Progress, no_progress
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import ConfigError
 
@@ -20,13 +21,11 @@ WARM_UP_RUNS = 3
 MIN_ROUNDS = 7
 
 Clock = Callable[[], float]
-Progress = Callable[[str, int, int], None]
-"""Called with (what, done, total)."""
 
 
 @dataclass(frozen=True)
 class Stop:
-    """When to stop: after so many rounds, or, where that is None, after so many seconds and at least MIN_ROUNDS."""
+    """When to stop: after `rounds`, or, where that is None, after `seconds` and at least MIN_ROUNDS."""
 
     rounds: int | None = None
     seconds: float = 30.0
@@ -45,12 +44,17 @@ def measure_rounds(
     *,
     seed: int = 0,
     on_round: Callable[[list[float]], None] = lambda times: None,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = no_progress,
 ) -> list[list[float]]:
-    """Return one row per round: the milliseconds of each runner, in the order of `runners`.
+    """Return one row per round: the milliseconds of each runner.
 
-    frames: for each runner, the frames it gets in turn, uint8 (H, W, 3) RGB; in one round, all runners get the frame
-    of the same index. on_round is told of each finished round.
+    Args:
+        runners: what to time.
+        frames: the frames of each runner, uint8 (H, W, 3) RGB; in a round all runners get the frame of the same index.
+        stop: when to stop.
+        seed: of the orders.
+        on_round: called with each finished row.
+        progress: called after each round.
     """
     _warm_up(runners, frames, progress)
     rows: list[list[float]] = []
@@ -67,7 +71,7 @@ def measure_rounds(
 
 
 def round_order(count: int, seed: int, number: int) -> list[int]:
-    """Return the order of `count` candidates in round `number`: a permutation that follows from the arguments."""
+    """Return the order of `count` candidates in round `number`; the same arguments give the same order."""
     order: list[int] = np.random.default_rng([seed, number]).permutation(count).tolist()
     return order
 
@@ -80,7 +84,7 @@ def timed_ms(runner: Runner, frame: RgbImage) -> float:
 
 
 def _warm_up(runners: Sequence[Runner], frames: Sequence[Sequence[RgbImage]], progress: Progress) -> None:
-    """The first runs allocate, and choose kernels."""
+    """Run each candidate a few times: the first runs allocate memory and choose kernels."""
     for index, (runner, own) in enumerate(zip(runners, frames, strict=True)):
         for number in range(WARM_UP_RUNS):
             runner(own[number % len(own)])

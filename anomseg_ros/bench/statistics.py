@@ -1,4 +1,4 @@
-"""Percentiles of times, and ratios of candidates that were measured side by side."""
+"""Percentiles of times, and ratios of the times of candidates."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 PERCENTILES = (50, 95, 99)
 CONFIDENCE = 0.95
@@ -32,18 +31,12 @@ def percentiles(times_ms: Sequence[float]) -> dict[str, float]:
 def ratio(reference_ms: Sequence[float], times_ms: Sequence[float], seed: int = 0) -> Ratio:
     """Return reference / times, round by round: above 1 where `times_ms` is the faster one.
 
-    Both sequences hold one time per round, in the same order. What slows the machine down for a while slows both
-    times of a round, so their ratio is steadier than the ratio of two medians. The interval is the percentile
-    bootstrap of the median over rounds (Efron 1979).
+    Both sequences have one time per round, in the same order. A busy machine slows both times of a round, so their
+    ratio is steadier than the ratio of two medians. The interval is the percentile bootstrap of the median over rounds
+    (Efron 1979).
     """
     ratios = np.asarray(reference_ms, np.float64) / np.asarray(times_ms, np.float64)
-    low, high = _bootstrap(ratios, np.random.default_rng(seed))
-    return Ratio(float(np.median(ratios)), low, high)
-
-
-def _bootstrap(values: npt.NDArray[np.float64], generator: np.random.Generator) -> tuple[float, float]:
-    picks = generator.integers(0, len(values), (RESAMPLES, len(values)))
-    medians = np.median(values[picks], axis=1)
+    picks = np.random.default_rng(seed).integers(0, len(ratios), (RESAMPLES, len(ratios)))
     tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(medians, (tail, 100 - tail))
-    return float(low), float(high)
+    low, high = np.percentile(np.median(ratios[picks], axis=1), (tail, 100 - tail))
+    return Ratio(float(np.median(ratios)), float(low), float(high))

@@ -1,4 +1,4 @@
-"""models/catalog.yaml: the published checkpoints that fit the networks of this package, and what is known of them."""
+"""models/catalog.yaml: published checkpoints that fit the networks of this package."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ import yaml
 from anomseg_ros.core.labels import LABEL_SETS
 from anomseg_ros.core.resources import share_file
 from anomseg_ros.core.schema import from_plain
-from anomseg_ros.core.scores import DEFAULT_SCORES
+from anomseg_ros.core.untrusted_text import parse_yaml
 from anomseg_ros.errors import ConfigError, unknown_name
+from anomseg_ros.scores import default_scores
 
 FORMAT_VERSION = 1
 CATALOG_FILE = "models/catalog.yaml"
 
-# One plain name that no shell, URL or file system reads as anything else; so nothing is written outside the folder.
+# A plain name without separators, so that nothing is written outside the folder.
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _DIGEST_LENGTHS = {"sha256": 64, "git_blob_sha1": 40}
 
 
 @dataclass(frozen=True)
 class Licence:
-    """What may be done with a checkpoint: its SPDX name, where the text is, and what else one has to know."""
+    """The licence of a checkpoint: SPDX name, address of the text, and a note."""
 
     name: str
     url: str
@@ -34,7 +35,7 @@ class Licence:
 
 @dataclass(frozen=True)
 class PublishedMiou:
-    """A published mean intersection over union: of which split, measured how."""
+    """A published mean intersection over union. how: the way it was measured."""
 
     percent: float
     split: str
@@ -43,48 +44,44 @@ class PublishedMiou:
 
 @dataclass(frozen=True)
 class CatalogEntry:
-    """One published checkpoint.
-
-    layout: its name in networks.layouts.LAYOUTS. num_classes: outputs of the network, `untrained_class` included, the
-    index of an output that training never used. file: the name it is saved under. git_blob_sha1: the id git has for
-    the file in its authors' repository, SHA-1 of "blob <size>\\0" and the content. None: not known.
-    """
+    """One published checkpoint. Facts that are not known are None."""
 
     name: str
     network: str
-    layout: str
-    num_classes: int
+    layout: str  # a name of networks.layouts.LAYOUTS
+    num_classes: int  # outputs of the network, `untrained_class` included
     label_set: str
     height_px: int
     width_px: int
     url: str
-    file: str
+    file: str  # the name of the downloaded file
     source: str
     authors: str
     paper: str
     licence: Licence
     normalisation: str
-    untrained_class: int | None = None
+    untrained_class: int | None = None  # index of an output that training never used
     size_bytes: int | None = None
     sha256: str | None = None
     git_blob_sha1: str | None = None
+    """Git's id of the file in its authors' repository: SHA-1 of "blob <size>\\0" and the content."""
     miou: PublishedMiou | None = None
     note: str | None = None
 
     def export_command(self, checkpoint: Path) -> str:
-        """Return the command that makes a bundle of the downloaded file, at the size it was published for."""
+        """Return the command that exports the downloaded file to a bundle, at its published size."""
         words = ["anomseg", "export", "--network", self.network, "--checkpoint", str(checkpoint)]
         words += ["--num-classes", str(self.num_classes), "--label-set", self.label_set]
         words += ["--height", str(self.height_px), "--width", str(self.width_px)]
         if self.untrained_class is not None:
-            # An output that was never trained says nothing of anomalies: the score void must not be the default.
-            words += ["--void-class", str(self.untrained_class), "--scores", ",".join(DEFAULT_SCORES)]
+            # An untrained output tells nothing about anomalies, so the score void must not be the default.
+            words += ["--void-class", str(self.untrained_class), "--scores", ",".join(default_scores(with_void=False))]
         return shlex.join([*words, "--output", self.name])
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """catalog.yaml, field by field."""
+    """The content of catalog.yaml."""
 
     format_version: int
     checkpoints: tuple[CatalogEntry, ...]
@@ -94,7 +91,7 @@ class Catalog:
         return [entry.name for entry in self.checkpoints]
 
     def find(self, name: str) -> CatalogEntry:
-        """Return one entry. Raises ConfigError naming the closest."""
+        """Return one entry. Raises ConfigError, which names the closest, for an unknown name."""
         for entry in self.checkpoints:
             if entry.name == name:
                 return entry
@@ -102,10 +99,10 @@ class Catalog:
 
 
 def load_catalog(path: Path | None = None) -> Catalog:
-    """Read and check a catalog, by default the shipped one. Raises ConfigError saying which key of which entry."""
+    """Read and check a catalog, by default the shipped one. Raises ConfigError, which names entry and key."""
     path = path or share_file(CATALOG_FILE)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"catalog {str(path)!r} cannot be read: {error.strerror}; give a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -115,7 +112,10 @@ def load_catalog(path: Path | None = None) -> Catalog:
         raise ConfigError(f"{path}: format_version {catalog.format_version!r}; this anomseg_ros reads {FORMAT_VERSION}")
     for entry in catalog.checkpoints:
         _check(entry, f"{path}: {entry.name}")
-    _refuse_doubles(catalog, path)
+    for kind, values in (("name", catalog.names()), ("file", [entry.file for entry in catalog.checkpoints])):
+        doubled = sorted({value for value in values if values.count(value) > 1})
+        if doubled:
+            raise ConfigError(f"{path}: {kind} {doubled[0]!r} is there twice; each entry needs its own")
     return catalog
 
 
@@ -138,10 +138,3 @@ def _check(entry: CatalogEntry, where: str) -> None:
         )
     if min(entry.height_px, entry.width_px, 1 if entry.size_bytes is None else entry.size_bytes) < 1:
         raise ConfigError(f"{where}: height_px, width_px and size_bytes must be positive")
-
-
-def _refuse_doubles(catalog: Catalog, path: Path) -> None:
-    for kind, values in (("name", catalog.names()), ("file", [entry.file for entry in catalog.checkpoints])):
-        doubled = sorted({value for value in values if values.count(value) > 1})
-        if doubled:
-            raise ConfigError(f"{path}: {kind} {doubled[0]!r} is there twice; each entry needs its own")

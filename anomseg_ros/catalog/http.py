@@ -1,4 +1,4 @@
-"""One HTTP request over urllib: which addresses are allowed, and which failures are worth another attempt."""
+"""One HTTP request with urllib, to allowed addresses only; failures that may pass are told from those that will not."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ PASSING_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
 
 class DownloadError(AnomsegError):
-    """A file cannot be downloaded, or is not the one that was expected."""
+    """A file cannot be downloaded, or is not the expected one."""
 
 
 class Interrupted(Exception):
-    """The connection failed in a way that may pass. wait_s: how long the server asks to wait, if it does."""
+    """The connection failed, and another attempt may succeed. wait_s: the wait that the server asks for, if any."""
 
     def __init__(self, message: str, wait_s: float | None = None) -> None:
         super().__init__(message)
@@ -33,22 +33,18 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class HttpRules:
-    """How patient and how strict a download is. allow_http: plain http to hosts other than this one, too.
+    """Patience and strictness of a download."""
 
-    attempts: connections in a row that bring little before giving up. A connection that brings less than
-    `slowest_bytes_per_s` over `timeout_s` counts as broken.
-    """
-
-    allow_http: bool = False
+    allow_http: bool = False  # whether plain http is allowed to hosts other than this machine
     timeout_s: float = 30.0
-    attempts: int = 6
+    attempts: int = 6  # number of connections in a row that bring little before giving up
     backoff_s: float = 1.0
     longest_wait_s: float = 60.0
-    slowest_bytes_per_s: float = 1024.0
+    slowest_bytes_per_s: float = 1024.0  # a connection that is slower over `timeout_s` counts as broken
 
 
 def check_url(url: str, rules: HttpRules) -> None:
-    """Raise DownloadError unless `url` is https, or http on a loopback host or where the rules allow it."""
+    """Raise DownloadError unless `url` is https, or http to a loopback host or allowed by the rules."""
     parts = urllib.parse.urlsplit(url)
     if parts.scheme == "https" and parts.hostname:
         return
@@ -68,9 +64,9 @@ def is_loopback(url: str) -> bool:
 
 
 def open_url(url: str, headers: Mapping[str, str], rules: HttpRules) -> http.client.HTTPResponse:
-    """Return the response to a GET request, status 200 or 206, redirections followed within the rules.
+    """Return the response to a GET request, with status 200 or 206. Redirections are followed within the rules.
 
-    Raises urllib.error.HTTPError for 416 only, Interrupted for what may pass, DownloadError for what will not.
+    Raises urllib.error.HTTPError for 416 only, Interrupted for failures that may pass, DownloadError for others.
     """
     check_url(url, rules)
     request = urllib.request.Request(url, headers={"User-Agent": f"anomseg_ros/{__version__}", **headers})
@@ -107,12 +103,12 @@ class _Redirections(urllib.request.HTTPRedirectHandler):
         if urllib.parse.urlsplit(newurl).scheme != urllib.parse.urlsplit(req.full_url).scheme:
             raise DownloadError(f"{req.full_url} redirects to {newurl!r}, of another scheme: refused")
         check_url(newurl, self.rules)
-        # urllib's types say HTTPMessage where they mean Message.
+        # The type in urllib is HTTPMessage, but it means Message.
         return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
 
 
 def _opener(url: str, rules: HttpRules) -> urllib.request.OpenerDirector:
-    # Built by hand: urllib's usual one opens file:, ftp: and data: as well. A proxy cannot reach our own loopback host.
+    # urllib's usual opener also opens file:, ftp: and data:. A proxy cannot reach this machine's loopback host.
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler({} if is_loopback(url) else None),
@@ -132,7 +128,7 @@ def _explained(url: str, error: urllib.error.HTTPError) -> Exception:
         wait = error.headers.get("Retry-After", "")
         return Interrupted(f"HTTP {error.code} {error.reason}", float(wait) if wait.isdecimal() else None)
     if 300 <= error.code < 400:
-        # urllib itself refuses loops, too many steps and schemes other than http, https and ftp.
+        # urllib refuses loops, too many redirections and schemes other than http, https and ftp.
         return DownloadError(f"{url}: redirection refused: {' '.join(str(error.reason).split())}")
     advice = "the file was moved or removed" if error.code in (404, 410) else "the server refuses it"
     return DownloadError(

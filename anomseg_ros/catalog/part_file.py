@@ -1,4 +1,4 @@
-"""The file that a download grows in, beside its target: it survives breaks and never mixes two versions of a file."""
+"""The file of an unfinished download. It survives interruptions and never mixes two versions of a file."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from anomseg_ros.catalog.http import DownloadError
 from anomseg_ros.core.schema import from_plain
+from anomseg_ros.core.untrusted_text import parse_json
 from anomseg_ros.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Version:
-    """Which file the bytes so far belong to. etag: a strong one only; total_bytes: None where it is not said."""
+    """The version of the file on the server. etag: only a strong one. total_bytes: None if unknown."""
 
     url: str
     etag: str | None = None
@@ -26,12 +26,12 @@ class Version:
 
     @property
     def validator(self) -> str | None:
-        """What If-Range needs to continue the same file and nothing else."""
+        """The value of If-Range that continues this version only."""
         return self.etag or self.last_modified
 
 
 class PartFile:
-    """`<target>.part` and, in `<target>.part.json`, its Version. A context manager: one process at a time."""
+    """`<target>.part`, with its Version in `<target>.part.json`. A context manager that locks out other processes."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -44,7 +44,7 @@ class PartFile:
     def __enter__(self) -> PartFile:
         try:
             self.target.parent.mkdir(parents=True, exist_ok=True)
-            # O_NOFOLLOW: a link in the folder must not lead the bytes elsewhere.
+            # O_NOFOLLOW: a link in the folder must not redirect the bytes.
             self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -59,21 +59,22 @@ class PartFile:
         self.version = self._read_note()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.size == 0:
             self.discard()
         self._close()
 
     def restart(self, version: Version) -> None:
-        """Forget the bytes so far; those to come belong to `version`."""
+        """Discard the bytes and start with `version`."""
         os.ftruncate(self._handle, 0)
         self.size, self.version = 0, version
-        self._write(self._note, json.dumps(asdict(version), indent=1).encode())
+        try:
+            self._note.write_text(json.dumps(asdict(version), indent=1), encoding="utf-8")
+        except OSError as error:
+            raise self._no_room(self._note, error) from error
 
     def append(self, data: bytes) -> None:
-        """Add bytes at the end. Raises DownloadError for a full disk; what is there stays."""
+        """Append bytes. Raises DownloadError if the disk is full; earlier bytes stay."""
         view = memoryview(data)
         try:
             while view:
@@ -88,25 +89,19 @@ class PartFile:
         self.path.unlink(missing_ok=True)
         self._note.unlink(missing_ok=True)
 
-    def keep(self) -> None:
+    def finish(self) -> None:
         """Give the complete file its name."""
         os.fsync(self._handle)
         os.replace(self.path, self.target)
         self._note.unlink(missing_ok=True)
 
     def _read_note(self) -> Version | None:
-        # A note that is damaged or missing makes the bytes worthless, but harmless: they are fetched again.
+        # Without a readable note the bytes are downloaded again.
         try:
-            data: Any = json.loads(self._note.read_text(encoding="utf-8"))
+            data: Any = parse_json(self._note.read_text(encoding="utf-8"))
             return from_plain(Version, data, str(self._note))
         except (OSError, ValueError, ConfigError):
             return None
-
-    def _write(self, path: Path, data: bytes) -> None:
-        try:
-            path.write_bytes(data)
-        except OSError as error:
-            raise self._no_room(path, error) from error
 
     def _no_room(self, path: Path, error: OSError) -> DownloadError:
         return DownloadError(

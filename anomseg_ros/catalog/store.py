@@ -1,4 +1,4 @@
-"""Where downloaded checkpoints are, and how it is known that they are still what they were."""
+"""The folder of downloaded checkpoints, and the digests that tell whether they changed."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from anomseg_ros.catalog.download import SIZE_LIMIT_BYTES, Progress, download
+from anomseg_ros.catalog.download import SIZE_LIMIT_BYTES, download
 from anomseg_ros.catalog.entries import CatalogEntry
 from anomseg_ros.catalog.http import DownloadError, HttpRules
 from anomseg_ros.core.bundle import sha256_of
+from anomseg_ros.core.progress import Progress, no_progress
 from anomseg_ros.core.schema import from_plain
+from anomseg_ros.core.staging import replace_text
+from anomseg_ros.core.untrusted_text import parse_json
 from anomseg_ros.errors import CheckpointError, ConfigError
 
 FOLDER_VARIABLE = "ANOMSEG_CHECKPOINTS"
@@ -21,7 +24,7 @@ FOLDER_VARIABLE = "ANOMSEG_CHECKPOINTS"
 
 @dataclass(frozen=True)
 class Record:
-    """What was downloaded, beside it as `<file>.fetched.json`; licence: the one that was accepted."""
+    """The record of a download, in `<file>.fetched.json` beside it. licence: the accepted one."""
 
     name: str
     url: str
@@ -33,7 +36,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Fetched:
-    """A checkpoint on this machine. checked_against: what it was compared with, in words; new: just downloaded."""
+    """A checkpoint on this machine. checked_against: the compared digests, in words. new: just downloaded."""
 
     path: Path
     sha256: str
@@ -42,26 +45,25 @@ class Fetched:
 
 
 def checkpoint_folder() -> Path:
-    """Return the folder that downloads go to: $ANOMSEG_CHECKPOINTS, else the user's data folder (XDG)."""
-    given = os.environ.get(FOLDER_VARIABLE)
-    if given:
-        return Path(given)
+    """Return the folder of downloads: $ANOMSEG_CHECKPOINTS, else one in the user's data folder (XDG)."""
+    if folder := os.environ.get(FOLDER_VARIABLE):
+        return Path(folder)
     data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return Path(data) / "anomseg_ros" / "checkpoints"
 
 
 def record_path(checkpoint: Path) -> Path:
-    """Return where the record of a downloaded file is."""
+    """Return the path of a downloaded file's record."""
     return checkpoint.with_name(f"{checkpoint.name}.fetched.json")
 
 
 def read_record(checkpoint: Path) -> Record | None:
-    """Return what was recorded when the file was downloaded, None without a record. Raises CheckpointError."""
+    """Return the record of a downloaded file, None without one. Raises CheckpointError if it is damaged."""
     path = record_path(checkpoint)
     if not path.is_file():
         return None
     try:
-        return from_plain(Record, json.loads(path.read_text(encoding="utf-8")), str(path))
+        return from_plain(Record, parse_json(path.read_text(encoding="utf-8")), str(path))
     except (OSError, ValueError, ConfigError) as error:
         raise CheckpointError(
             f"{path} is damaged ({error}); delete it and {checkpoint.name}, and fetch again"
@@ -69,9 +71,9 @@ def read_record(checkpoint: Path) -> Record | None:
 
 
 def verify(checkpoint: Path, entry: CatalogEntry | None = None) -> Fetched:
-    """Compare a file with the digest of the catalog and with the one recorded when it was downloaded.
+    """Compare a file with the digests of the catalog and of its record.
 
-    Raises CheckpointError: missing, changed, or nothing to compare with.
+    Raises CheckpointError if the file is missing or changed, or if there is no digest to compare with.
     """
     if not checkpoint.is_file():
         raise CheckpointError(f"{checkpoint} is not there; `anomseg models fetch` downloads it")
@@ -92,11 +94,22 @@ def fetch(
     *,
     limit_bytes: int = SIZE_LIMIT_BYTES,
     rules: HttpRules | None = None,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> Fetched:
-    """Bring a published checkpoint into `folder` and record its digest; only verify it where it is there already.
+    """Download a published checkpoint and record its digest. A file that is there already is only verified.
 
-    Raises DownloadError or CheckpointError. Whether its licence is accepted is the caller's affair.
+    The caller asks for acceptance of the licence.
+
+    Args:
+        entry: the checkpoint.
+        folder: place of the file.
+        limit_bytes: largest size if the entry has none.
+        rules: see `download`.
+        progress: see `download`.
+
+    Raises:
+        DownloadError: the download failed, or the file is the wrong one.
+        CheckpointError: a file that is there already is the wrong one.
     """
     target = folder / entry.file
     if target.exists():
@@ -110,8 +123,8 @@ def fetch(
             against.extend(_compare(part, digest, entry, before))
         except CheckpointError as error:
             raise DownloadError(f"{entry.url}: {error}; the download was removed") from error
-        # Before the file has its name: a kill in between must not leave a file that nothing vouches for.
-        _write_record(target, _record(entry, part.stat().st_size, digest))
+        # Before the file gets its name: a kill in between must not leave a file without a record.
+        _write_record(target, entry, part.stat().st_size, digest)
 
     download(
         entry.url,
@@ -129,7 +142,7 @@ def fetch(
 
 
 def git_blob_sha1_of(path: Path) -> str:
-    """Return the id that git gives the content of a file."""
+    """Return git's id of a file's content."""
     digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as stream:
         while chunk := stream.read(1 << 20):
@@ -138,7 +151,7 @@ def git_blob_sha1_of(path: Path) -> str:
 
 
 def _compare(path: Path, digest: str, entry: CatalogEntry | None, record: Record | None) -> list[str]:
-    """Return what the file was compared with; raise CheckpointError where it differs."""
+    """Return the digests that the file was compared with; raise CheckpointError if one differs."""
     against = []
     if entry and entry.sha256:
         _require_equal(path, "sha256", "the catalog", entry.sha256, digest)
@@ -160,17 +173,10 @@ def _require_equal(path: Path, kind: str, source: str, expected: str, actual: st
         )
 
 
-def _record(entry: CatalogEntry, size_bytes: int, digest: str) -> Record:
-    today = datetime.now(timezone.utc).date().isoformat()
-    return Record(entry.name, entry.url, size_bytes, digest, today, entry.licence.name)
-
-
-def _write_record(target: Path, record: Record) -> None:
-    path = record_path(target)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+def _write_record(target: Path, entry: CatalogEntry, size_bytes: int, digest: str) -> None:
+    path, today = record_path(target), datetime.now(timezone.utc).date().isoformat()
+    record = Record(entry.name, entry.url, size_bytes, digest, today, entry.licence.name)
     try:
-        beside.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
-        os.replace(beside, path)
+        replace_text(path, json.dumps(asdict(record), indent=2) + "\n")
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise DownloadError(f"{path} cannot be written: {error.strerror}; make room and fetch again") from error

@@ -14,108 +14,106 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from anomseg_ros.commands import options
+from anomseg_ros.commands.result_files import print_differences
+
 if TYPE_CHECKING:
     from rclpy.node import Node
 
-    from anomseg_ros.node.bag_player import PlayOptions, PlayReport
+    from anomseg_ros.replay.player import PlayOptions, PlayReport
 
-# The rate of `ros2 bag play --clock`.
-DEFAULT_CLOCK_HZ = 40.0
+DEFAULT_CLOCK_HZ = 40.0  # as of `ros2 bag play --clock`
 
 
-def parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
     """Return the argument parser of the command."""
-    made = argparse.ArgumentParser(
-        prog="anomseg bag play",
-        description="Publish a bag (MCAP or sqlite3) through ROS 2 with the stamps and bytes it was recorded with.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = options.parser(
+        "bag play", "Publish a bag (MCAP or sqlite3) through ROS 2 with its recorded stamps and bytes."
     )
-    made.add_argument("file", type=Path, metavar="FILE", help="bag directory, .mcap file or .db3 file")
-    made.add_argument("--rate", type=float, default=1.0, metavar="X", help="speed; 1 is the bag's own")
-    made.add_argument("--loop", action="store_true", help="begin again at the end, until Ctrl-C")
-    made.add_argument(
+    parser.add_argument("file", type=Path, metavar="FILE", help="bag directory, .mcap file or .db3 file")
+    parser.add_argument("--rate", type=options.number, default=1.0, metavar="X", help="speed; 1 is the bag's own speed")
+    parser.add_argument("--loop", action="store_true", help="start again at the end, until Ctrl-C")
+    parser.add_argument(
         "--clock",
-        type=float,
+        type=options.number,
         nargs="?",
         const=DEFAULT_CLOCK_HZ,
         default=0.0,
         metavar="HZ",
-        help=f"publish the bag's time on /clock, for nodes with use_sim_time; {DEFAULT_CLOCK_HZ:g} Hz if not stated",
+        help=f"publish the bag's time on /clock, for nodes with use_sim_time; without HZ at {DEFAULT_CLOCK_HZ:g} Hz",
     )
-    made.add_argument(
-        "--topics", nargs="+", metavar="TOPIC", help="play only these (default: all)", default=argparse.SUPPRESS
-    )
-    made.add_argument(
+    parser.add_argument("--topics", nargs="+", metavar="TOPIC", help="topics to play (default: all)")
+    parser.add_argument(
         "--remap",
         nargs="+",
         metavar="OLD:=NEW",
         type=_remapping,
-        help="publish topic OLD as NEW (default: under its own name)",
-        default=argparse.SUPPRESS,
+        default=[],
+        help="publish topic OLD as NEW (default: the recorded name)",
     )
-    made.add_argument(
-        "--wait", type=float, default=2.0, metavar="SECONDS", help="how long to wait for a first subscriber"
+    parser.add_argument(
+        "--wait", type=options.number, default=2.0, metavar="SECONDS", help="longest wait for a first subscriber"
     )
-    made.add_argument(
+    parser.add_argument(
         "--reliability",
         choices=("reliable", "best_effort"),
         default="reliable",
-        help="QoS of the publishers; best_effort never repeats a lost frame, and reliable subscribers cannot hear it",
+        help="QoS of the publishers; with best_effort, lost messages are not sent again, and reliable subscribers "
+        "receive nothing",
     )
-    return made
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns 0, also when Ctrl-C ended it. Raises BagError."""
-    options = parser().parse_args(argv)
+    """Play the bag; return 0, also after Ctrl-C, or 1 if messages are missing. Raises BagError."""
+    args = argument_parser().parse_args(argv)
     import rclpy
     from rclpy.signals import SignalHandlerOptions
 
-    from anomseg_ros.node.bag_player import PlayOptions
     from anomseg_ros.node.transport import use_large_shared_memory
+    from anomseg_ros.replay.player import PlayOptions
 
-    play = PlayOptions(
-        rate=options.rate,
-        loop=options.loop,
-        clock_hz=options.clock,
-        topics=getattr(options, "topics", None),
-        remap=dict(getattr(options, "remap", [])),
-        wait_s=options.wait,
-        reliability=options.reliability,
+    play_options = PlayOptions(
+        rate=args.rate,
+        loop=args.loop,
+        clock_hz=args.clock,
+        topics=args.topics,
+        remap=dict(args.remap),
+        wait_s=args.wait,
+        reliability=args.reliability,
     )
     use_large_shared_memory()
-    # rclpy's own handlers would shut the context down under a publisher that is at work.
+    # rclpy's own signal handlers would shut down the context while a publisher uses it.
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     try:
         node: Any = rclpy.create_node("anomseg_bag_player")  # rclpy is annotated only in part
         with _stop_on_signal() as stop:
-            report = _play(node, options.file, play, stop)
+            report = _play(node, args.file, play_options, stop)
         node.destroy_node()
     finally:
         rclpy.shutdown()
     _print_report(report)
-    return 0
+    return print_differences(report.differences)
 
 
-def _play(node: Node, path: Path, options: PlayOptions, stop: threading.Event) -> PlayReport:
-    from anomseg_ros.node.bag_player import BagPlayer, PlayProgress
+def _play(node: Node, path: Path, play_options: PlayOptions, stop: threading.Event) -> PlayReport:
+    from anomseg_ros.replay.player import BagPlayer, PlayProgress
 
     console = Console(stderr=True)
     columns = (TextColumn("[bold]playing"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[time]}"))
-    with BagPlayer(node, path, options) as player, Progress(*columns, console=console) as bar:
+    with BagPlayer(node, path, play_options) as player, Progress(*columns, console=console) as bar:
         for topic, reason in player.skipped.items():
             bar.console.print(f"not played: {topic}, {reason}")
         task = bar.add_task("play", total=player.total, time="")
 
         def show(progress: PlayProgress) -> None:
-            nth = f" (pass {progress.passes})" if options.loop else ""
-            bar.update(
-                task, completed=progress.published, time=f"{progress.bag_time_s:.1f}/{progress.duration_s:.1f} s{nth}"
-            )
+            number = f" (pass {progress.passes})" if play_options.loop else ""
+            elapsed = f"{progress.bag_time_s:.1f}/{progress.duration_s:.1f} s{number}"
+            bar.update(task, completed=progress.published, time=elapsed)
 
         report = player.play(stop, show)
-        if not report.found_subscriber and not report.stopped:
-            bar.console.print(f"nobody subscribed within {options.wait_s:g} s; played anyway")
+        if not report.had_subscriber and not report.stopped:
+            bar.console.print(f"no subscriber appeared within {play_options.wait_s:g} s; the bag was played anyway")
     return report
 
 
@@ -128,7 +126,7 @@ def _print_report(report: PlayReport) -> None:
 
 @contextmanager
 def _stop_on_signal() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set."""
+    """Yield an event that SIGINT and SIGTERM set."""
     stop = threading.Event()
 
     def handler(_number: int, _frame: FrameType | None) -> None:
@@ -138,12 +136,12 @@ def _stop_on_signal() -> Iterator[threading.Event]:
     try:
         yield stop
     finally:
-        for number, old in previous.items():
-            signal.signal(number, old)
+        for number, handler_before in previous.items():
+            signal.signal(number, handler_before)
 
 
 def _remapping(text: str) -> tuple[str, str]:
-    old, found, new = text.partition(":=")
-    if not (old and found and new):
+    old, separator, new = text.partition(":=")
+    if not (old and separator and new):
         raise argparse.ArgumentTypeError(f"got {text!r}; expected OLD:=NEW, such as /camera/image:=/image")
     return old, new

@@ -1,4 +1,4 @@
-"""`anomseg calibrate threshold`: the thresholds that the node's `target_fpr` picks from."""
+"""`anomseg calibrate threshold`: write the thresholds from which the node's `target_fpr` selects one."""
 
 from __future__ import annotations
 
@@ -10,29 +10,31 @@ from rich.console import Console
 from rich.table import Table
 
 from anomseg_ros.commands import options
-from anomseg_ros.commands.evaluate import ProgressLines
+from anomseg_ros.commands.progress_lines import ProgressLines
 from anomseg_ros.core.bundle import Bundle, change_bundle, load_bundle
 from anomseg_ros.core.resources import find_bundle
 from anomseg_ros.datasets import open_named
-from anomseg_ros.datasets.base import Dataset
 from anomseg_ros.datasets.check import check
+from anomseg_ros.datasets.dataset import Dataset
 from anomseg_ros.evaluation.calibrate import ThresholdChange, measure_scores, threshold_changes, with_thresholds
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print before and after, and write the bundle; returns 0."""
+    """Measure, print the old and new values, and write the bundle; return 0."""
     parser = options.parser(
         "calibrate threshold",
-        "Write thresholds that keep false-positive rates on known pixels into a bundle; its other thresholds are kept.",
+        "Write thresholds for given false-positive rates on known pixels into a bundle. Its other thresholds do not "
+        "change.",
     )
     parser.add_argument("bundle", help="bundle directory or name of a shipped bundle")
     parser.add_argument(
         "--dataset", nargs="+", action="extend", required=True, metavar="NAME=PATH", help="labelled frames"
     )
     parser.add_argument("--score", type=options.names, default=(), help="scores, comma separated (default: all)")
-    parser.add_argument("--target-fpr", type=rates, default=(0.01,), help="shares of known pixels, such as 0.01,0.05")
+    target_help = "false-positive rates, such as 0.01,0.05"
+    parser.add_argument("--target-fpr", type=rates, default=(0.01,), help=target_help)
     options.add_changed_bundle(parser)
-    parser.add_argument("--allow-partial", action="store_true", help="accept fewer or more frames than published")
+    parser.add_argument("--allow-partial", action="store_true", help=options.ALLOW_PARTIAL_HELP)
     options.add_backend_options(parser)
     args = parser.parse_args(argv)
 
@@ -47,24 +49,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     changes = threshold_changes(bundle, curves, args.target_fpr)
     _print(changes, bundle)
     with_changes = partial(with_thresholds, changes=changes, calibrated_on=_calibrated_on(datasets))
-    _tell(change_bundle(bundle, with_changes, args.output, overwrite=args.overwrite), scores)
+    _print_bundle(change_bundle(bundle, with_changes, args.output, overwrite=args.overwrite), scores)
     return 0
 
 
 def rates(text: str) -> tuple[float, ...]:
-    """Argument type: comma-separated shares above 0 and below 1."""
+    """Argument type: comma-separated rates above 0 and below 1."""
     try:
         values = tuple(dict.fromkeys(float(part) for part in options.names(text)))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 0.01,0.05") from error
     if not values or not all(0 < value < 1 for value in values):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected shares above 0 and below 1, such as 0.01,0.05")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected rates above 0 and below 1, such as 0.01,0.05")
     return values
 
 
 def _calibrated_on(datasets: Sequence[Dataset]) -> str:
-    named = (f"{dataset.name}{f' {dataset.split}' if dataset.split else ''}" for dataset in datasets)
-    return ", ".join(f"{name} ({len(dataset)} frames)" for name, dataset in zip(named, datasets, strict=True))
+    descriptions = (f"{' '.join(filter(None, (one.name, one.split)))} ({len(one)} frames)" for one in datasets)
+    return ", ".join(descriptions)
 
 
 def _print(changes: Sequence[ThresholdChange], bundle: Bundle) -> None:
@@ -85,17 +87,17 @@ def _print(changes: Sequence[ThresholdChange], bundle: Bundle) -> None:
     Console().print(table)
 
 
-def _tell(written: Bundle, scores: Sequence[str]) -> None:
-    """Say where the bundle is, and which tables are a mixture that does not fit together."""
+def _print_bundle(bundle: Bundle, scores: Sequence[str]) -> None:
+    """Print where the bundle is, and which scores have inconsistent thresholds."""
     console = Console()
-    console.print(f"written to {written.directory}", soft_wrap=True, highlight=False)
+    console.print(f"written to {bundle.directory}", soft_wrap=True, highlight=False)
     for score in scores:
-        table = written.contract.thresholds[score]
+        table = bundle.contract.thresholds[score]
         if not table.falls:
-            rates = ",".join(f"{rate:g}" for rate in table.by_target_fpr)
+            target_fprs = ",".join(f"{rate:g}" for rate in table.by_target_fpr)
             console.print(
                 f"the thresholds of {score} were calibrated on different frames and do not fall as the rate rises: "
-                f"calibrate all of them on the same, with --target-fpr {rates}",
+                f"calibrate all of them on the same frames with --target-fpr {target_fprs}",
                 soft_wrap=True,
                 highlight=False,
             )

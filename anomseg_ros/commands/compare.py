@@ -1,10 +1,11 @@
-"""`anomseg compare`: what changed between two evaluations, for people and for continuous integration."""
+"""`anomseg compare`: list the changes between two evaluations; can fail a continuous-integration job."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -12,48 +13,56 @@ from rich.table import Table
 from rich.text import Text
 
 from anomseg_ros.commands import options
+from anomseg_ros.commands.result_files import print_differences, write_each
 from anomseg_ros.errors import ConfigError
 from anomseg_ros.evaluation.compare import Change, Comparison, FrameChange, ResultChange, auprc_failures, compare, named
 from anomseg_ros.evaluation.compare import save_comparison as save_json
 from anomseg_ros.evaluation.report_compare import signed, valued, write_comparison
-from anomseg_ros.evaluation.results import load_evaluation
+from anomseg_ros.evaluation.results import load_evaluation, stated_frames
 
 STYLES = {None: "", True: "green", False: "red"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print what changed; returns 1 if --fail-below-auprc is given and a result fell by more, else 0."""
-    args = _parsed(argv)
+    """Print the changes; return 1 if an AuPRC fell by more than --fail-below-auprc or frames are missing, else 0."""
+    args = _parse(argv)
     before, after = load_evaluation(args.before), load_evaluation(args.after)
     comparison = compare(before, after)
     _print(comparison, args.frames)
+    writes: list[Callable[[], None]] = []
     if args.json is not None:
-        save_json(comparison, args.json)
+        writes.append(partial(save_json, comparison, args.json))
     if args.html is not None:
-        write_comparison(comparison, before, after, args.html)
+        writes.append(partial(write_comparison, comparison, before, after, args.html))
+    write_each(*writes)
     failures = [] if args.fail_below_auprc is None else auprc_failures(comparison, args.fail_below_auprc)
-    for line in failures:
-        print(f"anomseg: {line}", file=sys.stderr)
-    return 1 if failures else 0
+    for failure in failures:
+        print(f"anomseg: {failure}", file=sys.stderr)
+    frame_counts = [*stated_frames(before, str(args.before)), *stated_frames(after, str(args.after))]
+    return 1 if print_differences(frame_counts) or failures else 0
 
 
-def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = options.parser("compare", "Say what changed between two evaluations: every figure, then frame by frame.")
-    parser.add_argument("before", type=Path, metavar="A.json", help="what `anomseg evaluate --json` wrote first")
-    parser.add_argument("after", type=Path, metavar="B.json", help="what it wrote later, or for another bundle")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with curves and all frames")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the changes as data")
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = options.parser("compare", "List the changes between two evaluations: every figure, then the frames.")
+    parser.add_argument("before", type=Path, metavar="A.json", help="file of `anomseg evaluate --json`")
+    parser.add_argument("after", type=Path, metavar="B.json", help="a later file, or one of another bundle")
+    parser.add_argument(
+        "--html", type=options.output_file, metavar="FILE", help="also write an HTML page with curves and all frames"
+    )
+    parser.add_argument("--json", type=options.output_file, metavar="FILE", help="also write the changes as JSON")
     parser.add_argument("--frames", type=int, default=10, metavar="N", help="print the N frames that changed most")
     parser.add_argument(
         "--fail-below-auprc",
         type=float,
         metavar="DROP",
-        help="exit with 1 if an AuPRC fell by more than this fraction (0.01: one percentage point) or is missing in B",
+        help="exit with 1 if an AuPRC falls by more than this fraction (0.01: one percentage point) or is missing in B",
     )
     args = parser.parse_args(argv)
     drop = args.fail_below_auprc
     if drop is not None and not 0 <= drop < 1:
-        raise ConfigError(f"--fail-below-auprc is {drop!r}; give a fraction from 0 to 1, 0.01 for one percentage point")
+        raise ConfigError(
+            f"--fail-below-auprc is {drop!r}; give a fraction from 0 to 1, such as 0.01 for one percentage point"
+        )
     if args.frames < 0:
         raise ConfigError(f"--frames is {args.frames!r}; give 0 or more")
     return args
@@ -66,17 +75,17 @@ def _print(comparison: Comparison, frames: int) -> None:
         for note in pair.notes:
             console.print(Text(f"  {note}"))
         console.print(_figure_table(pair))
-        changed = [frame for frame in pair.frames if frame.changed]
-        if frames and changed:
-            console.print(_frame_table(changed[:frames], pair))
-        console.print(Text(f"{len(changed)} of {len(pair.frames)} frames changed"))
-        for when, names in (("first", pair.only_before), ("second", pair.only_after)):
+        changed_frames = [frame for frame in pair.frames if frame.changed]
+        if frames and changed_frames:
+            console.print(_frame_table(changed_frames[:frames], pair))
+        console.print(Text(f"{len(changed_frames)} of {len(pair.frames)} frames changed"))
+        for file, names in (("first", pair.only_before), ("second", pair.only_after)):
             if names:
-                console.print(Text(f"frames only in the {when}: {', '.join(names)}"))
+                console.print(Text(f"frames only in the {file} file: {', '.join(names)}"))
         console.print()
-    for when, keys in (("first", comparison.only_before), ("second", comparison.only_after)):
+    for file, keys in (("first", comparison.only_before), ("second", comparison.only_after)):
         for key in keys:
-            console.print(Text(f"only in the {when}: {named(key)}"))
+            console.print(Text(f"only in the {file} file: {named(key)}"))
 
 
 def _figure_table(pair: ResultChange) -> Table:

@@ -1,4 +1,4 @@
-"""`anomseg datasets pseudo-label`."""
+"""`anomseg datasets pseudo-label`: label frames by teacher networks and write a dataset."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from anomseg_ros.backends import open_detector
 from anomseg_ros.commands import options
+from anomseg_ros.commands.progress_lines import ProgressLines
 from anomseg_ros.core.resources import find_bundle
 from anomseg_ros.datasets.bundle_teacher import BundleTeacher
 from anomseg_ros.datasets.pseudo_label import LabelConfig, Teacher
@@ -18,84 +19,101 @@ from anomseg_ros.datasets.pseudo_label_write import UNCERTAIN_NAME, UNLABELLED_N
 from anomseg_ros.datasets.written_folder import PREVIEW
 from anomseg_ros.errors import ConfigError
 
-NAMED = 10
-"""How many failures are printed; the manifest has them all."""
+PRINTED_FAILURES = 10
+"""Largest number of printed failures; the manifest has all of them."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Label frames and write them, or go on; returns 0, or 1 where a frame failed."""
+    """Label frames and write a dataset, or continue an incomplete one; return 0, or 1 if a frame failed."""
     args = _parser().parse_args(argv)
     config = _config(args)
-    sources = open_sources(args.frames, args.video_step, options.several(args.known))
+    sources = open_sources(args.frames, args.video_step, options.split_names(args.known))
     teachers = [_teacher(text) for text in args.teacher]
-    with options.progress_bar() as bar:
-        task = bar.add_task("pseudo-label", total=sum(map(len, sources)))
+    with ProgressLines() as lines:
         manifest = write_pseudo_labels(
             sources,
             teachers,
             args.output,
             config,
             overwrite=args.overwrite,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=lines,
         )
-    for failure in manifest.failures[:NAMED]:
+    for failure in manifest.failures[:PRINTED_FAILURES]:
         print(f"failed: {failure}", file=sys.stderr)
     print(_summary(manifest, args.output))
     return 1 if manifest.failures else 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    labels = LabelConfig()
     parser = options.parser(
         "datasets pseudo-label",
-        "Label frames in Cityscapes' 19 classes by networks that know them, and write them as a dataset to train on. "
-        "Run again, it goes on where it was stopped.",
+        "Label frames with Cityscapes' 19 classes by teacher networks, and write a dataset for training. The same "
+        "command continues an interrupted run.",
     )
     parser.add_argument(
         "--frames",
         nargs="+",
         required=True,
         metavar="KIND=PATH",
-        help="a dataset by name (camvid=/data/CamVid:train; its own labels are kept), folder=PATH of pictures, "
-        "scenery=PATH of pictures that show nothing but known classes, or video=FILE",
+        help="a dataset by name (camvid=/data/CamVid:train; its labels are kept), folder=PATH of pictures, "
+        "scenery=PATH of pictures that show only known classes, or video=FILE",
     )
     parser.add_argument(
         "--teacher",
         nargs="+",
         required=True,
         metavar="TEACHER",
-        help="a checkpoint as NETWORK=FILE, or a bundle (its label, weighted by one minus its msp score)",
+        help="a checkpoint as NETWORK=FILE, or a bundle (its labels are weighted by their confidence)",
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write")
+    parser.add_argument("--output", type=options.output_folder, required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a dataset made with other options")
-    parser.add_argument("--video-step", type=int, default=1, metavar="N", help="take every n-th frame of a video")
-    parser.add_argument("--size", metavar="HxW", help="size to write, for example 512x1024 (default: each frame's own)")
-    parser.add_argument("--flip", action="store_true", help="ask the teachers about mirrored frames too")
+    parser.add_argument("--video-step", type=int, default=1, metavar="N", help="use every n-th frame of a video")
+    size_help = "size of the written frames, for example 512x1024 (default: that of each frame)"
+    parser.add_argument("--size", metavar="HxW", help=size_help)
+    _add_label_options(parser)
+    _add_validation_options(parser)
+    return parser
+
+
+def _add_label_options(parser: argparse.ArgumentParser) -> None:
+    labels = LabelConfig()
+    parser.add_argument("--flip", action="store_true", help="run the teachers on mirrored frames too")
+    scales_help = "factors for the frames' size, comma separated"
+    parser.add_argument("--scales", type=options.names, default="1", help=scales_help)
     parser.add_argument(
-        "--scales", type=options.names, default="1", help="factors on the frames' size, commas between them"
+        "--confidence",
+        type=options.number,
+        default=labels.confidence,
+        help="probability below which a class is uncertain",
     )
     parser.add_argument(
-        "--confidence", type=float, default=labels.confidence, help="probability below which a class is uncertain"
+        "--own-confidence",
+        type=options.number,
+        metavar="P",
+        help="the same for pixels whose label in the dataset allows a few classes, such as CamVid's cyclist: rider or "
+        "bicycle (default: --confidence)",
     )
     parser.add_argument(
         "--known",
         nargs="+",
         default=(),
         metavar="SOURCE",
-        help="sources that show nothing but known classes, by kind (the second of a kind is KIND2): their uncertain "
-        "pixels are known with the class uncertain (252), as scenery's are, not unlabelled (255)",
+        help="sources that show only known classes, by kind (the second source of a kind is KIND2): as for scenery, "
+        "the label of their uncertain pixels is 252 (known, class uncertain), not 255 (unlabelled)",
     )
+
+
+def _add_validation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--validation", nargs="+", default=(), metavar="PATTERN", help="frames to hold out, such as 'camvid-0016E5_*'"
     )
     parser.add_argument(
         "--validation-share",
-        type=float,
+        type=options.number,
         default=0.0,
         metavar="SHARE",
-        help="of each source that no pattern matches, hold out the last frames",
+        help="share of last frames to hold out, for each source that no pattern matches",
     )
-    return parser
 
 
 def _config(args: argparse.Namespace) -> WriteConfig:
@@ -106,6 +124,7 @@ def _config(args: argparse.Namespace) -> WriteConfig:
         scales=tuple(_number(text) for text in args.scales),
         flip=args.flip,
         confidence=args.confidence,
+        own_confidence=args.own_confidence,
     )
     return WriteConfig(labels, tuple(args.validation), args.validation_share)
 
@@ -121,7 +140,7 @@ def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ConfigError(f"--scales holds {text!r}; expected numbers, such as 0.75,1,1.25") from None
+        raise ConfigError(f"--scales has {text!r}; expected numbers, such as 0.75,1,1.25") from None
 
 
 def _teacher(text: str) -> Teacher:
@@ -134,16 +153,14 @@ def _teacher(text: str) -> Teacher:
 
 
 def _summary(manifest: Manifest, folder: Path) -> str:
-    rows = [
+    lines = [
         f"{name}: {result.written} of {result.stated} frames, {result.validation} held out, mean confidence "
         f"{result.confidence:.3f}, agreement {result.agreement:.3f}"
         for name, result in manifest.sources.items()
     ]
-    without = ", ".join(f"{manifest.shares[name]:.1%} {name}" for name in (UNCERTAIN_NAME, UNLABELLED_NAME))
-    return "\n".join(
-        [
-            *rows,
-            f"{manifest.count} frames in {str(folder)!r} ({without}), {len(manifest.failures)} failed, sha256 "
-            f"{manifest.sha256[:16]}…; look at {str(folder / PREVIEW)!r}, read them as pseudo_label={folder}",
-        ]
+    shares = ", ".join(f"{manifest.shares[name]:.1%} {name}" for name in (UNCERTAIN_NAME, UNLABELLED_NAME))
+    lines.append(
+        f"{manifest.count} frames in {str(folder)!r} ({shares}), {len(manifest.failures)} failed, "
+        f"sha256 {manifest.sha256[:16]}…; preview: {str(folder / PREVIEW)!r}; use the dataset as pseudo_label={folder}"
     )
+    return "\n".join(lines)

@@ -1,11 +1,13 @@
-"""`anomseg demo`: a drive goes through the real node under real ROS 2; a page with what it said comes out."""
+"""`anomseg demo`: play a drive through the real node under ROS 2 and write an HTML page of its outputs."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,35 +16,39 @@ from rich.console import Console
 from rich.table import Table
 
 from anomseg_ros.backends import open_detector
-from anomseg_ros.backends.options import BackendOptions
+from anomseg_ros.backends.backend_options import BackendOptions
 from anomseg_ros.commands import options
 from anomseg_ros.commands.demo_drive import SYNTHETIC_FRAMES, SYNTHETIC_SEED, DemoDrive, open_drive, synthetic_drive
 from anomseg_ros.commands.demo_frames import ShownDrive, show_drive
 from anomseg_ros.commands.demo_page import pace, write_page
+from anomseg_ros.commands.progress_lines import ProgressLines
+from anomseg_ros.commands.result_files import print_differences, write_each
 from anomseg_ros.core.bundle import Bundle, load_bundle
+from anomseg_ros.core.output_files import make_output_folder, write_results
 from anomseg_ros.core.resources import DEMO_BUNDLE, ROAD_BUNDLE, SYNTHETIC_BUNDLE, find_bundle
 from anomseg_ros.errors import ConfigError
 
 if TYPE_CHECKING:
-    from anomseg_ros.node.live import LiveRun
+    from anomseg_ros.replay.live import LiveRun
 
 DRIVE_BAG, OUTPUTS_BAG = "drive_bag", "outputs_bag"
 
 _TIMED_FRAMES = 7
-_MARGIN = 1.25
+_LOAD_FACTOR = 1.25
 _ROS_S = 0.01
-"""A frame is given this much more than the network needs alone: its way through ROS, and what else the machine does."""
+"""The time per frame is the network's time multiplied by a factor for other load, plus seconds for transport by ROS."""
 
-_SLOWEST = 0.25
-"""The shipped drive is never played slower than this: a network that needs more time is too slow for it."""
+_MIN_RATE = 0.25
+"""Lowest speed at which the shipped drive is played, even if the network is slower."""
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo measured. Latencies in milliseconds by percentile; see node.live for what they are.
+    """The figures of a demo. processing_ms, age_ms: latencies by percentile, see replay.live.LiveRun.
 
-    rate: speed of the replay, 1 = the drive's own. period_ms: between two frames at that speed. anomalies: known ones,
-    of which found were marked at least half in some frame; None where none are known.
+    rate: speed of the replay; 1 is the drive's own speed. period_ms: time between two frames at that speed. published:
+    frames whose scores arrived. anomalies: number of known anomalies, None without ground truth. found: number of those
+    that the mask covers at least by half in some frame.
     """
 
     drive: str
@@ -63,30 +69,33 @@ class DemoResult:
 
 
 def main(argv: list[str]) -> int:
-    """Parse the arguments, prepare the drive, play it through the node, and write the page."""
+    """Play the drive through the node and write the page; return 0, or 1 if frames or all outputs are missing."""
     args = _parser().parse_args(argv)
     if args.synthetic and args.drive is not None:
         raise ConfigError(f"got the drive {str(args.drive)!r} and --synthetic; give one of them")
     for option in ("frames", "pictures"):
-        given = getattr(args, option)
-        if given is not None and given < 1:
-            raise ConfigError(f"got --{option} {given}; expected at least 1")
-    args.output.mkdir(parents=True, exist_ok=True)
+        value = getattr(args, option)
+        if value is not None and value < 1:
+            raise ConfigError(f"got --{option} {value}; expected at least 1")
     bundle = load_bundle(find_bundle(args.bundle)) if args.bundle else None
-    drive = prepared_drive(args)
+    drive = _prepare_drive(args)
+    make_output_folder(args.output)
     bundle = bundle or load_bundle(find_bundle(drive.bundle))
-    rate = args.rate if args.rate is not None else default_rate(args, drive, bundle)
-    run = play_through_node(drive, bundle, rate, args)
+    rate = args.rate if args.rate is not None else _default_rate(args, drive, bundle)
+    run = _play_through_node(drive, bundle, rate, args)
     shown = show_drive(drive, args.output / OUTPUTS_BAG, bundle, run.detector, args.output)
     result = _result(drive, bundle, rate, run, shown)
-    (args.output / "result.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
-    page = write_page(args.output / "index.html", result, shown, run.detector)
+    page = args.output / "index.html"
     _print_result(result, page)
-    return 0 if result.published else 1
+    write_each(
+        partial(write_results, args.output / "result.json", json.dumps(asdict(result), indent=2) + "\n"),
+        partial(write_page, page, result, shown, run.detector),
+    )
+    return max(print_differences(run.differences), 0 if result.published else 1)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = options.parser("demo", "Play a drive through the node and write a page of what it said.")
+    parser = options.parser("demo", "Play a drive through the node and write an HTML page of its outputs.")
     parser.add_argument(
         "drive",
         nargs="?",
@@ -97,63 +106,57 @@ def _parser() -> argparse.ArgumentParser:
     defaults = f"{DEMO_BUNDLE} for the shipped drive, {ROAD_BUNDLE} for yours, {SYNTHETIC_BUNDLE} for the synthetic one"
     parser.add_argument("--bundle", help=f"bundle directory or name of a shipped bundle (default: {defaults})")
     parser.add_argument("--topic", help="camera topic of the bag (default: its only one)")
+    rate_help = "speed of the replay (default: 1; slower for the shipped and synthetic drives if the network is slow)"
+    parser.add_argument("--rate", type=options.number, help=rate_help)
     parser.add_argument(
-        "--rate",
-        type=float,
-        help="speed of the replay (default: 1; what is shipped is played slower where the network needs it)",
+        "--output", type=options.output_folder, default="demo_output", help="folder for the page and its pictures"
     )
-    parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for pictures and page")
-    parser.add_argument("--pictures", type=int, default=150, help="show at most about this many frames")
-    parser.add_argument(
-        "--frames",
-        type=int,
-        help=f"play at most this many frames of a video (default: all, {SYNTHETIC_FRAMES} of the synthetic drive)",
-    )
-    parser.add_argument("--seed", type=int, default=SYNTHETIC_SEED, help="which synthetic drive")
+    pictures_help = "approximate largest number of frames on the page"
+    parser.add_argument("--pictures", type=int, default=150, help=pictures_help)
+    frames_help = f"largest number of frames to play (default: all; {SYNTHETIC_FRAMES} for the synthetic drive)"
+    parser.add_argument("--frames", type=int, help=frames_help)
+    parser.add_argument("--seed", type=int, default=SYNTHETIC_SEED, help="seed of the synthetic drive")
     parser.add_argument("--threads", type=int, default=0, help="processor threads of the node; 0 = one per core")
     return parser
 
 
-def prepared_drive(args: argparse.Namespace) -> DemoDrive:
-    """Return the drive that the arguments ask for, as a bag."""
+def _prepare_drive(args: argparse.Namespace) -> DemoDrive:
+    """Return the drive that the arguments select, as a bag."""
     bag = args.output / DRIVE_BAG
     if args.synthetic:
         return synthetic_drive(bag, args.frames, args.seed)
     return open_drive(args.drive, bag, args.topic, args.frames)
 
 
-def default_rate(args: argparse.Namespace, drive: DemoDrive, bundle: Bundle) -> float:
-    """Return 1 for a drive of the user's, which shows what this machine drops; else what the network keeps up with."""
+def _default_rate(args: argparse.Namespace, drive: DemoDrive, bundle: Bundle) -> float:
+    """Return 1 for the user's own drive, which may show drops; otherwise the highest rate without drops."""
     return 1.0 if args.drive is not None else fitting_rate(drive, bundle, args.threads)
 
 
 def fitting_rate(drive: DemoDrive, bundle: Bundle, threads: int) -> float:
-    """Return the speed, 1 or less, at which this machine's network keeps up with every frame of the drive."""
+    """Return the speed, from _MIN_RATE to 1, at which the network should process every frame on this machine."""
     detector = open_detector(bundle, "onnxruntime", BackendOptions(threads=threads))
     score = bundle.contract.score_names[:1]
     detector.warm_up(score)
     times_s = []
     for _ in range(_TIMED_FRAMES):
-        started = time.perf_counter()
+        start_s = time.perf_counter()
         detector.detect(drive.first, score)
-        times_s.append(time.perf_counter() - started)
+        times_s.append(time.perf_counter() - start_s)
     detector.close()
-    needed_s = float(np.median(times_s)) * _MARGIN + _ROS_S
-    return round(min(1.0, max(_SLOWEST, drive.period_s / needed_s)), 2)
+    needed_s = float(np.median(times_s)) * _LOAD_FACTOR + _ROS_S
+    return round(min(1.0, max(_MIN_RATE, drive.period_s / needed_s)), 2)
 
 
-def play_through_node(drive: DemoDrive, bundle: Bundle, rate: float, args: argparse.Namespace) -> LiveRun:
-    """Start the node in its own ROS domain, play the drive into it and keep what it publishes."""
-    import shutil
-
-    from anomseg_ros.node.live import LABELS_TOPIC, MASK_TOPIC, SCORE_TOPIC, Recording, play_and_record
+def _play_through_node(drive: DemoDrive, bundle: Bundle, rate: float, args: argparse.Namespace) -> LiveRun:
+    """Start the node in its own ROS domain, play the drive into it and record its outputs."""
+    from anomseg_ros.replay.live import LABELS_TOPIC, MASK_TOPIC, SCORE_TOPIC, Recording, play_and_record
 
     outputs: Path = args.output / OUTPUTS_BAG
     shutil.rmtree(outputs, ignore_errors=True)
-    shown = max(args.pictures, 1)
-    every_ns = round(drive.period_s * drive.frames / shown * 1e9) if drive.frames > shown else 0
-    with options.progress_bar() as progress:
-        task = progress.add_task(f"{bundle.contract.name} in the node", total=drive.frames)
+    frames_per_picture = drive.frames / args.pictures
+    every_ns = round(drive.period_s * frames_per_picture * 1e9) if frames_per_picture > 1 else 0
+    with ProgressLines() as lines:
         return play_and_record(
             drive.bag,
             drive.topic,
@@ -161,7 +164,7 @@ def play_through_node(drive: DemoDrive, bundle: Bundle, rate: float, args: argpa
             ["--bundle", str(bundle.directory.resolve()), "--threads", str(args.threads)],
             rate,
             args.output / "node.log",
-            lambda done, total: progress.update(task, completed=done, total=total),
+            lines,
             Recording((SCORE_TOPIC, LABELS_TOPIC, MASK_TOPIC), every_ns),
         )
 
@@ -180,8 +183,8 @@ def _result(drive: DemoDrive, bundle: Bundle, rate: float, run: LiveRun, shown: 
         bad=run.bad,
         processing_ms=dict(run.processing_ms),
         age_ms=dict(run.age_ms),
-        anomalies=None if shown.found is None else shown.found[1],
-        found=None if shown.found is None else shown.found[0],
+        anomalies=shown.anomalies,
+        found=shown.anomalies_found,
         about=drive.about,
     )
 

@@ -1,22 +1,21 @@
-"""The demo's page: the drive as a film of three pictures per frame, with counts, latencies and what was found.
+"""The demo's page: the drive as a film of three pictures per frame, with counts, latencies and found anomalies.
 
-One HTML file beside its pictures; no network, readable on a phone. Without scripts it shows the first frame.
+One HTML file beside its pictures. It needs no network and fits on a phone. Without scripts it shows the first frame.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anomseg_ros.commands.demo_film import SCRIPT, STYLE
-from anomseg_ros.commands.demo_frames import PICTURES, ShownDrive, ShownFrame
+from anomseg_ros.commands.demo_frames import ShownDrive, ShownFrame
 from anomseg_ros.core.labels import UNLABELLED
+from anomseg_ros.core.output_files import write_results
 from anomseg_ros.core.overlay import ANOMALY_COLOR
-from anomseg_ros.evaluation.bag_drive import MIN_ALARM_PX
-from anomseg_ros.evaluation.report_page import count, scrolling, text
-from anomseg_ros.evaluation.report_style import STYLE as REPORT_STYLE
+from anomseg_ros.evaluation.drive import MIN_ALARM_PX
+from anomseg_ros.evaluation.report_page import asset, count, render
+from anomseg_ros.evaluation.report_style import STYLE
 
 if TYPE_CHECKING:
     from anomseg_ros.commands.demo import DemoResult
@@ -30,53 +29,69 @@ _STRIP_WIDTH = 1000
 
 
 def write_page(path: Path, result: DemoResult, shown: ShownDrive, detector: Mapping[str, str]) -> Path:
-    """Write the page and return its path. The pictures lie beside it; `detector` is the node's own status."""
-    title = f"{result.bundle} on {result.drive}"
-    body = [
-        f"<h1>{text(title)}</h1>",
-        f'<p class="lead">{text(" ".join(result.about))}</p>',
-        _facts(result, shown),
-        f'<p class="{"pace slow" if is_too_slow(result) else "pace"}">{text(pace(result))}</p>',
-        _film(shown, detector) if shown.frames else "<p>The node answered no frame; its log is node.log.</p>",
-        _latencies(result),
-        f'<p class="note">{text(_mask(result, detector, shown))}</p>',
-    ]
-    head = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
-        f"<title>{text(title)}</title><style>{REPORT_STYLE}{STYLE}</style></head>"
+    """Write the page and return its path; the pictures must be in the same folder.
+
+    Args:
+        path: file to write.
+        result: figures of the demo.
+        shown: the drawn frames.
+        detector: the node's detector status in the diagnostics.
+    """
+    classes = [(info.name, info.color) for info in shown.classes if info.train_id != UNLABELLED]
+    document = render(
+        "demo.html",
+        f"{result.bundle} on {result.drive}",
+        style=STYLE + asset("film.css"),
+        script=asset("film.js"),
+        about=" ".join(result.about),
+        facts=_facts(result, shown),
+        too_slow=is_too_slow(result),
+        pace=pace(result),
+        captions=CAPTIONS,
+        shown=shown,
+        classes=[("anomaly", ANOMALY_COLOR), *classes],
+        score=detector.get("score", "score"),
+        strip_width=_STRIP_WIDTH,
+        bars=_bars(shown.frames),
+        film=[_film_frame(frame) for frame in shown.frames],
+        latencies={
+            name: [_ms(values, key) for key in ("p50", "p95", "p99")]
+            for name, values in (
+                ("frame sent to result received, both ways through ROS", result.age_ms),
+                ("in the node: arrival to output", result.processing_ms),
+            )
+        },
+        mask=_mask_note(result, detector, shown),
     )
-    script = f"<script>{SCRIPT}</script>" if shown.frames else ""
-    path.write_text(f"{head}<body><main>{''.join(body)}</main>{script}</body></html>\n", encoding="utf-8")
+    write_results(path, document)
     return path
 
 
 def is_too_slow(result: DemoResult) -> bool:
-    """Return whether the node had to leave out frames because it takes longer than they are apart."""
+    """Return whether the node dropped frames because it takes longer than the time between frames."""
     return result.dropped > 0 and result.processing_ms.get("p50", 0.0) > result.period_ms
 
 
 def pace(result: DemoResult) -> str:
-    """Return what is to be said of drops and of the speed of the replay."""
-    takes_ms = result.processing_ms.get("p50", 0.0)
+    """Return sentences about dropped frames and the speed of the replay."""
+    frame_ms = result.processing_ms.get("p50", 0.0)
     if is_too_slow(result):
         return (
-            "The network is too slow for this drive on this machine, as busy as it was: it took "
-            f"{takes_ms:.0f} ms, frames came every {result.period_ms:.0f} ms, and {result.dropped} of "
+            "The network is too slow for this drive on this machine under its current load: it took "
+            f"{frame_ms:.0f} ms a frame, frames came every {result.period_ms:.0f} ms, and {result.dropped} of "
             f"{result.frames_in} were dropped for a newer one, as on a vehicle. "
-            "A smaller bundle, int8 or a lower --rate shows them all."
+            "With a smaller bundle, int8 or a lower --rate, all frames are shown."
         )
-    dropped = "No frame was dropped" if not result.dropped else f"{result.dropped} frames were dropped for a newer one"
+    drops = "No frame was dropped" if not result.dropped else f"{result.dropped} frames were dropped for a newer one"
     if result.rate < 1:
         return (
-            f"{dropped}. The drive was played at {result.rate:g} times its speed, a frame every {result.period_ms:.0f} "
-            f"ms, at which this machine keeps up: the node takes about {takes_ms:.0f} ms a frame."
+            f"{drops}. The drive was played at {result.rate:g} times its speed, a frame every {result.period_ms:.0f} "
+            f"ms, so that this machine keeps up: the node takes about {frame_ms:.0f} ms a frame."
         )
-    return f"{dropped}. The drive was played in real time, a frame every {result.period_ms:.0f} ms."
+    return f"{drops}. The drive was played in real time, a frame every {result.period_ms:.0f} ms."
 
 
-def _facts(result: DemoResult, shown: ShownDrive) -> str:
+def _facts(result: DemoResult, shown: ShownDrive) -> list[tuple[str, str, str]]:
     facts = [
         ("Frames", f"{count(result.published)} of {count(result.frames_in)}", "answered by the node"),
         ("Dropped", count(result.dropped), f"{result.lost} lost on the way, {result.bad} unusable"),
@@ -84,43 +99,23 @@ def _facts(result: DemoResult, shown: ShownDrive) -> str:
         ("Alarms on the road", *_road_alarms(result, shown)),
     ]
     if result.anomalies is not None:
-        facts.insert(3, ("Anomalies found", f"{result.found} of {result.anomalies}", "at least half marked in a frame"))
-    cells = "".join(
-        f"<div><dt>{name}</dt><dd>{text(value)}<small>{text(note)}</small></dd></div>" for name, value, note in facts
-    )
-    return f'<dl class="facts big">{cells}</dl>'
+        note = "at least half covered by the mask in a frame"
+        facts.insert(3, ("Anomalies found", f"{result.found} of {result.anomalies}", note))
+    return facts
 
 
 def _road_alarms(result: DemoResult, shown: ShownDrive) -> tuple[str, str]:
-    """Return how many alarms a frame has on the road, at known anomalies and elsewhere, as a value and its note."""
+    """Return the mean number of alarms on the road per frame, at known anomalies and elsewhere, as value and note."""
     frames = max(len(shown.frames), 1)
     at_anomalies = sum(frame.on_anomaly for frame in shown.frames) / frames
     elsewhere = sum(frame.road_alarms for frame in shown.frames) / frames - at_anomalies
     if result.anomalies is None:
-        return f"{elsewhere:.1f}", "a frame"
-    return f"{at_anomalies:.1f}", f"a frame at anomalies, {elsewhere:.1f} elsewhere on it"
+        return f"{elsewhere:.1f}", "per frame"
+    return f"{at_anomalies:.1f}", f"per frame at anomalies, {elsewhere:.1f} elsewhere on the road"
 
 
-def _film(shown: ShownDrive, detector: Mapping[str, str]) -> str:
-    first = shown.frames[0]
-    legends = {"camera": "", "overlay": _class_legend(shown), "score": _score_legend(shown, detector)}
-    screens = "".join(
-        f'<figure><figcaption>{text(CAPTIONS[kind])}</figcaption><img id="{kind}" src="{text(name)}" '
-        f'alt="{text(CAPTIONS[kind])}">{legends[kind]}</figure>'
-        for kind, name in zip(PICTURES, first.files, strict=True)
-    )
-    last = len(shown.frames) - 1
-    controls = (
-        '<div class="controls"><button id="play" type="button" aria-label="Play or pause">▶</button>'
-        f'<input id="frame" type="range" min="0" max="{last}" value="0" aria-label="Frame">'
-        '<output id="where"></output></div>'
-    )
-    frames = json.dumps([_plain(frame) for frame in shown.frames]).replace("<", "\\u003c")
-    data = f'<script type="application/json" id="frames">{frames}</script>'
-    return f'<div class="film">{screens}</div>{_strip(shown.frames)}{controls}{data}'
-
-
-def _plain(frame: ShownFrame) -> dict[str, object]:
+def _film_frame(frame: ShownFrame) -> dict[str, object]:
+    """Return a frame as film.js expects it."""
     return {
         "t": round(frame.time_s, 3),
         "files": frame.files,
@@ -130,74 +125,29 @@ def _plain(frame: ShownFrame) -> dict[str, object]:
     }
 
 
-def _strip(frames: tuple[ShownFrame, ...]) -> str:
-    """Return the drive as a row of bars: alarms on the road, those at a known anomaly in another colour."""
-    wide = _STRIP_WIDTH / len(frames)
-    tallest = max(1, *(frame.road_alarms for frame in frames))
+def _bars(frames: tuple[ShownFrame, ...]) -> list[tuple[str, float, float, float, float]]:
+    """Return kind, x, y, width and height of the bars for road alarms, at a known anomaly and elsewhere."""
+    max_alarms = max((1, *(frame.road_alarms for frame in frames)))
     bars = []
     for index, frame in enumerate(frames):
-        bottom = 40.0
-        parts = (("at", frame.on_anomaly), ("elsewhere", frame.road_alarms - frame.on_anomaly))
-        for kind, alarms in parts:
-            high = 36.0 * alarms / tallest
-            bottom -= high
+        pitch, y = _STRIP_WIDTH / len(frames), 40.0
+        for kind, alarms in (("at", frame.on_anomaly), ("elsewhere", frame.road_alarms - frame.on_anomaly)):
+            height = 36.0 * alarms / max_alarms
+            y -= height
             if alarms:
-                place = f'x="{index * wide:.2f}" y="{bottom:.2f}" width="{wide * 0.9:.2f}" height="{high:.2f}"'
-                bars.append(f'<rect class="{kind}" {place}/>')
-    cursor = f'<rect id="cursor" x="0" y="0" width="{max(wide, 3):.2f}" height="40"/>'
-    legend = (
-        '<p class="strip-legend"><span class="at"></span>alarm on the road at a known anomaly '
-        '<span class="elsewhere"></span>elsewhere on the road</p>'
-    )
-    label = "Alarms on the road over the drive"
-    return (
-        f'<svg id="strip" viewBox="0 0 {_STRIP_WIDTH} 40" preserveAspectRatio="none" role="img" aria-label="{label}">'
-        f"{''.join(bars)}{cursor}</svg>{legend}"
-    )
+                bars.append((kind, index * pitch, y, pitch * 0.9, height))
+    return bars
 
 
-def _class_legend(shown: ShownDrive) -> str:
-    entries = [("anomaly", ANOMALY_COLOR)]
-    entries += [(known.name, known.color) for known in shown.classes if known.train_id != UNLABELLED]
-    chips = "".join(
-        f'<li><i style="background:rgb({",".join(map(str, color))})"></i>{text(name)}</li>' for name, color in entries
-    )
-    return f'<ul class="classes">{chips}</ul>'
-
-
-def _score_legend(shown: ShownDrive, detector: Mapping[str, str]) -> str:
-    low, high = shown.drawn_range
-    mark = ""
-    if shown.threshold is not None:
-        share = 100 * (shown.threshold - low) / (high - low)
-        mark = f'<i style="left:{share:.1f}%" title="threshold"></i>'
-    known = "" if shown.found is None else "; white outlines: known anomalies"
-    return (
-        f'<div class="scale"><span>{low:.3g}</span><b>{mark}</b><span>{high:.3g}</span></div>'
-        f'<p class="note">{text(detector.get("score", "score"))}; the mark is the threshold{known}</p>'
-    )
-
-
-def _latencies(result: DemoResult) -> str:
-    rows = ""
-    for name, values in (
-        ("frame sent to result received, both ways through ROS", result.age_ms),
-        ("in the node: arrival to output", result.processing_ms),
-    ):
-        cells = "".join(f"<td>{_ms(values, key)}</td>" for key in ("p50", "p95", "p99"))
-        rows += f'<tr><th scope="row">{name}</th>{cells}</tr>'
-    head = "<tr><th>Latency</th><th>p50</th><th>p95</th><th>p99</th></tr>"
-    return scrolling(f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>", "Latency")
-
-
-def _mask(result: DemoResult, detector: Mapping[str, str], shown: ShownDrive) -> str:
+def _mask_note(result: DemoResult, detector: Mapping[str, str], shown: ShownDrive) -> str:
     names = ("score", "threshold", "threshold_source")
     score, threshold, source = (detector.get(name, "unknown") for name in names)
-    beside = sum(frame.other_alarms > 0 for frame in shown.frames)
+    other_frames = sum(frame.other_alarms > 0 for frame in shown.frames)
     return (
-        f"Backend {result.backend}. An anomaly is where {score} is above {threshold} ({source}). An alarm is a region "
-        f"of it of at least {MIN_ALARM_PX} of the network's pixels. It is on the road inside the convex outline of "
-        f"what is labelled so. {beside} of {len(shown.frames)} frames have alarms beside the road."
+        f"Backend {result.backend}. The mask marks pixels whose {score} is above {threshold} ({source}). An alarm is a "
+        f"region of the mask with at least {MIN_ALARM_PX} pixels at the network's size. It is on the road if it is "
+        "inside the convex hull of the largest part with the label road. "
+        f"{other_frames} of {len(shown.frames)} frames have alarms beside the road."
     )
 
 

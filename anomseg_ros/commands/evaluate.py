@@ -1,21 +1,23 @@
-"""`anomseg evaluate`: bundles on datasets, to a table, JSON and an HTML report."""
+"""`anomseg evaluate`: measure bundles on datasets; print tables and write JSON and an HTML report."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
-from types import TracebackType
 
 from rich.console import Console
-from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from anomseg_ros.commands import options
+from anomseg_ros.commands.progress_lines import ProgressLines
+from anomseg_ros.commands.result_files import write_each
 from anomseg_ros.commands.robustness_tables import print_robustness
 from anomseg_ros.core.labels import LABEL_SETS
 from anomseg_ros.core.resources import find_bundle
@@ -30,7 +32,7 @@ from anomseg_ros.metrics.protocols import PROTOCOLS, protocol
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate, print the table and write the files; returns 0 if everything was measured, else 1."""
+    """Evaluate, print the tables and write the files; return 0 if everything was measured, else 1."""
     args = _parse(argv)
     console = Console(stderr=True)
     with ExitStack() as stack:
@@ -41,19 +43,23 @@ def main(argv: Sequence[str] | None = None) -> int:
                 bundles.append(_bundle_of_checkpoint(args, folder))
         with ProgressLines() as lines:
             outcome = evaluate(_request(args, bundles), lines)
-    evaluation = evaluation_of(outcome, _command_line("evaluate", argv))
-    _write_files(args, evaluation, outcome)
     print_tables(Console(), outcome.results)
     print_robustness(Console(), outcome.robustness)
+    print_remarks(console, outcome)
+    write_files(args.json, args.html, outcome, command_line("evaluate", argv))
+    return 1 if outcome.errors else 0
+
+
+def print_remarks(console: Console, outcome: Outcome) -> None:
+    """Print the warnings and errors."""
     for warning in outcome.warnings:
         console.print(f"warning: {warning}", style="yellow", soft_wrap=True, markup=False, highlight=False)
     for error in outcome.errors:
         console.print(f"anomseg: error: {error}", style="red", soft_wrap=True, markup=False, highlight=False)
-    return 1 if outcome.errors else 0
 
 
 def evaluation_of(outcome: Outcome, command: str) -> Evaluation:
-    """Return the outcome with everything that is needed to repeat it."""
+    """Return the outcome with the command, machine, versions and settings that are needed to repeat it."""
     return Evaluation(
         format_version=FORMAT_VERSION,
         results=outcome.results,
@@ -67,46 +73,23 @@ def evaluation_of(outcome: Outcome, command: str) -> Evaluation:
 
 
 def print_tables(console: Console, results: Sequence[Result]) -> None:
-    """Print a table per protocol, like the papers': a row per bundle and score, AuPRC and FPR95 per dataset."""
+    """Print a table per protocol as in the papers: a row per bundle and score, AuPRC and FPR95 per dataset."""
     for name in dict.fromkeys(result.protocol for result in results):
-        own = [result for result in results if result.protocol == name]
-        for table in _tables(name, own, console):
+        protocol_results = [result for result in results if result.protocol == name]
+        for table in _tables(name, protocol_results, console):
             console.print(table, crop=False, no_wrap=True, overflow="ignore")
     timed = {(result.bundle, result.dataset): result for result in results if result.inference_ms and result.network_ms}
     for (bundle, dataset), result in timed.items():
         console.print(f"{bundle} on {dataset}: {_times(result)}", soft_wrap=True, highlight=False)
 
 
-class ProgressLines:
-    """One progress bar per job, made when the job is first heard of."""
-
-    def __init__(self) -> None:
-        self._bar: Progress = options.progress_bar()
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> ProgressLines:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """Show that `done` of `total` frames are done."""
-        if what not in self._tasks:
-            self._tasks[what] = self._bar.add_task(what, total=total)
-        self._bar.update(self._tasks[what], completed=done, total=total)
-
-
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = _parser().parse_args(argv)
-    # A bundle that follows an option of several values is taken for one of them.
+    # argparse takes bundles after --dataset for its values.
     args.bundles += [text for text in args.dataset if "=" not in text]
     args.dataset = [text for text in args.dataset if "=" in text]
-    args.score = options.several(args.score)
-    args.protocol = [protocol(name).name for name in options.several(args.protocol or ["seeds"])]
+    args.score = options.split_names(args.score)
+    args.protocol = [protocol(name).name for name in options.split_names(args.protocol or ["seeds"])]
     args.corruptions = _corruptions(args.corrupt, args.severity)
     return args
 
@@ -116,54 +99,59 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("bundles", nargs="*", help="bundle directories, or names of shipped bundles")
     dataset_help = f"datasets and their folders; names: {', '.join(DATASETS)}"
     parser.add_argument("--dataset", nargs="+", action="extend", default=[], metavar="NAME=PATH", help=dataset_help)
-    score_help = "scores to measure (default: all the bundle has)"
+    score_help = "scores to measure (default: all scores of the bundle)"
     parser.add_argument("--score", nargs="+", action="extend", default=[], metavar="SCORE", help=score_help)
-    protocol_help = f"how figures are defined, see docs/evaluate.md: {', '.join(PROTOCOLS)} (default: seeds)"
+    protocol_help = f"definitions of the figures, see docs/evaluate.md: {', '.join(PROTOCOLS)} (default: seeds)"
     parser.add_argument("--protocol", nargs="+", action="extend", default=[], metavar="PROTOCOL", help=protocol_help)
-    options.add_road_region(parser, options.MEASURED_ON_ROAD)
-    parser.add_argument("--json", type=Path, help="file for everything measured, and how")
-    parser.add_argument("--html", type=Path, help="file for the report, one self-contained page")
-    parser.add_argument("--exact", action="store_true", help="no score is rounded, whatever memory that takes")
-    parser.add_argument("--allow-partial", action="store_true", help="accept fewer or more frames than published")
+    options.add_road_region(parser, options.ROAD_PROTOCOLS_HELP)
+    parser.add_argument("--json", type=options.output_file, help=options.JSON_HELP)
+    parser.add_argument("--html", type=options.output_file, help=options.HTML_HELP)
+    parser.add_argument("--exact", action="store_true", help=options.EXACT_HELP)
+    parser.add_argument("--allow-partial", action="store_true", help=options.ALLOW_PARTIAL_HELP)
     parser.add_argument("--require-miou", action="store_true", help="fail if a bundle's classes do not fit a dataset")
-    target_help = "false-positive rate whose threshold in the bundle is tried on each dataset (default: 0.01)"
-    parser.add_argument("--target-fpr", type=float, default=0.01, metavar="RATE", help=target_help)
-    parser.add_argument("--network-only", action="store_true", help="time the network with nothing beside it, only")
+    target_help = "false-positive rate whose threshold in the bundle is applied to each dataset (default: 0.01)"
+    parser.add_argument("--target-fpr", type=options.number, default=0.01, metavar="RATE", help=target_help)
+    network_only_help = "only time the network, without other work at the same time"
+    parser.add_argument("--network-only", action="store_true", help=network_only_help)
     _add_corruption_options(parser)
     add_worker_options(parser)
-    parser.add_argument(
-        "--state", type=Path, help="folder that a killed run goes on from (default: JSON name + .state)"
-    )
-    parser.add_argument("--save-every", type=float, default=15.0, metavar="SECONDS", help="how often that is written")
-    checkpoint = parser.add_argument_group("a checkpoint instead of a bundle (needs anomseg_ros[offline])")
-    checkpoint.add_argument("--checkpoint", type=Path, help=".pth, .pt, .tar or .safetensors file")
-    checkpoint.add_argument("--network", help="the checkpoint's network")
-    checkpoint.add_argument("--num-classes", type=int, help="outputs of the network, the void class included")
-    checkpoint.add_argument("--void-class", type=int, help="index of the output that means anomaly")
-    checkpoint.add_argument("--label-set", default="cityscapes", choices=sorted(LABEL_SETS), help="the known classes")
-    checkpoint.add_argument("--height", type=int, default=512, help="input height, pixels")
-    checkpoint.add_argument("--width", type=int, default=1024, help="input width, pixels")
-    checkpoint.add_argument("--temperature", type=float, default=1.0, help="T of softmax(z / T)")
+    state_help = "folder from which a killed run continues (default: name of the JSON with the suffix .state)"
+    parser.add_argument("--state", type=options.output_folder, help=state_help)
+    save_help = "seconds between saves of the state"
+    parser.add_argument("--save-every", type=options.number, default=15.0, metavar="SECONDS", help=save_help)
+    _add_checkpoint_options(parser)
     options.add_backend_options(parser)
     return parser
 
 
+def _add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("a checkpoint instead of a bundle (needs anomseg_ros[offline])")
+    group.add_argument("--checkpoint", type=Path, help=options.CHECKPOINT_FILE_HELP)
+    group.add_argument("--network", help="network of the checkpoint")
+    group.add_argument("--num-classes", type=int, help=options.NUM_CLASSES_HELP)
+    group.add_argument("--void-class", type=int, help=options.VOID_CLASS_HELP)
+    group.add_argument("--label-set", default="cityscapes", choices=sorted(LABEL_SETS), help="the known classes")
+    group.add_argument("--height", type=int, default=512, help="input height in pixels")
+    group.add_argument("--width", type=int, default=1024, help="input width in pixels")
+    group.add_argument("--temperature", type=options.number, default=1.0, help="T of softmax(z / T)")
+
+
 def _add_corruption_options(parser: argparse.ArgumentParser) -> None:
-    help_ = (
-        f"measure again under common corruptions: {', '.join(KINDS)}, or a group: {', '.join(COLLECTIONS)} (needs "
+    corrupt_help = (
+        f"also measure under common corruptions: {', '.join(KINDS)}, or a group: {', '.join(COLLECTIONS)} (needs "
         "anomseg_ros[corruptions], see docs/evaluate.md)"
     )
-    parser.add_argument("--corrupt", action="append", default=[], metavar="NAME[,NAME…]", help=help_)
+    parser.add_argument("--corrupt", action="append", default=[], metavar="NAME[,NAME…]", help=corrupt_help)
     severity_help = "severities of corruptions, for example 3, 1,3,5 or 2-4 (default: 1-5)"
     parser.add_argument("--severity", metavar="N", help=severity_help)
 
 
-def _corruptions(given: Sequence[str], severities: str | None) -> tuple[Corruption, ...]:
-    names = options.several(given)
+def _corruptions(texts: Sequence[str], severities: str | None) -> tuple[Corruption, ...]:
+    names = options.split_names(texts)
     if not names and severities is not None:
-        raise ConfigError(f"--severity {severities} is of corruptions; give --corrupt NAME, or all, with it")
-    if not names and given:
-        raise ConfigError(f"--corrupt {given[0]!r} names nothing; give a corruption, a group or all")
+        raise ConfigError(f"--severity {severities} has no effect without --corrupt; give --corrupt NAME or all")
+    if not names and texts:
+        raise ConfigError(f"--corrupt {texts[0]!r} has no names; give a corruption, a group or all")
     return corruptions_of(names, SEVERITIES if severities is None else _severities(severities))
 
 
@@ -178,24 +166,26 @@ def _severities(text: str) -> list[int]:
     return numbers
 
 
-def add_worker_options(parser: argparse.ArgumentParser) -> None:
-    """Add --workers and --ray."""
-    parser.add_argument(
-        "--workers", type=int, default=1, help="processes that share the frames; the result is the same"
+def add_worker_options(parser: argparse.ArgumentParser, shared: str = "frames") -> None:
+    """Add --workers and --ray. shared: the units of work that are distributed."""
+    workers_help = f"number of processes that share the {shared}; does not change the result"
+    parser.add_argument("--workers", type=int, default=1, help=workers_help)
+    ray_help = (
+        f"distribute the {shared} over the Ray cluster at this address, or over a {LOCAL_RAY!r} one (needs "
+        "anomseg_ros[cluster])"
     )
-    ray_help = f"spread the frames over the Ray cluster at this address, or {LOCAL_RAY!r} (needs anomseg_ros[cluster])"
     parser.add_argument("--ray", metavar="ADDRESS", help=ray_help)
 
 
 def _request(args: argparse.Namespace, bundles: list[Path]) -> Request:
     state = args.state
-    if state is None and args.json is not None:
+    if state is None and args.json is not None and (args.json.is_file() or not args.json.exists()):
         state = args.json.with_suffix(".state")
     return Request(
         bundles=tuple(bundles),
         datasets=tuple(args.dataset),
         scores=args.score,
-        protocols=options.with_road(args.protocol, args.road_region),
+        protocols=options.with_road_protocols(args.protocol, args.road_region),
         exact=args.exact,
         allow_partial=args.allow_partial,
         network_only=args.network_only,
@@ -230,38 +220,51 @@ def _bundle_of_checkpoint(args: argparse.Namespace, folder: Path) -> Path:
     return bundle.directory
 
 
-def _write_files(args: argparse.Namespace, evaluation: Evaluation, outcome: Outcome) -> None:
-    if args.json is not None:
-        save_evaluation(evaluation, args.json)
-    if args.html is not None and outcome.results:
+def write_files(json: Path | None, html: Path | None, outcome: Outcome, command: str) -> None:
+    """Write the result files. Raises OutputError.
+
+    Args:
+        json: JSON file; None: no file.
+        html: HTML report; None: no file.
+        outcome: the results.
+        command: the command line as typed.
+    """
+    if json is None and html is None:
+        return
+    evaluation = evaluation_of(outcome, command)
+    writes: list[Callable[[], None]] = []
+    if json is not None:
+        writes.append(partial(save_evaluation, evaluation, json))
+    if html is not None and outcome.results:
         from anomseg_ros.evaluation.report import write_report
 
-        write_report(evaluation, args.html, outcome.pictures)
+        writes.append(partial(write_report, evaluation, html, outcome.pictures))
+    write_each(*writes)
 
 
-def _command_line(command: str, argv: Sequence[str] | None) -> str:
-    import sys
-
-    words = sys.argv[1:] if argv is None else list(argv)
-    return shlex.join(["anomseg", command, *words])
+def command_line(command: str, argv: Sequence[str] | None) -> str:
+    """Return a command line as typed. argv: arguments of the command; None: those of this process."""
+    words = command.split()
+    return shlex.join(["anomseg", *words, *(sys.argv[1 + len(words) :] if argv is None else argv)])
 
 
 def _tables(protocol: str, results: Sequence[Result], console: Console) -> list[Table]:
-    """Return as few tables as the console's width allows, each of whole datasets."""
+    """Return as few tables as fit the console's width; all columns of a dataset are in the same table."""
     groups: list[list[str]] = []
     for dataset in dict.fromkeys(result.dataset for result in results):
-        wider = [*groups[-1], dataset] if groups else [dataset]
-        if groups and options.full_width(_table(protocol, _of(results, wider)), console) <= console.width:
-            groups[-1] = wider
+        extended = [*groups[-1], dataset] if groups else [dataset]
+        table = _table(protocol, _results_on(results, extended))
+        if groups and options.full_width(table, console) <= console.width:
+            groups[-1] = extended
         else:
             groups.append([dataset])
-    tables = [_table(protocol, _of(results, group)) for group in groups]
+    tables = [_table(protocol, _results_on(results, group)) for group in groups]
     for table in tables:
-        table.width = options.full_width(table, console)  # a single dataset that is too wide is not squeezed
+        table.width = options.full_width(table, console)  # otherwise rich would cut a dataset that is too wide
     return tables
 
 
-def _of(results: Sequence[Result], datasets: Sequence[str]) -> list[Result]:
+def _results_on(results: Sequence[Result], datasets: Sequence[str]) -> list[Result]:
     return [result for result in results if result.dataset in datasets]
 
 
@@ -286,16 +289,16 @@ def _table(protocol: str, results: Sequence[Result]) -> Table:
 
 
 def _columns(dataset: str, results: Sequence[Result]) -> dict[str, str]:
-    """Return heading -> attribute of what some result of a dataset has."""
-    own = [result for result in results if result.dataset == dataset]
-    columns = {"AuPRC": "auprc", "FPR95": "fpr95"} if any(result.auprc is not None for result in own) else {}
-    if any(result.miou is not None for result in own):
+    """Return heading -> attribute for the figures that at least one result of a dataset has."""
+    results = _results_on(results, [dataset])
+    columns = {"AuPRC": "auprc", "FPR95": "fpr95"} if any(result.auprc is not None for result in results) else {}
+    if any(result.miou is not None for result in results):
         columns["mIoU"] = "miou"
-    if any(result.ece is not None for result in own):
+    if any(result.ece is not None for result in results):
         columns["ECE"] = "ece"
-    if any(result.components is not None for result in own):
+    if any(result.components is not None for result in results):
         columns |= {"sIoU": "components.siou", "PPV": "components.ppv", "F1": "components.f1"}
-    if any(result.at_threshold is not None for result in own):
+    if any(result.at_threshold is not None for result in results):
         columns["FPR at threshold"] = "at_threshold.fpr"
     return columns or {"AuPRC": "auprc"}
 
@@ -314,5 +317,5 @@ def _times(result: Result) -> str:
         for name, times in (("inference", inference), ("network", network))
         if times
     ]
-    whole = "" if result.wall_ms is None else f"; {result.wall_ms:.1f} ms per frame with loading and measuring"
-    return f"{', '.join(parts)}{whole}; {result.backend}"
+    total = "" if result.wall_ms is None else f"; {result.wall_ms:.1f} ms per frame with loading and measuring"
+    return f"{', '.join(parts)}{total}; {result.backend}"

@@ -1,4 +1,4 @@
-"""`anomseg models list` and `anomseg models show`: bundles that ship, and checkpoints that others published."""
+"""`anomseg models list` and `anomseg models show`: shipped bundles and published checkpoints."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from anomseg_ros.commands import options
 from anomseg_ros.core.bundle import Bundle, load_bundle
 from anomseg_ros.core.resources import shipped_bundles
 from anomseg_ros.core.schema import to_plain
-from anomseg_ros.core.scores import DEFAULT_SCORES
 from anomseg_ros.errors import BundleError, ConfigError, unknown_name
+from anomseg_ros.scores import default_scores
 
 COLUMNS = ("name", "network", "classes", "input", "default score", "mIoU", "licence", "here")
 
 
 def main_list(argv: Sequence[str] | None = None) -> int:
-    """Print every shipped bundle and every entry of the catalog; returns 0."""
-    parser = options.parser("models list", "List the bundles that ship and the published checkpoints of the catalog.")
+    """Print every shipped bundle and every entry of the catalog; return 0."""
+    parser = options.parser("models list", "List the shipped bundles and the published checkpoints of the catalog.")
     add_catalog_option(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
@@ -31,43 +31,46 @@ def main_list(argv: Sequence[str] | None = None) -> int:
     if args.json:
         print(json.dumps({"bundles": bundles, "checkpoints": checkpoints}, indent=2))
         return 0
-    print("bundles that ship\n" + _table(bundles))
+    print("shipped bundles\n" + _table(bundles))
     print("\npublished checkpoints, to be downloaded by `anomseg models fetch`\n" + _table(checkpoints))
     return 0
 
 
 def main_show(argv: Sequence[str] | None = None) -> int:
-    """Print all that is known of one bundle or published checkpoint; returns 0."""
-    parser = options.parser("models show", "Print all that is known of a bundle or of a published checkpoint.")
+    """Print the facts about one bundle or published checkpoint; return 0."""
+    parser = options.parser("models show", "Show all facts about a bundle or a published checkpoint.")
     parser.add_argument("model", help="name of a shipped bundle or of a catalog entry, or a bundle's directory")
     add_catalog_option(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
-    found = find_model(args.model, load_catalog(args.catalog))
-    facts = _bundle_facts(load_bundle(found)) if isinstance(found, Path) else _checkpoint_facts(found)
-    print(json.dumps(facts, indent=2) if args.json else "\n".join(_lines(facts)))
+    model = find_model(args.model, load_catalog(args.catalog))
+    facts = _bundle_facts(load_bundle(model)) if isinstance(model, Path) else _checkpoint_facts(model)
+    print(json.dumps(facts, indent=2) if args.json else "\n".join(_fact_lines(facts)))
     return 0
 
 
 def add_catalog_option(parser: argparse.ArgumentParser) -> None:
-    """Add --catalog, for those who keep a catalog of their own."""
-    parser.add_argument("--catalog", type=Path, help="another catalog (default: the one that ships)")
+    """Add --catalog, for users with their own catalog."""
+    parser.add_argument("--catalog", type=Path, help="catalog file (default: the shipped catalog)")
 
 
-def find_model(given: str, catalog: Catalog) -> Path | CatalogEntry:
-    """Return the directory of a bundle or the catalog entry that `given` names. Raises ConfigError."""
+def find_model(name: str, catalog: Catalog) -> Path | CatalogEntry:
+    """Return the path of a bundle or file, or a catalog entry. Raises ConfigError.
+
+    name: name of a shipped bundle or of a catalog entry, or an existing path.
+    """
     shipped = shipped_bundles()
-    if given in shipped:
-        return shipped[given]
-    if given in catalog.names():
-        return catalog.find(given)
-    if Path(given).exists():
-        return Path(given)
-    raise ConfigError(f"{unknown_name('model', given, [*shipped, *catalog.names()])}; or give the path of a bundle")
+    if name in shipped:
+        return shipped[name]
+    if name in catalog.names():
+        return catalog.find(name)
+    if Path(name).exists():
+        return Path(name)
+    raise ConfigError(f"{unknown_name('model', name, [*shipped, *catalog.names()])}; or give the path of a bundle")
 
 
 def checkpoint_state(entry: CatalogEntry) -> str:
-    """Return where a published checkpoint is on this machine, or that it is not."""
+    """Return the path of a published checkpoint on this machine, `begun` for an incomplete download, or `no`."""
     path = checkpoint_folder() / entry.file
     if path.is_file():
         return str(path)
@@ -75,7 +78,7 @@ def checkpoint_state(entry: CatalogEntry) -> str:
 
 
 def measured_miou(quality: Mapping[str, Any]) -> tuple[float, str] | None:
-    """Return the first mean IoU that a bundle states, as a fraction, and the keys of `quality` above it."""
+    """Return the first mean IoU in a bundle's `quality`, as a fraction, and the keys above it."""
     for path, value in _numbers(quality):
         if path[-1].split("_")[0].casefold() == "miou":
             fraction = value / 100 if value > 1 else value
@@ -96,7 +99,7 @@ def _bundle_row(name: str, path: Path) -> dict[str, str]:
     try:
         contract = load_bundle(path).contract
     except BundleError as error:
-        # One damaged bundle must not hide the others.
+        # A damaged bundle must not prevent the list of the others.
         return {**row, "name": name, "here": f"DAMAGED: {error}"}
     miou = measured_miou(contract.quality)
     return {
@@ -118,15 +121,15 @@ def _checkpoint_row(entry: CatalogEntry) -> dict[str, str]:
         "network": entry.network,
         "classes": _class_count(entry.num_classes, entry.untrained_class, "untrained"),
         "input": f"{entry.width_px}x{entry.height_px}",
-        "default score": DEFAULT_SCORES[0],  # what export makes the first where there is no trained void class
+        "default score": default_scores(with_void=False)[0],  # published checkpoints have no trained void class
         "mIoU": f"{entry.miou.percent:g}% ({entry.label_set} {entry.miou.split})" if entry.miou else "",
         "licence": entry.licence.name,
         "here": checkpoint_state(entry),
     }
 
 
-def _class_count(count: int, extra: int | None, what: str = "void") -> str:
-    return str(count) if extra is None else f"{count - 1} + {what}"
+def _class_count(count: int, extra_class: int | None, extra_name: str = "void") -> str:
+    return str(count) if extra_class is None else f"{count - 1} + {extra_name}"
 
 
 def _table(rows: list[dict[str, str]]) -> str:
@@ -154,26 +157,26 @@ def _checkpoint_facts(entry: CatalogEntry) -> dict[str, Any]:
     return {**facts, **described, "export_command": entry.export_command(path)}
 
 
-def _lines(value: Mapping[str, Any], indent: str = "") -> Iterator[str]:
-    """Yield `key: value` lines; nested mappings below their key, lists of names on one line."""
-    for key, item in value.items():
+def _fact_lines(facts: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    """Yield `key: value` lines: nested mappings indented below their key, each mapping of a list on one line."""
+    for key, value in facts.items():
         label = f"{indent}{str(key).replace('_', ' ')}:"
-        if isinstance(item, Mapping):
-            yield label if item else f"{label} none"
-            yield from _lines(item, indent + "  ")
-        elif isinstance(item, list) and item and isinstance(item[0], Mapping):
+        if isinstance(value, Mapping):
+            yield label if value else f"{label} none"
+            yield from _fact_lines(value, indent + "  ")
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
             yield label
-            yield from (f"{indent}  " + ", ".join(_words(entry)) for entry in item)
+            yield from (f"{indent}  " + ", ".join(_entry_texts(entry)) for entry in value)
         else:
-            yield f"{label} {_word(item)}"
+            yield f"{label} {_value_text(value)}"
 
 
-def _words(item: Mapping[str, Any]) -> Iterator[str]:
-    for key, value in item.items():
-        yield str(value) if key == "name" else f"{key.replace('_', ' ')} {_word(value)}"
+def _entry_texts(entry: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in entry.items():
+        yield str(value) if key == "name" else f"{key.replace('_', ' ')} {_value_text(value)}"
 
 
-def _word(value: Any) -> str:
+def _value_text(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(map(_word, value)) or "none"
-    return "not known" if value is None else str(value)
+        return ", ".join(map(_value_text, value)) or "none"
+    return "unknown" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""`anomseg models fetch`: download a published checkpoint, once its licence is accepted."""
+"""`anomseg models fetch`: download a published checkpoint after its licence is accepted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from anomseg_ros.catalog.download import SIZE_LIMIT_BYTES
 from anomseg_ros.catalog.entries import CatalogEntry, load_catalog
@@ -16,11 +16,12 @@ from anomseg_ros.catalog.http import HttpRules, check_url
 from anomseg_ros.catalog.store import Fetched, checkpoint_folder, fetch
 from anomseg_ros.commands import options
 from anomseg_ros.commands.models import add_catalog_option
+from anomseg_ros.commands.progress_lines import ProgressLines
 from anomseg_ros.errors import ConfigError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Show what is to be downloaded, ask, download, and say what to do with it; returns 0."""
+    """Show the licence, ask for its acceptance, download, and print the export command; return 0."""
     args = _parser().parse_args(argv)
     entry = load_catalog(args.catalog).find(args.name)
     folder: Path = args.output or checkpoint_folder()
@@ -37,16 +38,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     defaults = HttpRules()
     parser = options.parser(
-        "models fetch", "Download a published checkpoint of the catalog. The only command that uses a network."
+        "models fetch", "Download a published checkpoint of the catalog. No other command uses a network."
     )
-    parser.add_argument("name", help="name of a catalog entry; `anomseg models list` has them")
-    parser.add_argument("--output", type=Path, metavar="DIR", help=f"folder to write to (default: {_default_folder()})")
+    parser.add_argument("name", help="name of a catalog entry, see `anomseg models list`")
+    parser.add_argument(
+        "--output", type=options.output_folder, metavar="DIR", help=f"folder to write to (default: {_default_folder()})"
+    )
     parser.add_argument("--accept-licence", action="store_true", help="accept the licence without being asked")
     add_catalog_option(parser)
-    parser.add_argument("--max-mib", type=int, default=SIZE_LIMIT_BYTES >> 20, help="refuse larger files, MiB")
-    parser.add_argument("--timeout", type=float, default=defaults.timeout_s, help="seconds without an answer or data")
-    parser.add_argument("--attempts", type=int, default=defaults.attempts, help="connections before giving up")
-    parser.add_argument("--allow-http", action="store_true", help="take addresses without encryption, too")
+    max_help = "largest accepted file size in MiB"
+    parser.add_argument("--max-mib", type=int, default=SIZE_LIMIT_BYTES >> 20, help=max_help)
+    timeout_help = "longest time in seconds without a response or data"
+    parser.add_argument("--timeout", type=options.number, default=defaults.timeout_s, help=timeout_help)
+    attempts_help = "number of connections without progress before the command gives up"
+    parser.add_argument("--attempts", type=int, default=defaults.attempts, help=attempts_help)
+    parser.add_argument("--allow-http", action="store_true", help="also accept http addresses (without encryption)")
     return parser
 
 
@@ -56,7 +62,7 @@ def _default_folder() -> str:
 
 
 def _terms(entry: CatalogEntry, folder: Path) -> list[str]:
-    size = f"{entry.size_bytes / 1e6:.1f} MB" if entry.size_bytes else "size not known beforehand"
+    size = f"{entry.size_bytes / 1e6:.1f} MB" if entry.size_bytes else "unknown size"
     lines = [f"{entry.name}: {entry.network}, {entry.label_set}"]
     lines += [f"  source:   {entry.source}", f"  file:     {entry.url} ({size})", f"  to:       {folder / entry.file}"]
     lines += [f"  authors:  {entry.authors}", f"  paper:    {entry.paper}"]
@@ -64,7 +70,7 @@ def _terms(entry: CatalogEntry, folder: Path) -> list[str]:
     if entry.licence.note:
         lines.append(f"            {entry.licence.note}")
     if not (entry.sha256 or entry.git_blob_sha1):
-        lines.append("  digest:   none is published: what arrives is recorded, and later compared with that")
+        lines.append("  digest:   none is published: the digest of the download is recorded for later comparisons")
     return lines
 
 
@@ -73,8 +79,8 @@ def _require_acceptance(entry: CatalogEntry, accepted: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise ConfigError(
-            f"the licence of {entry.name}, {entry.licence.name}, is not accepted, and there is no terminal to ask on; "
-            f"read {entry.licence.url} and, if you accept it, pass --accept-licence"
+            f"the licence of {entry.name}, {entry.licence.name}, is not accepted, and there is no terminal to ask the "
+            f"user; read {entry.licence.url} and, if you accept it, pass --accept-licence"
         )
     try:
         answer = input(f"Do you accept the licence {entry.licence.name}? Type yes to download: ")
@@ -86,29 +92,22 @@ def _require_acceptance(entry: CatalogEntry, accepted: bool) -> None:
 
 def _fetch_with_progress(entry: CatalogEntry, folder: Path, limit_bytes: int, rules: HttpRules) -> Fetched:
     console = Console(stderr=True)
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     try:
-        with Progress(TextColumn("{task.description}"), *columns, console=console) as bar:
-            task = bar.add_task(entry.name, total=entry.size_bytes)
-            return fetch(
-                entry,
-                folder,
-                limit_bytes=limit_bytes,
-                rules=rules,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
-            )
+        with ProgressLines(*columns) as lines:
+            return fetch(entry, folder, limit_bytes=limit_bytes, rules=rules, progress=lines)
     except KeyboardInterrupt:
-        console.print("stopped; what was received is kept: run the same command again to continue")
+        console.print("stopped; the received part is stored: run the same command again to continue")
         raise
 
 
 def _result(entry: CatalogEntry, fetched: Fetched) -> list[str]:
-    done = "downloaded" if fetched.new else "already here, nothing was downloaded"
-    lines = [f"{fetched.path}: {done}", f"sha256 {fetched.sha256}"]
+    status = "downloaded" if fetched.new else "exists already, nothing was downloaded"
+    lines = [f"{fetched.path}: {status}", f"sha256 {fetched.sha256}"]
     if fetched.checked_against:
         lines.append(f"it matches {fetched.checked_against}")
     else:
-        lines.append("no digest is published for it; this one is recorded beside it and compared from now on")
+        lines.append("no digest is published for it; this one is stored beside the file for later comparisons")
     if entry.note:
         lines.append(f"note: {entry.note}")
-    return [*lines, "to make a bundle of it:", f"  {entry.export_command(fetched.path)}"]
+    return [*lines, "to export it as a bundle:", f"  {entry.export_command(fetched.path)}"]

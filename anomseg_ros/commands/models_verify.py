@@ -1,4 +1,4 @@
-"""`anomseg models verify`: are the files of bundles and checkpoints what they should be, and does the graph run?"""
+"""`anomseg models verify`: check the digests of bundles and checkpoints, and run one frame through each graph."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from anomseg_ros.backends import open_detector
-from anomseg_ros.backends.options import BackendOptions
+from anomseg_ros.backends.backend_options import BackendOptions
 from anomseg_ros.catalog.entries import Catalog, CatalogEntry, load_catalog
 from anomseg_ros.catalog.store import checkpoint_folder, verify
 from anomseg_ros.commands import options
@@ -20,28 +20,28 @@ from anomseg_ros.errors import AnomsegError, BundleError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check each model and print what was found; returns 0 if all are right, else 1."""
+    """Check each model and print the results; return 0 if all are valid, else 1."""
     parser = options.parser(
         "models verify",
-        "Check every digest of bundles, run one frame through their graphs, and check downloaded checkpoints.",
+        "Check all digests of bundles, run one frame through their graphs, and check downloaded checkpoints.",
     )
     parser.add_argument(
         "models",
         nargs="*",
         metavar="MODEL",
-        help="name of a bundle or catalog entry, or the path of a bundle or downloaded file (default: all that ship)",
+        help="name of a bundle or catalog entry, or path of a bundle or downloaded file (default: all shipped bundles)",
     )
     add_catalog_option(parser)
     args = parser.parse_args(argv)
     catalog = load_catalog(args.catalog)
-    right = [_verify_one(model, catalog) for model in args.models or shipped_bundles()]
-    if not right:
+    valid = [_print_verification(model, catalog) for model in args.models or shipped_bundles()]
+    if not valid:
         print("no bundle ships with this installation")
-    return 0 if all(right) else 1
+    return 0 if all(valid) else 1
 
 
 def run_one_frame(bundle: Bundle) -> Outputs:
-    """Return the outputs of a noise frame in ONNX Runtime. Raises BackendError; BundleError where they are absurd."""
+    """Return the outputs for a noise frame in ONNX Runtime. Raises BackendError; BundleError for invalid outputs."""
     spec, contract = bundle.contract.input, bundle.contract
     frame = np.random.default_rng(0).integers(0, 256, (spec.height_px, spec.width_px, 3), np.uint8)
     detector = open_detector(bundle, options=BackendOptions())
@@ -50,41 +50,44 @@ def run_one_frame(bundle: Bundle) -> Outputs:
     finally:
         detector.close()
     size = (spec.height_px, spec.width_px)
-    known = {info.train_id for info in contract.classes}
-    assert outputs.labels is not None  # asked for
-    strange = sorted(set(np.unique(outputs.labels).tolist()) - known)
-    if strange or outputs.labels.shape != size:
-        raise BundleError(f"{bundle.graph_path}: labels {strange} of shape {outputs.labels.shape}, not in bundle.yaml")
+    assert outputs.labels is not None  # detect() computes labels by default
+    unknown_ids = sorted(set(np.unique(outputs.labels).tolist()) - {info.train_id for info in contract.classes})
+    if unknown_ids:
+        raise BundleError(f"{bundle.graph_path}: labels have train ids {unknown_ids}, which are not in bundle.yaml")
+    if outputs.labels.shape != size:
+        raise BundleError(f"{bundle.graph_path}: labels have the shape {outputs.labels.shape}, not {size}")
     for name, scores in outputs.scores.items():
         if scores.shape != size or not np.isfinite(scores).all():
             raise BundleError(f"{bundle.graph_path}: score {name!r} is not finite or not {size}; export it again")
     return outputs
 
 
-def _verify_one(given: str, catalog: Catalog) -> bool:
+def _print_verification(model: str, catalog: Catalog) -> bool:
+    """Verify a model and print the result; return whether it is valid."""
     try:
-        print(f"{given}: ok: {_checked(given, catalog)}")
+        print(f"{model}: ok: {_verify(model, catalog)}")
     except AnomsegError as error:
-        print(f"{given}: WRONG\n  error: {error}")
+        print(f"{model}: WRONG\n  error: {error}")
         return False
     return True
 
 
-def _checked(given: str, catalog: Catalog) -> str:
-    found = find_model(given, catalog)
-    if isinstance(found, CatalogEntry):
-        return _checked_file(checkpoint_folder() / found.file, found)
-    if found.is_file():
-        by_file = {entry.file: entry for entry in catalog.checkpoints}
-        return _checked_file(found, by_file.get(found.name))
-    bundle = load_bundle(found)
+def _verify(name: str, catalog: Catalog) -> str:
+    """Return a sentence about what was verified. Raises AnomsegError if the model is not valid."""
+    model = find_model(name, catalog)
+    if isinstance(model, CatalogEntry):
+        return _verify_file(checkpoint_folder() / model.file, model)
+    if model.is_file():
+        entries = {entry.file: entry for entry in catalog.checkpoints}
+        return _verify_file(model, entries.get(model.name))
+    bundle = load_bundle(model)
     outputs = run_one_frame(bundle)
     files = ", ".join(bundle.contract.files)
-    without = sorted({path.name for path in bundle.directory.iterdir()} - {*bundle.contract.files, CONTRACT_FILE})
-    # A model card, a checkpoint: nothing that runs, but whoever relies on them should know.
-    rest = f"; bundle.yaml has no digest of {', '.join(without)}" if without else ""
-    return f"digests of {files} match; one frame gives labels and {', '.join(outputs.scores)}{rest}"
+    unverified = sorted({path.name for path in bundle.directory.iterdir()} - {*bundle.contract.files, CONTRACT_FILE})
+    # These files, such as a model card or a checkpoint, do not run, but users may rely on them.
+    note = f"; bundle.yaml has no digest of {', '.join(unverified)}" if unverified else ""
+    return f"digests of {files} match; one frame gives labels and {', '.join(outputs.scores)}{note}"
 
 
-def _checked_file(path: Path, entry: CatalogEntry | None) -> str:
+def _verify_file(path: Path, entry: CatalogEntry | None) -> str:
     return f"{path} matches {verify(path, entry).checked_against}"

@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.measure import Measurement
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from anomseg_ros.backends import BACKENDS
-from anomseg_ros.backends.options import BackendOptions
-from anomseg_ros.core.bundle import Bundle, check_target
+from anomseg_ros.backends.backend_options import BackendOptions
+from anomseg_ros.core.bundle import CHECKPOINT_FILE, Bundle, check_target
 from anomseg_ros.core.image_files import read_image
+from anomseg_ros.core.output_files import check_output_file, check_output_folder
 from anomseg_ros.core.resources import is_shipped
 from anomseg_ros.core.road_region import SURFACES
 from anomseg_ros.core.staging import check_writable
 from anomseg_ros.core.types import RgbImage
-from anomseg_ros.errors import BundleError
+from anomseg_ros.errors import BundleError, ConfigError
 from anomseg_ros.metrics.protocols import on_road
+
+T = TypeVar("T")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults, but none where there is nothing to show, or where the help text says it."""
+    """Appends defaults, unless they are empty or the help text mentions them."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        empty = action.default is False or action.default in (None, (), [])  # 0 is something to show
-        return action.help if empty or "(default" in (action.help or "") else super()._get_help_string(action)
+        default = action.default
+        is_empty = default is False or default in (None, (), [])  # a default of 0 is shown
+        if is_empty or "(default" in (action.help or ""):
+            return action.help
+        if isinstance(default, (list, tuple)):
+            return f"{action.help} (default: {' '.join(map(str, default))})"
+        return super()._get_help_string(action)
 
 
 def parser(command: str, description: str) -> argparse.ArgumentParser:
@@ -36,34 +46,74 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"anomseg {command}", description=description, formatter_class=_HelpFormatter)
 
 
+def output_file(text: str) -> Path:
+    """Argument type: a file to write. Raises OutputError, before any other work, if it cannot be written."""
+    check_output_file(Path(text))
+    return Path(text)
+
+
+def output_folder(text: str) -> Path:
+    """Argument type: a folder to write. Raises OutputError like output_file."""
+    check_output_folder(Path(text))
+    return Path(text)
+
+
+def number(text: str) -> float:
+    """Argument type: a finite number."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return value
+
+
+EXACT_HELP = "do not round scores, whatever memory that takes"
+JSON_HELP = "JSON file for all results and settings"
+HTML_HELP = "HTML file for the report, one self-contained page"
+CHECKPOINT_FILE_HELP = ".pth, .pt, .tar or .safetensors file"
+NUM_CLASSES_HELP = "number of outputs of the network, including the void class"
+VOID_CLASS_HELP = "index of the void (anomaly) output of a void classifier"
+ALLOW_PARTIAL_HELP = "accept datasets with fewer or more frames than published"
+CHECKPOINT_HELP = f"file that the bundle was exported from (default: {CHECKPOINT_FILE} in the bundle)"
+NO_MEMORY_HELP = "do not measure memory, which needs a process for each candidate"
+TIMED_SCORE_HELP = "score to compute besides the labels (default: the bundle's first)"
 PROVIDER_HELP = (
-    "what the backend runs on: cpu; cuda, tensorrt, openvino (of onnxruntime); gpu (of openvino); eager (of torch)"
+    "device or mode of the backend: cpu; with onnxruntime also cuda, tensorrt, openvino; with openvino and tensorrt "
+    "also gpu; with torch also eager"
 )
 
 
 def add_backend_options(target: argparse.ArgumentParser) -> None:
-    """Add the backend and the fields of BackendOptions."""
+    """Add --backend and the fields of BackendOptions."""
     defaults = BackendOptions()
     target.add_argument("--backend", default="onnxruntime", choices=sorted(BACKENDS), help="engine that runs the graph")
     target.add_argument("--provider", default=defaults.provider, help=PROVIDER_HELP)
+    target.add_argument("--device", type=int, default=defaults.device, metavar="N", help="index of the NVIDIA GPU")
     target.add_argument("--threads", type=int, default=defaults.threads, help="processor threads; 0 = one per core")
-    target.add_argument("--no-arena", action="store_true", help="give memory back after each frame: slower, smaller")
-    target.add_argument("--spin", action="store_true", help="let idle threads spin: lower latency, cores never rest")
+    target.add_argument("--no-arena", action="store_true", help="free memory after each frame: slower, less memory")
+    target.add_argument("--spin", action="store_true", help="let idle threads spin: lower latency, constant load")
 
 
 def backend_options(args: argparse.Namespace) -> BackendOptions:
     """Return the BackendOptions of parsed arguments."""
-    return BackendOptions(threads=args.threads, provider=args.provider, arena=not args.no_arena, spin=args.spin)
+    return BackendOptions(
+        threads=args.threads,
+        provider=args.provider,
+        arena=not args.no_arena,
+        spin=args.spin,
+        device=args.device,
+    )
 
 
 def add_changed_bundle(target: argparse.ArgumentParser) -> None:
-    """Add where a bundle goes that a command changes."""
-    target.add_argument("--output", type=Path, help="where to write a changed copy (default: the bundle is changed)")
-    target.add_argument("--overwrite", action="store_true", help="replace a bundle that is at --output")
+    """Add --output and --overwrite for a command that changes a bundle."""
+    target.add_argument(
+        "--output", type=output_folder, help="directory for a changed copy (default: the bundle itself is changed)"
+    )
+    target.add_argument("--overwrite", action="store_true", help="replace an existing bundle at --output")
 
 
 def check_changed_bundle(args: argparse.Namespace, bundle: Bundle) -> None:
-    """Refuse, before anything is measured, a place where the changed bundle cannot go. Raises BundleError."""
+    """Raise BundleError if the changed bundle cannot be written; called before anything is measured."""
     target = args.output or bundle.directory
     if is_shipped(target):
         raise BundleError(
@@ -76,9 +126,9 @@ def check_changed_bundle(args: argparse.Namespace, bundle: Bundle) -> None:
         check_target(target, args.overwrite)
 
 
-MEASURED_ON_ROAD = (
-    "measure a second time, as protocol NAME+REGION, with alarms limited to the road (and sidewalk) and what stands on "
-    "it"
+ROAD_PROTOCOLS_HELP = (
+    "also measure with alarms limited to the road (and sidewalk) and objects on it; these results have the protocol "
+    "NAME+REGION"
 )
 
 
@@ -87,10 +137,10 @@ def add_road_region(target: argparse.ArgumentParser, text: str) -> None:
     target.add_argument("--road-region", choices=tuple(SURFACES), help=text)
 
 
-def with_road(protocols: Iterable[str], region: str | None) -> tuple[str, ...]:
-    """Return the protocols, and each of them again as limited to a region, if one is given."""
-    plain = tuple(protocols)
-    return plain if region is None else (*plain, *(on_road(name, region) for name in plain))
+def with_road_protocols(protocols: Iterable[str], region: str | None) -> tuple[str, ...]:
+    """Return the protocols and, if a region is given, each protocol again limited to the region."""
+    protocols = tuple(protocols)
+    return protocols if region is None else (*protocols, *(on_road(name, region) for name in protocols))
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -98,21 +148,31 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def several(values: Iterable[str]) -> tuple[str, ...]:
-    """Return the names of an option that takes several: `a,b c` is a, b and c; each once, in order."""
+def split_names(values: Iterable[str]) -> tuple[str, ...]:
+    """Return the unique names, in order, of an option with several values, each a comma-separated list."""
     return tuple(dict.fromkeys(name for value in values for name in names(value)))
 
 
+def thread_counts(values: Iterable[str]) -> tuple[int, ...]:
+    """Return the unique numbers, in order, of an option with several values. Raises ConfigError for other texts."""
+    for text in split_names(values):
+        if not text.isdecimal():
+            raise ConfigError(f"threads {text!r} is not a whole number; expected 1, 2, … or 0 for one per core")
+    return tuple(dict.fromkeys(map(int, split_names(values))))
+
+
+def request_of(kind: type[T], args: argparse.Namespace, **values: Any) -> T:
+    """Return a dataclass `kind` with the given field values; the arguments of the same name fill the other fields."""
+    fields = [one.name for one in dataclasses.fields(kind) if one.name not in values and hasattr(args, one.name)]  # type: ignore[arg-type]
+    parsed = {name: getattr(args, name) for name in fields}
+    parsed = {name: tuple(value) if isinstance(value, list) else value for name, value in parsed.items()}
+    return kind(**parsed, **values)
+
+
 def full_width(table: Table, console: Console) -> int:
-    """Return the columns of the terminal that a table needs if nothing in it is cut."""
+    """Return the terminal columns that a table needs without cutting its content."""
     unlimited = console.options.update(max_width=10_000)
     return Measurement.get(console, unlimited, table).maximum
-
-
-def progress_bar() -> Progress:
-    """Return a progress bar with counts and time left, on standard error."""
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(TextColumn("{task.description}"), *columns, console=Console(stderr=True))
 
 
 def read_frames(paths: list[Path]) -> list[RgbImage]:

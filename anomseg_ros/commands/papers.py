@@ -1,26 +1,31 @@
-"""`anomseg papers`: measure the published checkpoints and write published and measured figures side by side."""
+"""`anomseg papers`: measure the published checkpoints and write a table of published and measured figures."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from anomseg_ros.commands import options
-from anomseg_ros.commands.evaluate import ProgressLines, add_worker_options, evaluation_of
+from anomseg_ros.commands.evaluate import add_worker_options, evaluation_of
+from anomseg_ros.commands.progress_lines import ProgressLines
+from anomseg_ros.commands.result_files import write_each
+from anomseg_ros.core.output_files import write_results
 from anomseg_ros.errors import ConfigError
 from anomseg_ros.evaluation.evaluate import Outcome, Request, evaluate
 from anomseg_ros.evaluation.results import Evaluation, Result, save_evaluation
 from anomseg_ros.evaluation.workers import Workers
 from anomseg_ros.export import ExportConfig, export_checkpoint
+from anomseg_ros.scores import default_scores
 
 PROTOCOL = "seeds"
 REPRODUCED_WITHIN = 0.05
 PUBLISHED_WITHIN = 0.3
-"""Percentage points by which a measured figure may differ from a reproduced and from a published one."""
+"""Largest differences, in percentage points, between a measured figure and a reproduced or published one."""
 
 Figures = tuple[float, float]
 """AuPRC and FPR95, percent."""
@@ -28,9 +33,9 @@ Figures = tuple[float, float]
 
 @dataclass(frozen=True)
 class Model:
-    """A published void classifier: its checkpoint, and its row for each dataset.
+    """A published void classifier: its checkpoint, and its figures by dataset.
 
-    published: as printed in the papers. reproduced: measured from the same checkpoint by the authors' own code path.
+    published: figures in the papers. reproduced: figures of the same checkpoint, measured with the authors' code.
     """
 
     title: str
@@ -71,12 +76,14 @@ MODELS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Export, evaluate, write; returns 0 if every figure is within its tolerance, else 1."""
-    parser = options.parser("papers", "Measure the published checkpoints by the papers' protocol and write a table.")
+    """Export, evaluate and write the files; return 0 if every figure is within its tolerance, else 1."""
+    parser = options.parser("papers", "Measure the published checkpoints with the papers' protocol and write a table.")
     parser.add_argument("--weights", required=True, type=Path, help="folder of the checkpoints")
     parser.add_argument("--data", required=True, type=Path, help=f"folder with {', '.join(DATASETS.values())}")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/papers.md"), help="file to write")
-    parser.add_argument("--json", type=Path, help="file for everything measured (anomseg compare, anomseg report)")
+    parser.add_argument("--output", type=options.output_file, default="benchmarks/papers.md", help="file to write")
+    parser.add_argument(
+        "--json", type=options.output_file, help="JSON file for all results, for anomseg compare and anomseg report"
+    )
     add_worker_options(parser)
     options.add_backend_options(parser)
     args = parser.parse_args(argv)
@@ -87,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         request = Request(
             bundles=bundles,
             datasets=datasets,
-            scores=("void",),
+            scores=default_scores(with_void=True)[:1],
             protocols=(PROTOCOL,),
             backend=args.backend,
             options=options.backend_options(args),
@@ -95,16 +102,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         outcome = evaluate(request, lines)
     evaluation = evaluation_of(outcome, "anomseg papers --weights WEIGHTS --data DATA")
-    if args.json is not None:
-        save_evaluation(evaluation, args.json)
     rows = rows_of(outcome.results)
-    _write(args.output, page(rows, evaluation))
-    return _report(rows, outcome, args.output)
+    status = _print_summary(rows, outcome)
+    writes = [partial(write_results, args.output, page(rows, evaluation))]
+    if args.json is not None:
+        writes.append(partial(save_evaluation, evaluation, args.json))
+    write_each(*writes)
+    Console(stderr=True).print(f"written to {args.output}", soft_wrap=True)
+    return status
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure, percent. tolerance: how far `measured` may be from `reference`, which is reproduced or published."""
+    """One figure of a model on a dataset, in percent. reproduced: None if it was not reproduced."""
 
     model: str
     dataset: str
@@ -115,25 +125,25 @@ class Row:
 
     @property
     def difference(self) -> float:
-        """Measured minus reproduced, or minus published where it was not reproduced."""
+        """Measured minus reproduced, or minus published if it was not reproduced."""
         return self.measured - (self.published if self.reproduced is None else self.reproduced)
 
     @property
-    def within(self) -> bool:
-        """Whether the difference is within the tolerance of its kind."""
+    def is_within_tolerance(self) -> bool:
+        """Whether the difference is at most REPRODUCED_WITHIN, or PUBLISHED_WITHIN if it was not reproduced."""
         return abs(self.difference) <= (PUBLISHED_WITHIN if self.reproduced is None else REPRODUCED_WITHIN)
 
 
 def rows_of(results: Sequence[Result]) -> list[Row]:
-    """Return two rows, AuPRC and FPR95, for every result that is of a published model and dataset."""
+    """Return two rows, AuPRC and FPR95, for every result."""
     rows = []
     for result in results:
         model = MODELS[result.bundle]
         published, reproduced = model.published[result.dataset], model.reproduced.get(result.dataset)
-        for number, (figure, value) in enumerate((("AuPRC", result.auprc), ("FPR95", result.fpr95))):
-            assert value is not None  # these datasets have anomalies, or evaluate() said so
-            known = None if reproduced is None else reproduced[number]
-            rows.append(Row(model.title, result.dataset, figure, published[number], known, 100 * value))
+        for index, (figure, value) in enumerate((("AuPRC", result.auprc), ("FPR95", result.fpr95))):
+            assert value is not None  # evaluate() raises an error for datasets without anomalies
+            reproduced_value = None if reproduced is None else reproduced[index]
+            rows.append(Row(model.title, result.dataset, figure, published[index], reproduced_value, 100 * value))
     return rows
 
 
@@ -143,18 +153,18 @@ def page(rows: Sequence[Row], evaluation: Evaluation) -> str:
         "# The papers' figures, measured",
         "",
         "Written by `anomseg papers`; do not edit. Void score, 512x1024, protocol `seeds` (docs/evaluate.md), percent.",
-        "AuPRC up, FPR95 down. Reproduced: the same checkpoint through the authors' own code, where that was",
-        f"done; the difference is to it, and must be within {REPRODUCED_WITHIN} points; else it is to the",
-        f"published figure, and must be within {PUBLISHED_WITHIN}.",
+        "AuPRC up, FPR95 down. Reproduced: the same checkpoint, measured with the authors' code. The difference is",
+        f"measured minus reproduced, at most {REPRODUCED_WITHIN} points; without a reproduced figure, it is measured",
+        f"minus published, at most {PUBLISHED_WITHIN} points.",
         "",
         "| model | dataset | figure | published | reproduced | measured | difference | |",
         "|---|---|---|---:|---:|---:|---:|---|",
     ]
     for row in rows:
-        known = "" if row.reproduced is None else f"{row.reproduced:.3f}"
-        verdict = "ok" if row.within else "OFF"
+        reproduced = "" if row.reproduced is None else f"{row.reproduced:.3f}"
+        verdict = "ok" if row.is_within_tolerance else "OFF"
         lines.append(
-            f"| {row.model} | {row.dataset} | {row.figure} | {row.published:.2f} | {known} | {row.measured:.3f} | "
+            f"| {row.model} | {row.dataset} | {row.figure} | {row.published:.2f} | {reproduced} | {row.measured:.3f} | "
             f"{row.difference:+.3f} | {verdict} |"
         )
     notes = (f"{model.title}: {model.note}." for model in MODELS.values() if model.note)
@@ -171,27 +181,20 @@ def _export_all(weights: Path, folder: Path, lines: ProgressLines) -> tuple[Path
     missing = [model.checkpoint for model in MODELS.values() if not (weights / model.checkpoint).is_file()]
     if missing:
         raise ConfigError(f"{weights} lacks {', '.join(missing)}; --weights is the folder of the published checkpoints")
-    for number, (name, model) in enumerate(MODELS.items()):
-        config = ExportConfig(name, num_classes=20, void_class=19, scores=("void",))
+    for number, (name, model) in enumerate(MODELS.items(), start=1):
+        config = ExportConfig(name, num_classes=20, void_class=19, scores=default_scores(with_void=True)[:1])
         export_checkpoint(model.network, weights / model.checkpoint, config, folder / name)
-        lines("exporting checkpoints", number + 1, len(MODELS))
+        lines("exporting checkpoints", number, len(MODELS))
     return tuple(folder / name for name in MODELS)
 
 
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
-
-
-def _report(rows: Sequence[Row], outcome: Outcome, output: Path) -> int:
+def _print_summary(rows: Sequence[Row], outcome: Outcome) -> int:
+    """Print the figures outside their tolerance and the errors; return the exit status."""
     console = Console(stderr=True)
-    off = [row for row in rows if not row.within]
-    for row in off:
+    outside = [row for row in rows if not row.is_within_tolerance]
+    for row in outside:
         console.print(f"off: {row.model}, {row.dataset}, {row.figure}: {row.measured:.3f}, {row.difference:+.3f}")
     for error in outcome.errors:
         console.print(f"anomseg: error: {error}", style="red", soft_wrap=True, markup=False)
-    kept = f"{len(rows) - len(off)} of {len(rows)} figures within tolerance"
-    console.print(f"{kept}; written to {output}", soft_wrap=True)
-    return 1 if off or outcome.errors else 0
+    console.print(f"{len(rows) - len(outside)} of {len(rows)} figures within tolerance")
+    return 1 if outside or outcome.errors else 0

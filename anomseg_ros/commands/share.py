@@ -1,4 +1,4 @@
-"""`anomseg share`: where the files that ship with the package are, for use in scripts and launch files."""
+"""`anomseg share`: print the paths of files that ship with the package, for scripts and launch files."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from anomseg_ros.core.resources import share_directories, share_file, shipped_bu
 
 
 def main(argv: list[str]) -> int:
-    """Print the path of one shipped file, or what ships."""
+    """Print the path of a shipped file or, without one, the shipped folders and bundles; return 0."""
     parser = argparse.ArgumentParser(
-        prog="anomseg share", description="Print where a file that ships with anomseg_ros is."
+        prog="anomseg share", description="Print the path of a file that ships with anomseg_ros."
     )
-    parser.add_argument("file", nargs="?", help="such as config/fastdds.xml (default: list what there is)")
+    file_help = "file, such as config/fastdds.xml (default: list the folders and bundles)"
+    parser.add_argument("file", nargs="?", help=file_help)
     args = parser.parse_args(argv)
     if args.file:
         print(share_file(args.file))

@@ -1,1 +1,1 @@
-"""Smaller and faster bundles, and what each costs: quantization, pruning, and the drift guard they share."""
+"""Smaller and faster bundles: quantization, pruning, and the guard that measures what each one costs."""

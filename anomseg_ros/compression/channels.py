@@ -1,13 +1,13 @@
-"""Which channels of a network must go together, found by torch-pruning's dependency graph (DepGraph, Fang et al. 2023).
+"""The channels of a network that must be removed together, from torch-pruning's graph (DepGraph, Fang et al. 2023).
 
-Channels are coupled by sums, products, concatenations and max-unpooling: a channel that leaves one layer leaves all
-that it is coupled with. A *class* is a set of channels that are coupled with the same places; from each class the same
-share is removed. Without classes one layer of a network whose stages share channels (ENet, ERFNet) could lose all.
+Sums, products, concatenations and max-unpooling couple channels: a channel that leaves one layer leaves all layers it
+is coupled with. A *class* is a set of channels that are coupled with the same places. Each class loses the same share.
+Without classes, one layer of a network whose stages share channels (ENet, ERFNet) could lose all of its channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,23 +19,23 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from anomseg_ros.errors import CompressionError
-from anomseg_ros.networks.base import AuxiliarySegmentationNetwork, SegmentationNetwork
 from anomseg_ros.networks.enet import ENet
+from anomseg_ros.networks.network import AuxiliarySegmentationNetwork, SegmentationNetwork
 
 TRACED_PX = 64
-"""Height and width of the image that the graph is traced with: a multiple of every network's stride."""
+"""Height and width of the traced image: a multiple of every network's stride."""
 
 Place = tuple[nn.Module, bool]
-"""A layer, and whether channels come out of it (else: go into it)."""
+"""A layer, and whether the channels are its outputs (else its inputs)."""
 
 
 @dataclass(frozen=True)
 class ChannelClass:
     """Channels that are coupled with the same places.
 
-    indices: of the root's outputs. importances: squared L2 norm of all weights of each. owner: the narrowest layer that
-    carries them, and its width; carriers: all of these; places: how many layers they come out of or go into. alike: in
-    how many runs of equal length they must stay, 1 for no such rule.
+    indices: outputs of the root. importances: squared L2 norm of all weights of each. carriers: the layers that carry
+    them; owner, owner_width: the narrowest one. places: number of inputs and outputs of layers. alike: number of runs
+    of channels that must keep equal lengths, 1 for no such rule.
     """
 
     root: nn.Module
@@ -49,11 +49,11 @@ class ChannelClass:
 
 
 class Traced(nn.Module):
-    """A network in the form that can be traced: its images come out of a layer, and every head is run."""
+    """A network that can be traced: a layer gives its images, and every head runs."""
 
     def __init__(self, network: SegmentationNetwork) -> None:
         super().__init__()
-        # Images that are concatenated with features (ERFNet, ENet) would else be invisible to the graph.
+        # Without it the graph does not see images that are concatenated with features (ERFNet, ENet).
         self.pixels = nn.Conv2d(3, 3, 1)
         self.network = network
 
@@ -61,60 +61,39 @@ class Traced(nn.Module):
         """images: float32 (N, 3, H, W)."""
         features = self.pixels(images)
         if isinstance(self.network, AuxiliarySegmentationNetwork) and self.network.auxiliary_heads:
-            return self.network.classify_with_auxiliary(features)
-        return (self.network.classify(features),)
+            return self.network.compute_with_auxiliary(features)
+        return tuple(self.network.compute(features)[0].values())
 
 
 class CoupledChannels:
-    """The dependency graph of one network, which `remove` prunes in place."""
+    """The dependency graph of one network. The groups that it returns prune the network in place."""
 
     def __init__(self, network: SegmentationNetwork) -> None:
-        """Trace the network, in evaluation mode. Raises CompressionError where nothing can be removed."""
-        _require_no_joining_groups(network)
+        """Trace the network in evaluation mode. Raises CompressionError where nothing can be removed."""
+        _require_narrow_layers(network)
         self._network = network.eval().requires_grad_(True)
         traced = Traced(self._network)
-        self._disguises = _disguise(self._network)
+        self._replaced = _replace_resizing(self._network)
         images = torch.zeros(1, 3, TRACED_PX, TRACED_PX)
         self._graph = torch_pruning.DependencyGraph().build_dependency(traced, images)
         self._names = {module: name for name, module in traced.named_modules()}
-        self._kept = self._unprunable(traced)
+        # Images and classes are given; auxiliary heads are used in training alone.
+        self._unprunable = {traced.pixels, network.classifier_layer, *network.auxiliary_heads.modules()}
         self.classes = tuple(self._find_classes())
         if not self.classes:
             raise CompressionError(f"network {network.name!r} has no channels that could be removed; nothing to prune")
 
-    def remove(self, root: nn.Module, indices: list[int]) -> None:
-        """Remove outputs of a layer and what they are coupled with."""
-        group = self._graph.get_pruning_group(root, torch_pruning.prune_conv_out_channels, sorted(indices))
-        group.prune()
-
-    def places_of(self, root: nn.Module, indices: list[int]) -> list[tuple[str, bool, list[int]]]:
-        """Return (name below Traced, whether they come out of it, channels) of each layer that has these outputs."""
-        group = self._graph.get_pruning_group(root, torch_pruning.prune_conv_out_channels, sorted(indices))
-        return [
-            (
-                self._names.get(item.dep.target.module, ""),
-                self._graph.is_out_channel_pruning_fn(item.dep.handler),
-                sorted(item.idxs),
-            )
-            for item in group
-        ]
+    def group(self, root: nn.Module, indices: Sequence[int]) -> Any:
+        """Return torch-pruning's Group of outputs of a layer and all that they are coupled with."""
+        return self._graph.get_pruning_group(root, torch_pruning.prune_conv_out_channels, sorted(indices))
 
     def finish(self) -> SegmentationNetwork:
-        """Return the network, as it was but for its widths."""
-        for module, extra in self._disguises:
-            del module.forward
-            for name in extra:
-                delattr(module, name)
+        """Return the network with its own blocks again."""
+        for block in self._replaced:
+            for name in ("forward", "carry", "widen"):
+                if name in block.__dict__ or name in block._modules:
+                    delattr(block, name)
         return self._network
-
-    def _unprunable(self, traced: Traced) -> set[nn.Module]:
-        """Return layers whose outputs are given: images, classes, and all of the heads that only training uses."""
-        network = self._network
-        return {
-            traced.pixels,
-            network.get_submodule(network.class_parameter[0].rpartition(".")[0]),
-            *network.auxiliary_heads.modules(),
-        }
 
     def _find_classes(self) -> Iterator[ChannelClass]:
         for group in self._graph.get_all_groups(root_module_types=[_ConvNd]):
@@ -130,14 +109,14 @@ class CoupledChannels:
             yield from self._split(root, values, places)
 
     def _split(self, root: nn.Module, values: list[float], places: dict[int, set[Place]]) -> Iterator[ChannelClass]:
-        """Split the outputs of a root by what they are coupled with; leave out those that have to stay."""
-        alike: dict[frozenset[Place], list[int]] = {}
-        for index, found in places.items():
-            alike.setdefault(frozenset(found), []).append(index)
-        for coupled, indices in alike.items():
+        """Split the outputs of a root by what they are coupled with; leave out those that must stay."""
+        classes: dict[frozenset[Place], list[int]] = {}
+        for index, coupled_with in places.items():
+            classes.setdefault(frozenset(coupled_with), []).append(index)
+        for coupled, indices in classes.items():
             if any(self._must_stay(module, out) for module, out in coupled):
                 continue
-            # A normalisation is as wide as the features; a convolution may give only a part of what is concatenated.
+            # A normalisation is as wide as the features; a convolution may give a part of a concatenation.
             norms: list[nn.Module] = [module for module, _ in coupled if isinstance(module, _BatchNorm)]
             carriers = norms or [root]
             owner = min(carriers, key=self._graph.get_out_channels)
@@ -154,26 +133,34 @@ class CoupledChannels:
             )
 
     def _must_stay(self, module: nn.Module, out: bool) -> bool:
-        # A convolution that expands each channel into several has groups that would have to go as a whole.
+        # The groups of a convolution that expands each channel into several could only be removed as a whole.
         grouped = isinstance(module, _ConvNd) and 1 < module.groups < module.out_channels
-        return (out and module in self._kept) or (grouped and not out)
+        return (out and module in self._unprunable) or (grouped and not out)
 
 
-def _require_no_joining_groups(network: SegmentationNetwork) -> None:
-    """Raise CompressionError for a convolution in groups of several inputs each, as ESPNetv2's are.
+def _require_narrow_layers(network: SegmentationNetwork) -> None:
+    """Raise CompressionError for layers that cannot be narrowed: those of transformers, and some convolutions.
 
-    A group would have to lose as many inputs as every other one, on both sides of sums that run through the network.
+    ESPNetv2 has convolutions with several inputs per group. They would have to lose as many inputs of every group, on
+    both sides of sums that span the whole network.
     """
+    for key, _ in network.named_parameters():
+        module = network.get_submodule(key.rpartition(".")[0])
+        if not isinstance(module, (_ConvNd, nn.BatchNorm2d, nn.PReLU)):
+            raise CompressionError(
+                f"network {network.name!r} has {key} in a layer of kind {type(module).__name__}, which structured "
+                "pruning cannot narrow; use the `method` unstructured or masked"
+            )
     for name, module in network.named_modules():
         if isinstance(module, _ConvNd) and 1 < module.groups < module.in_channels:
             raise CompressionError(
                 f"network {network.name!r} joins {module.in_channels} channels in {module.groups} groups ({name}), "
-                "which structured pruning cannot narrow; give --method unstructured or masked"
+                "which structured pruning cannot narrow; use the `method` unstructured or masked"
             )
 
 
 def _squared_norms(module: nn.Module, out: bool, channels: list[int]) -> list[float]:
-    """Return the squared L2 norm of the weights that each of a layer's output (or input) channels has."""
+    """Return the squared L2 norm of the weights of each output channel of a layer, or each input channel."""
     weight = getattr(module, "weight", None)
     grouped = isinstance(module, _ConvNd) and module.groups > 1
     if weight is None or isinstance(module, nn.PReLU) or (grouped and not out):
@@ -184,27 +171,26 @@ def _squared_norms(module: nn.Module, out: bool, channels: list[int]) -> list[fl
     return [float(value) for value in norms[channels]]
 
 
-def _disguise(network: SegmentationNetwork) -> list[tuple[nn.Module, tuple[str, ...]]]:
-    """Give ENet's resizing blocks forwards of the same couplings whose operations the graph understands.
+def _replace_resizing(network: SegmentationNetwork) -> list[nn.Module]:
+    """Replace the forwards of ENet's resizing blocks by ones with the same couplings that the graph understands.
 
-    Padding with zeros becomes a concatenation with a layer's outputs; unpooling becomes a product with the features
-    whose maxima decide where values go. Returns the blocks and the names of what was added to each.
+    Padding with zeros becomes a concatenation with a layer's outputs. Unpooling becomes a product with the features
+    whose maxima decide where values go. Returns the blocks.
     """
     if not isinstance(network, ENet):
         return []
-    blocks: list[Any] = [network.down1, network.down2]
-    for block in blocks:
+    downs: list[Any] = [network.down1, network.down2]
+    for block in downs:
         before, after = block.reduce.conv.in_channels, block.expand.conv.out_channels
         block.carry = nn.Conv2d(before, before, 1, groups=before, bias=False)
         block.widen = nn.Conv2d(before, after - before, 1, bias=False)
         for layer in (block.carry, block.widen):
-            nn.init.zeros_(layer.weight)  # adds nothing to what its channels are worth
+            nn.init.zeros_(layer.weight)  # adds nothing to the importance of its channels
         block.forward = _downsampling(block)
     ups: list[Any] = [network.up4, network.up5]
     for up in ups:
         up.forward = _upsampling(up)
-    added = ("carry", "widen")
-    return [(network.down1, added), (network.down2, added), (network.up4, ()), (network.up5, ())]
+    return [*downs, *ups]
 
 
 def _downsampling(block: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:

@@ -1,8 +1,9 @@
-"""The drift guard: how far a compressed bundle is from its float parent, on frames that it was not calibrated on."""
+"""The drift guard: measure how far a compressed bundle is from its parent, on frames without calibration frames."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,31 +12,31 @@ import numpy as np
 import numpy.typing as npt
 
 from anomseg_ros.backends import open_detector
-from anomseg_ros.backends.options import BackendOptions
+from anomseg_ros.backends.backend_options import BackendOptions
 from anomseg_ros.core.bundle import Bundle, Contract
 from anomseg_ros.core.detector import Detector
+from anomseg_ros.core.progress import Progress, no_progress
 from anomseg_ros.core.schema import to_plain
 from anomseg_ros.core.types import RgbImage
-from anomseg_ros.datasets.base import Dataset
 from anomseg_ros.errors import CompressionError
 from anomseg_ros.evaluation.evaluate import Request, evaluate
 from anomseg_ros.evaluation.results import Result
 
 SAMPLED_PX = 20_000
-"""Pixels per frame that ranks are compared on: one more digit would need a hundred times as many."""
+"""Pixels per frame for the rank correlation. One more digit would need a hundred times as many."""
 
 ALARM_CHANGE = 0.1
 ALARM_FLOOR = 1e-4
-"""A threshold stays where the share of pixels above it moves by a tenth of itself at most, or by so little."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what, frames done, frames in all)."""
+"""A threshold is kept if the share of pixels above it changes by at most a tenth, or by at most ALARM_FLOOR."""
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What a compressed bundle may lose. label_agreement, rank_correlation: the least, 0 to 1. The others: the most
-    that AuPRC and mIoU may fall and FPR95 may rise, in points (hundredths)."""
+    """What a compressed bundle may lose.
+
+    label_agreement, rank_correlation: lower bounds, 0 to 1. The others: upper bounds for the fall of AuPRC and mIoU and
+    for the rise of FPR95, in points (hundredths).
+    """
 
     label_agreement: float = 0.97
     rank_correlation: float = 0.98
@@ -45,8 +46,23 @@ class Tolerance:
 
 
 @dataclass(frozen=True)
+class Guard:
+    """How a compressed bundle is judged.
+
+    datasets: labelled frames to measure on, as NAME=PATH. allow_partial: accept fewer or more of them than published.
+    accept_drift: write the bundle even if it lost too much. threads: processor threads, 0 for one per core.
+    """
+
+    tolerance: Tolerance = field(default_factory=Tolerance)
+    datasets: tuple[str, ...] = ()
+    allow_partial: bool = False
+    accept_drift: bool = False
+    threads: int = 0
+
+
+@dataclass(frozen=True)
 class ScoreDrift:
-    """Spearman's rank correlation of one score over pixels of all held-out frames, and its largest difference."""
+    """Spearman's rank correlation of a score over pixels of all held-out frames, and its largest difference."""
 
     rank_correlation: float
     max_difference: float
@@ -54,9 +70,10 @@ class ScoreDrift:
 
 @dataclass(frozen=True)
 class Drift:
-    """What compressing changed. datasets: name -> measure -> (before, after), fractions. frames: held-out ones.
+    """What compressing changed.
 
-    alarms: score -> rate -> share of held-out pixels above the parent's threshold (before, after).
+    frames: number of held-out frames. datasets: name -> measure -> (before, after), fractions. alarms: score -> rate ->
+    share of held-out pixels above the parent's threshold (before, after). accepted: the bundle was written.
     """
 
     frames: int
@@ -69,17 +86,17 @@ class Drift:
     accepted: bool = False
 
     def excesses(self) -> list[str]:
-        """Return what is beyond the tolerance, in words; empty where everything holds."""
+        """Return a sentence for each tolerance that is exceeded."""
         limits = self.tolerance
-        found = []
+        excesses = []
         if self.label_agreement < limits.label_agreement:
-            found.append(
+            excesses.append(
                 f"labels agree in {self.label_agreement:.2%} of the pixels (at least {limits.label_agreement:.2%})"
             )
         for name, score in self.scores.items():
-            # A score that is constant has no ranks: NaN is beyond any tolerance.
+            # A constant score has no ranks; its NaN exceeds any tolerance.
             if not score.rank_correlation >= limits.rank_correlation:
-                found.append(
+                excesses.append(
                     f"score {name!r} has rank correlation {score.rank_correlation:.4f} "
                     f"(at least {limits.rank_correlation:g})"
                 )
@@ -88,14 +105,14 @@ class Drift:
             for measure, (before, after) in measures.items():
                 lost = 100 * (after - before if measure == "fpr95" else before - after)
                 if lost > points[measure]:
-                    found.append(
+                    excesses.append(
                         f"{measure} on {dataset} went from {100 * before:.2f} to {100 * after:.2f} "
                         f"(at most {points[measure]:g} points worse)"
                     )
-        return found
+        return excesses
 
     def plain(self) -> dict[str, Any]:
-        """Return the drift as bundle.yaml has it."""
+        """Return the drift in the form of bundle.yaml."""
         plain: dict[str, Any] = to_plain(self)
         return plain
 
@@ -104,58 +121,67 @@ def measure_drift(
     parent: Bundle,
     child: Bundle,
     frames: Sequence[RgbImage],
-    datasets: Sequence[str | Dataset] = (),
-    tolerance: Tolerance | None = None,
+    guard: Guard | None = None,
     *,
     calibration_frames: int = 0,
     child_backend: str = "onnxruntime",
-    allow_partial: bool = False,
-    options: BackendOptions | None = None,
-    child_options: BackendOptions | None = None,
-    progress: Progress = lambda what, done, total: None,
+    child_provider: str = "cpu",
+    open_child: Callable[[], Detector] | None = None,
+    progress: Progress = no_progress,
 ) -> Drift:
-    """Compare a compressed bundle with its parent on frames, uint8 (H, W, 3) RGB, and on labelled datasets.
+    """Compare a compressed bundle with its parent, which runs in ONNX Runtime.
 
-    child_options: of the child's backend, those of the parent's where not given.
-    Raises CompressionError without frames, and the evaluation's errors for datasets.
+    Args:
+        parent: the bundle before compression.
+        child: the compressed bundle.
+        frames: held-out frames, uint8 (H, W, 3) RGB of any size.
+        guard: labelled datasets and the tolerance; None: frames alone and the default tolerance.
+        calibration_frames: number of frames that the child was calibrated on.
+        child_backend, child_provider: what runs the child.
+        open_child: opens the child instead, for measuring on frames alone.
+        progress: called after each frame.
+
+    Raises:
+        CompressionError: there are no frames, or a dataset cannot be evaluated.
     """
     if not frames:
         raise CompressionError("the drift cannot be measured without held-out frames; give more frames")
-    options = options or BackendOptions()
-    child_options = child_options or options
-    before, after = open_detector(parent, options=options), open_detector(child, child_backend, child_options)
-    try:
-        compared = _Compared(parent.contract, child.contract)
+    guard = guard or Guard()
+    options = BackendOptions(threads=guard.threads)
+    child_options = BackendOptions(threads=guard.threads, provider=child_provider)
+    before = open_detector(parent, options=options)
+    after = open_child() if open_child else open_detector(child, child_backend, child_options)
+    comparison = _Comparison(parent.contract, child.contract)
+    with closing(before), closing(after):
         for index, frame in enumerate(frames):
-            compared.add(before, after, frame)
+            comparison.add(before, after, frame)
             progress("drift on held-out frames", index + 1, len(frames))
-    finally:
-        before.close()
-        after.close()
     runs = ("before", parent, "onnxruntime", options), ("after", child, child_backend, child_options)
     return Drift(
         len(frames),
         calibration_frames,
-        round(compared.agreement(), 5),
-        compared.scores(),
-        _dataset_drift(runs, datasets, allow_partial, progress) if datasets else {},
-        tolerance or Tolerance(),
-        compared.alarms(),
+        round(comparison.agreement(), 5),
+        comparison.scores(),
+        _dataset_drift(runs, guard, progress) if guard.datasets else {},
+        guard.tolerance,
+        comparison.alarms(),
     )
 
 
 QUANTIZED_REMEDY = "calibrate on more frames of the usual scenes, leave more layers in float"
-"""What helps where quantizing cost too much."""
+"""The advice where quantizing lost too much."""
 
 
 def require(drift: Drift, accept: bool = False, remedy: str = QUANTIZED_REMEDY) -> Drift:
-    """Return the drift marked as accepted; raise CompressionError that says what is beyond the tolerance by how much,
-    and the remedy, unless `accept`."""
+    """Return the drift marked as accepted.
+
+    Raises CompressionError with the excesses and the remedy, unless the drift is within the tolerance or `accept`.
+    """
     excesses = drift.excesses()
     if excesses and not accept:
         raise CompressionError(
             f"the compressed bundle is too far from its parent: {'; '.join(excesses)}. Nothing was written; "
-            f"{remedy}, or pass --accept-drift"
+            f"{remedy}, or accept it with `accept_drift`"
         )
     return replace(drift, accepted=True)
 
@@ -163,11 +189,17 @@ def require(drift: Drift, accept: bool = False, remedy: str = QUANTIZED_REMEDY) 
 def compressed_contract(
     parent: Bundle, precision: str, method: str, settings: Mapping[str, Any], drift: Drift
 ) -> Contract:
-    """Return the parent's contract for a compressed bundle, with what was done and what it cost.
+    """Return the contract of a compressed bundle: the parent's, with the method, its settings and the drift.
 
-    Of a parent that was compressed itself, what was done and what that cost is kept below `parent`. Thresholds whose
-    rate of alarms moved are left out, since they would promise a rate they do not keep; what was measured of the
-    parent's quality is not the child's.
+    If the parent was compressed too, its compression goes below `parent`. Thresholds whose alarm rate changed are left
+    out, since their stated rate is wrong for the child. So is the quality, which was measured for the parent.
+
+    Args:
+        parent: the bundle before this step.
+        precision: of the child.
+        method: in words.
+        settings: of the method.
+        drift: from parent to child.
     """
     before = parent.contract.compression
     compression: dict[str, Any] = {
@@ -185,32 +217,32 @@ def compressed_contract(
 
 
 def with_original(contract: Contract, original: Bundle, whole: Drift) -> Contract:
-    """Return the contract of a bundle made in two steps with the drift of both together.
+    """Return the contract of a bundle made in two steps, with the drift of both steps together.
 
-    whole: from the bundle that the first step started with, measured on frames; what labelled datasets gave follows
-    from the drifts of both steps.
+    whole: the drift from the original bundle, measured on frames. The drift on labelled datasets follows from the
+    drifts of both steps.
     """
     second = contract.compression["drift"]["datasets"]
     first = contract.compression["parent"]["compression"]["drift"]["datasets"]
     datasets = {
-        name: {m: (first[name][m][0], after) for m, (_, after) in measures.items() if m in first[name]}
-        for name, measures in second.items()
+        name: {m: (first[name][m][0], after) for m, (_, after) in figures.items() if m in first[name]}
+        for name, figures in second.items()
         if name in first
     }
     drift = {**whole.plain(), "datasets": to_plain(datasets)}
-    # No bounds of its own: each step was held to its own.
-    kept = {name: drift[name] for name in ("frames", "label_agreement", "scores", "datasets")}
-    entry = {"name": original.contract.name, "sha256": original.contract.program_sha256, "drift": kept}
+    # Without bounds: each step was judged by its own.
+    measures = {name: drift[name] for name in ("frames", "label_agreement", "scores", "datasets")}
+    entry = {"name": original.contract.name, "sha256": original.contract.program_sha256, "drift": measures}
     return replace(contract, compression={**contract.compression, "original": entry})
 
 
 def keeps_alarms(alarms: Mapping[float, tuple[float, float]]) -> bool:
-    """Whether the share of pixels above each of a score's thresholds stayed what it was."""
+    """Return whether the share of pixels above each of a score's thresholds stayed nearly the same."""
     return all(abs(after - before) <= max(ALARM_CHANGE * before, ALARM_FLOOR) for before, after in alarms.values())
 
 
-class _Compared:
-    """Sums over the frames seen so far."""
+class _Comparison:
+    """The frames compared so far."""
 
     def __init__(self, parent: Contract, child: Contract) -> None:
         self._names = tuple(name for name in parent.score_names if name in child.score_names)
@@ -250,52 +282,49 @@ class _Compared:
 
     def alarms(self) -> dict[str, dict[float, tuple[float, float]]]:
         """Return the mean shares of pixels above each threshold."""
-        found: dict[str, dict[float, tuple[float, float]]] = {}
+        alarms: dict[str, dict[float, tuple[float, float]]] = {}
         for (name, rate), shares in self._above.items():
             before, after = np.mean(shares, axis=0)
-            found.setdefault(name, {})[rate] = (round(float(before), 6), round(float(after), 6))
-        return found
+            alarms.setdefault(name, {})[rate] = (round(float(before), 6), round(float(after), 6))
+        return alarms
 
 
 def rank_correlation(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> float:
-    """Return Spearman's rank correlation of two flat arrays, ties by their mean rank; NaN where one is constant."""
+    """Return Spearman's rank correlation of two flat arrays. Ties have their mean rank; a constant array gives NaN."""
     ranks = []
     for values in (first, second):
         _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-        ends = np.cumsum(counts)
-        ranks.append((ends - (counts - 1) / 2)[inverse])
-    deviations = [rank - rank.mean() for rank in ranks]
-    scale = float(np.sqrt((deviations[0] ** 2).sum() * (deviations[1] ** 2).sum()))
-    return float((deviations[0] * deviations[1]).sum()) / scale if scale > 0 else float("nan")
+        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[inverse])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(np.asarray(np.corrcoef(np.stack(ranks)))[0, 1])
 
 
 def _dataset_drift(
     runs: Sequence[tuple[str, Bundle, str, BackendOptions]],
-    datasets: Sequence[str | Dataset],
-    allow_partial: bool,
+    guard: Guard,
     progress: Progress,
 ) -> dict[str, dict[str, tuple[float, float]]]:
-    """Return the measures of the parent's default score by protocol `seeds`, where the datasets have them.
+    """Return the measures of the parent's default score by the protocol `seeds`.
 
     runs: ("before", parent, backend, its options), then the same of the child.
     """
-    found = []
+    results = []
     score = runs[0][1].contract.score_names[0]
     for which, bundle, backend, options in runs:
-        # All datasets in one request, which tells two of the same name apart.
+        # One request for all datasets gives two of the same name different names.
         request = Request(
             bundles=(Path(bundle.directory),),
-            datasets=tuple(datasets),
+            datasets=guard.datasets,
             scores=(score,),
-            allow_partial=allow_partial,
+            allow_partial=guard.allow_partial,
             backend=backend,
             options=options,
         )
         outcome = evaluate(request, lambda what, done, total, which=which: progress(f"{which}: {what}", done, total))  # type: ignore[misc]
         if outcome.errors:
             raise CompressionError(f"the drift could not be measured: {'; '.join(outcome.errors)}")
-        found.append(outcome.results)
-    return {before.dataset: _changes(before, after) for before, after in zip(*found, strict=True)}
+        results.append(outcome.results)
+    return {before.dataset: _changes(before, after) for before, after in zip(*results, strict=True)}
 
 
 def _changes(before: Result, after: Result) -> dict[str, tuple[float, float]]:

@@ -1,18 +1,19 @@
-"""Channels of one value brought to alike ranges, by factors that neighbouring weights absorb: the result is the same.
+"""Scale the channels of each value to similar ranges. The neighbouring weights absorb the factors exactly.
 
-An activation has one scale for all its channels; where one channel reaches 1 and another 30, the first is left with
-eight of 256 levels. ReLUs (leaky ones too), pooling, unpooling, sums and concatenations commute with a positive factor
-per channel, so that the convolutions before can be divided by it and those after multiplied (Nagel et al., Data-free
-quantization through weight equalization and bias correction, ICCV 2019). The factors balance the ranges of activation
-and weight as SmoothQuant does (Xiao et al., ICML 2023), with more left to the weights, whose rounding errors can be
-made good (rounding.py), than its alpha of 0.5; ranges are measured on camera frames.
+An activation has one scale for all channels. Where one channel reaches 1 and another 30, the first has eight of 256
+levels left. ReLUs (leaky ones too), pooling, unpooling, sums and concatenations commute with a positive factor per
+channel. So the convolutions before can be divided by the factor and the convolutions after multiplied by it (Nagel et
+al., Data-free quantization through weight equalization and bias correction, ICCV 2019). The factors balance the ranges
+of activations and weights as SmoothQuant does (Xiao et al., ICML 2023). ALPHA leaves more to the weights than
+SmoothQuant's 0.5, since rounding.py can compensate their rounding errors. Ranges are measured on camera frames.
 
-Channels that must have one factor, since they are summed or compared, are found by union: a residual stream is one set.
+Channels that are summed or compared must have one factor. A union-find structure collects them: a residual stream is
+one set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from anomseg_ros.compression.graph import Array, Graph, attributes
 
 ALPHA = 0.85
 LARGEST_FACTOR = 1e3
-"""Dead channels have no range; a factor beyond this says nothing and loses bits of the float weights."""
+"""Dead channels have no range. A larger factor means nothing and loses bits of the float weights."""
 
 HOMOGENEOUS = {
     "Relu",
@@ -40,12 +41,15 @@ Ints = npt.NDArray[np.int64]
 
 
 def channel_values(graph: Graph) -> list[str]:
-    """Return the values whose ranges per channel `equalize` needs: what convolutions, sums and joins make."""
-    return [name for node in graph.nodes for name in node.output if _has_channels(graph, name)]
+    """Return the values whose ranges per channel `equalize` needs: float values (N, C, H, W)."""
+    return [name for node in graph.nodes for name in node.output if graph.is_float(name) and _is_map(graph, name)]
 
 
 def equalize(graph: Graph, ranges: Mapping[str, Floats]) -> int:
-    """Scale channels by the largest magnitudes `ranges`, (C,) per value; return how many convolutions changed."""
+    """Scale the channels of a graph; return how many convolutions changed.
+
+    ranges: the largest magnitudes of each of `channel_values`, (C,).
+    """
     sets = _ChannelSets(graph, ranges)
     for node in graph.nodes:
         _join(graph, node, sets)
@@ -53,7 +57,7 @@ def equalize(graph: Graph, ranges: Mapping[str, Floats]) -> int:
     changed = 0
     for node in [node for node in graph.nodes if _has_weights(graph, node)]:
         before, after = factors[sets.of(node.input[0])], factors[sets.of(node.output[0])]
-        if np.ptp(before) or np.ptp(after) or before[0] != 1 or after[0] != 1:
+        if np.any(before != 1) or np.any(after != 1):
             _scale_weights(graph, node, before, after)
             changed += 1
     graph.index()
@@ -61,67 +65,45 @@ def equalize(graph: Graph, ranges: Mapping[str, Floats]) -> int:
 
 
 class _ChannelSets:
-    """Channels of values, in sets that share a factor; a set with a pinned channel keeps the factor 1."""
+    """Channels of values, in sets that share a factor. The set of element 0 is pinned: its factor is 1."""
 
-    def __init__(self, graph: Graph, values: Mapping[str, Floats]) -> None:
-        self._start: dict[str, tuple[int, int]] = {}
-        total = 0
+    def __init__(self, graph: Graph, values: Iterable[str]) -> None:
+        self._channels: dict[str, range] = {}
+        total = 1
         for name in values:
-            count = graph.shape(name)[1]
-            self._start[name] = (total, count)
-            total += count
-        self._parent = np.arange(total)
-        self._pinned = np.zeros(total, bool)
+            self._channels[name] = range(total, total + graph.shape(name)[1])
+            total = self._channels[name].stop
+        self._parent = list(range(total))
         for name in graph.outputs:
             self.pin(name)
 
-    def knows(self, name: str) -> bool:
-        """Whether a value has channels that may be scaled."""
-        return name in self._start
+    def __contains__(self, name: str) -> bool:
+        """Return whether a value has channels that may be scaled."""
+        return name in self._channels
 
-    def join(
-        self, first: str, second: str, first_from: int = 0, second_from: int = 0, count: int | None = None
-    ) -> None:
-        """Give `count` channels of two values one factor each."""
-        (a, a_count), (b, b_count) = self._start[first], self._start[second]
-        count = min(a_count - first_from, b_count - second_from) if count is None else count
-        for index in range(count):
-            self._parent[self._root(a + first_from + index)] = self._root(b + second_from + index)
-
-    def pin(self, name: str) -> None:
-        """Leave a value as it is."""
-        if name in self._start:
-            start, count = self._start[name]
-            self._pinned[start : start + count] = True
-
-    def of(self, name: str) -> Ints:
-        """Return the set of each channel; -1 where it is pinned or the value is unknown."""
-        if name not in self._start:
-            return np.array([-1])
-        start, count = self._start[name]
-        roots = np.array([self._root(index) for index in range(start, start + count)])
-        return np.where(self._pinned_roots()[roots], -1, roots)
-
-    def size(self) -> int:
+    def __len__(self) -> int:
         """Return a number above every set."""
         return len(self._parent)
 
-    def _pinned_roots(self) -> npt.NDArray[np.bool_]:
-        if not hasattr(self, "_pinned_sets"):
-            self._pinned_sets = np.zeros(len(self._parent), bool)
-            for index in np.flatnonzero(self._pinned):
-                self._pinned_sets[self._root(int(index))] = True
-        return self._pinned_sets
+    def join(self, first: str, second: str, start: int = 0) -> None:
+        """Give the channels of the second value and those of the first value from `start` on one factor each."""
+        for one, two in zip(self._channels[first][start:], self._channels[second], strict=False):
+            self._parent[self._root(one)] = self._root(two)
+
+    def pin(self, name: str) -> None:
+        """Do not scale a value."""
+        for channel in self._channels.get(name, ()):
+            self._parent[self._root(channel)] = self._root(0)
+
+    def of(self, name: str) -> Ints:
+        """Return the set of each channel; the pinned set alone for an unknown value."""
+        return np.array([self._root(channel) for channel in self._channels.get(name, (0,))])
 
     def _root(self, index: int) -> int:
         while self._parent[index] != index:
             self._parent[index] = self._parent[self._parent[index]]
-            index = int(self._parent[index])
+            index = self._parent[index]
         return index
-
-
-def _has_channels(graph: Graph, name: str) -> bool:
-    return graph.is_float(name) and len(graph.shape(name)) >= 4
 
 
 def _has_weights(graph: Graph, node: NodeProto) -> bool:
@@ -129,19 +111,21 @@ def _has_weights(graph: Graph, node: NodeProto) -> bool:
 
 
 def _join(graph: Graph, node: NodeProto, sets: _ChannelSets) -> None:
-    """Say what a node demands of the factors of its inputs and outputs."""
-    values = [name for name in (*node.input, *node.output) if sets.knows(name)]
+    """Apply what a node requires of the factors of its inputs and outputs."""
+    names = (*node.input, *node.output)
+    values = [name for name in names if name in sets]
     if _has_weights(graph, node):
         if attributes(node).get("group", 1) not in (1, graph.shape(node.input[0])[1]):
             for name in values:
                 sets.pin(name)
-    elif _keeps_channels(graph, node):
+    # Float values without channels are those of tokens.
+    elif _keeps_channels(graph, node) and all(name in sets for name in names if graph.is_float(name)):
         for name in values[1:]:
             sets.join(values[0], name)
     elif node.op_type == "Concat" and attributes(node)["axis"] == 1 and len(values) == len(node.input) + 1:
         start = 0
         for name in node.input:
-            sets.join(node.output[0], name, start, 0, graph.shape(name)[1])
+            sets.join(node.output[0], name, start)
             start += graph.shape(name)[1]
     else:
         for name in values:
@@ -149,15 +133,14 @@ def _join(graph: Graph, node: NodeProto, sets: _ChannelSets) -> None:
 
 
 def _keeps_channels(graph: Graph, node: NodeProto) -> bool:
-    """Whether every channel of the output comes from the same channel of the inputs, homogeneously."""
+    """Return whether scaling a channel of the inputs scales the same channel of the output."""
     op, given = node.op_type, attributes(node)
-    channels = {graph.shape(name)[1] for name in (*node.input, *node.output) if _is_map(graph, name)}
     if op == "Pad":
         pads = graph.constant(node.input[1])
         assert pads is not None
-        fill = graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        fill = graph.bias(node)
         return given.get("mode", b"constant") == b"constant" and not np.any(fill or 0) and pads[1] == 0
-    if len(channels) != 1:
+    if len({graph.shape(name)[1] for name in (*node.input, *node.output) if _is_map(graph, name)}) != 1:
         return False
     constants = graph.constants_of(node)
     if op == "Where":
@@ -179,26 +162,24 @@ def _is_map(graph: Graph, name: str) -> bool:
 
 
 def _factors(graph: Graph, sets: _ChannelSets, ranges: Mapping[str, Floats]) -> Floats:
-    """Return the factor of each set; the last entry, which -1 finds, is 1."""
-    activation = np.zeros(sets.size() + 1)
-    weight = np.zeros(sets.size() + 1)
+    """Return the factor of each set."""
+    activation, weight = np.zeros(len(sets)), np.zeros(len(sets))
     for name, magnitudes in ranges.items():
         np.maximum.at(activation, sets.of(name), magnitudes)
     for node in graph.nodes:
         if _has_weights(graph, node) and attributes(node).get("group", 1) == 1:
             np.maximum.at(weight, sets.of(node.input[0]), _shares(graph, node))
-    known = (activation > 0) & (weight > 0)
     factors = np.ones_like(activation)
-    factors[known] = activation[known] ** ALPHA / weight[known] ** (1 - ALPHA)
-    alone = (activation > 0) & (weight == 0)
+    both, alone = (activation > 0) & (weight > 0), (activation > 0) & (weight == 0)
+    factors[both] = activation[both] ** ALPHA / weight[both] ** (1 - ALPHA)
     factors[alone] = activation[alone]
     factors = np.clip(factors, 1 / LARGEST_FACTOR, LARGEST_FACTOR)
-    factors[-1] = 1.0
+    factors[sets.of("")] = 1.0
     return factors
 
 
 def _shares(graph: Graph, node: NodeProto) -> Floats:
-    """Return per input channel its largest weight as a share of the largest of the same output channel, (C,)."""
+    """Return (C,): the largest weight of each input channel, as a share of the largest of the same output channel."""
     weight = np.abs(_by_output(graph, node)).max(axis=(2, 3))
     largest = weight.max(axis=1, keepdims=True)
     shares: Floats = np.divide(weight, largest, out=np.zeros_like(weight), where=largest > 0).max(axis=0)
@@ -208,8 +189,7 @@ def _shares(graph: Graph, node: NodeProto) -> Floats:
 def _by_output(graph: Graph, node: NodeProto) -> Array:
     weight = graph.constant(node.input[1])
     assert weight is not None
-    transposed = node.op_type == "ConvTranspose"
-    return np.asarray(weight.swapaxes(0, 1) if transposed else weight, np.float64)
+    return np.asarray(weight.swapaxes(0, 1) if node.op_type == "ConvTranspose" else weight, np.float64)
 
 
 def _scale_weights(graph: Graph, node: NodeProto, before: Floats, after: Floats) -> None:
@@ -223,7 +203,5 @@ def _scale_weights(graph: Graph, node: NodeProto, before: Floats, after: Floats)
     if node.op_type == "ConvTranspose":
         scaled = scaled.swapaxes(0, 1)
     node.input[1] = graph.add_constant(scaled.astype(np.float32), "weight")
-    if len(node.input) > 2 and node.input[2]:
-        bias = graph.constant(node.input[2])
-        assert bias is not None
+    if (bias := graph.bias(node)) is not None:
         node.input[2] = graph.add_constant((bias / after).astype(np.float32), "bias")

@@ -1,10 +1,10 @@
-"""An ONNX graph that can be looked at and changed by value names. Whoever changes it calls `finish` at the end."""
+"""An ONNX graph whose nodes and constants are found by value names, and can be changed. Call `finish` at the end."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Iterable, Sequence
+from graphlib import TopologicalSorter
 from typing import Any
 
 import numpy as np
@@ -16,23 +16,25 @@ from anomseg_ros.errors import CompressionError
 
 Array = npt.NDArray[Any]
 
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm")
+
 
 class Graph:
     """The main graph of an ONNX model: its nodes, constants and shapes, indexed by value name."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        """Index a model, whose graph this object changes in place."""
+        """Index a copy of a model."""
         self.model = onnx.shape_inference.infer_shapes(model, data_prop=True)
         self.nodes: list[NodeProto] = list(self.model.graph.node)
         self.outputs = tuple(value.name for value in self.model.graph.output)
         self._constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in self.model.graph.initializer}
-        self._named = 0
+        self._name_count = 0
         self._added: dict[tuple[Any, ...], str] = {}
         self._take_constant_nodes()
         self.index()
 
     def index(self) -> None:
-        """Look up producers, consumers and shapes again, after nodes were changed."""
+        """Find producers, consumers and shapes again after nodes were changed."""
         self._producers = {name: node for node in self.nodes for name in node.output}
         self._consumers: dict[str, list[NodeProto]] = {}
         for node in self.nodes:
@@ -42,7 +44,7 @@ class Graph:
         self._types = {value.name: value.type.tensor_type for value in values}
 
     def producer(self, name: str) -> NodeProto | None:
-        """Return the node that makes a value, None for an input or constant."""
+        """Return the node that computes a value, None for an input or constant."""
         return self._producers.get(name)
 
     def consumers(self, name: str) -> list[NodeProto]:
@@ -50,69 +52,75 @@ class Graph:
         return list(self._consumers.get(name, ()))
 
     def only_consumer(self, name: str) -> NodeProto | None:
-        """Return the one node that reads a value; None where there are more, none, or it is an output of the graph."""
+        """Return the one node that reads a value; None for several or no readers, and for outputs of the graph."""
         readers = self.consumers(name)
         return readers[0] if len(readers) == 1 and name not in self.outputs else None
 
     def constant(self, name: str) -> Array | None:
-        """Return a constant's value, None for anything computed."""
+        """Return a constant's value, None for a computed value."""
         return self._constants.get(name)
 
     def constants_of(self, node: NodeProto) -> list[Array]:
         """Return those inputs of a node that are constants."""
-        found = (self.constant(name) for name in node.input)
-        return [value for value in found if value is not None]
+        return [self._constants[name] for name in node.input if name in self._constants]
+
+    def bias(self, node: NodeProto) -> Array | None:
+        """Return the constant that is a node's third input, such as a convolution's bias; None without one."""
+        return self._constants.get(node.input[2]) if len(node.input) > 2 else None
 
     def is_float(self, name: str) -> bool:
-        """Return whether a value is computed, in float32."""
+        """Return whether a value is computed and float32."""
         return name in self._types and self._types[name].elem_type == onnx.TensorProto.FLOAT
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a value's shape. Raises CompressionError where it is not static."""
-        constant = self._constants.get(name)
-        if constant is not None:
-            return tuple(constant.shape)
-        known = self._types.get(name)
-        sizes = [] if known is None else [dimension.dim_value for dimension in known.shape.dim]
-        if known is None or not known.HasField("shape") or not all(sizes):
+        if name in self._constants:
+            return tuple(self._constants[name].shape)
+        value_type = self._types.get(name)
+        sizes = [] if value_type is None else [dimension.dim_value for dimension in value_type.shape.dim]
+        if value_type is None or not value_type.HasField("shape") or min(sizes, default=1) < 1:
             raise CompressionError(
                 f"the size of {name!r} in the graph is not known; export the checkpoint again at a fixed size"
             )
         return tuple(sizes)
 
     def add_constant(self, value: Array, what: str) -> str:
-        """Keep an array as a constant; return its name. The same array for the same purpose is kept once: the strips of
-        a classifier share their weights."""
+        """Add a constant and return its name. Equal arrays for the same purpose share one constant, as the strips of a
+        classifier share their weights."""
         array = np.asarray(value)
         key = (what, array.shape, array.dtype.str, hashlib.sha256(array.tobytes()).digest())
-        known = self._added.get(key)
-        if known is None or known not in self._constants:
-            known = self._added[key] = self.new_name(what)
-            self._constants[known] = array
-        return known
+        name = self._added.get(key)
+        if name is None or name not in self._constants:
+            name = self._added[key] = self.new_name(what)
+            self._constants[name] = array
+        return name
 
     def new_name(self, what: str) -> str:
-        """Return a name that nothing has yet."""
+        """Return a name that is not in use."""
         while True:
-            self._named += 1
-            name = f"{what}~{self._named}"
+            self._name_count += 1
+            name = f"{what}~{self._name_count}"
             if name not in self._constants and name not in self._producers:
                 return name
 
     def node(self, op: str, inputs: Sequence[str], output: str | None = None, **attributes: Any) -> NodeProto:
-        """Return a new node of one output, not yet in the graph."""
+        """Return a new node with one output, which is not yet in the graph."""
         output = output or self.new_name(op.lower())
         return helper.make_node(op, list(inputs), [output], name=f"{output}:{op}", **attributes)
 
     def replace(self, old: Iterable[NodeProto], new: Iterable[NodeProto]) -> None:
-        """Put nodes in the place of others and sort, so that each comes after those it reads from."""
-        gone = {id(node) for node in old}
-        self.nodes = [node for node in self.nodes if id(node) not in gone] + list(new)
-        self._sort()
+        """Exchange nodes, then sort all nodes so that each follows those it reads from."""
+        removed = {id(node) for node in old}
+        self.nodes = [node for node in self.nodes if id(node) not in removed] + list(new)
+        makers = {name: index for index, node in enumerate(self.nodes) for name in node.output}
+        sorter: TopologicalSorter[int] = TopologicalSorter(dict.fromkeys(range(len(self.nodes)), ()))
+        for index, node in enumerate(self.nodes):
+            sorter.add(index, *{makers[name] for name in node.input if name in makers})
+        self.nodes = [self.nodes[index] for index in sorter.static_order()]
         self.index()
 
     def infer(self) -> None:
-        """Find the shapes of values that changes have made."""
+        """Infer the shapes of new values."""
         fresh = Graph(self.finish())
         self.model, self.nodes, self._constants = fresh.model, fresh.nodes, fresh._constants
         self.index()
@@ -122,59 +130,56 @@ class Graph:
         self._drop_unused()
         used = {name for node in self.nodes for name in node.input}
         tensors = [numpy_helper.from_array(value, name) for name, value in self._constants.items() if name in used]
-        kept = onnx.ModelProto()
-        kept.CopyFrom(self.model)
-        for part, items in ((kept.graph.node, self.nodes), (kept.graph.initializer, tensors)):
-            copies = [type(item).FromString(item.SerializeToString()) for item in items]
-            del part[:]
-            part.extend(copies)
-        del kept.graph.value_info[:]
-        return kept
+        finished = onnx.ModelProto()
+        finished.CopyFrom(self.model)
+        for field, items in (("node", self.nodes), ("initializer", tensors), ("value_info", [])):
+            finished.graph.ClearField(field)
+            getattr(finished.graph, field).extend(items)
+        return finished
 
     def _take_constant_nodes(self) -> None:
-        """Constants may be nodes too, scalars also filled-in shapes; from here on they are initializers."""
-        for node in [node for node in self.nodes if node.op_type == "ConstantOfShape"]:
-            shape, value = self._constants.get(node.input[0]), attributes(node).get("value")
-            if shape is not None and shape.size == 0:
-                filled = np.zeros(1, np.float32) if value is None else numpy_helper.to_array(value)
-                self._constants[node.output[0]] = filled.reshape(())
-                self.nodes.remove(node)
-        for node in [node for node in self.nodes if node.op_type == "Constant"]:
+        """Turn nodes that give constants into initializers: Constant, and ConstantOfShape for a scalar."""
+        for node in [node for node in self.nodes if node.op_type in ("Constant", "ConstantOfShape")]:
             value = attributes(node).get("value")
-            if value is not None:
+            if node.op_type == "Constant" and value is not None:
                 self._constants[node.output[0]] = numpy_helper.to_array(value)
                 self.nodes.remove(node)
+            elif node.op_type == "ConstantOfShape":
+                shape = self._constants.get(node.input[0])
+                if shape is not None and shape.size == 0:
+                    filled = np.zeros(1, np.float32) if value is None else numpy_helper.to_array(value)
+                    self._constants[node.output[0]] = filled.reshape(())
+                    self.nodes.remove(node)
 
     def _drop_unused(self) -> None:
-        needed = set(self.outputs)
-        kept = []
+        needed, used = set(self.outputs), []
         for node in reversed(self.nodes):
             if needed.intersection(node.output):
-                kept.append(node)
+                used.append(node)
                 needed.update(node.input)
-        self.nodes = kept[::-1]
+        self.nodes = used[::-1]
         self.index()
-
-    def _sort(self) -> None:
-        made = {name: index for index, node in enumerate(self.nodes) for name in node.output}
-        needs = [{made[name] for name in node.input if name in made} for node in self.nodes]
-        readers: dict[int, list[int]] = {}
-        for index, sources in enumerate(needs):
-            for source in sources:
-                readers.setdefault(source, []).append(index)
-        waiting = [len(sources) for sources in needs]
-        ready = deque(index for index, count in enumerate(waiting) if count == 0)
-        order = []
-        while ready:
-            index = ready.popleft()
-            order.append(self.nodes[index])
-            for reader in readers.get(index, ()):
-                waiting[reader] -= 1
-                if waiting[reader] == 0:
-                    ready.append(reader)
-        self.nodes = order
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:
     """Return a node's attributes by name."""
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def head_nodes(graph: Graph) -> list[NodeProto]:
+    """Return the nodes that lead to no weighted layer: upsampling, scores and labels."""
+    before_layers: set[str] = set()
+    head = []
+    for node in reversed(graph.nodes):
+        if node.op_type in WEIGHTED or before_layers.intersection(node.output):
+            before_layers.update(node.input)
+        else:
+            head.append(node)
+    return head[::-1]
+
+
+def output_layers(graph: Graph) -> list[NodeProto]:
+    """Return the classifiers: the weighted layers whose results only the head reads."""
+    head = {id(node) for node in head_nodes(graph)}
+    readers = [(node, graph.consumers(node.output[0])) for node in graph.nodes if node.op_type in WEIGHTED]
+    return [node for node, read_by in readers if read_by and all(id(one) in head for one in read_by)]

@@ -1,26 +1,27 @@
-"""Pruning of a network by one of three methods, and what it saves.
+"""Prune a network by one of three methods.
 
 structured      channels are removed (structured.py): fewer parameters, less time.
-unstructured    L1, single weights become 0 (paper PTQ, section 4.5): all sizes, and the time, stay as they are.
-masked          L2, filters become 0 (paper MiDE, section 3.5): the papers' structured pruning, for their tables.
+unstructured    single weights of least L1 norm become 0 (paper PTQ, section 4.5): all sizes and the time stay.
+masked          filters of least L2 norm become 0 (paper MiDE, section 3.5): the papers' structured pruning.
 
-Zeros are for good: no mask is left, and fine-tuning keeps them (training/start.py).
+The zeros are permanent: no mask remains, and fine-tuning keeps them (training/start.py).
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
-from anomseg_ros.compression.cost import Cost
+from anomseg_ros.compression.convolutions import convolutions_of
 from anomseg_ros.compression.structured import OF, ROUND_TO, prune_structured, require_fraction
+from anomseg_ros.core.types import Cost
 from anomseg_ros.errors import CompressionError, unknown_name
-from anomseg_ros.networks.base import SegmentationNetwork
+from anomseg_ros.networks.network import SegmentationNetwork
 from anomseg_ros.training.start import KEEP_ZEROS
 
 STRUCTURED, UNSTRUCTURED, MASKED = METHODS = ("structured", "unstructured", "masked")
@@ -31,8 +32,8 @@ SCOPES = ("global", "layer")
 class PruneConfig:
     """How to prune. fraction: in (0, 1).
 
-    Structured only: `of`, what the fraction is a share of; round_to, see prune_structured. Unstructured only: `scope`,
-    whether the smallest weights are those of all layers together, or of each layer.
+    of, round_to: of the structured method; see prune_structured. scope: of the unstructured method: "global" zeroes the
+    smallest weights of all layers together, "layer" those of each layer.
     """
 
     method: str = STRUCTURED
@@ -51,7 +52,7 @@ class PruneConfig:
             raise CompressionError(f"round_to {self.round_to!r}: expected 1 (any width) or more, such as 8")
 
     def words(self) -> str:
-        """Return what is done, in one line for people."""
+        """Return a description in one line."""
         share = f"{100 * self.fraction:g} %"
         if self.method == UNSTRUCTURED:
             each = "all convolutions together" if self.scope == "global" else "each convolution"
@@ -63,12 +64,11 @@ class PruneConfig:
 
 
 def prune(network: SegmentationNetwork, config: PruneConfig, size_px: tuple[int, int]) -> SegmentationNetwork:
-    """Return a pruned copy of a network, in evaluation mode. size_px: (height, width) that multiply-adds are of.
+    """Return a pruned copy of a network, in evaluation mode. size_px: (height, width) for counting multiply-adds.
 
     Raises CompressionError where there is nothing to prune.
     """
-    layers = _convolutions(network)
-    if not layers:
+    if not _convolutions(network):
         raise CompressionError(f"network {network.name!r} has no convolution but its classifier; nothing to prune")
     if config.method == STRUCTURED:
         return prune_structured(network, config.fraction, of=config.of, round_to=config.round_to, size_px=size_px)
@@ -76,61 +76,48 @@ def prune(network: SegmentationNetwork, config: PruneConfig, size_px: tuple[int,
     if config.method == UNSTRUCTURED:
         _zero_weights(_convolutions(pruned, classifier=True), config)
     else:
-        _zero_filters(_convolutions(pruned), config.fraction)
+        for layer in _convolutions(pruned):
+            torch_prune.ln_structured(layer, "weight", round(config.fraction * layer.out_channels), n=2, dim=0)  # type: ignore[no-untyped-call]
+            torch_prune.remove(layer, "weight")  # type: ignore[no-untyped-call]
     return pruned
 
 
 def checkpoint_metadata(config: PruneConfig) -> dict[str, Any]:
-    """Return what a checkpoint says of its pruning: what was done, and whether fine-tuning has to keep zeros."""
+    """Return the metadata of a pruned checkpoint: a description, and whether fine-tuning must keep the zeros."""
     return {"pruned": config.words(), KEEP_ZEROS: config.method != STRUCTURED}
 
 
 def estimated_time_ratio(before: Cost, after: Cost) -> float:
-    """Return the ESTIMATE that papers report as the time after unstructured pruning, as a share of the time before.
+    """Return the ESTIMATE of the time after unstructured pruning that papers report, as a share of the time before.
 
-    Multiply-adds with weights other than 0 over all multiply-adds. Tables 4 to 6 of paper PTQ give times "estimated" in
-    this way ("the potential inference time reduction that an optimized sparse runtime would bring", section 4.5): its
-    ERFNet takes 0.0420 s, and at half of the weights 0.0220 s, since 96 % of its multiply-adds are in the layers that
-    are pruned. Dense kernels, which every backend here has, save nothing.
+    It is the share of multiply-adds whose weight is not 0. Tables 4 to 6 of paper PTQ "estimate" times in this way
+    ("the potential inference time reduction that an optimized sparse runtime would bring", section 4.5). Its ERFNet
+    takes 0.0420 s, and 0.0220 s with half of the weights, since the pruned layers have 96 % of its multiply-adds. The
+    dense kernels of all backends here save nothing.
     """
     return after.effective_multiply_adds / before.multiply_adds
 
 
-def zero_share(network: SegmentationNetwork) -> float:
-    """Return the share of zeros among the weights of the convolutions that inference uses."""
-    weights = [layer.weight for layer in _convolutions(network, classifier=True).values()]
-    return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
+def _convolutions(network: SegmentationNetwork, classifier: bool = False) -> list[nn.Conv2d]:
+    """Return the Conv2d layers that inference uses; like the papers, without transposed ones.
 
-
-def _convolutions(network: SegmentationNetwork, classifier: bool = False) -> dict[str, nn.Conv2d]:
-    """Return the Conv2d layers that inference uses, as the papers prune them: transposed ones stay as they are.
-
-    classifier: with the one that gives the classes.
+    classifier: include the layer that gives the classes.
     """
-    last = network.class_parameter[0].rpartition(".")[0]
-    return {
-        name: module
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Conv2d) and not name.startswith("auxiliary_heads.") and (classifier or name != last)
-    }
+    return [
+        layer
+        for layer in convolutions_of(network).values()
+        if isinstance(layer, nn.Conv2d) and (classifier or layer is not network.classifier_layer)
+    ]
 
 
-def _zero_weights(layers: Mapping[str, nn.Conv2d], config: PruneConfig) -> None:
+def _zero_weights(layers: Sequence[nn.Conv2d], config: PruneConfig) -> None:
     if config.scope == "global":
-        total = sum(layer.weight.numel() for layer in layers.values())
-        # A number of weights, not a share: torch takes 1.0 and 1 for different things.
+        total = sum(layer.weight.numel() for layer in layers)
+        # A number of weights, not a share: torch treats 1.0 and 1 differently.
         torch_prune.global_unstructured(
-            [(layer, "weight") for layer in layers.values()],
-            torch_prune.L1Unstructured,
-            amount=round(config.fraction * total),
+            [(layer, "weight") for layer in layers], torch_prune.L1Unstructured, amount=round(config.fraction * total)
         )
-    for layer in layers.values():
+    for layer in layers:
         if config.scope == "layer":
             torch_prune.l1_unstructured(layer, "weight", round(config.fraction * layer.weight.numel()))  # type: ignore[no-untyped-call]
-        torch_prune.remove(layer, "weight")  # type: ignore[no-untyped-call]
-
-
-def _zero_filters(layers: Mapping[str, nn.Conv2d], fraction: float) -> None:
-    for layer in layers.values():
-        torch_prune.ln_structured(layer, "weight", round(fraction * layer.out_channels), n=2, dim=0)  # type: ignore[no-untyped-call]
         torch_prune.remove(layer, "weight")  # type: ignore[no-untyped-call]

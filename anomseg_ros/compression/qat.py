@@ -1,20 +1,20 @@
-"""Quantization-aware fine-tuning: a float checkpoint whose int8 forms are closer to the network it came from.
+"""Quantization-aware fine-tuning: train a float checkpoint so that its int8 form is closer to the original network.
 
-The network computes as int8 will, weights by output channel and symmetric, values at the inputs of convolutions by
-tensor with 256 levels, and gradients pass through the rounding as if it were not there (Bengio et al., arXiv 1308.3432;
-Jacob et al., CVPR 2018, arXiv 1712.05877). It learns to give its float parent's class probabilities: the loss is the
-Kullback-Leibler divergence (Hinton et al., arXiv 1503.02531), so the camera's own frames do, without labels. Batch
-normalisations keep their statistics. Scaling by them multiplies whole output channels, hence rounding the raw weights
-by output channel is rounding the folded ones.
+During training the network computes as int8 will: weights are symmetric by output channel, inputs of convolutions have
+256 levels per tensor. Gradients pass through the rounding unchanged (Bengio et al., arXiv 1308.3432; Jacob et al., CVPR
+2018, arXiv 1712.05877). The network learns the class probabilities of its float parent by the Kullback-Leibler
+divergence (Hinton et al., arXiv 1503.02531), so the camera's own frames suffice, without labels. Batch normalisations
+keep their statistics. They scale whole output channels, so rounding the raw weights by output channel equals rounding
+the folded ones.
 
-The result is an ordinary checkpoint with the same keys: both quantizers calibrate it as any other.
+The result is an ordinary checkpoint with the same keys; both quantizers calibrate it as any other.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,23 +23,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from anomseg_ros.compression.convolutions import convolutions_of
+from anomseg_ros.core.progress import Progress
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import CompressionError, ConfigError
-from anomseg_ros.export import pixels_to_input
-from anomseg_ros.networks.base import SegmentationNetwork
+from anomseg_ros.networks.network import SegmentationNetwork, pixels_to_input
+from anomseg_ros.training.losses import distillation, mean_probability
 
-CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 SMALLEST_SCALE = 1e-8
-Progress = Callable[[str, int, int], None]
-"""Called with (what, done, of how many)."""
 
 
 @dataclass(frozen=True)
 class FineTuneConfig:
-    """steps: batches of `batch` crops, `crop` of the frame's height and width; label_weight: of the parent's labels as
-    cross-entropy beside its probabilities; range_momentum: by how much a frame's range moves the one in use.
+    """How to fine-tune.
 
-    Whole frames, since a crop's borders and ranges are not those of the frames that will come.
+    steps: batches to train on; batch: crops per batch; crop: share of the frame's height and width, 1 by default, since
+    the borders and ranges of crops are not those of frames. label_weight: of the cross-entropy with the parent's labels
+    beside its probabilities. range_momentum: how far each frame's range moves the range in use.
     """
 
     steps: int = 200
@@ -61,7 +61,7 @@ class FineTuneConfig:
 
 @dataclass(frozen=True)
 class FineTuned:
-    """The network in float, in inference mode, and the mean loss over the frames before and after, computed as int8."""
+    """The float network in evaluation mode, and its mean loss as int8 over the frames, before and after."""
 
     network: SegmentationNetwork
     loss_before: float
@@ -71,9 +71,16 @@ class FineTuned:
 def fine_tune(
     parent: SegmentationNetwork, tensors: Sequence[RgbImage], config: FineTuneConfig, progress: Progress
 ) -> FineTuned:
-    """Return a copy of a network fine-tuned for int8 on uint8 (1, H, W, 3) frames; `parent` is not changed.
+    """Return a copy of a network that is fine-tuned for int8.
 
-    Raises CompressionError where the loss is not finite.
+    Args:
+        parent: is not changed.
+        tensors: frames, uint8 (1, H, W, 3).
+        config: how to fine-tune.
+        progress: called after each frame and step.
+
+    Raises:
+        CompressionError: the loss is not finite.
     """
     config.check()
     teacher = copy.deepcopy(parent).eval().requires_grad_(False)
@@ -94,7 +101,7 @@ def fine_tune(
 
 
 class RoundedWeight(nn.Module):
-    """Weights as symmetric int8 by output channel will have them; gradients pass."""
+    """Rounds weights to symmetric int8 by output channel; gradients pass through."""
 
     def __init__(self, axis: int) -> None:
         super().__init__()
@@ -108,9 +115,9 @@ class RoundedWeight(nn.Module):
 
 
 class RoundedInput:
-    """A pre-hook of a layer: its input as 256 levels will have it, between the least and greatest value seen.
+    """A pre-hook of a layer that rounds its input to 256 levels.
 
-    Ranges start as those of all frames (`widening`) and then follow the weights by a moving average.
+    The range is at first that of all frames (`widening`), then a moving average that follows the weights.
     """
 
     def __init__(self, momentum: float) -> None:
@@ -122,8 +129,8 @@ class RoundedInput:
         values = inputs[0]
         low, high = (float(edge) for edge in values.detach().aminmax())
         if not math.isfinite(high - low):
-            return inputs  # the loss, which will be no number either, is what tells the user
-        # Zero is a level of its own in any range: padding is zero.
+            return inputs  # the loss is not finite then, which is reported
+        # Zero is a level in any range: padding is zero.
         low, high = min(low, 0.0), max(high, 0.0)
         if self.widening:
             self.low, self.high = min(self.low, low), max(self.high, high)
@@ -134,19 +141,14 @@ class RoundedInput:
         return (torch.fake_quantize_per_tensor_affine(values, scale, round(-self.low / scale), 0, 255), *inputs[1:])
 
 
-def layers_in_int8(network: SegmentationNetwork) -> dict[str, nn.Module]:
-    """Return the layers that the quantizers round, by name: convolutions but the classifier and auxiliary heads."""
-    classifier = network.class_parameter[0].rpartition(".")[0]
-    return {
-        name: module
-        for name, module in network.named_modules()
-        if isinstance(module, CONVOLUTIONS) and name != classifier and not name.startswith("auxiliary_heads.")
-    }
+def layers_in_int8(network: SegmentationNetwork) -> list[nn.Module]:
+    """Return the layers that the quantizers round: convolutions but the classifier and auxiliary heads."""
+    return [layer for layer in convolutions_of(network).values() if layer is not network.classifier_layer]
 
 
 def _simulate_int8(network: SegmentationNetwork, momentum: float) -> list[Any]:
     handles = []
-    for layer in layers_in_int8(network).values():
+    for layer in layers_in_int8(network):
         parametrize.register_parametrization(layer, "weight", RoundedWeight(int(isinstance(layer, nn.ConvTranspose2d))))
         handles.append(layer.register_forward_pre_hook(RoundedInput(momentum)))
     return handles
@@ -155,7 +157,7 @@ def _simulate_int8(network: SegmentationNetwork, momentum: float) -> list[Any]:
 def _find_ranges(student: SegmentationNetwork, images: Sequence[Tensor], progress: Progress) -> None:
     with torch.no_grad():
         for index, image in enumerate(images):
-            student(image)
+            student.predict(image)
             progress("ranges", index + 1, len(images))
     for module in student.modules():
         for hook in module._forward_pre_hooks.values():
@@ -171,14 +173,14 @@ def _train(
     progress: Progress,
 ) -> None:
     generator = torch.Generator().manual_seed(config.seed)
-    # In inference mode the normalisations keep their statistics; their scale and shift learn like any weight.
+    # In evaluation mode the normalisations keep their statistics; their scale and shift learn like any weight.
     optimizer = torch.optim.Adam([value for value in student.parameters() if value.requires_grad], config.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config.steps))
     for step in range(config.steps):
         batch = torch.cat([_crop(images, student.stride, config.crop, generator) for _ in range(config.batch)])
         with torch.no_grad():
-            expected = teacher(batch)
-        loss = _distance(student(batch), expected, config)
+            expected = teacher.predict(batch).pixel_logits()
+        loss = _distance(student.predict(batch).pixel_logits(), expected, config)
         if not torch.isfinite(loss):
             raise CompressionError(
                 f"fine-tuning: the loss is {float(loss.detach())} at step {step + 1}; give a lower learning rate than "
@@ -193,9 +195,9 @@ def _train(
 
 
 def _rate(step: int, steps: int) -> float:
-    """Return the share of the learning rate: rising over a tenth of the steps, then a half cosine down to almost none.
+    """Return the share of the learning rate: it rises over a tenth of the steps and follows half a cosine to almost 0.
 
-    Adam's first steps move every weight by the whole rate, whatever the gradient: much more than int8 does.
+    Adam's first steps move every weight by the whole rate, whatever the gradient. That is much more than int8 does.
     """
     rising = min(1.0, (step + 1) / max(1, steps // 10))
     return rising * (1 + math.cos(math.pi * step / steps)) / 2
@@ -205,35 +207,35 @@ def _mean_loss(
     student: SegmentationNetwork, teacher: SegmentationNetwork, images: Sequence[Tensor], config: FineTuneConfig
 ) -> float:
     with torch.no_grad():
-        return sum(float(_distance(student(image), teacher(image), config)) for image in images) / len(images)
+        pairs = ((student.predict(image), teacher.predict(image)) for image in images)
+        losses = (float(_distance(ours.pixel_logits(), theirs.pixel_logits(), config)) for ours, theirs in pairs)
+        return sum(losses) / len(images)
 
 
 def _distance(logits: Tensor, expected: Tensor, config: FineTuneConfig) -> Tensor:
-    """Return the divergence of the student's probabilities (N, C, H, W) from the teacher's, the mean over pixels."""
-    warm = config.temperature
-    divergence = F.kl_div((logits / warm).log_softmax(1), (expected / warm).softmax(1), reduction="none").sum(1).mean()
-    loss = warm**2 * divergence
+    """Return the mean over pixels of the divergence of the student's probabilities (N, C, H, W) from the teacher's."""
+    loss = distillation(logits, mean_probability([expected], config.temperature), temperature=config.temperature)
     return loss + config.label_weight * F.cross_entropy(logits, expected.argmax(1)) if config.label_weight else loss
 
 
 def _crop(images: Sequence[Tensor], stride: int, share: float, generator: torch.Generator) -> Tensor:
     """Return a random part (1, 3, h, w) of a random image, mirrored half of the time."""
 
-    def drawn(most: int) -> int:
+    def draw(most: int) -> int:
         return int(torch.randint(most + 1, (1,), generator=generator))
 
-    image = images[drawn(len(images) - 1)]
+    image = images[draw(len(images) - 1)]
     height, width = image.shape[-2:]
     inner = [min(size, max(stride, round(share * size / stride) * stride)) for size in (height, width)]
-    top, left = drawn(height - inner[0]), drawn(width - inner[1])
+    top, left = draw(height - inner[0]), draw(width - inner[1])
     part = image[..., top : top + inner[0], left : left + inner[1]]
-    return part.flip(-1) if drawn(1) else part
+    return part.flip(-1) if draw(1) else part
 
 
 def _back_to_float(student: SegmentationNetwork) -> None:
-    """Put the float weights that were learnt where the rounded ones are, under their own keys."""
-    for layer in layers_in_int8(student).values():
-        learnt = layer.parametrizations["weight"].original.detach().clone()  # type: ignore[index, union-attr]
+    """Put the learned float weights back under their own keys."""
+    for layer in layers_in_int8(student):
+        learned = layer.parametrizations["weight"].original.detach().clone()  # type: ignore[index, union-attr]
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
         with torch.no_grad():
-            layer.weight.copy_(learnt)  # type: ignore[operator]
+            layer.weight.copy_(learned)  # type: ignore[operator]

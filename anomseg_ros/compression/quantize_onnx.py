@@ -1,8 +1,8 @@
 """Static post-training quantization of a bundle's graph to 8 bits, for ONNX Runtime on a CPU or for TensorRT.
 
-The network's body becomes integer, QuantizeLinear and DequantizeLinear around each operator (QDQ), weights by output
-channel. The classifier and what follows, upsampling, labels and scores, stay in float: 256 levels of a logit make ties
-of scores, and these operators take little time. `rewrites`, `equalize` and `rounding` say what is done before, and why.
+The network's body becomes integer: QuantizeLinear and DequantizeLinear surround each operator (QDQ), weights are
+quantized by output channel. The classifier and the head (upsampling, labels and scores) stay in float: they take little
+time, and 256 levels of a logit would make many scores equal. `rewrites`, `equalize` and `rounding` prepare the graph.
 """
 
 from __future__ import annotations
@@ -14,17 +14,15 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto
 from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from anomseg_ros.compression import sensitivity
-from anomseg_ros.compression.calibration import Calibration, Progress, calibrate, channel_magnitudes, plain_session
 from anomseg_ros.compression.equalize import channel_values, equalize
-from anomseg_ros.compression.graph import Array, Graph
-from anomseg_ros.compression.head import head_nodes, output_layers
+from anomseg_ros.compression.graph import Array, Graph, head_nodes, output_layers
+from anomseg_ros.compression.ranges import RangeConfig, channel_magnitudes, find_ranges, plain_session
 from anomseg_ros.compression.rewrites import (
     fold_and_replace,
     multiply_instead_of_select,
@@ -33,15 +31,16 @@ from anomseg_ros.compression.rewrites import (
 )
 from anomseg_ros.compression.rounding import Rounded, input_moments, round_weights
 from anomseg_ros.core.bundle import GRAPH_INPUT
+from anomseg_ros.core.progress import Progress
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import CompressionError, closest_first
 
 TARGETS = ("onnxruntime", "tensorrt")
 AUTO, NONE = "auto", "none"
 RELATIVE_TOLERANCE = 1e-3
-"""By how much rewritten scores may differ, of their range: float32 sums in another order, through a whole network."""
+"""Allowed difference of rewritten scores, as a share of their range: float32 sums in another order differ."""
 ROUNDING = 16
-"""By how many units in the last place they may differ in any case."""
+"""Units in the last place by which they may always differ."""
 
 _TENSORRT_OPTIONS: Mapping[str, Any] = {
     "ActivationSymmetric": True,
@@ -50,19 +49,20 @@ _TENSORRT_OPTIONS: Mapping[str, Any] = {
     "QuantizeBias": False,
     "OpTypesToExcludeOutputQuantization": ["Conv", "Add"],
 }
-"""TensorRT: zero points 0, a pair of nodes per reader, and none between a convolution and its activation."""
+"""TensorRT: zero points of 0, one pair of nodes per reader, no pair between a convolution and its activation."""
 
 
 @dataclass(frozen=True)
 class QuantizeConfig:
-    """How to quantize. keep_float: "auto", "none", or names of layers; see `layer_names`.
+    """How to quantize.
 
-    label_agreement: share of the labels that `auto` has to keep, on calibration frames; max_float: share of the layers
-    that it may leave in float for that.
+    keep_float: layers to leave in float: "auto", "none", or names as `layer_names` returns them. label_agreement: share
+    of the labels that "auto" must preserve on calibration frames. max_float: share of the layers that it may leave in
+    float for that.
     """
 
     target: str = "onnxruntime"
-    calibration: Calibration = field(default_factory=Calibration)
+    ranges: RangeConfig = field(default_factory=RangeConfig)
     equalize: bool = True
     compensate: bool = True
     keep_float: str | tuple[str, ...] = AUTO
@@ -72,7 +72,7 @@ class QuantizeConfig:
 
 @dataclass(frozen=True)
 class Quantized:
-    """A quantized graph and how it came about. float_layers: layers left in float, the classifier among them."""
+    """A quantized graph. float_layers: layers in float, with the classifier. noise_db: see find_float_layers."""
 
     model: onnx.ModelProto
     layers: int
@@ -83,31 +83,44 @@ class Quantized:
 def quantize(
     model: onnx.ModelProto, tensors: Sequence[RgbImage], config: QuantizeConfig, progress: Progress
 ) -> Quantized:
-    """Quantize a detector's graph, calibrated on uint8 (1, H, W, 3) tensors.
+    """Quantize a detector's graph.
 
-    Raises CompressionError for a graph that is quantized already, has nothing to quantize or cannot be run.
+    Args:
+        model: the float graph.
+        tensors: calibration frames, uint8 (1, H, W, 3).
+        config: how to quantize.
+        progress: called after each frame and layer.
+
+    Raises:
+        CompressionError: the graph is quantized already, has nothing to quantize or cannot be run.
     """
     _require_float(model)
     reference = plain_session(model)
     graph = prepare(model, tensors, config, progress)
     _require_same(reference, graph, tensors[0])
-    rounded = _rounded(graph, tensors, progress) if config.compensate else {}
-    names = _body_values(graph)
-    wanted = replace(config.calibration, symmetric=config.target == "tensorrt")
-    plan = _Plan(graph.finish(), calibrate(graph, names, tensors, wanted, progress), rounded, config.target)
     layers = layer_names(graph)
+    rounded: dict[str, Rounded] = {}
+    if config.compensate:
+        convolutions = [node for node in graph.nodes if node.op_type == "Conv" and node.name in layers]
+        rounded = round_weights(graph, convolutions, input_moments(graph, convolutions, tensors, progress))
+    head = {id(node) for node in head_nodes(graph)}
+    names = [name for node in graph.nodes for name in node.output if id(node) not in head and graph.is_float(name)]
+    range_config = replace(config.ranges, symmetric=config.target == "tensorrt")
+    ranges = find_ranges(graph, names, tensors, range_config, progress)
+    plan = _Plan(graph.finish(), ranges, rounded, config.target)
     noise: dict[str, float] = {}
     if config.keep_float == AUTO:
         goal = sensitivity.Goal(config.label_agreement, int(config.max_float * len(layers)))
-        kept, noise = sensitivity.find_float_layers(plan.build, layers, reference, tensors, goal, progress)
+        float_layers, noise = sensitivity.find_float_layers(plan.build, layers, reference, tensors, goal, progress)
     else:
-        kept = _checked_names(() if config.keep_float == NONE else config.keep_float, layers)
+        float_layers = _checked_names(() if config.keep_float == NONE else config.keep_float, layers)
     classifiers = _classifiers(graph)
-    return Quantized(plan.build(kept), len(layers) + len(classifiers), (*classifiers, *kept), noise)
+    model = plan.build(float_layers)
+    return Quantized(model, len(layers) + len(classifiers), (*classifiers, *float_layers), noise)
 
 
 def prepare(model: onnx.ModelProto, tensors: Sequence[RgbImage], config: QuantizeConfig, progress: Progress) -> Graph:
-    """Return an equal graph that quantizes well: rewritten, and its channels brought to alike ranges."""
+    """Return an equal graph that quantizes well: rewritten, with channels of similar ranges."""
     graph = Graph(model)
     _name_nodes(graph)
     fold_and_replace(graph)
@@ -124,19 +137,19 @@ def prepare(model: onnx.ModelProto, tensors: Sequence[RgbImage], config: Quantiz
 
 
 def layer_names(graph: Graph) -> list[str]:
-    """Return the names of the layers that can be quantized: convolutions before the classifier, in order."""
+    """Return the names of the layers that can be quantized, in order: all weighted layers but the classifier."""
     last = {node.name for node in output_layers(graph)}
     return [node.name for node in graph.nodes if node.op_type in ("Conv", "Gemm") and node.name not in last]
 
 
 def _classifiers(graph: Graph) -> tuple[str, ...]:
-    """Return the classifiers' names, of one that goes over a frame in strips the first strip's."""
+    """Return the classifiers' names; for a classifier that works in strips, that of the first strip."""
     return tuple({node.input[1]: node.name for node in reversed(output_layers(graph))}.values())
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """All that a quantized graph is made of, but for the layers left in float."""
+    """Everything that determines a quantized graph, except the layers left in float."""
 
     model: onnx.ModelProto
     ranges: TensorsData
@@ -144,7 +157,7 @@ class _Plan:
     target: str
 
     def build(self, keep_float: Collection[str]) -> onnx.ModelProto:
-        """Return the graph with everything quantized but these layers and the head."""
+        """Return the graph with everything quantized except these layers and the head."""
         graph = Graph(self.model)
         overrides = {}
         for node in graph.nodes:
@@ -154,20 +167,19 @@ class _Plan:
         model = graph.finish()
         excluded = [node.name for node in (*head_nodes(graph), *output_layers(graph))]
         excluded += _with_followers(graph, keep_float)
-        options: dict[str, Any] = dict(_TENSORRT_OPTIONS) if self.target == "tensorrt" else {}
-        options["TensorQuantOverrides"] = overrides
-        operators = {*QDQRegistry, *QLinearOpsRegistry} - {"Softmax", "ArgMax"}
+        tensorrt = self.target == "tensorrt"
+        operators = sorted({*QDQRegistry, *QLinearOpsRegistry} - {"Softmax", "ArgMax"})
         quantizer = QDQQuantizer(
             model,
-            True,
-            False,
-            QuantType.QInt8,
-            QuantType.QInt8 if self.target == "tensorrt" else QuantType.QUInt8,
-            self.ranges,
-            [],
-            excluded,
-            ["Conv", "Gemm", "Add"] if self.target == "tensorrt" else sorted(operators),
-            options,
+            per_channel=True,
+            reduce_range=False,
+            weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QInt8 if tensorrt else QuantType.QUInt8,
+            tensors_range=self.ranges,
+            nodes_to_quantize=[],
+            nodes_to_exclude=excluded,
+            op_types_to_quantize=["Conv", "Gemm", "Add"] if tensorrt else operators,
+            extra_options={**(_TENSORRT_OPTIONS if tensorrt else {}), "TensorQuantOverrides": overrides},
         )
         root = logging.getLogger()
         level = root.level
@@ -176,23 +188,23 @@ class _Plan:
             quantizer.quantize_model()
         finally:
             root.setLevel(level)
-        quantizer.model.topological_sort()  # which ONNX demands, and the cutting of outputs relies on
+        quantizer.model.topological_sort()  # ONNX and graph_outputs.py require this order
         built: onnx.ModelProto = quantizer.model.model
         return built
 
 
 def _with_followers(graph: Graph, layers: Collection[str]) -> list[str]:
-    """Return layers and what follows each up to the next one: a sum or join would round their results all the same."""
-    known, kept, inside = set(layer_names(graph)), [], False
+    """Return layers with the nodes up to the next layer: a sum or concatenation would round their results."""
+    all_layers, names, inside = set(layer_names(graph)), [], False
     for node in graph.nodes:
-        inside = node.name in layers if node.name in known else inside
+        inside = node.name in layers if node.name in all_layers else inside
         if inside:
-            kept.append(node.name)
-    return kept
+            names.append(node.name)
+    return names
 
 
 def _override(scales: Array) -> list[dict[str, Any]]:
-    """Return the quantizer's words for given scales per output channel, and zero points of 0."""
+    """Return the quantizer's settings for given scales per output channel and zero points of 0."""
     rows = [{"scale": np.float32(scale), "zero_point": np.int8(0), "quant_type": QuantType.QInt8} for scale in scales]
     rows[0]["axis"] = 0
     return rows
@@ -213,7 +225,7 @@ def _require_float(model: onnx.ModelProto) -> None:
 
 
 def _name_nodes(graph: Graph) -> None:
-    """Give every node a name of its own: layers are chosen by name."""
+    """Give every node a unique name: layers are chosen by name."""
     used: set[str] = set()
     for index, node in enumerate(graph.nodes):
         if not node.name or node.name in used:
@@ -221,37 +233,22 @@ def _name_nodes(graph: Graph) -> None:
         used.add(node.name)
 
 
-def _rounded(graph: Graph, tensors: Sequence[RgbImage], progress: Progress) -> dict[str, Rounded]:
-    last = {node.name for node in output_layers(graph)}
-    convolutions = [node for node in graph.nodes if node.op_type == "Conv" and node.name not in last]
-    return round_weights(graph, convolutions, input_moments(graph, convolutions, tensors, progress))
-
-
-def _body_values(graph: Graph) -> list[str]:
-    head = {id(node) for node in head_nodes(graph)}
-    body: list[NodeProto] = [node for node in graph.nodes if id(node) not in head]
-    return [name for node in body for name in node.output if graph.is_float(name)]
-
-
 def _checked_names(names: Sequence[str], layers: Sequence[str]) -> tuple[str, ...]:
     for name in names:
         if name not in layers:
             close = ", ".join(closest_first(name, layers)[:5])
             raise CompressionError(
-                f"--keep-float: the graph has no layer {name!r}; the closest of {len(layers)}: {close}"
+                f"`keep_float`: the graph has no layer {name!r}; the closest of {len(layers)}: {close}"
             )
     return tuple(names)
 
 
 def _require_same(reference: Any, graph: Graph, tensor: RgbImage) -> None:
-    """Raise CompressionError unless the rewritten graph computes what the one it came from does."""
-    outputs = [output.name for output in reference.get_outputs()]
+    """Raise CompressionError unless the rewritten graph computes the scores of the original."""
+    outputs = [output.name for output in reference.get_outputs() if output.type == "tensor(float)"]
     rewritten = plain_session(graph.finish()).run(outputs, {GRAPH_INPUT: tensor})
-    kinds = {output.name: output.type.tensor_type.elem_type for output in graph.model.graph.output}
     for name, before, after in zip(outputs, reference.run(outputs, {GRAPH_INPUT: tensor}), rewritten, strict=True):
-        if kinds[name] != TensorProto.FLOAT:
-            continue
-        # Where a score hardly varies, its size says what float32 can tell apart: sums of C terms, in another order.
+        # Where a score hardly varies, its magnitude limits what float32 can resolve.
         least = ROUNDING * float(np.finfo(np.float32).eps) * float(np.abs(before).max())
         off = np.abs(before - after) > max(1e-9, RELATIVE_TOLERANCE * float(np.ptp(before)), least)
         if off.mean() > RELATIVE_TOLERANCE:

@@ -1,19 +1,17 @@
 """Static post-training int8 of a checkpoint for PyTorch on a CPU: a program of torch.export, model.pt2.
 
-Two ways to the same operators, quantize, dequantize and convolution of torch.export, which backends/torch.py runs:
+Two methods give the same operators of torch.export, quantize, dequantize and convolution, for backends/torch.py:
 
 pt2e: torchao's export path. The whole detector graph is exported, observed on frames and converted by
-X86InductorQuantizer: weights int8 by output channel, values uint8 at the inputs of convolutions.
+X86InductorQuantizer. Weights become int8 by output channel, inputs of convolutions uint8.
 
-fx: the graph-mode path of the papers (torch.ao.quantization.quantize_fx, deprecated since torch 2.10 and meant to go).
-Its own int8 modules hold packed weights and quantized tensors, which torch.export does not take. So the observed
-network is converted to the decomposed reference form instead, plain tensors and the operators above, and exported with
-the head. The numbers are those of the path, the file is as safe and as portable as the other. It traces Python code
-with placeholders for sizes: padding, normalising and resizing are therefore left outside, in float.
+fx: the papers' graph mode (torch.ao.quantization.quantize_fx, deprecated since torch 2.10). torch.export does not take
+its int8 modules, which hold packed weights. So the observed network becomes the decomposed reference form, plain
+tensors and the operators above, with the same numbers, and is exported with the head. FX traces Python code with
+placeholders for sizes, so padding, normalising and resizing stay outside, in float.
 
-Either way ENet's unpooling by masks (networks/enet.py) is comparisons and selections, which stay as they are. The
-classifier and what follows it stay in float, for the reasons that quantize_onnx.py gives; so do transposed
-convolutions, for which the compiler has no int8 kernel.
+ENet's unpooling by masks (networks/enet.py) is comparisons and selections, which do not change. Classifier and head
+stay in float (see quantize_onnx.py). Transposed convolutions do too: the compiler has no int8 kernel for them.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ import logging
 import operator
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,33 +32,32 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from anomseg_ros.compression.convolutions import convolutions_of
+from anomseg_ros.core.progress import Progress
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import AnomsegError, CompressionError, closest_first
 from anomseg_ros.export import DetectorGraph, ExportConfig
-from anomseg_ros.networks.base import SegmentationNetwork
+from anomseg_ros.networks.network import SegmentationNetwork
 
-TORCH_METHODS = ("pt2e", "fx")
-CALIBRATIONS = ("error", "minmax")
-CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
-Progress = Callable[[str, int, int], None]
-"""Called with (what, done, of how many)."""
+RANGE_METHODS = ("error", "minmax")
 
 
 @dataclass(frozen=True)
 class TorchQuantizeConfig:
-    """How to quantize. calibration: minmax, or error, the range of least squared error by torch's HistogramObserver.
+    """How to quantize.
 
-    keep_float: names of modules left in float, beside the classifier.
+    method: "pt2e" or "fx". ranges: "minmax", or "error", the range of least squared error by torch's HistogramObserver.
+    keep_float: names of modules to leave in float, beside the classifier.
     """
 
     method: str = "pt2e"
-    calibration: str = "minmax"
+    ranges: str = "minmax"
     keep_float: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class TorchQuantized:
-    """A quantized program. layers: convolutions in all; float_layers: names of those left in float."""
+    """A quantized program. layers: number of convolutions; float_layers: names of those left in float."""
 
     program: ExportedProgram
     layers: int
@@ -74,29 +71,35 @@ def quantize_torch(
     config: TorchQuantizeConfig,
     progress: Progress,
 ) -> TorchQuantized:
-    """Quantize a network, which is not changed, calibrated on uint8 (1, H, W, 3) tensors of the export's size.
+    """Quantize a network.
 
-    Raises CompressionError for a network that torch cannot trace or quantize, with the module or node where torch
-    stopped as far as it tells, for a torch without the method, and for unknown layers.
+    Args:
+        network: is not changed.
+        export: of the detector graph around the network.
+        tensors: calibration frames, uint8 (1, H, W, 3) of the export's size.
+        config: how to quantize.
+        progress: called after each step and frame.
+
+    Raises:
+        CompressionError: torch cannot trace or quantize the network (the message names the module or node where torch
+            reports one), this torch lacks the method, or a layer is unknown.
     """
-    kept = _float_layers(network, config.keep_float)
+    float_layers = _float_layers(network, config.keep_float)
     ready = _inference_copy(network)
     images = [torch.from_numpy(tensor.copy()) for tensor in tensors]
     build = _by_pt2e if config.method == "pt2e" else _by_fx
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the tools speak to their own developers
-        module = build(ready, export, images, config.calibration, kept, progress)
-        _forget_what_no_node_uses(module)
+        warnings.simplefilter("ignore")  # they are for torch's developers
+        module = build(ready, export, images, config.ranges, float_layers, progress)
+        _delete_unused_tensors(module)
         program = _export(module, images[0], ready, config.method)
     if not any("quantize_per_tensor" in str(node.target) for node in program.graph.nodes):
         raise CompressionError("nothing was quantized: the network has no convolution but its classifier")
-    convolutions = [name for name, module in network.named_modules() if isinstance(module, CONVOLUTIONS)]
-    convolutions = [name for name in convolutions if not name.startswith("auxiliary_heads.")]
-    return TorchQuantized(program, len(convolutions), kept)
+    return TorchQuantized(program, len(convolutions_of(network)), float_layers)
 
 
 def save_program(program: ExportedProgram, path: Path) -> Path:
-    """Write a program as model.pt2, without the lines of source it came from and without sample inputs.
+    """Write a program as model.pt2, without references to its source code and without sample inputs.
 
     Raises CompressionError if torch cannot write it.
     """
@@ -109,31 +112,30 @@ def save_program(program: ExportedProgram, path: Path) -> Path:
         torch.export.save(program, path)
     except Exception as error:  # of the disk, or of an operator that cannot be written
         raise CompressionError(
-            f"torch {torch.__version__} cannot write {path}: {_reason(error)}; make room there, or use --backend "
-            "onnxruntime if it is the program"
+            f"torch {torch.__version__} cannot write {path}: {_reason(error)}; make room there, or use the "
+            "`backend` onnxruntime if it is the program"
         ) from error
     return path
 
 
 def _float_layers(network: SegmentationNetwork, names: Sequence[str]) -> tuple[str, ...]:
-    """Return all layers left in float: the classifier, transposed convolutions, and what is inside the named ones."""
-    layers = {name: module for name, module in network.named_modules() if isinstance(module, CONVOLUTIONS)}
+    """Return all layers left in float: the classifier, transposed convolutions, and those inside the named modules."""
     classifier = network.class_parameter[0].rpartition(".")[0]
     modules = dict(network.named_modules())
     for name in names:
         if name not in modules:
             close = ", ".join(closest_first(name, modules)[:5])
-            raise CompressionError(f"--keep-float: the network has no module {name!r}; the closest: {close}")
+            raise CompressionError(f"`keep_float`: the network has no module {name!r}; the closest: {close}")
     inside = (classifier, *names)
     return tuple(
         name
-        for name, module in layers.items()
+        for name, module in convolutions_of(network).items()
         if isinstance(module, nn.ConvTranspose2d) or any(name == top or name.startswith(f"{top}.") for top in inside)
     )
 
 
 def _inference_copy(network: SegmentationNetwork) -> SegmentationNetwork:
-    """Return a copy without dropout, which stands between a convolution and the sum it could be one kernel with."""
+    """Return a copy without dropout, which would keep a convolution and a sum from becoming one kernel."""
     ready = copy.deepcopy(network).eval().requires_grad_(False)
     ready.auxiliary_heads = nn.ModuleList()
     for module in list(ready.modules()):
@@ -143,8 +145,8 @@ def _inference_copy(network: SegmentationNetwork) -> SegmentationNetwork:
     return ready
 
 
-def _forget_what_no_node_uses(module: torch.fx.GraphModule) -> None:
-    """Delete tensors that the graph does not name, such as weights that are int8 by now: a program holds them all."""
+def _delete_unused_tensors(module: torch.fx.GraphModule) -> None:
+    """Delete tensors that the graph does not use, such as the float form of int8 weights."""
     used = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
     for name, _ in [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]:
         if name not in used:
@@ -156,22 +158,25 @@ def _by_pt2e(
     network: SegmentationNetwork,
     export: ExportConfig,
     images: Sequence[torch.Tensor],
-    calibration: str,
-    kept: Sequence[str],
+    ranges: str,
+    float_layers: Sequence[str],
     progress: Progress,
 ) -> torch.fx.GraphModule:
     try:
-        with _no_logs():  # about kernels for graphics cards
+        with _no_logs():  # they report missing kernels for graphics cards
             from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     except ImportError as error:
         raise CompressionError(
             f"PT2E needs torchao 0.15 or later beside torch {torch.__version__}: pip install 'anomseg_ros[offline]'"
         ) from error
     progress("exporting", 0, 3)
-    exported = _export(DetectorGraph(network, export).eval(), images[0], network, "pt2e").module()
+    graph = DetectorGraph(network, export).eval()
+    graph.network = copy.deepcopy(network)
+    _put_body(graph.network, _Body(network, graph.features))
+    exported = _export(graph, images[0], network, "pt2e").module()
     progress("exporting", 1, 3)
     with _step("prepare it for int8", network, "pt2e"):
-        prepared = prepare_pt2e(exported, _pt2e_quantizer(calibration, kept))
+        prepared = prepare_pt2e(exported, _pt2e_quantizer(ranges, float_layers))
     progress("exporting", 2, 3)
     with _step("run it on frames", network, "pt2e"):
         _observe(prepared, images, progress)
@@ -194,7 +199,7 @@ def _no_logs() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _step(doing: str, network: SegmentationNetwork, method: str) -> Iterator[None]:
-    """Raise a CompressionError that names the place for whatever torch raises here, of which there are many classes."""
+    """Turn all errors of torch, which have many classes, into a CompressionError that names the place."""
     try:
         with _no_logs():
             yield
@@ -202,26 +207,26 @@ def _step(doing: str, network: SegmentationNetwork, method: str) -> Iterator[Non
         raise
     except Exception as error:
         place = _place(error, network)
-        # What stays in float is traced and run all the same.
-        keep = "leave that part in float with --keep-float NAME, or " if doing in _QUANTIZING else ""
+        # Layers in float are traced and run too.
+        keep = "leave that part in float with `keep_float`, or " if doing in _QUANTIZING else ""
         raise CompressionError(
             f"torch {torch.__version__} cannot quantize {network.name} by {method}, it fails to {doing}"
-            f"{' at ' + place if place else ''}: {_reason(error)}; {keep}use --torch-method "
-            f"{'fx' if method == 'pt2e' else 'pt2e'} or --backend onnxruntime"
+            f"{' at ' + place if place else ''}: {_reason(error)}; {keep}use `torch_method` "
+            f"{'fx' if method == 'pt2e' else 'pt2e'} or the `backend` onnxruntime"
         ) from error
 
 
 def _reason(error: Exception) -> str:
-    """Return the class of an error and the first paragraph of what it says, the rest is for torch's developers."""
-    said = str(error).strip().partition("\n\n")[0]
-    return f"{type(error).__name__}: {' '.join(said.split())[:200]}"
+    """Return the class of an error and its first paragraph; the rest is for torch's developers."""
+    message = str(error).strip().partition("\n\n")[0]
+    return f"{type(error).__name__}: {' '.join(message.split())[:200]}"
 
 
 _QUANTIZING = ("prepare it for int8", "convert it to int8", "round the weights")
 
 
 def _export(module: nn.Module, image: torch.Tensor, network: SegmentationNetwork, method: str) -> ExportedProgram:
-    # torch prints the graph that it has so far before it raises.
+    # torch prints the unfinished graph before it raises.
     with _step("export it", network, method), contextlib.redirect_stderr(io.StringIO()):
         return torch.export.export(module, (image,))
 
@@ -234,42 +239,42 @@ def _place(error: BaseException | None, network: SegmentationNetwork) -> str:
         for frame, _ in traceback.walk_tb(error.__traceback__):
             owner = frame.f_locals.get("self")
             if names.get(id(owner)):
-                # An observed network lies inside another (_put_body).
+                # An observed network is inside another one (_put_body).
                 name = names[id(owner)].removeprefix("quantized").removeprefix(".").removeprefix("network.")
                 module = f"module {name!r} ({type(owner).__name__})" if name else module
             node = next((value for value in frame.f_locals.values() if isinstance(value, torch.fx.Node)), node)
         error = error.__cause__ or error.__context__
     if module or node is None:
         return module
-    # An observer is nobody's: what it observes tells more.
+    # For an observer, report what it observes.
     if node.op == "call_module" and node.args and isinstance(node.args[0], torch.fx.Node):
         node = node.args[0]
-    tensor = str(node.target).removeprefix("network.")
+    tensor = str(node.target).removeprefix(f"{BODY}.").removeprefix("network.")
     return f"tensor {tensor!r}" if node.op == "get_attr" else f"node {node.name!r} ({node.target})"
 
 
-def _pt2e_quantizer(calibration: str, kept: Sequence[str]) -> Any:
+def _pt2e_quantizer(ranges: str, float_layers: Sequence[str]) -> Any:
     from torchao.quantization.pt2e import MinMaxObserver
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
     config = x86.get_default_x86_inductor_quantization_config()
-    if calibration == "minmax":
+    if ranges == "minmax":
         observer = MinMaxObserver.with_args(eps=2**-12)
         values = replace(config.input_activation, observer_or_fake_quant_ctr=observer)
         config = replace(config, input_activation=values, output_activation=values)
     quantizer = x86.X86InductorQuantizer()
-    for name in kept:
-        quantizer.set_module_name_qconfig(f"network.{name}", None)
-    # Not globally: products of the scores would be quantized as well.
-    quantizer.set_module_name_qconfig("network", config)
+    for name in float_layers:
+        quantizer.set_module_name_qconfig(f"{BODY}.network.{name}", None)
+    # A global configuration would quantize products of the scores too.
+    quantizer.set_module_name_qconfig(BODY, config)
     return quantizer
 
 
 def _norms_as_scale_and_shift(module: torch.fx.GraphModule) -> None:
-    """Replace the batch normalisations that follow no convolution (N, C, H, W): a product and a sum by channel.
+    """Replace batch normalisations that follow no convolution by a product and a sum per channel.
 
-    While there is one, converting looks for fine-tuned pairs of convolution and normalisation, in each of 48 forms that
-    it traces anew; there are none here, and that takes many times as long as all else.
+    With such a normalisation in the graph, converting traces 48 forms of fine-tuned convolution and normalisation pairs
+    and searches for them. There are none here, and the search takes many times as long as everything else.
     """
     for index, node in enumerate(list(module.graph.nodes)):
         if node.target is not torch.ops.aten.batch_norm.default:
@@ -293,24 +298,24 @@ def _norms_as_scale_and_shift(module: torch.fx.GraphModule) -> None:
 def _observe(module: nn.Module, images: Sequence[torch.Tensor], progress: Progress) -> None:
     for index, image in enumerate(images):
         module(image)
-        progress("calibrating", index + 1, len(images))
+        progress("ranges of values", index + 1, len(images))
 
 
 def _by_fx(
     network: SegmentationNetwork,
     export: ExportConfig,
     images: Sequence[torch.Tensor],
-    calibration: str,
-    kept: Sequence[str],
+    ranges: str,
+    float_layers: Sequence[str],
     progress: Progress,
 ) -> torch.fx.GraphModule:
     tools = _fx_tools()
     graph = DetectorGraph(network, export).eval()
     height_px, width_px = (size + -size % network.stride for size in (export.height_px, export.width_px))
     example = (torch.zeros(1, 3, height_px, width_px),)
-    mapping = _fx_mapping(calibration, kept)
+    mapping = _fx_mapping(ranges, float_layers)
     with _step("trace it", network, "fx"):
-        prepared = tools.prepare_fx(_Body(network), mapping, example)
+        prepared = tools.prepare_fx(_Body(network, graph.features), mapping, example)
     _put_body(network, prepared)
     with _step("run it on frames", network, "fx"):
         _observe(graph, images, progress)
@@ -323,63 +328,64 @@ def _by_fx(
 
 
 def _fx_tools() -> Any:
-    """Return torch's module of graph-mode quantization; raise CompressionError where this torch has none."""
+    """Return torch's module of graph-mode quantization. Raises CompressionError where this torch has none."""
     try:
         from torch.ao.quantization import quantize_fx
     except ImportError as error:
         raise CompressionError(
             f"torch {torch.__version__} has no FX graph-mode quantization (torch.ao.quantization.quantize_fx); use "
-            "--torch-method pt2e"
+            "`torch_method` pt2e"
         ) from error
     if not hasattr(quantize_fx, "_convert_to_reference_decomposed_fx"):
         raise CompressionError(
-            f"torch {torch.__version__} cannot export what its FX graph mode quantizes; use --torch-method pt2e"
+            f"torch {torch.__version__} cannot export what its FX graph mode quantizes; use `torch_method` pt2e"
         )
     return quantize_fx
 
 
-def _fx_mapping(calibration: str, kept: Sequence[str]) -> Any:
+def _fx_mapping(ranges: str, float_layers: Sequence[str]) -> Any:
     from torch.ao.quantization import QConfig, QConfigMapping
     from torch.ao.quantization.observer import HistogramObserver, MinMaxObserver, PerChannelMinMaxObserver
 
-    observer = HistogramObserver if calibration == "error" else MinMaxObserver
+    observer = HistogramObserver if ranges == "error" else MinMaxObserver
     values = observer.with_args(dtype=torch.quint8)
     weights = PerChannelMinMaxObserver.with_args(dtype=torch.qint8, qscheme=torch.per_channel_symmetric)
     mapping = QConfigMapping().set_global(QConfig(activation=values, weight=weights))  # type: ignore[no-untyped-call]
-    for name in kept:
+    for name in float_layers:
         mapping.set_module_name(f"network.{name}", None)
     return mapping
 
 
+BODY = "network.quantized"
+"""The place of the quantized part in a detector's graph; see `_put_body`."""
+
+
 class _Body(nn.Module):
-    """Only what FX can trace: from normalised images of a size that fits to logits."""
+    """The quantized part, which FX can trace: from normalised images of a fitting size to a prediction's tensors."""
 
-    def __init__(self, network: SegmentationNetwork) -> None:
+    def __init__(self, network: SegmentationNetwork, features: tuple[str, ...]) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.features = network, features
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.network.classify(images)
+    def forward(self, images: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        return self.network.compute(images, self.features)
 
 
 def _put_body(network: SegmentationNetwork, body: nn.Module) -> None:
-    """Have the network classify with `body`, in place of its own layers."""
-    for name, _ in list(network.named_children()):
+    """Replace the network's own layers by `body`."""
+    for name in dict(network.named_children()):
         delattr(network, name)
     network.add_module("quantized", body)
-    # Past nn.Module, which would keep a module under this name where the method hides it.
-    object.__setattr__(network, "classify", body)
+    # nn.Module would store a module under this name, behind the method.
+    object.__setattr__(network, "compute", lambda images, features: body(images))
 
 
 def _with_int8_weights(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """Round the weights now, once: the reference form keeps them in float and quantizes them with every frame."""
+    """Round the weights once. The reference form has float weights and quantizes them for every frame."""
     quantize = torch.ops.quantized_decomposed.quantize_per_channel.default
-    for index, node in enumerate(list(module.graph.nodes)):
-        if node.target is not quantize:
-            continue
-        given = (_value(module, arg) for arg in node.args)
+    for index, node in enumerate([node for node in module.graph.nodes if node.target is quantize]):
         name = f"weight_int8_{index}"
-        module.register_buffer(name, quantize(*given))
+        module.register_buffer(name, quantize(*(_value(module, argument) for argument in node.args)))
         with module.graph.inserting_before(node):
             node.replace_all_uses_with(module.graph.get_attr(name))
         module.graph.erase_node(node)

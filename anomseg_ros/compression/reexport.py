@@ -1,22 +1,25 @@
-"""The checkpoint of a bundle again: as a torch graph, or as a bundle of another input size."""
+"""Export the checkpoint of a bundle again: with fitted scores or a temperature, or at another input size."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from anomseg_ros.core.bundle import Bundle, Contract, sha256_of
+from anomseg_ros.core.bundle import GRAPH_FILE, TORCH_FILE, Bundle, Contract, change_bundle, sha256_of
 from anomseg_ros.core.labels import LABEL_SETS
-from anomseg_ros.errors import CheckpointError, ConfigError
-from anomseg_ros.export import ExportConfig, export_network
+from anomseg_ros.errors import CheckpointError, CompressionError, ConfigError
+from anomseg_ros.export import ExportConfig, export_network, random_frames, write_graph
 from anomseg_ros.networks.checkpoints import load_checkpoint
+from anomseg_ros.networks.network import SegmentationNetwork
+from anomseg_ros.parity import check_parity
 
 
 def export_config_of(contract: Contract, scores: Sequence[str] | None = None) -> ExportConfig:
-    """Return the export configuration that gives a bundle with this contract. Raises ConfigError for own classes."""
-    known = {info for index, info in enumerate(contract.classes) if index != contract.void_class}
-    fitting = [name for name, classes in LABEL_SETS.items() if set(classes) == known]
+    """Return the export configuration of a bundle with this contract. Raises ConfigError for unknown classes."""
+    classes = {info for index, info in enumerate(contract.classes) if index != contract.void_class}
+    fitting = [name for name, label_set in LABEL_SETS.items() if set(label_set) == classes]
     if not fitting:
         raise ConfigError(
             f"bundle {contract.name!r} has classes of no known label set ({', '.join(LABEL_SETS)}); its checkpoint can "
@@ -33,11 +36,12 @@ def export_config_of(contract: Contract, scores: Sequence[str] | None = None) ->
         scores=tuple(contract.score_names if scores is None else scores),
         temperature=contract.temperature,
         channel_order=contract.input.channel_order,
+        target=contract.target,
     )
 
 
 def require_same_checkpoint(bundle: Bundle, checkpoint: Path) -> None:
-    """Raise CheckpointError where the bundle was exported from another file, or a file that is not there."""
+    """Raise CheckpointError where the file does not exist or the bundle was exported from another file."""
     if not checkpoint.is_file():
         raise CheckpointError(f"{checkpoint} does not exist; give the checkpoint that {bundle.contract.name!r} is from")
     expected = bundle.contract.provenance.source_sha256
@@ -48,17 +52,71 @@ def require_same_checkpoint(bundle: Bundle, checkpoint: Path) -> None:
         )
 
 
-def export_at_size(
-    bundle: Bundle, checkpoint: Path, height_px: int, width_px: int, output: Path, *, overwrite: bool = True
-) -> Bundle:
-    """Write the bundle that the same checkpoint gives at another input size; `bundle` itself is not touched.
+def load_float_network(bundle: Bundle, checkpoint: Path, what: str) -> SegmentationNetwork:
+    """Return the network that a bundle was exported from; `what` names the thing to fit, for messages.
 
-    Thresholds and measured quality are left out: they hold at one size. Raises CheckpointError, ExportError.
+    Raises CheckpointError for another file, CompressionError for a bundle with another program than the float graph,
+    which would replace it.
+    """
+    contract = bundle.contract
+    if contract.precision != "fp32":
+        raise CompressionError(
+            f"bundle {contract.name!r} is {contract.precision}, the checkpoint's graph is not; fit the {what} of "
+            "the float bundle that it was made from, then quantize that"
+        )
+    if TORCH_FILE in contract.files:
+        raise CompressionError(
+            f"bundle {contract.name!r} has a {TORCH_FILE}, which holds the {what} as well; fit the {what} of "
+            "the float bundle that it was made from, then make that file again"
+        )
+    require_same_checkpoint(bundle, checkpoint)
+    return load_checkpoint(checkpoint, contract.network, len(contract.classes))
+
+
+def export_again(
+    bundle: Bundle,
+    network: SegmentationNetwork,
+    config: ExportConfig,
+    change: Callable[[Contract], Contract],
+    output: Path | None,
+    *,
+    files: Mapping[str, Path] | None = None,
+    overwrite: bool = False,
+) -> Bundle:
+    """Write a bundle with the graph that a network gives and a changed contract, checked before it is in place.
+
+    Args:
+        bundle: what is changed.
+        network: of the bundle, perhaps with further fitted scores.
+        config: how to export it.
+        change: see change_bundle.
+        output: where the changed copy goes; None changes the bundle itself.
+        files: name -> source of further files to replace or add.
+        overwrite: replace a bundle at `output`.
+
+    Raises:
+        ExportError: the graph does not compute what the network does.
+        BundleError: see change_bundle. Nothing is changed after an error.
+    """
+
+    def checked(exported: Bundle) -> Contract:
+        check_parity(exported, network, random_frames(config))
+        return exported.contract
+
+    with tempfile.TemporaryDirectory(prefix="anomseg-") as folder:
+        written = {GRAPH_FILE: write_graph(network, config, Path(folder)), **(files or {})}
+        return change_bundle(bundle, change, output, files=written, overwrite=overwrite, finish=checked)
+
+
+def export_at_size(bundle: Bundle, checkpoint: Path, height_px: int, width_px: int, output: Path) -> Bundle:
+    """Write the bundle of the same checkpoint at another input size, over an older one; `bundle` does not change.
+
+    Thresholds and measured quality are left out: they are valid for one size. Raises CheckpointError, ExportError.
     """
     require_same_checkpoint(bundle, checkpoint)
     contract = bundle.contract
     network = load_checkpoint(checkpoint, contract.network, len(contract.classes))
     name = f"{contract.name}-{height_px}x{width_px}"
     config = replace(export_config_of(contract), name=name, height_px=height_px, width_px=width_px)
-    exported, _ = export_network(network, contract.network, config, output, contract.provenance, overwrite=overwrite)
+    exported, _ = export_network(network, contract.network, config, output, contract.provenance, overwrite=True)
     return exported

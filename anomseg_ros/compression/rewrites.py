@@ -1,8 +1,8 @@
-"""Rewrites of a detector's graph that change its speed and not its result: what integer kernels take, and take fast.
+"""Rewrites of a detector's graph that make it faster in integers and keep its result.
 
-Each is exact in real numbers; quantize_onnx.py holds the rewritten graph to the one it came from. Why each is there was
-measured with ONNX Runtime on a CPU: it has integer kernels for convolutions, but none for transposed convolutions, its
-PRelu runs in no fused kernel, and a batch normalisation that stands apart breaks a chain of integer operators in two.
+Each rewrite is exact in real numbers; quantize_onnx.py compares the rewritten graph with the original. The reasons were
+measured with ONNX Runtime on a CPU. It has no integer kernel for transposed convolutions, fuses PRelu with nothing, and
+a separate batch normalisation splits a chain of integer operators in two.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from anomseg_ros.errors import CompressionError
 
 CHANNELS_LAST, CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 BLOCK_ORDER = (0, 1, 3, 2, 4)
-"""(N, H, s, W, s x C) from (N, H, W, s, s x C): rows of a block apart, pixels of one row side by side."""
+"""From (N, H, W, s, s x C) to (N, H, s, W, s x C): the pixels of one image row become neighbours."""
 
 
 def fold_and_replace(graph: Graph) -> None:
-    """Leave no batch normalisation and no PReLU in a graph, where that can be had."""
+    """Remove batch normalisations and PReLUs from a graph where possible."""
     split_norms_after_concat(graph)
     fold_norms(graph)
     replace_prelus(graph)
@@ -28,10 +28,10 @@ def fold_and_replace(graph: Graph) -> None:
 
 
 def split_norms_after_concat(graph: Graph) -> None:
-    """Give each branch of a channel concatenation its part of the normalisation and activation that follow.
+    """Move a normalisation and activation before the channel concatenation they follow, to each branch its part.
 
-    ENet's and ERFNet's downsampling ends like this: a convolution beside a pooling, joined, normalised. The branch of
-    the convolution can then absorb its part, and the other becomes a convolution of one weight per channel.
+    The downsampling of ENet and ERFNet ends with such a concatenation of a convolution and a pooling. The convolution
+    then absorbs its part; the other part becomes a convolution of one weight per channel.
     """
     for norm in [node for node in graph.nodes if node.op_type == "BatchNormalization"]:
         concat = graph.producer(norm.input[0])
@@ -59,7 +59,7 @@ def split_norms_after_concat(graph: Graph) -> None:
 
 
 def fold_norms(graph: Graph) -> None:
-    """Put batch normalisations into the convolutions before them; those that stand apart become convolutions."""
+    """Fold batch normalisations into the convolutions before them; other ones become convolutions."""
     for norm in [node for node in graph.nodes if node.op_type == "BatchNormalization"]:
         scale, shift = _scale_and_shift(graph, norm)
         graph.replace([norm], [_affine(graph, norm.input[0], scale, shift, norm.output[0])])
@@ -67,13 +67,12 @@ def fold_norms(graph: Graph) -> None:
         before = graph.producer(affine.input[0])
         if before is None or before.op_type != "Conv" or graph.only_consumer(before.output[0]) is not affine:
             continue
-        weight = graph.constant(before.input[1])
-        scale, shift = graph.constants_of(affine)
+        weight, bias = graph.constant(before.input[1]), graph.bias(before)
         if weight is None:
             continue
+        scale, shift = graph.constants_of(affine)
         scale = scale.reshape(-1)
-        bias = graph.constant(before.input[2]) if len(before.input) > 2 else np.zeros(len(scale), np.float32)
-        assert bias is not None
+        bias = np.zeros(len(scale), np.float32) if bias is None else bias
         folded = graph.add_constant((weight * scale[:, None, None, None]).astype(np.float32), f"{before.input[1]}*")
         moved = graph.add_constant((bias * scale + shift).astype(np.float32), f"{before.input[1]}*bias")
         new = graph.node("Conv", (before.input[0], folded, moved), affine.output[0], **attributes(before))
@@ -81,7 +80,7 @@ def fold_norms(graph: Graph) -> None:
 
 
 def replace_prelus(graph: Graph) -> None:
-    """Make PReLUs of one slope leaky ReLUs, which are fused into convolutions; others max(x, slope x), or two terms."""
+    """Replace PReLUs of one slope by leaky ReLUs, which fuse with convolutions, and others by max(x, slope x)."""
     for node in [node for node in graph.nodes if node.op_type == "PRelu"]:
         slope = graph.constant(node.input[1])
         if slope is None:
@@ -95,32 +94,31 @@ def replace_prelus(graph: Graph) -> None:
 
 
 def replace_transposed_convolutions(graph: Graph) -> None:
-    """Make transposed convolutions that multiply the size by their stride convolutions, whose channels are pixels.
+    """Replace transposed convolutions that multiply the size by their stride by convolutions and a pixel shuffle.
 
-    See core/transposed_convolution.py. An activation that follows goes before the shuffle, to the convolution.
+    See core/transposed_convolution.py. An activation that follows moves to the convolution, before the shuffle.
     """
     for node in [node for node in graph.nodes if node.op_type == "ConvTranspose"]:
-        plan = _phase_kernels(graph, node)
-        if plan is None:
+        phases = _phase_convolution(graph, node)
+        if phases is None:
             continue
-        weight, bias, pads, stride = plan
+        weight, bias, pads, stride = phases
         shape = graph.shape(node.output[0])
         inputs = [node.input[0], graph.add_constant(weight, f"{node.input[1]}*phases")]
         inputs.append(graph.add_constant(bias, f"{node.input[1]}*bias"))
         conv = graph.node("Conv", inputs, pads=pads, kernel_shape=weight.shape[2:], strides=[1, 1])
         activation = graph.only_consumer(node.output[0])
-        old, new, last = [node], [conv], conv.output[0]
-        target = node.output[0]
+        old, new = [node], [conv]
         if activation is not None and activation.op_type in ("Relu", "LeakyRelu"):
-            moved = graph.node(activation.op_type, [last], **attributes(activation))
-            old, new, last, target = [node, activation], [conv, moved], moved.output[0], activation.output[0]
-        graph.replace(old, new + _pixel_shuffle(graph, last, shape, stride, target))
+            old.append(activation)
+            new.append(graph.node(activation.op_type, conv.output, **attributes(activation)))
+        graph.replace(old, new + _pixel_shuffle(graph, new[-1].output[0], shape, stride, old[-1].output[0]))
 
 
 def multiply_instead_of_select(graph: Graph) -> None:
-    """Make selections between a value and zero products with 0 or 1.
+    """Replace selections between a value and zero by products with 0 or 1.
 
-    ENet's unpooling is eight of them. ONNX Runtime selects 8-bit values one by one, which took a fifth of its time.
+    ENet's unpooling has eight. ONNX Runtime selects 8-bit values one by one, which took a fifth of ENet's time.
     """
     for node in [node for node in graph.nodes if node.op_type == "Where"]:
         other = graph.constant(node.input[2])
@@ -131,11 +129,11 @@ def multiply_instead_of_select(graph: Graph) -> None:
 
 
 def widen_grouped_inputs(graph: Graph) -> None:
-    """Repeat the inputs of depthwise convolutions that give several outputs per channel, once for each of them.
+    """Repeat the inputs of depthwise convolutions that give several outputs per channel, once for each output.
 
-    BiSeNet v2 expands its channels sixfold like this. ONNX Runtime's fast integer kernel takes as many outputs as
-    inputs; without it these eight convolutions took a fifth of the network's time. The copies lie behind each other,
-    which costs nothing, so the outputs come in another order, and the layers that follow take them so.
+    BiSeNet v2 expands its channels sixfold with such convolutions. ONNX Runtime's fast integer kernel needs as many
+    outputs as inputs; without it these eight convolutions took a fifth of the network's time. The input is concatenated
+    with itself, which costs nothing. This changes the order of the outputs, so the weights that follow are reordered.
     """
     for node in [node for node in graph.nodes if node.op_type == "Conv"]:
         weight, given = graph.constant(node.input[1]), attributes(node)
@@ -155,8 +153,10 @@ def widen_grouped_inputs(graph: Graph) -> None:
 
 
 def _readers_of_channels(graph: Graph, name: str) -> list[NodeProto]:
-    """Return the depthwise convolutions that follow a value and the ordinary one behind them; none where something
-    else reads its channels."""
+    """Return the depthwise convolutions that follow a value and the ordinary one after them.
+
+    The list is empty where anything else reads the channels.
+    """
     layers: list[NodeProto] = []
     while (node := graph.only_consumer(name)) is not None:
         if node.op_type == "Conv":
@@ -176,17 +176,17 @@ def _readers_of_channels(graph: Graph, name: str) -> list[NodeProto]:
 
 
 def _reorder(graph: Graph, conv: NodeProto, order: Array, *, outputs: bool) -> None:
-    """Give a convolution its output channels, or take its input channels, in another order."""
+    """Reorder the output channels of a convolution, or else its input channels."""
     for index in range(1, len(conv.input) if outputs else 2):
         value = graph.constant(conv.input[index])
         assert value is not None
         conv.input[index] = graph.add_constant(value[order] if outputs else value[:, order], f"{conv.input[index]}*")
 
 
-def _phase_kernels(graph: Graph, node: NodeProto) -> tuple[Array, Array, list[int], int] | None:
+def _phase_convolution(graph: Graph, node: NodeProto) -> tuple[Array, Array, list[int], int] | None:
     """Return the weights (s s C, D, kh, kw) in the order (row phase, column phase, class), biases, pads and stride s.
 
-    None for a transposed convolution of another kind than networks use to enlarge.
+    None for a transposed convolution that does more than enlarge by its stride.
     """
     weight = graph.constant(node.input[1])
     given = attributes(node)
@@ -201,7 +201,7 @@ def _phase_kernels(graph: Graph, node: NodeProto) -> tuple[Array, Array, list[in
     kernels = phase_kernels(weight, stride, (begins[0], begins[1]))
     if kernels is None:
         return None
-    bias = graph.constant(node.input[2]) if len(node.input) > 2 else None
+    bias = graph.bias(node)
     repeated = np.tile(np.zeros(weight.shape[1], np.float32) if bias is None else bias, stride * stride)
     return kernels.weight, repeated, [kernels.top, kernels.left, kernels.bottom, kernels.right], stride
 
@@ -209,7 +209,7 @@ def _phase_kernels(graph: Graph, node: NodeProto) -> tuple[Array, Array, list[in
 def _pixel_shuffle(graph: Graph, name: str, shape: tuple[int, ...], stride: int, target: str) -> list[NodeProto]:
     """Return nodes from (N, s s C, H, W), channels in the order (row, column, class), to `shape`, (N, C, s H, s W).
 
-    Channels last on the way: that is where integer convolutions leave their result, and runs of s C values are copied.
+    They work with channels last, as integer convolutions do, and so copy runs of s C values.
     """
     batch, classes, height, width = shape
     blocks = (batch, height // stride, width // stride, stride, stride * classes)
@@ -223,8 +223,8 @@ def _pixel_shuffle(graph: Graph, name: str, shape: tuple[int, ...], stride: int,
 
 def _scale_and_shift(graph: Graph, norm: NodeProto) -> tuple[Array, Array]:
     """Return a batch normalisation as scale and shift, float64 (C,)."""
-    parts = [graph.constant(name) for name in norm.input[1:5]]
-    if any(part is None for part in parts):
+    parts = graph.constants_of(norm)
+    if len(parts) < 4:
         raise CompressionError(f"node {norm.name!r} (BatchNormalization) has weights that are computed; export again")
     weight, bias, mean, variance = (np.asarray(part, np.float64) for part in parts)
     scale = weight / np.sqrt(variance + attributes(norm).get("epsilon", 1e-5))

@@ -1,30 +1,29 @@
-"""Structured pruning: channels of small L2 norm are removed, with everything that they are coupled with.
+"""Structured pruning: remove channels of small L2 norm, together with all channels that they are coupled with.
 
-The MiDE-Net report (section 3.5) removes 30 % of the filters of least L2 norm "along the output channel dimension", of
-each convolution alone, by zeroing them: its network keeps its size and its time. Here the channels go for good, and
-coupled ones together, which is why the norm is that of all weights of a channel in all layers that share it (DepGraph,
-Fang et al., CVPR 2023).
+The MiDE-Net report (section 3.5) treats each convolution alone. It sets the 30 % of the filters of least L2 norm "along
+the output channel dimension" to zero, which keeps the network's size and time. Here channels are removed, and coupled
+channels together. So the norm is that of all weights of a channel in all layers that share it (DepGraph, Fang et al.,
+CVPR 2023).
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 
 from torch import nn
 
 from anomseg_ros.compression.channels import ChannelClass, CoupledChannels
 from anomseg_ros.errors import CompressionError
-from anomseg_ros.networks.base import SegmentationNetwork
 from anomseg_ros.networks.counting import count_multiply_adds
+from anomseg_ros.networks.network import SegmentationNetwork
 from anomseg_ros.networks.widths import widths_are_consistent
 
 OF = ("channels", "macs")
 ROUND_TO = 8
 FEWEST_MULTIPLES = 4
-"""A layer keeps multiples of at most a fourth of its width: a narrow one would else lose half, or nothing."""
+"""A width becomes a multiple of at most its fourth part. Otherwise a narrow layer would lose half of it, or nothing."""
 SEARCH_STEPS = 8
-"""Halvings of the interval in which the share of channels lies that gives a share of multiply-adds."""
+"""Halvings of the interval of the share of channels that gives the wanted share of multiply-adds."""
 
 
 def prune_structured(
@@ -35,18 +34,25 @@ def prune_structured(
     round_to: int = ROUND_TO,
     size_px: tuple[int, int] = (512, 1024),
 ) -> SegmentationNetwork:
-    """Return a narrower copy of a network in evaluation mode; `network` is not changed.
+    """Return a narrower copy of a network in evaluation mode.
 
-    fraction: share of each layer's channels, or with of="macs" of all multiply-adds at `size_px` (height, width), to
-    remove, in (0, 1). round_to: widths become multiples of it where they are wide enough; integer and blocked float
-    kernels work on 8 or 16 channels at a time, and a width between costs as much as the next multiple.
+    Args:
+        network: is not changed.
+        fraction: what to remove, in (0, 1).
+        of: what the fraction is a share of: "channels" of each layer, or "macs", all multiply-adds.
+        round_to: widths become multiples of it where they are wide enough. Integer and blocked float kernels work on 8
+            or 16 channels at a time; a width in between costs as much as the next multiple.
+        size_px: (height, width) for which multiply-adds are counted.
+
+    Raises:
+        CompressionError: an argument is out of range, or no channels can be removed.
     """
     require_fraction(fraction)
     if of not in OF or round_to < 1:
         raise CompressionError(f"of {of!r} and round_to {round_to!r}: expected one of {', '.join(OF)}, and 1 or more")
     if of == "channels":
-        return _without_channels(network, fraction, round_to)
-    return _with_multiply_adds(network, fraction, round_to, size_px)
+        return _remove_channels(network, fraction, round_to)
+    return _remove_multiply_adds(network, fraction, round_to, size_px)
 
 
 def require_fraction(fraction: float) -> None:
@@ -55,18 +61,12 @@ def require_fraction(fraction: float) -> None:
         raise CompressionError(f"fraction {fraction:g}: expected more than 0 and less than 1, such as 0.3 for 30 %")
 
 
-@dataclass(frozen=True)
-class Removal:
-    """Outputs of one layer to remove."""
-
-    root: nn.Module
-    indices: tuple[int, ...]
-
-
-def plan_removals(classes: tuple[ChannelClass, ...], fraction: float, round_to: int) -> list[Removal]:
-    """Return which channels to remove so that each layer loses about this share of them, those of least norm first."""
-    # A layer may carry several classes (features that a wider layer takes over, and new ones). The class with the most
-    # places is the one that the narrowest layer carries; what a wider layer keeps beside it is counted after it.
+def plan_removals(
+    classes: tuple[ChannelClass, ...], fraction: float, round_to: int
+) -> list[tuple[nn.Module, tuple[int, ...]]]:
+    """Return (layer, outputs to remove); each layer loses about this share of its channels, least norm first."""
+    # A layer may carry several classes: features that a wider layer takes over, and new ones. The narrowest layer
+    # carries the class with the most places, which comes first. Wider layers then remove what is left to remove.
     removed: dict[str, int] = {}
     removals = []
     for group in sorted(classes, key=lambda group: -group.places):
@@ -77,12 +77,12 @@ def plan_removals(classes: tuple[ChannelClass, ...], fraction: float, round_to: 
         for carrier in group.carriers:
             removed[carrier] = removed.get(carrier, 0) + len(chosen)
         if chosen:
-            removals.append(Removal(group.root, chosen))
+            removals.append((group.root, chosen))
     return removals
 
 
 def target_width(width: int, fraction: float, round_to: int) -> int:
-    """Return how many of `width` channels are left: the multiple nearest to the share that stays, at least one."""
+    """Return how many of `width` channels stay: the multiple nearest to the remaining share, at least one."""
     multiple = min(round_to, max(1, width // FEWEST_MULTIPLES))
     nearest = int(width * (1 - fraction) / multiple + 0.5) * multiple
     return max(multiple, min(nearest, width))
@@ -93,16 +93,15 @@ def _least(group: ChannelClass, count: int) -> tuple[int, ...]:
     length = len(group.indices) // group.alike
     chosen: list[int] = []
     for start in range(0, len(group.indices), length):
-        run = range(start, start + length)
-        order = sorted(run, key=lambda place: group.importances[place])
+        order = sorted(range(start, start + length), key=lambda place: group.importances[place])
         chosen += [group.indices[place] for place in order[: min(round(count / group.alike), length - 1)]]
     return tuple(sorted(chosen))
 
 
-def _without_channels(network: SegmentationNetwork, fraction: float, round_to: int) -> SegmentationNetwork:
+def _remove_channels(network: SegmentationNetwork, fraction: float, round_to: int) -> SegmentationNetwork:
     coupled = CoupledChannels(copy.deepcopy(network))
-    for removal in plan_removals(coupled.classes, fraction, round_to):
-        coupled.remove(removal.root, list(removal.indices))
+    for root, indices in plan_removals(coupled.classes, fraction, round_to):
+        coupled.group(root, indices).prune()
     pruned = coupled.finish()
     if not widths_are_consistent(pruned):
         raise CompressionError(
@@ -112,18 +111,16 @@ def _without_channels(network: SegmentationNetwork, fraction: float, round_to: i
     return pruned
 
 
-def _with_multiply_adds(
+def _remove_multiply_adds(
     network: SegmentationNetwork, fraction: float, round_to: int, size_px: tuple[int, int]
 ) -> SegmentationNetwork:
-    """Return the network whose multiply-adds are nearest to what is to be left, by halving the share of channels."""
+    """Return the network whose multiply-adds are nearest to the goal, by bisecting the share of channels."""
     wanted = (1 - fraction) * count_multiply_adds(network, *size_px)
-    low, high, best = 0.0, 1.0, None
+    low, high, tried = 0.0, 1.0, []
     for _ in range(SEARCH_STEPS):
         share = (low + high) / 2
-        candidate = _without_channels(network, share, round_to)
+        candidate = _remove_channels(network, share, round_to)
         left = count_multiply_adds(candidate, *size_px)
-        if best is None or abs(left - wanted) < abs(best[0] - wanted):
-            best = left, candidate
+        tried.append((abs(left - wanted), candidate))
         low, high = (share, high) if left > wanted else (low, share)
-    assert best is not None
-    return best[1]
+    return min(tried, key=lambda pair: pair[0])[1]

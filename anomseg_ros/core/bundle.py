@@ -7,8 +7,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,25 +17,31 @@ from typing import Any
 
 import yaml
 
+from anomseg_ros.core.digests import check_digests
+from anomseg_ros.core.digests import sha256_of as sha256_of  # callers have it from here
 from anomseg_ros.core.labels import UNLABELLED, ClassInfo
 from anomseg_ros.core.schema import from_plain, to_plain
-from anomseg_ros.core.scores import SCORES
 from anomseg_ros.core.staging import carry, check_writable, put_in_place, remove, replace_text, staging_folder
 from anomseg_ros.core.thresholds import Threshold, ThresholdTable
+from anomseg_ros.core.untrusted_text import parse_yaml
 from anomseg_ros.errors import BundleError, ConfigError, closest_first, unknown_name
 
 FORMAT_VERSION = 1
 CONTRACT_FILE = "bundle.yaml"
 GRAPH_FILE = "model.onnx"
 TORCH_FILE = "model.pt2"
+CHECKPOINT_FILE = "checkpoint.safetensors"
+"""The weights, in bundles that cannot be exported again without them."""
 PROGRAM_FILES = {GRAPH_FILE: "onnxruntime", TORCH_FILE: "torch"}
-"""A bundle holds at least one of these; the backend that runs it."""
+"""Program file -> the backend that runs it. A bundle holds at least one of them."""
 GRAPH_INPUT = "image"
 LABELS_OUTPUT = "labels"
 
 CHANNEL_ORDERS = ("rgb", "bgr")
 RESIZE_RULES = ("bilinear", "area", "nearest")
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+TARGETS = ("cpu", "gpu")
+"""Processors that a graph is written for."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,11 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Contract:
-    """bundle.yaml, field by field. void_class: index into `classes` of the one that means anomaly, if there is one."""
+    """bundle.yaml, field by field.
+
+    void_class: index into `classes` of the one that means anomaly, if there is one. target: what the graph is written
+    for; every engine runs either form.
+    """
 
     format_version: int
     name: str
@@ -87,6 +97,7 @@ class Contract:
     quality: Mapping[str, Any] = field(default_factory=dict)
     compression: Mapping[str, Any] = field(default_factory=dict)
     """What was done to the float bundle and what it cost (compression/drift.py); empty for a float bundle."""
+    target: str = TARGETS[0]
 
     @property
     def score_names(self) -> tuple[str, ...]:
@@ -100,9 +111,9 @@ class Contract:
 
     @property
     def program_sha256(self) -> str:
-        """Digest by which a bundle is known: the ONNX graph's, or the PyTorch program's where there is no graph.
+        """Digest that identifies a bundle: the ONNX graph's, or the PyTorch program's where there is no graph.
 
-        Recorded outputs have a contract with neither: "".
+        Empty for recorded outputs, whose contract has neither.
         """
         return next((self.files[name] for name in PROGRAM_FILES if name in self.files), "")
 
@@ -138,15 +149,13 @@ class Bundle:
         return score
 
     def threshold(self, score: str, target_fpr: float) -> Threshold | None:
-        """Return the threshold of `score` for the largest calibrated rate not above `target_fpr`.
+        """Return the threshold of `score` for the largest calibrated rate not above `target_fpr`, None without any.
 
-        Without a calibration, scores with a natural threshold (probabilities: 0.5) fall back to it, others have none.
         Raises ConfigError if every calibrated rate is above `target_fpr`.
         """
         table = self.contract.thresholds.get(score)
         if table is None:
-            value = SCORES[score].natural_threshold
-            return None if value is None else Threshold(value, f"default {value:g}, not calibrated", False)
+            return None
         found = table.at(target_fpr)
         if found is None:
             known = ", ".join(f"{rate:g}" for rate in sorted(table.by_target_fpr))
@@ -155,15 +164,15 @@ class Bundle:
 
 
 Finish = Callable[[Bundle], Contract]
-"""Given a whole bundle that is not in place yet, returns its final contract, with what was measured of it. What it
-raises keeps the bundle from being put in place."""
+"""Given a whole bundle that is not in place yet, returns its final contract, with what was measured of it. An
+error from it stops the bundle from being put in place."""
 
 
 def load_bundle(directory: str | Path) -> Bundle:
     """Read, validate and digest-check a bundle directory. Raises BundleError saying which file or key is wrong."""
     directory = Path(directory)
     contract = _read_contract(directory)
-    _check_digests(contract, directory)
+    check_digests(contract.files, directory, directory / CONTRACT_FILE)
     return Bundle(directory, contract)
 
 
@@ -176,21 +185,38 @@ def save_bundle(
     beside: Iterable[Path] = (),
     finish: Finish | None = None,
 ) -> Bundle:
-    """Write a bundle: copy the files, digest them, write the contract; beside first, then put in place in one step.
+    """Write a bundle beside its target: files, digests, contract. Then put it in place in one step.
 
     Args:
         contract: the digests in `contract.files` are replaced by those of the files.
         files: name in the bundle -> source.
         directory: where the bundle goes.
-        overwrite: replace bundle.yaml, and the files that it lists; everything else in the folder stays.
-        beside: files and folders that go along without being listed.
-        finish: what is measured of the bundle before it is in place.
+        overwrite: replace bundle.yaml and the files that it lists; everything else in the folder stays.
+        beside: files and folders to copy into the bundle without listing them in the contract.
+        finish: completes the contract before the bundle is in place.
 
     Raises:
-        BundleError: the place may not or cannot be written; nothing is changed then.
+        BundleError: the directory must not or cannot be written; nothing is changed then. Where the system refuses it
+            after all the work, the bundle is in the temporary folder, which the message names.
     """
     directory = Path(directory)
     check_target(directory, overwrite)
+    try:
+        return _save(contract, files, directory, tuple(beside), finish)
+    except BundleError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        try:
+            spare = Path(tempfile.mkdtemp(prefix="anomseg-")) / directory.name
+            _save(contract, files, spare, tuple(beside), finish)
+        except (BundleError, OSError):
+            raise error from error.__cause__
+        raise BundleError(f"{error}. The bundle is in {spare}") from error
+
+
+def _save(
+    contract: Contract, files: Mapping[str, Path], directory: Path, beside: Iterable[Path], finish: Finish | None
+) -> Bundle:
     place = directory.resolve()
     with _naming(directory):
         staging = staging_folder(place)
@@ -222,15 +248,15 @@ def change_bundle(
     """Write a bundle with a changed contract and, where given, other files; all its other files are kept.
 
     Args:
-        bundle: what was loaded, maybe long ago.
-        change: is given the contract as it is now, so that what others changed in the meantime is not lost.
-        output: where the changed copy goes (None: the bundle itself is changed, in one step).
-        files: name -> source of those to replace or add; they are listed in the contract.
+        bundle: the bundle as it was loaded.
+        change: maps the contract that is on disk now to the new one, so that changes by other processes are kept.
+        output: directory of the changed copy (None: the bundle itself is changed, in one step).
+        files: name -> source of the files to replace or add; they are listed in the contract.
         overwrite: replace a bundle at `output`.
-        finish: as save_bundle has it.
+        finish: as for save_bundle.
 
     Raises:
-        BundleError: as save_bundle does, or the bundle has other files by now. Nothing is changed then.
+        BundleError: as save_bundle does, or another process changed the bundle's files. Nothing is changed then.
     """
     new, contract = dict(files or {}), _read_contract(bundle.directory)
     if contract.files != bundle.contract.files:
@@ -249,15 +275,6 @@ def change_bundle(
     return save_bundle(contract, listed, directory, overwrite=overwrite, beside=beside, finish=finish)
 
 
-def sha256_of(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _read_contract(directory: Path) -> Contract:
     path = directory / CONTRACT_FILE
     if directory.is_file():
@@ -274,9 +291,9 @@ def _read_contract(directory: Path) -> Contract:
 
 
 def _parsed(text: str, path: Path) -> Contract:
-    """Return the contract that bundle.yaml's text says, its values checked."""
+    """Return the contract in bundle.yaml's text, its values checked."""
     try:
-        data = yaml.safe_load(text)
+        data = parse_yaml(text)
     except yaml.YAMLError as error:
         raise BundleError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     _check_format_version(data, path)
@@ -289,10 +306,11 @@ def _parsed(text: str, path: Path) -> Contract:
 
 
 def _write_contract(contract: Contract, directory: Path) -> Contract:
-    """Write bundle.yaml in one step, if it is right; return what it says."""
+    """Check the contract and write bundle.yaml in one step; return the contract as it reads back."""
     plain = to_plain(contract)
-    if not contract.compression:
-        del plain["compression"]  # float bundles stay readable to those who know no compression
+    for name in ("compression", "target"):  # versions without these keys can read bundles that do not need them
+        if getattr(contract, name) in ({}, TARGETS[0]):
+            del plain[name]
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
     path = directory / CONTRACT_FILE
     written = _parsed(text, path)
@@ -301,7 +319,7 @@ def _write_contract(contract: Contract, directory: Path) -> Contract:
 
 
 def _check_format_version(data: object, path: Path) -> None:
-    # Before the keys: a newer format may well have keys that this version does not know.
+    # Checked before the keys, since a newer format may have keys that this version does not know.
     version = data.get("format_version") if isinstance(data, Mapping) else None
     if not isinstance(version, int):
         raise BundleError(f"{path}: missing or bad format_version {version!r}; expected {FORMAT_VERSION}")
@@ -312,6 +330,7 @@ def _check_format_version(data: object, path: Path) -> None:
 
 def _check_values(contract: Contract, where: Path) -> None:
     _check_choice(where, "precision", contract.precision, PRECISIONS)
+    _check_choice(where, "target", contract.target, TARGETS)
     _check_choice(where, "channel_order", contract.input.channel_order, CHANNEL_ORDERS)
     _check_choice(where, "resize", contract.input.resize, RESIZE_RULES)
     if contract.input.height_px < 1 or contract.input.width_px < 1:
@@ -336,23 +355,8 @@ def _check_choice(where: Path, key: str, value: str, options: tuple[str, ...]) -
         raise BundleError(f"{where}: {key} {value!r} is not one of {', '.join(closest_first(value, options))}")
 
 
-def _check_digests(contract: Contract, directory: Path) -> None:
-    for name, expected in contract.files.items():
-        path = directory / name
-        if path.name != name or path.is_symlink():
-            raise BundleError(f"{directory / CONTRACT_FILE}: file {name!r} must be a plain file inside the bundle")
-        if not path.is_file():
-            raise BundleError(f"{path} is missing; copy the whole bundle again")
-        actual = sha256_of(path)
-        if actual != expected:
-            raise BundleError(
-                f"{path} does not match its digest (sha256 {actual[:12]}…, bundle.yaml says {expected[:12]}…): "
-                "it was changed or damaged; copy or export the bundle again"
-            )
-
-
 def check_target(directory: Path, overwrite: bool) -> None:
-    """Raise BundleError if `save_bundle` would: something is there that may not be replaced, or nobody may write."""
+    """Raise BundleError if `save_bundle` would: the directory must not be replaced, or its parent is not writable."""
     with _naming(directory):
         if directory.exists():
             if not overwrite:
@@ -369,7 +373,7 @@ def _refuse_inside(output: Path, bundle: Bundle) -> None:
 
 @contextmanager
 def _naming(directory: Path) -> Iterator[None]:
-    """Have what the system refuses said in one line that names the bundle."""
+    """Turn an OSError into one line that names the bundle."""
     try:
         yield
     except OSError as error:
@@ -378,18 +382,18 @@ def _naming(directory: Path) -> Iterator[None]:
 
 
 def _copied(source: Path, target: Path) -> str:
-    """Copy a file; return the digest of what was read."""
+    """Copy a file; return the source's digest."""
     shutil.copyfile(source, target)
     return sha256_of(source)
 
 
 def _unlisted(directory: Path, but: Path | None = None) -> list[Path]:
-    """Return what lies in a bundle's folder without being its own, but for the names that lie in `but`, too."""
+    """Return the paths in a bundle's folder that its contract does not list and whose names are not in `but`."""
     if not directory.is_dir():
         return []
     try:
         own = {CONTRACT_FILE, *_read_contract(directory).files}
-    except BundleError:  # damaged, or newer: what it lists is not known
+    except BundleError:  # damaged, or of a newer format
         own = {CONTRACT_FILE, *PROGRAM_FILES}
     taken = own | ({path.name for path in but.iterdir()} if but else set())
     return [path for path in directory.iterdir() if path.name not in taken]

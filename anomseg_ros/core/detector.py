@@ -39,6 +39,12 @@ class Backend(Protocol):
         ...
 
 
+def backend_facts(backend: Backend) -> dict[str, str]:
+    """Return what a backend says of itself for diagnostics, in words: its `facts()`, where it has that method."""
+    facts: dict[str, str] = getattr(backend, "facts", dict)()
+    return facts
+
+
 class Detector:
     """Labels and anomaly scores of camera frames."""
 

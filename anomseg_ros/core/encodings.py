@@ -49,7 +49,8 @@ class Encoding:
     bytes_per_pixel: of one row of the first plane.
     to_rgb: takes (rows, width_px * bytes_per_pixel) uint8, width_px and is_bigendian; returns (height_px, width_px, 3).
     even_width, even_height: chroma is subsampled along that axis.
-    rows_per_two: rows of `step` bytes per two image rows; 3 for 4:2:0, whose chroma plane follows, 2 for all others.
+    rows_per_two: rows of `step` bytes per two image rows; 2 where there is one plane, 3 and 6 where a chroma plane of
+    4:2:0 and 4:4:4 follows.
     """
 
     bytes_per_pixel: int
@@ -71,6 +72,7 @@ def rgb_from_fields(image: ImageFields) -> U8:
         data.
     """
     encoding = _known_encoding(image)
+    image = _with_step_of_a_plane(image, encoding)
     rows = _rows_of(image, encoding.bytes_per_pixel, encoding.rows_per_two)
     return encoding.to_rgb(rows, image.width_px, image.is_bigendian)
 
@@ -128,6 +130,15 @@ def _known_encoding(image: ImageFields) -> Encoding:
     return encoding
 
 
+def _with_step_of_a_plane(image: ImageFields, encoding: Encoding) -> ImageFields:
+    """Return an image whose `step` is that of its first plane. Image.msg has `step` times the height as the size of the
+    data, and some publishers of several planes keep to that."""
+    planes_bytes = image.width_px * encoding.bytes_per_pixel * encoding.rows_per_two // 2
+    if encoding.rows_per_two == 2 or image.step != planes_bytes or len(image.data) != image.step * image.height_px:  # type: ignore[arg-type]
+        return image
+    return image._replace(step=image.width_px * encoding.bytes_per_pixel)
+
+
 def _rows_of(image: ImageFields, bytes_per_pixel: int, rows_per_two: int = 2) -> U8:
     """Return the image's bytes as (rows, width_px * bytes_per_pixel) uint8, a view that leaves out the row padding."""
     row_bytes = image.width_px * bytes_per_pixel
@@ -172,10 +183,14 @@ def _by_color_code(code: int, channels: int) -> Callable[[U8, int, bool], U8]:
     return to_rgb
 
 
-def _mono16(rows: U8, width_px: int, big: bool) -> U8:
-    # The upper byte of each value is the value >> 8: no swap, no shift.
-    upper = np.ascontiguousarray(rows[:, (0 if big else 1) :: 2])
-    return _u8(cv2.cvtColor(upper, cv2.COLOR_GRAY2RGB))
+def _upper_bytes_as(encoding: Encoding) -> Callable[[U8, int, bool], U8]:
+    """16-bit channels: the upper byte of each value is the value >> 8, no swap, no shift."""
+
+    def to_rgb(rows: U8, width_px: int, big: bool) -> U8:
+        upper = np.ascontiguousarray(rows[:, (0 if big else 1) :: 2])
+        return encoding.to_rgb(upper, width_px, big)
+
+    return to_rgb
 
 
 def _bayer16(code: int) -> Callable[[U8, int, bool], U8]:
@@ -193,6 +208,15 @@ def _planar_420(code: int) -> Callable[[U8, int, bool], U8]:
     return to_rgb
 
 
+def _nv24(rows: U8, width_px: int, _big: bool) -> U8:
+    """4:4:4: full-size chroma, read by the conversion of 4:2:0 at twice the size, so that both have one arithmetic."""
+    height_px = len(rows) // 3
+    luma = np.repeat(np.repeat(rows[:height_px], 2, axis=0), 2, axis=1)
+    chroma = np.ascontiguousarray(rows[height_px:]).reshape(height_px, 2 * width_px)
+    doubled = cv2.cvtColor(np.concatenate([luma, chroma]), cv2.COLOR_YUV2RGB_NV12)
+    return np.ascontiguousarray(_u8(doubled)[::2, ::2])
+
+
 # OpenCV's older Bayer names read the pattern from the second row and column, so RGGB is BayerBG there; its newer names
 # (4.5.3 and later) agree with ROS's.
 _BAYER = {
@@ -205,23 +229,35 @@ _UYVY = Encoding(2, _by_color_code(cv2.COLOR_YUV2RGB_UYVY, 2), even_width=True)
 _YUYV = Encoding(2, _by_color_code(cv2.COLOR_YUV2RGB_YUY2, 2), even_width=True)
 _MONO8 = Encoding(1, _by_color_code(cv2.COLOR_GRAY2RGB, 1))
 _BGR8 = Encoding(3, _by_color_code(cv2.COLOR_BGR2RGB, 3))
+_BGRA8 = Encoding(4, _by_color_code(cv2.COLOR_BGRA2RGB, 4))
+_RGB8 = Encoding(3, _rgb8)
+_RGBA8 = Encoding(4, _by_color_code(cv2.COLOR_RGBA2RGB, 4))
 
 ENCODINGS: dict[str, Encoding] = {
-    "rgb8": Encoding(3, _rgb8),
+    "rgb8": _RGB8,
     "bgr8": _BGR8,
-    "rgba8": Encoding(4, _by_color_code(cv2.COLOR_RGBA2RGB, 4)),
-    "bgra8": Encoding(4, _by_color_code(cv2.COLOR_BGRA2RGB, 4)),
+    "rgba8": _RGBA8,
+    "bgra8": _BGRA8,
     "mono8": _MONO8,
-    "mono16": Encoding(2, _mono16),
+    "rgb16": Encoding(6, _upper_bytes_as(_RGB8)),
+    "bgr16": Encoding(6, _upper_bytes_as(_BGR8)),
+    "rgba16": Encoding(8, _upper_bytes_as(_RGBA8)),
+    "bgra16": Encoding(8, _upper_bytes_as(_BGRA8)),
+    "mono16": Encoding(2, _upper_bytes_as(_MONO8)),
     # OpenCV-style names carry no channel meaning; grey and OpenCV's own BGR order are what their publishers mean.
     "8UC1": _MONO8,
     "8UC3": _BGR8,
+    "8UC4": _BGRA8,
+    "16UC1": Encoding(2, _upper_bytes_as(_MONO8)),
+    "16UC3": Encoding(6, _upper_bytes_as(_BGR8)),
+    "16UC4": Encoding(8, _upper_bytes_as(_BGRA8)),
     "uyvy": _UYVY,
     "yuv422": _UYVY,
     "yuyv": _YUYV,
     "yuv422_yuy2": _YUYV,
     "nv12": Encoding(1, _planar_420(cv2.COLOR_YUV2RGB_NV12), even_width=True, even_height=True, rows_per_two=3),
     "nv21": Encoding(1, _planar_420(cv2.COLOR_YUV2RGB_NV21), even_width=True, even_height=True, rows_per_two=3),
+    "nv24": Encoding(1, _nv24, rows_per_two=6),
     **{f"bayer_{pattern}8": Encoding(1, _by_color_code(code, 1)) for pattern, code in _BAYER.items()},
     **{f"bayer_{pattern}16": Encoding(2, _bayer16(code)) for pattern, code in _BAYER.items()},
 }

@@ -14,8 +14,8 @@ UNLABELLED = 255
 """Train id of pixels that belong to no known class: ignored in training, `void` in a prediction."""
 
 KNOWN_UNCERTAIN = 252
-"""Label of pixels that show something known, of a class that the labels do not tell: no metric counts them, and
-training teaches only that they are not void."""
+"""Label of pixels that belong to a known class, but which one is not stated. Metrics leave them out; training teaches
+only that they are not void."""
 
 UNLABELLED_COLOR = (0, 0, 0)
 
@@ -71,8 +71,8 @@ CAMVID = _label_set(
     ("bicyclist", (0, 128, 192)),
 )
 
-# What a class of another label set may be among Cityscapes' 19, by their names. CamVid's are coarser: "sign symbol"
-# includes traffic lights, "car" every motor vehicle on four wheels, "bicyclist" the cycle and who rides it.
+# Class name of a label set -> the Cityscapes classes that it covers. CamVid's classes are coarser: "sign symbol"
+# includes traffic lights, "car" every motor vehicle on four wheels, "bicyclist" both the cycle and the rider.
 CITYSCAPES_CLASSES_OF: dict[str, dict[str, tuple[str, ...]]] = {
     "cityscapes": {info.name: (info.name,) for info in CITYSCAPES},
     "camvid": {
@@ -105,9 +105,9 @@ def label_set(name: str) -> tuple[ClassInfo, ...]:
 def class_map(known: Sequence[ClassInfo], wanted: Sequence[ClassInfo]) -> tuple[int, ...] | None:
     """Return 256 train ids of `wanted`, one for each label value of a prediction in the classes `known`.
 
-    Cityscapes' classes are mapped to those of a coarser label set: each to the first one that it may be, so a wall is a
-    building in CamVid. Values without a class become 255. Sets are recognised by the names and train ids of their
-    classes; None for any others.
+    Each Cityscapes class is mapped to the first class of a coarser label set that covers it, so a wall is a building in
+    CamVid. Values without a class become 255. Label sets are recognised by the names and train ids of their classes;
+    the result is None for any others.
     """
     ours, theirs = _train_ids(known), _train_ids(wanted)
     for name, choices in CITYSCAPES_CLASSES_OF.items():
@@ -125,9 +125,9 @@ def _train_ids(classes: Sequence[ClassInfo]) -> dict[str, int]:
 
 
 def cityscapes_choices(name: str) -> npt.NDArray[np.bool_]:
-    """Return bool (256, 19): for each train id of a label set, which of Cityscapes' classes it may be.
+    """Return bool (256, 19): for each train id of a label set, the Cityscapes classes that it covers.
 
-    KNOWN_UNCERTAIN may be any, other values without a class none of them. Raises ConfigError for a label set without
+    KNOWN_UNCERTAIN covers all of them, other values without a class none. Raises ConfigError for a label set without
     such a table.
     """
     if name not in CITYSCAPES_CLASSES_OF:
@@ -142,7 +142,7 @@ def cityscapes_choices(name: str) -> npt.NDArray[np.bool_]:
 
 
 def counted_labels(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return true labels for metrics, which count pixels of a stated class alone: 252 becomes 255."""
+    """Return ground-truth labels with 252 replaced by 255: metrics count only pixels whose class is stated."""
     uncertain = labels == KNOWN_UNCERTAIN
     return np.where(uncertain, np.uint8(UNLABELLED), labels) if uncertain.any() else labels
 

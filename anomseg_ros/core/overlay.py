@@ -1,4 +1,4 @@
-"""Pictures of a detector's outputs: what a person looks at instead of numbers."""
+"""Pictures of a detector's outputs for people to look at."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from anomseg_ros.core.labels import UNLABELLED, ClassInfo, palette
 from anomseg_ros.core.preprocess import resized_labels, resized_scores
-from anomseg_ros.core.scores import score_facts
 from anomseg_ros.core.types import LabelImage, Mask, RgbImage, ScoreMap
 
 ANOMALY_COLOR = (255, 40, 0)
@@ -44,24 +43,11 @@ def heat_map(scores: ScoreMap, low: float, high: float) -> RgbImage:
 def gray_scores(scores: ScoreMap, low: float, high: float) -> npt.NDArray[np.uint8]:
     """Return uint8 (H, W): `low` and below 0, `high` and above 255, linear between."""
     scale = 255.0 / max(high - low, 1e-12)
-    # convertScaleAbs would fold negative values over, so clip first, in float.
+    # cv2.convertScaleAbs takes the absolute value of negative numbers, so values are clipped in float first.
     scaled: npt.NDArray[np.uint8] = np.clip(scores * np.float32(scale) - np.float32(low * scale), 0, 255).astype(
         np.uint8
     )
     return scaled
-
-
-def score_range(name: str, num_classes: int) -> tuple[float, float]:
-    """Return the fixed range in which a score is drawn, so that colours mean the same in every frame.
-
-    num_classes: known ones. Probabilities are drawn from 0 to 1, entropy to ln C, scores without bounds in UNBOUNDED.
-    """
-    return score_facts(name).drawn_range(num_classes)
-
-
-def lowest_score(name: str) -> float:
-    """Return the lower end of `score_range`, which is also what ignored pixels are given."""
-    return score_facts(name).drawn_range(2)[0]
 
 
 def overlay(image: RgbImage, labels: LabelImage, mask: Mask | None, colors: npt.NDArray[np.uint8]) -> RgbImage:
@@ -80,7 +66,7 @@ def overlay(image: RgbImage, labels: LabelImage, mask: Mask | None, colors: npt.
 
 
 def _mark_anomalies(canvas: RgbImage, image: RgbImage, mask: Mask) -> RgbImage:
-    if not cv2.hasNonZero(mask):
+    if not cv2.countNonZero(mask):
         return canvas
     flat = np.empty_like(image)
     flat[:] = ANOMALY_COLOR
@@ -122,7 +108,7 @@ def _caption(tile: RgbImage, text: str) -> RgbImage:
     scale = max(tile.shape[1] / 1024, 0.4)
     (width, height), baseline = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
     margin = round(10 * scale)
-    # A dark band instead of an outline: from OpenCV 5 on, a thicker text is also a wider one.
+    # A dark band, not a thicker outline below the text: from OpenCV 5 on, thicker text is also wider.
     cv2.rectangle(tile, (0, 0), (width + 2 * margin, height + baseline + margin), (0, 0, 0), cv2.FILLED)
     origin = (margin, margin // 2 + height)
     cv2.putText(tile, text, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), 1, cv2.LINE_AA)

@@ -37,7 +37,7 @@ def tensor_from_frame(frame: RgbImage, spec: InputSpec) -> RgbImage:
 
 
 def resized_labels(labels: LabelImage, height_px: int, width_px: int) -> LabelImage:
-    """Return the label image at another size; nearest, since labels cannot be mixed."""
+    """Return the label image at another size, by nearest neighbour: labels cannot be averaged."""
     if labels.shape == (height_px, width_px):
         return labels
     return np.asarray(cv2.resize(labels, (width_px, height_px), interpolation=cv2.INTER_NEAREST), np.uint8)
@@ -48,3 +48,12 @@ def resized_scores(scores: ScoreMap, height_px: int, width_px: int) -> ScoreMap:
     if scores.shape == (height_px, width_px):
         return scores
     return np.asarray(cv2.resize(scores, (width_px, height_px), interpolation=cv2.INTER_LINEAR), np.float32)
+
+
+def noise_frames(height_px: int, width_px: int) -> list[RgbImage]:
+    """Return two uint8 (height_px, width_px, 3) frames for comparing programs: noise and smooth noise, always equal."""
+    generator = np.random.default_rng(0)
+    noise = generator.integers(0, 256, (height_px, width_px, 3), dtype=np.uint8)
+    blurred = np.asarray(cv2.GaussianBlur(noise.astype(np.float32), (0, 0), 8.0))
+    smooth = (blurred - blurred.min()) * (255.0 / np.ptp(blurred))
+    return [noise, smooth.astype(np.uint8)]

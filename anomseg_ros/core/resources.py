@@ -23,7 +23,7 @@ SYNTHETIC_BUNDLE = "enet-synthetic"
 
 
 def share_directories() -> list[Path]:
-    """Return the existing folders that may hold models/, config/ and launch/, the nearest to this code first."""
+    """Return the existing folders that may hold models/, config/ and launch/, the closest to this code first."""
     checkout = Path(__file__).resolve().parents[2]
     prefixes = [Path(prefix) for prefix in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if prefix]
     # A colcon or pip --target install keeps share/ a few levels above the modules.
@@ -33,8 +33,28 @@ def share_directories() -> list[Path]:
     return list(dict.fromkeys(folder for folder in candidates if folder.is_dir()))
 
 
+def shipped_yaml(folder: str) -> dict[str, Path]:
+    """Return name -> file of the YAML files that ship in a folder such as config/train."""
+    found: dict[str, Path] = {}
+    for share in share_directories():
+        for path in sorted((share / folder).glob("*.yaml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def find_yaml(name_or_path: str, folder: str, what: str) -> Path:
+    """Return the file given by path, or by the name of a `what` that ships in `folder`. Raises ConfigError."""
+    path, shipped = Path(name_or_path), shipped_yaml(folder)
+    if path.is_file():
+        return path
+    if name_or_path in shipped:
+        return shipped[name_or_path]
+    known = ", ".join(closest_first(name_or_path, shipped))
+    raise ConfigError(f"{name_or_path!r} is neither a file nor a shipped {what}; shipped: {known}")
+
+
 def share_file(relative: str) -> Path:
-    """Return a shipped file such as `config/detector.yaml`. Raises ConfigError saying where it was looked for."""
+    """Return a shipped file such as `config/detector.yaml`. Raises ConfigError that lists the folders searched."""
     for folder in share_directories():
         if (folder / relative).is_file():
             return folder / relative
@@ -47,7 +67,7 @@ def shipped_bundles() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in share_directories():
         for contract in sorted((folder / "models").glob(f"*/{CONTRACT_FILE}")):
-            if not contract.parent.name.startswith("."):  # of a save that was killed
+            if not contract.parent.name.startswith("."):  # left by a killed save
                 found.setdefault(contract.parent.name, contract.parent)
     return found
 
@@ -73,6 +93,6 @@ def find_bundle(name_or_path: str | Path) -> Path:
     if str(name_or_path) in shipped:
         return shipped[str(name_or_path)]
     if (left := cut_off(path)) is not None:
-        raise BundleError(f"{path} does not exist: a change was cut off; rename {left} to it, which is the old bundle")
+        raise BundleError(f"{path} does not exist: a change of it was killed; the old bundle is {left}: rename it back")
     known = ", ".join(closest_first(str(name_or_path), shipped)) or "none"
     raise BundleError(f"{str(name_or_path)!r} is neither a bundle directory nor a shipped bundle; shipped: {known}")

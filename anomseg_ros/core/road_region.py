@@ -1,15 +1,16 @@
-"""The road and what stands on it, found in the labels: the part of a frame in which anomalies are alarms.
+"""Region of interest from the labels: the road and the objects on it. Alarms are limited to this region.
 
 An obstacle interrupts the road's labels: it makes a hole, a notch in the outline, or a gap between two parts. The
-region bridges all three: it is the convex hull of every part, filled from the highest to the lowest row of each column.
-Then its upper edge is raised by what an object may show above the road behind it. On flat ground an object whose foot
-is n rows below the horizon, seen by a camera of height c, is n * height / c rows tall. The horizon is taken to be where
-the road ends; a road that ends lower than any horizon would be is blocked by something.
+region covers all three: it is the convex hull of every part, filled from the highest to the lowest row of each column.
+Its upper edge is then raised by the height of an object that stands there. On flat ground an object whose foot is n
+rows below the horizon, seen by a camera of height c, is n * height / c rows tall. The horizon is taken to be where the
+road ends. A road that ends below LOWEST_HORIZON is taken to be blocked by an object.
 
 The constants were chosen on CamVid's validation frames and eight frames of Cityscapes with objects pasted onto the
-road, with true labels and with those of erfnet-camvid. All objects that made an alarm went on to do so; each had at
-least a tenth of its pixels in the region, and 95 to 99 % of them on average; half of the other pixels above the
-threshold were outside. Closing the labels in place of the hulls lost a tenth to a third of the objects' pixels.
+road, with ground-truth labels and with those of erfnet-camvid. Every object that caused an alarm without the region
+also did with it. Each object had at least a tenth of its pixels in the region, and 95 to 99 % on average. Half of the
+other pixels above the threshold were outside. Closing the labels instead lost a tenth to a third of the objects'
+pixels.
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ SURFACES: dict[str, tuple[tuple[str, ...], ...]] = {"road": (_ROAD,), "road_and_
 """Region -> its surfaces, each with the names that label sets have for it."""
 
 GRID_WIDTH_PX = 256
-"""Labels are taken to this width before anything else; distances in pixels below are of this grid."""
+"""Labels are first resized to this width; distances in pixels below refer to this grid."""
 
 MIN_ROAD_SHARE = 0.01
-"""Less of the frame in one piece than this is a mistake of the network and no road."""
+"""A road whose largest part covers less of the frame than this is taken for a mistake of the network."""
 
 MIN_PART_SHARE = 0.02
-"""A part of the road that is smaller, compared with the largest, is a mistake as well."""
+"""A part of the road that is smaller than this share of the largest part is taken for a mistake as well."""
 
 OBJECT_HEIGHT = 0.7
-"""Height, in units of the camera's, up to which an object at the region's upper edge is wholly inside."""
+"""Largest height, in units of the camera's height, of an object that the region covers whole at its upper edge."""
 
 LOWEST_HORIZON = 0.6
 """Share of the frame's height."""
@@ -56,13 +57,13 @@ _Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class RoadRegion:
-    """A region of SURFACES for one set of classes. train_ids: of the surfaces' classes."""
+    """A region of SURFACES for one set of classes. train_ids: train ids of the surfaces' classes."""
 
     name: str
     train_ids: tuple[int, ...]
 
     def find(self, labels: LabelImage) -> Mask | None:
-        """Return uint8 (H, W), 255 on the road and what stands on it; None where the labels (H, W) show no road."""
+        """Return uint8 (H, W), 255 on the road and the objects on it; None where the labels (H, W) show no road."""
         height, width = labels.shape
         road = self._on_grid(labels)
         region = _hulls(road)
@@ -101,7 +102,7 @@ def road_region(name: str, contract: Contract) -> RoadRegion | None:
 
 
 def limited_scores(scores: ScoreMap, region: Mask | None, outside: float) -> ScoreMap:
-    """Return float32 (H, W) scores that are `outside` where the region is not.
+    """Return float32 (H, W) scores with the value `outside` everywhere outside the region.
 
     region: uint8 of any size, non-zero inside; None leaves the scores as they are.
     """
@@ -113,7 +114,7 @@ def limited_scores(scores: ScoreMap, region: Mask | None, outside: float) -> Sco
 
 
 def _hulls(road: _Bytes) -> _Bytes | None:
-    """Return the convex hulls of the road's parts, drawn together; None without a part that is large enough."""
+    """Return the union of the convex hulls of the road's parts; None if no part is large enough."""
     _, ids, stats, _ = cv2.connectedComponentsWithStats(road, connectivity=8)
     areas = stats[1:, cv2.CC_STAT_AREA]
     if not areas.size or areas.max() < MIN_ROAD_SHARE * road.size:

@@ -1,7 +1,7 @@
-"""Plain data (parsed YAML) into frozen dataclasses and back, strictly: an unknown key is an error naming the closest.
+"""Strict conversion of plain data (parsed YAML) to frozen dataclasses and back. An unknown key is an error.
 
-Why not a validation library: the ones in ROS distributions and on PyPI differ by a major version, and this package
-must install from either.
+A validation library is not used because the versions in ROS distributions and on PyPI differ by a major version, and
+this package must install from either.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from anomseg_ros.errors import ConfigError, closest_first
 
 T = TypeVar("T")
 
+SHOWN_CHARACTERS = 200
+
 
 def from_plain(cls: type[T], data: object, where: str) -> T:
     """Return an instance of the dataclass `cls` filled from a mapping.
@@ -24,7 +26,7 @@ def from_plain(cls: type[T], data: object, where: str) -> T:
     checked. Raises ConfigError for unknown or missing keys and values of another type.
     """
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{where}: expected a mapping with the keys of {cls.__name__}, got {data!r}")
+        raise ConfigError(f"{where}: expected a mapping with the keys of {cls.__name__}, got {shown(data)}")
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls)) if field.init}
     _refuse_unknown_keys(data, fields, where)
@@ -48,11 +50,18 @@ def to_plain(value: Any, *, keep_none: bool = False) -> Any:
     return value
 
 
+def shown(value: object) -> str:
+    """Return a value as an error shows it: its beginning, if it is long."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}… ({len(text)} characters)"
+
+
 def _refuse_unknown_keys(data: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
     for key in data:
         if key not in known:
             options = closest_first(str(key), known)
-            raise ConfigError(f"{where}: unknown key {key!r}; did you mean {options[0]!r}? Known: {', '.join(options)}")
+            known_keys = ", ".join(options)
+            raise ConfigError(f"{where}: unknown key {shown(key)}; did you mean {options[0]!r}? Known: {known_keys}")
 
 
 def _refuse_missing_keys(data: Mapping[str, Any], fields: Mapping[str, dataclasses.Field[Any]], where: str) -> None:
@@ -84,7 +93,7 @@ def _convert_union(hint: Any, value: Any, where: str) -> Any:
         return None
     options = [option for option in typing.get_args(hint) if option is not type(None)]
     lists = [option for option in options if typing.get_origin(option) is tuple]
-    # Of a list and one other kind, such as `str | tuple[X, ...]`, the value's own kind decides.
+    # In a union of a list and another type, such as `str | tuple[X, ...]`, the value's type decides.
     fitting = lists if isinstance(value, (list, tuple)) else [option for option in options if option not in lists]
     (inner,) = fitting or options
     return _convert(inner, value, where)
@@ -92,21 +101,21 @@ def _convert_union(hint: Any, value: Any, where: str) -> Any:
 
 def _convert_tuple(hint: Any, value: Any, where: str) -> tuple[Any, ...]:
     if not isinstance(value, (list, tuple)):
-        raise ConfigError(f"{where}: expected a list, got {value!r}")
+        raise ConfigError(f"{where}: expected a list, got {shown(value)}")
     args = typing.get_args(hint)
     if args[-1] is Ellipsis:
         args = (args[0],) * len(value)
     if len(value) != len(args):
-        raise ConfigError(f"{where}: expected {len(args)} values, got {value!r}")
+        raise ConfigError(f"{where}: expected {len(args)} values, got {shown(value)}")
     return tuple(_convert(arg, item, f"{where}[{i}]") for i, (arg, item) in enumerate(zip(args, value, strict=True)))
 
 
 def _convert_mapping(hint: Any, value: Any, where: str) -> dict[Any, Any]:
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{where}: expected a mapping, got {value!r}")
+        raise ConfigError(f"{where}: expected a mapping, got {shown(value)}")
     key_hint, item_hint = typing.get_args(hint)
     return {
-        _convert(key_hint, key, f"{where}: key {key!r}"): _convert(item_hint, item, f"{where}: {key}")
+        _convert(key_hint, key, f"{where}: key {shown(key)}"): _convert(item_hint, item, f"{where}: {key}")
         for key, item in value.items()
     }
 
@@ -115,8 +124,11 @@ def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
     if hint is Any:
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    # bool is an int to isinstance, but never what an integer field means.
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ConfigError(f"{where}: expected float, got {shown(value)}: {error}") from None
+    # isinstance takes a bool for an int; an integer field must not.
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ConfigError(f"{where}: expected {hint.__name__}, got {value!r}")
+        raise ConfigError(f"{where}: expected {hint.__name__}, got {shown(value)}")
     return value

@@ -1,6 +1,6 @@
-"""Files and folders that are whole or not there: written beside, then put in place in one step.
+"""Atomic replacement of files and folders: new content is written beside its target, then put in place in one step.
 
-A process that is killed leaves what it wrote beside, under a name that tells whose it was; the next one removes it.
+A killed process leaves its temporary file, whose name holds machine and process id. The next process removes it.
 """
 
 from __future__ import annotations
@@ -18,25 +18,34 @@ from pathlib import Path
 from anomseg_ros.errors import BundleError
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-"""Of linux/fcntl.h and linux/fs.h, for renameat2(2)."""
+"""Constants of linux/fcntl.h and linux/fs.h for renameat2(2)."""
 _CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
-"""What kernels and file systems answer that know no exchange, NFS for one."""
+"""Error codes of kernels and file systems that cannot exchange two names, such as NFS."""
 _REPLACED = ".replaced"
+NAME_MAX_BYTES = 255
+"""NAME_MAX of every common file system of Linux."""
 
 
 def part_ending() -> str:
-    """Return the end of the names that this process writes under: machine and process."""
+    """Return the suffix of this process's temporary files, which holds machine and process id."""
     return f".{socket.gethostname()}.{os.getpid()}.part"
 
 
+def part_beside(path: Path) -> Path:
+    """Return the name that this process writes under what is to be called `path`; never too long where that is not."""
+    ending = part_ending()
+    start = os.fsencode(path.name)[: NAME_MAX_BYTES - len(os.fsencode(ending)) - 1]
+    return path.with_name(f".{os.fsdecode(start)}{ending}")
+
+
 def remove_leftovers(folder: Path, prefix: str) -> None:
-    """Remove what processes of this machine that are gone left in a folder: `prefix` and the end of part_ending."""
+    """Remove from a folder the temporary files, named `prefix` + part_ending, of dead processes of this machine."""
     for path in folder.glob(f"{glob.escape(prefix)}*.{socket.gethostname()}.*.part"):
         try:
             os.kill(int(path.name.split(".")[-2]), 0)
         except ProcessLookupError:
             remove(path)
-        except (PermissionError, ValueError):  # alive, but another user's; not our name
+        except (PermissionError, ValueError):  # another user's live process; a name of another form
             continue
 
 
@@ -49,11 +58,16 @@ def remove(path: Path) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Give a file new text in one step. Raises OSError, and leaves the old text, where that fails."""
+    """Give a file new text, see replace_bytes."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Give a file new content in one step. Raises OSError, and leaves the old content, where that fails."""
     remove_leftovers(path.parent, f".{path.name}")
-    beside = path.with_name(f".{path.name}{part_ending()}")
+    beside = part_beside(path)
     try:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_bytes(content)
         if path.exists():
             shutil.copymode(path, beside)
         os.replace(beside, path)
@@ -62,7 +76,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def staging_folder(target: Path) -> Path:
-    """Make an empty folder beside `target`, in which what is to take its place is written; the caller removes it."""
+    """Make an empty folder beside `target` for its replacement; the caller removes it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(target.parent, f".{target.name}.")
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=part_ending(), dir=target.parent))
@@ -71,11 +85,11 @@ def staging_folder(target: Path) -> Path:
 
 
 def put_in_place(staging: Path, target: Path) -> None:
-    """Give the folder `staging` the name `target`; a folder that had it is called `staging` afterwards.
+    """Rename the folder `staging` to `target`; an existing `target` is renamed to `staging`.
 
-    That is one step wherever the file system can exchange two names. Where it cannot, there are two, and a process
-    that is killed between them leaves the old folder beside, see cut_off. Raises OSError, and leaves everything as it
-    was, where neither is possible.
+    This is one step where the file system can exchange two names, and two steps elsewhere. A process that is killed
+    between the two leaves the old folder under a temporary name, see cut_off. Raises OSError and changes nothing where
+    neither way works.
     """
     if not target.exists():
         staging.rename(target)
@@ -91,7 +105,7 @@ def put_in_place(staging: Path, target: Path) -> None:
 
 
 def cut_off(target: Path) -> Path | None:
-    """Return the old folder that a process left which was killed between the two steps of put_in_place."""
+    """Return the old folder of a process that was killed between the two steps of put_in_place."""
     return next(iter(target.parent.glob(f".{glob.escape(target.name)}.*{_REPLACED}")), None)
 
 
@@ -109,10 +123,10 @@ def _exchanged(one: Path, other: Path) -> bool:
 
 
 def carry(paths: Iterable[Path], folder: Path, *, link: bool) -> None:
-    """Put files and folders into another folder under their own names; symbolic links stay links.
+    """Copy files and folders into another folder under their own names; symbolic links stay links.
 
-    link: as further names of the same files where the file system allows it, which takes no time and no room. Only for
-    what is to take the old names' place: a change of one changes both.
+    link: make hard links where the file system allows it, which takes no time or space. Use it only where the old
+    names go away, since a change of one file changes both.
     """
     for path in paths:
         if path.is_dir() and not path.is_symlink():

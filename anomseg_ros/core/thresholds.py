@@ -1,4 +1,4 @@
-"""Thresholds of a score by false-positive rate, and what each was calibrated on."""
+"""Thresholds of a score by false-positive rate, and the data that each was calibrated on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Threshold:
-    """A threshold and how it came about, in words for logs and diagnostics."""
+    """A threshold and its source, in words for logs and diagnostics."""
 
     value: float
     source: str
@@ -47,6 +47,6 @@ class ThresholdTable:
 
     @property
     def falls(self) -> bool:
-        """Whether a larger rate has a lower threshold or the same: on one set it has, on several it need not."""
+        """Whether thresholds never rise with the rate; rates calibrated on different sets may break this."""
         values = [self.by_target_fpr[rate] for rate in sorted(self.by_target_fpr)]
         return values == sorted(values, reverse=True)

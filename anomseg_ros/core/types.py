@@ -1,4 +1,4 @@
-"""Arrays that pass between the parts, with their meaning."""
+"""Types of the arrays that modules exchange, with their meaning."""
 
 from __future__ import annotations
 
@@ -23,14 +23,30 @@ Mask = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a detector says of one frame.
+    """A detector's outputs for one frame.
 
     labels: LabelImage, or None when it was not asked for. scores: score name -> ScoreMap, those that were asked for.
     network_ms: wall time of the graph alone, milliseconds. region: uint8 (H, W), 255 on the road and what stands on it;
-    None when it was not asked for, or no road was found. The scores are those of the whole frame all the same.
+    None when it was not asked for, or no road was found. The scores always cover the whole frame.
     """
 
     labels: LabelImage | None
     scores: Mapping[str, ScoreMap] = field(default_factory=dict)
     network_ms: float = 0.0
     region: Mask | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Size and arithmetic of a graph.
+
+    parameters: values of weights, biases, normalisations and slopes; nonzero_parameters: those that are not 0.
+
+    multiply_adds: of one frame; effective_multiply_adds: without those by a weight of 0, as papers count unstructured
+    pruning. Dense kernels still compute them.
+    """
+
+    parameters: int
+    nonzero_parameters: int
+    multiply_adds: int
+    effective_multiply_adds: int

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from anomseg_ros.errors import DatasetError, unknown_name
 
 if TYPE_CHECKING:
-    from anomseg_ros.datasets.base import Dataset, DatasetType
+    from anomseg_ros.datasets.dataset import Dataset, DatasetType
 
 DATASETS: dict[str, str] = {
     "cityscapes": "anomseg_ros.datasets.cityscapes:Cityscapes",
@@ -22,9 +22,9 @@ DATASETS: dict[str, str] = {
     "road_anomaly": "anomseg_ros.datasets.road_anomaly:RoadAnomaly",
     "ade_ood": "anomseg_ros.datasets.ade_ood:AdeOod",
     "street_hazards": "anomseg_ros.datasets.street_hazards:StreetHazards",
-    "cut_paste": "anomseg_ros.datasets.cut_paste_dataset:CutPaste",
+    "cut_paste": "anomseg_ros.datasets.cut_paste:CutPaste",
     "pseudo_label": "anomseg_ros.datasets.pseudo_label_dataset:PseudoLabel",
-    "synthetic": "anomseg_ros.datasets.synthetic_dataset:Synthetic",
+    "synthetic": "anomseg_ros.datasets.synthetic:Synthetic",
 }
 
 

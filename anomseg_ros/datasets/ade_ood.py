@@ -1,4 +1,4 @@
-"""ADE-OoD: 111 scenes with objects foreign to ADE20k (Galesso et al., ECCV 2024), not only of roads."""
+"""ADE-OoD: 111 scenes, not only of roads, with objects that ADE20k lacks (Galesso et al., ECCV 2024)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from anomseg_ros.datasets.base import FLAT_CODES, FileDataset, Found, files_in, pair, with_suffix_removed
+from anomseg_ros.datasets.dataset import FLAT_CODES, FileDataset, Found, pair_folders
 
 
 class AdeOod(FileDataset):
@@ -20,10 +20,4 @@ class AdeOod(FileDataset):
 
     def find_official(self, root: Path) -> Found | None:
         """Return images/* with annotations/*_mask.png: 0 known, 1 anomaly, 255 void (evaluation/evaluator.py)."""
-        images, labels = root / "images", root / "annotations"
-        if not images.is_dir() or not labels.is_dir():
-            return None
-        samples, problems = pair(
-            ((path.stem, path) for path in files_in(images)), with_suffix_removed(files_in(labels), "_mask.png")
-        )
-        return Found("official", samples, FLAT_CODES, problems)
+        return pair_folders(root / "images", root / "annotations", FLAT_CODES, label_suffix="_mask.png")

@@ -1,4 +1,4 @@
-"""A bundle as a teacher of pseudo-labels: its label gets one minus its msp score, where it has that score, else 1."""
+"""A bundle as a teacher of pseudo-labels. Labels are weighted by the confidence score if the bundle has it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 from anomseg_ros.core.detector import Detector
 from anomseg_ros.core.labels import CITYSCAPES
 from anomseg_ros.core.preprocess import resized_labels, resized_scores
-from anomseg_ros.core.scores import CONFIDENCE_SCORE
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.datasets.pseudo_label import CLASSES, Probabilities, TeacherInfo
 from anomseg_ros.errors import ConfigError
+from anomseg_ros.scores import confidence_score
 
 
 class BundleTeacher:
-    """A bundle of Cityscapes' classes. Its graph has one size: scales make no further views."""
+    """A bundle with Cityscapes' classes. Its graph has one size, so scales give no further views."""
 
     def __init__(self, detector: Detector) -> None:
-        """Check the classes. Raises ConfigError where they are others."""
+        """Check the classes. Raises ConfigError if they are not Cityscapes'."""
         contract = detector.bundle.contract
         known = {(info.train_id, info.name) for info in CITYSCAPES}
         if not known <= {(info.train_id, info.name) for info in contract.classes}:
@@ -29,7 +29,7 @@ class BundleTeacher:
                 "their train ids"
             )
         self._detector = detector
-        self._scores = (CONFIDENCE_SCORE,) if CONFIDENCE_SCORE in contract.score_names else ()
+        self._scores = tuple(name for name in contract.score_names if name == confidence_score())
         self.info = TeacherInfo(contract.name, contract.program_sha256, detector.backend.actual)
 
     def look(
@@ -45,7 +45,7 @@ class BundleTeacher:
         assert outputs.labels is not None
         labels = resized_labels(outputs.labels, *size_px)
         weight = np.ones(size_px, np.float32)
-        if self._scores:
-            weight -= resized_scores(outputs.scores[CONFIDENCE_SCORE], *size_px)
+        for name in self._scores:
+            weight -= resized_scores(outputs.scores[name], *size_px)
         one_hot = labels[np.newaxis] == np.arange(CLASSES, dtype=np.uint8)[:, np.newaxis, np.newaxis]
         return np.asarray(one_hot * weight, np.float32)

@@ -1,7 +1,7 @@
-"""What cameras and their encoders do to an image: colour response, sharpening, chromatic aberration, motion, JPEG.
+"""Effects of cameras and encoders: colour response, sharpening, chromatic aberration, motion blur, JPEG.
 
-Every effect takes an RGB image uint8 (H, W, 3) and the generator that its strength is drawn from, and returns a new
-image of the same shape.
+Every effect takes an RGB image uint8 (H, W, 3) and a random generator for its strength. It returns a new image of the
+same shape.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ import cv2
 import numpy as np
 
 from anomseg_ros.core.types import RgbImage
-from anomseg_ros.datasets.synthetic_textures import Rng
+from anomseg_ros.scenes.textures import Rng
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def change_response(image: RgbImage, rng: Rng) -> RgbImage:
-    """Give every channel its own curve (gamma, contrast, white balance, black level), and change the saturation."""
+    """Change gamma, contrast, white balance and black level per channel, and the saturation."""
     level = np.arange(256)[:, None] / 255.0
     warmth, green = rng.uniform(-0.2, 0.2), rng.uniform(-0.06, 0.06)
     balance = np.array([1.0 + warmth, 1.0 + green, 1.0 - warmth])
     gamma = np.exp(rng.uniform(-0.45, 0.45)) * (1.0 + rng.uniform(-0.08, 0.08, 3))
     contrast = rng.uniform(-0.35, 0.6) + rng.uniform(-0.08, 0.08, 3)
     curve = np.clip(level * balance, 0, 1) ** gamma
-    # Above 0 an S-curve; below 0 its opposite, which flattens the middle.
+    # Above 0 an S-curve; below 0 the opposite, which flattens the middle.
     curve = curve + contrast * (3 * curve**2 - 2 * curve**3 - curve)
     black = rng.uniform(-0.06, 0.1)
     table = np.rint(255.0 * np.clip(black + (1 - black) * curve, 0, 1)).astype(np.uint8)
@@ -34,14 +34,14 @@ def change_response(image: RgbImage, rng: Rng) -> RgbImage:
 
 
 def sharpen(image: RgbImage, rng: Rng) -> RgbImage:
-    """Sharpen as cheap cameras do, with halos along edges."""
+    """Sharpen like a cheap camera, with halos along edges."""
     amount = rng.uniform(0.4, 2.0)
     blurred = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.7, 2.2))
     return np.asarray(cv2.addWeighted(image, 1.0 + amount, blurred, -amount, 0.0), np.uint8)
 
 
 def shift_colours(image: RgbImage, rng: Rng) -> RgbImage:
-    """Scale red and blue about the middle against green, and shift them: fringes that grow towards the corners."""
+    """Scale red and blue about the middle and shift them, which gives fringes that grow towards the corners."""
     height, width = image.shape[:2]
     channels = list(cv2.split(image))
     for channel in (0, 2):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from anomseg_ros.core.labels import CAMVID, UNLABELLED
-from anomseg_ros.datasets.base import FileDataset, Found, LabelCodes, files_in, pair
+from anomseg_ros.datasets.dataset import FileDataset, Found, LabelCodes, pair_folders
 
 CODES = LabelCodes(
     "CamVid classes 0 to 10, 11 unlabelled",
@@ -32,10 +32,4 @@ class CamVid(FileDataset):
 
     def find_official(self, root: Path) -> Found | None:
         """Return SPLIT/* with SPLITannot/*.png."""
-        images, labels = root / self.split, root / f"{self.split}annot"
-        if not images.is_dir() or not labels.is_dir():
-            return None
-        samples, problems = pair(
-            ((path.stem, path) for path in files_in(images)), ((path.stem, path) for path in files_in(labels, "*.png"))
-        )
-        return Found("official", samples, CODES, problems)
+        return pair_folders(root / self.split, root / f"{self.split}annot", CODES, label_suffix=".png")

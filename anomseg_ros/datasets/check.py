@@ -1,25 +1,26 @@
-"""Read every frame of a dataset once and say what is wrong with it, before any long work starts."""
+"""Check a dataset before long work starts: read every frame once and report what is wrong."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from anomseg_ros.datasets.base import ANOMALY, KNOWN, VOID, Dataset
-from anomseg_ros.datasets.problems import REMEDIES, FrameProblem
+from anomseg_ros.core.problems import REMEDIES, FrameProblem
+from anomseg_ros.core.progress import Progress, no_progress
+from anomseg_ros.datasets.dataset import ANOMALY, KNOWN, VOID, Dataset
 from anomseg_ros.errors import DatasetError
 
-NAMED = 5
-"""How many files of a kind a report names."""
+MAX_FILES_LISTED = 5
+"""A report lists at most this many files per kind of problem; it counts the others."""
 
 
 @dataclass(frozen=True)
 class FrameFinding:
-    """What reading one frame showed. problem: why it cannot be used, or None. Pixel counts are of the ground truth."""
+    """Result of reading one frame. problem: why it cannot be used, or None. Pixel counts are of the ground truth."""
 
     id: str
     problem: FrameProblem | None = None
@@ -30,11 +31,11 @@ class FrameFinding:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a check found.
+    """Result of checking a dataset.
 
-    frames: frames with an image and labels; readable: those without a problem; published: how many the dataset has,
-    None where nothing is published. anomaly_frames: readable frames with an anomaly pixel, None where the dataset has
-    no anomaly masks. warnings: what is usable but may surprise.
+    frames: frames with an image and labels; readable: frames without a problem; published: number of frames in the
+    published dataset, None if unknown. anomaly_frames: readable frames with an anomaly pixel, None if the dataset has
+    no anomaly masks. warnings: properties that do not prevent use but may surprise.
     """
 
     name: str
@@ -50,15 +51,15 @@ class CheckReport:
 
     @property
     def complete(self) -> bool:
-        """Whether there are as many frames as published; True where nothing is published."""
+        """Whether there are as many frames as published; True if that number is unknown."""
         return self.published is None or self.frames == self.published
 
     def ok(self, allow_partial: bool = False) -> bool:
-        """Whether the dataset can be used: nothing wrong, and complete unless a part is allowed."""
+        """Return whether the dataset can be used: no problems, and complete unless allow_partial."""
         return not self.problems and self.frames > 0 and (self.complete or allow_partial)
 
     def require(self, allow_partial: bool = False) -> None:
-        """Raise DatasetError with everything that is wrong, on one line, unless ok()."""
+        """Raise DatasetError with all errors on one line, unless ok()."""
         if not self.ok(allow_partial):
             raise DatasetError(f"{self.title}: {'; '.join(self.errors(allow_partial))}")
 
@@ -68,40 +69,40 @@ class CheckReport:
         return f"{self.name}{f' {self.split}' if self.split else ''} in {self.path!r}"
 
     def errors(self, allow_partial: bool = False) -> list[str]:
-        """Return one sentence per kind of problem: how many, the first few files, what to do."""
-        found = [_of_kind(kind, self.problems) for kind in REMEDIES if any(p.kind == kind for p in self.problems)]
+        """Return one sentence per kind of problem: number of files, the first few of them, remedy."""
+        kinds = [kind for kind in REMEDIES if any(problem.kind == kind for problem in self.problems)]
+        errors = [_error_text(kind, self.problems) for kind in kinds]
         if self.frames == 0 or not (self.complete or allow_partial):
-            found.insert(0, f"{self.frames} frames found, {self.published} published: {_incomplete(self)}")
-        return found
+            errors.insert(0, f"{self.frames} frames found, {self.published} published: {_count_hint(self)}")
+        return errors
 
     def lines(self, allow_partial: bool = False) -> list[str]:
-        """Return the report as lines of text: a summary, errors, warnings."""
+        """Return the report as lines of text: summary, errors, warnings."""
         published = "" if self.published is None else f" of {self.published} published"
         anomalies = "" if self.anomaly_frames is None else f", {self.anomaly_frames} with anomalies"
         verdict = "ok" if self.ok(allow_partial) else "NOT USABLE"
         summary = (
             f"{self.title}, {self.layout} layout: {self.frames} frames{published}, {self.readable} readable{anomalies}"
         )
-        noted = [f"  error: {text}" for text in self.errors(allow_partial)]
-        return [f"{summary}: {verdict}", *noted, *(f"  warning: {text}" for text in self.warnings)]
+        errors = [f"  error: {text}" for text in self.errors(allow_partial)]
+        return [f"{summary}: {verdict}", *errors, *(f"  warning: {text}" for text in self.warnings)]
 
 
-def check(dataset: Dataset, threads: int = 2, progress: Callable[[int, int], None] | None = None) -> CheckReport:
-    """Read every frame and return what was found; never raises for what is wrong with the files.
+def check(dataset: Dataset, threads: int = 2, progress: Progress = no_progress) -> CheckReport:
+    """Read every frame and report the problems; a problem with a file is reported, not raised.
 
-    threads: frames read at a time (decoding releases the interpreter lock). progress: called with (done, total) in the
-    calling thread after each frame.
+    threads: frames read at a time (decoding releases the interpreter lock). progress is called in the calling thread
+    after each frame.
     """
     findings: list[FrameFinding] = []
     for finding in _findings(dataset, threads):
         findings.append(finding)
-        if progress is not None:
-            progress(len(findings), len(dataset))
+        progress(f"checking {dataset.name}", len(findings), len(dataset))
     return summarise(dataset, findings)
 
 
 def check_frame(dataset: Dataset, index: int) -> FrameFinding:
-    """Read one frame; independent of all others, so that a check can be spread over threads or processes."""
+    """Read one frame. Calls are independent, so a check can run in several threads or processes."""
     try:
         frame = dataset.load(index)
     except FrameProblem as problem:
@@ -115,7 +116,7 @@ def check_frame(dataset: Dataset, index: int) -> FrameFinding:
 
 
 def summarise(dataset: Dataset, findings: Sequence[FrameFinding]) -> CheckReport:
-    """Turn the findings of all frames into a report."""
+    """Return the report on the findings of all frames."""
     readable = [finding for finding in findings if finding.problem is None]
     problems = (*dataset.problems, *(finding.problem for finding in findings if finding.problem is not None))
     return CheckReport(
@@ -146,35 +147,36 @@ def _findings(dataset: Dataset, threads: int) -> Iterator[FrameFinding]:
 def _warnings(readable: Sequence[FrameFinding], has_anomalies: bool) -> Iterator[str]:
     blank = [finding.id for finding in readable if finding.known_px + finding.anomaly_px == 0]
     if blank:
-        yield f"{len(blank)} of {len(readable)} frames hold only void pixels and count for nothing: {_first(blank)}"
+        yield f"{len(blank)} of {len(readable)} frames hold only void pixels and are not counted: {_listed(blank)}"
     if not has_anomalies:
         return
     without = [finding.id for finding in readable if finding.anomaly_px == 0]
     if readable and len(without) == len(readable):
         yield (
-            f"no frame holds an anomaly pixel (value {ANOMALY}), all else is known (value {KNOWN}) or void: AuPRC and "
-            "FPR95 cannot be measured. Labels of a hidden test set are published like this"
+            f"no frame holds an anomaly pixel (value {ANOMALY}), all pixels are known (value {KNOWN}) or void: AuPRC "
+            "and FPR95 cannot be measured. The labels of hidden test sets are published in this form"
         )
     elif without:
         yield (
-            f"{len(without)} of {len(readable)} frames hold no anomaly: {_first(without)}; the protocol `seeds` leaves "
-            "them out, others count their pixels as known"
+            f"{len(without)} of {len(readable)} frames hold no anomaly: {_listed(without)}; the protocol `seeds` "
+            "leaves them out, the other protocols count their pixels as known"
         )
 
 
-def _incomplete(report: CheckReport) -> str:
+def _count_hint(report: CheckReport) -> str:
     if report.frames == 0:
         return "no image has labels"
     if report.published is not None and report.frames > report.published:
-        return "are frames of another split, or generated ones, among them?"
-    return "unpack the archives again, or allow a part of the dataset; its figures do not compare with published ones"
+        return "look for frames of another split or generated frames among them"
+    return "unpack the archives again, or allow a partial dataset, whose figures are not comparable with published ones"
 
 
-def _of_kind(kind: str, problems: Sequence[FrameProblem]) -> str:
+def _error_text(kind: str, problems: Sequence[FrameProblem]) -> str:
     matching = [problem for problem in problems if problem.kind == kind]
     files = [f"{problem.file}{f' ({problem.detail})' if problem.detail else ''}" for problem in matching]
-    return f"{len(matching)} × {kind}: {_first(files)}; {REMEDIES[kind]}"
+    return f"{len(matching)} × {kind}: {_listed(files)}; {REMEDIES[kind]}"
 
 
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + (f", … ({len(names) - NAMED} more)" if len(names) > NAMED else "")
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - MAX_FILES_LISTED
+    return ", ".join(names[:MAX_FILES_LISTED]) + (f", … ({more} more)" if more > 0 else "")

@@ -1,7 +1,7 @@
 """Cityscapes (Cordts et al., CVPR 2016): fine annotations of the training and validation cities.
 
-The labels are the 19 evaluated classes as train ids; all others are 255. Those 255 pixels are what a void classifier is
-trained on; they are no ground truth of anomalies, so frames have no anomaly mask. The test split is left out: its
+The labels are the train ids of the 19 evaluated classes; all other pixels are 255. A void classifier is trained on the
+255 pixels. They are no ground truth of anomalies, so frames have no anomaly mask. The test split is left out, since its
 published labels are blank.
 """
 
@@ -11,31 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
+from anomseg_ros.core.file_pairs import files_in, pair, with_suffix_removed
 from anomseg_ros.core.labels import CITYSCAPES, UNLABELLED
-from anomseg_ros.datasets.base import FileDataset, Found, LabelCodes, files_in, pair, with_suffix_removed
+from anomseg_ros.datasets.dataset import FileDataset, Found, LabelCodes
 
-# cityscapesScripts' labels.py: label id -> train id of the evaluated classes.
-TRAIN_IDS = {
-    7: 0,
-    8: 1,
-    11: 2,
-    12: 3,
-    13: 4,
-    17: 5,
-    19: 6,
-    20: 7,
-    21: 8,
-    22: 9,
-    23: 10,
-    24: 11,
-    25: 12,
-    26: 13,
-    27: 14,
-    28: 15,
-    31: 16,
-    32: 17,
-    33: 18,
-}
+# cityscapesScripts' labels.py: the label ids of the evaluated classes, by train id.
+_EVALUATED_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+TRAIN_IDS = {label_id: train_id for train_id, label_id in enumerate(_EVALUATED_IDS)}
 LABEL_ID_CODES = LabelCodes(
     "Cityscapes label ids, 0 to 33",
     labels={**dict.fromkeys((*range(34), 255), UNLABELLED), **TRAIN_IDS},
@@ -47,7 +29,7 @@ TRAIN_ID_CODES = LabelCodes(
 
 
 class Cityscapes(FileDataset):
-    """Fine annotations; labelIds files, or labelTrainIds files where only those are there."""
+    """Fine annotations: labelIds files, or labelTrainIds files if there are no others."""
 
     name = "cityscapes"
     splits: ClassVar[Mapping[str, int]] = {"train": 2975, "val": 500}
@@ -76,9 +58,9 @@ class Cityscapes(FileDataset):
 
 
 def _part(root: Path) -> Found | None:
-    """Return images/**/ID_leftImg8bit.* with labels/**/ID_gtFine_labelIds.png: some of the frames.
+    """Return images/**/ID_leftImg8bit.* with labels/**/ID_gtFine_labelIds.png, a part of the frames.
 
-    Label ids that were made by a network are often named like their picture: ID_leftImg8bit.png.
+    Label ids from a network often have their picture's name: ID_leftImg8bit.png.
     """
     pictures = with_suffix_removed(files_in(root / "images", "**/*"), "_leftImg8bit")
     files = files_in(root / "labels", "**/*.png")
@@ -90,6 +72,6 @@ def _part(root: Path) -> Found | None:
 
 
 def _folder(root: Path, kind: str, split: str) -> Path | None:
-    """Return the folder of a split, also where each archive was unpacked to a folder of its own name."""
+    """Return the folder of a split, also if each archive was unpacked to a folder with the archive's name."""
     places = (root / kind / split, root / f"{kind}_trainvaltest" / kind / split)
     return next((place for place in places if place.is_dir()), None)

@@ -1,11 +1,11 @@
-"""Common corruptions of frames, to measure what is left of a detector in bad weather and with bad cameras.
+"""Common corruptions of frames, to measure a detector in bad weather and with bad cameras.
 
-After Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations" (ICLR
-2019): 15 kinds and 4 more, each at five severities, here of the frame at its own size, as Michaelis et al.
-("Benchmarking Robustness in Object Detection", 2019) apply them to driving frames. The package imagecorruptions makes
-them, with their parameters; this module makes it repeatable: every frame, kind and severity has a seed of its own.
+They are those of Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
+Perturbations" (ICLR 2019): 15 kinds and 4 more, each at five severities. As in Michaelis et al. ("Benchmarking
+Robustness in Object Detection", 2019), they apply to driving frames at their own size. The package imagecorruptions
+computes them. This module makes them repeatable: every frame, kind and severity has its own seed.
 
-These are for measuring. Training on them would make the measurement worthless; datasets/weather.py is for training.
+Use them for measuring only. Training on them would invalidate the measurement; datasets/weather.py is for training.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, cast
 import numpy as np
 
 from anomseg_ros.core.types import RgbImage
-from anomseg_ros.datasets.base import Dataset, LabelledFrame
+from anomseg_ros.datasets.dataset import Dataset, LabelledFrame
 from anomseg_ros.datasets.wrapped import WrappedDataset
 from anomseg_ros.errors import ConfigError, DatasetError, unknown_name
 
@@ -32,7 +32,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "digital": ("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
     "extra": ("speckle_noise", "gaussian_blur", "spatter", "saturate"),
 }
-"""The paper's groups; `extra` holds the four that it keeps for validation."""
+"""The paper's groups; `extra` has the four kinds that the paper uses for validation."""
 
 KINDS = tuple(kind for kinds in GROUPS.values() for kind in kinds)
 COLLECTIONS = {**GROUPS, "common": tuple(kind for kind in KINDS if kind not in GROUPS["extra"]), "all": KINDS}
@@ -42,7 +42,7 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 LIBRARY = "imagecorruptions-imaug"
 REQUIREMENT = f"{LIBRARY}>=1.1.5,<2"
-"""The fork that is kept up; imagecorruptions itself (1.1.2, 2020) fails with today's NumPy and scikit-image."""
+"""The maintained fork; imagecorruptions (1.1.2, 2020) fails with today's NumPy and scikit-image."""
 
 _LEAST_SIDE_PX = 32
 _SEED_ARGUMENT = ("impulse_noise", "glass_blur")
@@ -53,13 +53,13 @@ _GLOBAL_STATE = threading.Lock()
 
 @dataclass(frozen=True)
 class Corruption:
-    """One kind at one severity, 1 to 5. Raises ConfigError for others."""
+    """One kind at one severity, 1 to 5."""
 
     kind: str
     severity: int
 
     def __post_init__(self) -> None:
-        """Refuse what does not exist."""
+        """Raise ConfigError for an unknown kind or severity."""
         if self.kind not in KINDS:
             raise ConfigError(unknown_name("corruption", self.kind, KINDS))
         if self.severity not in SEVERITIES:
@@ -83,12 +83,12 @@ def corruptions_of(names: Sequence[str], severities: Sequence[int]) -> tuple[Cor
 
 
 def library_version() -> str:
-    """Return the version of the package that corrupts. Raises DatasetError that says how to install it."""
+    """Return the version of the package. Raises DatasetError with the install command where it is missing."""
     try:
         importlib.import_module("imagecorruptions")
         return metadata.version(LIBRARY)
     except (ImportError, metadata.PackageNotFoundError) as error:
-        # Its opencv-python would be written over opencv-python-headless and asks for a display library.
+        # Its opencv-python would overwrite opencv-python-headless and needs a display library.
         raise DatasetError(
             f"corruptions need the package {LIBRARY} ({error}): pip install 'anomseg_ros[corruptions]', then pip "
             f"install --no-deps '{REQUIREMENT}'; without --no-deps it would put another OpenCV over this one"
@@ -122,7 +122,7 @@ def corrupted(image: RgbImage, corruption: Corruption, seed: int) -> RgbImage:
 
 
 def corrupt_dataset(dataset: Dataset, corruption: Corruption) -> Dataset:
-    """Return the same dataset with every image corrupted, labels and masks as they are."""
+    """Return the same dataset with every image corrupted and unchanged labels and masks."""
     return cast(Dataset, _CorruptedFrames(dataset, corruption))
 
 
@@ -148,6 +148,6 @@ def _seed(frame_id: str, corruption: Corruption) -> int:
 def _library() -> Any:
     library_version()
     inner = importlib.import_module("imagecorruptions.corruptions")
-    # It prints where an enlarged image is a pixel short, which it handles.
+    # It prints a message for enlarged images that are a pixel short, which it handles.
     inner.print = lambda *values: None  # type: ignore[attr-defined]
     return importlib.import_module("imagecorruptions")

@@ -1,372 +1,103 @@
-"""Paste outliers into labelled frames, so that a network sees during training what it must not know.
+"""A cut-paste dataset on disk, written by `anomseg datasets cut-paste`.
 
-After sections 3.5 and 3.6 of "Efficient Anomaly Segmentation via Angular Margins and Low-Rank Adaptation" (Ziccardi,
-Sanna et al.): 1 to 3 objects, scaled by 0.5 to 1.5, blended by a Gaussian-blurred mask, equation 5:
-I' = I (1 - A) + I_obj A. Where we deviate, and why:
-
-- A pixel gets the label 254 where A is at least one half, not wherever the mask is: blurring thins legs and rounds
-  corners, and what shows mostly the frame should not be called an outlier.
-- The paper's mask cuts objects out of pictures, whose background then shines through the blurred rim. Here the object's
-  own colours are continued beyond its mask.
-- Scales are drawn log-uniformly, and only from those at which the object is large and small enough: nothing is thrown
-  away, and distant (small) objects are as frequent as near ones.
-- 40 % bounds all objects of a frame together, where the paper bounds each by itself.
-- The object's brightness is moved a little towards that of the place.
-
-PasteConfig has more than the paper: sizes by distance (paste_places.py), looks that follow the frame (paste_looks.py),
-and things on known classes that are no objects (paste_distractors.py).
+images/ID.png     the frame with pasted objects
+labels/ID.png     train ids, 255 unlabelled, 254 pasted
+preview.jpg       some frames with outlines of the pasted objects
+cut_paste.yaml    the manifest; written last, so a folder without it is unfinished
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
-import cv2
-import numpy as np
+from anomseg_ros.core.labels import KNOWN_UNCERTAIN, UNLABELLED, ClassInfo
+from anomseg_ros.datasets.dataset import ANOMALY, KNOWN, VOID, FileDataset, Found, LabelCodes, pair_folders
+from anomseg_ros.datasets.written_folder import WrittenFolder
+from anomseg_ros.errors import DatasetError
+from anomseg_ros.outliers.cut_paste import OUTLIER, PasteConfig
+from anomseg_ros.outliers.objects import SourceInfo
 
-from anomseg_ros.core.labels import ClassInfo
-from anomseg_ros.core.types import LabelImage, RgbImage
-from anomseg_ros.datasets import paste_places
-from anomseg_ros.datasets.outlier_objects import ObjectSource, OutlierObject
-from anomseg_ros.datasets.paste_config import PasteConfig
-from anomseg_ros.datasets.paste_distractors import Scene, add_distractors
-from anomseg_ros.datasets.paste_looks import Bytes, Floats, FrameLooks, matched, measure
-from anomseg_ros.datasets.paste_places import Ground, Stand
-from anomseg_ros.datasets.paste_shadow import cast_shadow
-from anomseg_ros.errors import ConfigError, DatasetError
-
-__all__ = ["OUTLIER", "PasteConfig", "paste_objects"]
-
-OUTLIER = 254
-"""Label of pasted pixels in label images (section 3.7)."""
-
-_DRAWS = 20
-_FITTINGS = 6
-_PLACES = 8
-_HALF = 128
-"""Alpha, 0 to 255, from which on a pixel is the object's."""
-
-
-def paste_objects(
-    image: RgbImage,
-    labels: LabelImage,
-    source: ObjectSource,
-    rng: np.random.Generator,
-    config: PasteConfig,
-    other_frames: Sequence[RgbImage] = (),
-    classes: Sequence[ClassInfo] = (),
-    horizon_px: float | None = None,
-    other_labels: Sequence[LabelImage] = (),
-) -> tuple[RgbImage, LabelImage]:
-    """Return a copy of a frame with objects pasted in, and its labels with OUTLIER where they are.
-
-    image: uint8 (H, W, 3) RGB. labels: uint8 (H, W) train ids, 255 unlabelled. other_frames: uint8 RGB, given to the
-    source for textures; without any it is given this frame. classes: of the labels; they tell where the ground is.
-    horizon_px: row of the horizon, for crops; None takes it from the labels. other_labels: of the other frames; with
-    them, distractors show their ground. The result depends on the arguments and
-    the state of `rng` alone. Where the frame has no room for as many objects as drawn, fewer are pasted, but never
-    fewer than `config.objects[0]`.
-
-    Raises:
-        ConfigError: the frame is too small for `config.objects[0]` objects of `min_area_px` within `max_share`, or none
-            of 20 objects could be scaled to fit.
-        DatasetError: shapes or dtypes that do not belong together, labels that hold OUTLIER already, an empty mask.
-    """
-    _require_frame(image, labels)
-    count = _draw_count(rng, config, labels.shape)
-    pasted, marked = image.copy(), labels.copy()
-    ground = None
-    if config.placement == "road":
-        ground = paste_places.draw_ground(labels, classes, config, rng, horizon_px)
-    if config.distractor_share > 0 and rng.random() < config.distractor_share:
-        others = list(zip(other_frames, other_labels, strict=False))
-        horizon_px = ground.horizon_px if ground is not None else horizon_px
-        add_distractors(Scene(pasted, labels, classes, others, horizon_px), config, rng)
-    looks = measure(image) if _follows_frame(config) else None
-    for number in range(count):
-        room_px = _room_px(marked, count - number - 1, config)
-        cut = _draw_cut(rng, source, other_frames or (image,), config, labels.shape, room_px, ground)
-        if cut is not None:
-            _blend(pasted, marked, cut, _draw_place(rng, cut, marked, config), config, looks, rng)
-        elif number < config.objects[0]:
-            raise ConfigError(
-                f"paste: none of {_DRAWS} objects has {config.min_area_px} to {room_px} px at a size that fits a frame "
-                f"of {image.shape[1]}x{image.shape[0]}; lower min_area_px, or give less elongated objects"
-            )
-    return pasted, marked
-
-
-def paste_at(
-    image: RgbImage,
-    labels: LabelImage,
-    drawn: OutlierObject,
-    scale: float,
-    place_px: tuple[int, int],
-    feather_radius_px: float,
-    tone_match: float,
-) -> None:
-    """Blend one object into a frame and its labels, in place; what lies beyond the frame is cut off.
-
-    image: uint8 (H, W, 3) RGB. labels: uint8 (H, W), which gets OUTLIER where the object is. scale: factor on the
-    object's size. place_px: top and left of the scaled object's box; may be negative, or beyond the frame. The others
-    are those of PasteConfig.
-    """
-    config = PasteConfig(feather_radius_px=feather_radius_px, tone_match=tone_match)
-    unused = np.random.default_rng(0)  # nothing is drawn for an object that casts no shadow and follows no looks
-    _blend(image, labels, _cut(drawn, scale, feather_radius_px), place_px, config, None, unused)
-
-
-def _follows_frame(config: PasteConfig) -> bool:
-    matches = (config.color_match[1], config.blur_match[1], config.noise_match[1])
-    return max(*matches, config.lighting, config.jpeg_share) > 0
-
-
-@dataclass(frozen=True, eq=False)
-class _Cut:
-    """A scaled object. image: uint8 (h, w, 3). alpha: uint8 (h, w), 255 = object. pad_px: rim around the mask's box.
-
-    cut_sides: as in OutlierObject. stand: where it stands on the ground, None where it is placed anywhere.
-    """
-
-    image: RgbImage
-    alpha: Bytes
-    pad_px: int
-    cut_sides: frozenset[str] = frozenset()
-    stand: Stand | None = None
-
-    @property
-    def size_px(self) -> tuple[int, int]:
-        """Height and width without the rim."""
-        return self.alpha.shape[0] - 2 * self.pad_px, self.alpha.shape[1] - 2 * self.pad_px
-
-    @property
-    def area_px(self) -> int:
-        """Pixels that are the object's."""
-        return int(np.count_nonzero(self.alpha >= _HALF))
-
-
-def _require_frame(image: RgbImage, labels: LabelImage) -> None:
-    if image.dtype != np.uint8 or labels.dtype != np.uint8 or image.shape != (*labels.shape, 3):
-        raise DatasetError(
-            f"cannot paste into an image {image.dtype} {image.shape} with labels {labels.dtype} {labels.shape}; "
-            "expected uint8 (H, W, 3) and uint8 (H, W)"
-        )
-    if bool((labels == OUTLIER).any()):
-        raise DatasetError(
-            f"labels hold {OUTLIER} already, which marks pasted pixels; expected train ids below it, and 255"
-        )
-
-
-def _draw_count(rng: np.random.Generator, config: PasteConfig, size_px: tuple[int, ...]) -> int:
-    fewest, most = config.objects
-    possible = int(config.max_share * size_px[0] * size_px[1]) // config.min_area_px
-    if possible < fewest:
-        raise ConfigError(
-            f"paste: a frame of {size_px[1]}x{size_px[0]} has no room for {fewest} object(s) of "
-            f"min_area_px {config.min_area_px} within max_share {config.max_share}; lower min_area_px, or paste into "
-            "larger frames"
-        )
-    return min(int(rng.integers(fewest, most + 1)), possible)
-
-
-def _room_px(marked: LabelImage, left: int, config: PasteConfig) -> int:
-    """Return how many pixels the next object may have; left: how many come after it, for which room is kept."""
-    free_px = int(config.max_share * marked.size) - int(np.count_nonzero(marked == OUTLIER))
-    return max(free_px // (left + 1), free_px - 2 * left * config.min_area_px)
-
-
-def _draw_cut(
-    rng: np.random.Generator,
-    source: ObjectSource,
-    frames: Sequence[RgbImage],
-    config: PasteConfig,
-    size_px: tuple[int, ...],
-    room_px: int,
-    ground: Ground | None,
-) -> _Cut | None:
-    """Return an object scaled so that min_area_px <= its pixels <= room_px, its box in the frame; None if none fits."""
-    for _ in range(_DRAWS):
-        drawn = source.draw(rng, frames)
-        if drawn.mask.shape != drawn.image.shape[:2] or not drawn.mask.any():
-            raise DatasetError(f"object {drawn.kind!r}: its mask is empty, or not of its image's size")
-        position, flipped = rng.random(), rng.random() < 0.5
-        if flipped:
-            drawn = replace(drawn, cut_sides=_mirrored(drawn.cut_sides))
-        if not _can_be_placed(drawn, config):
-            continue
-        scales = _scales(drawn, config, size_px, room_px)
-        stand = None
-        if ground is not None and rng.random() >= config.free_share:
-            stand = paste_places.draw_stand(ground, drawn, (scales.low, scales.high), config, rng)
-            if stand is None:
-                continue
-            scales = _Scales(stand.scale, *stand.scale, stand.scale[1])
-        cut = _fitted(drawn, config, position, scales, room_px, _draw_feather_px(rng, config))
-        if cut is not None:
-            image, alpha = (cut.image[:, ::-1], cut.alpha[:, ::-1]) if flipped else (cut.image, cut.alpha)
-            return _Cut(image, alpha, cut.pad_px, drawn.cut_sides, stand)
-    return None
-
-
-def _mirrored(cut_sides: frozenset[str]) -> frozenset[str]:
-    names = {"left": "right", "right": "left"}
-    return frozenset(names.get(side, side) for side in cut_sides)
-
-
-def _draw_feather_px(rng: np.random.Generator, config: PasteConfig) -> float:
-    limits = config.feather_range_px
-    return config.feather_radius_px if limits is None else float(rng.uniform(*limits))
-
-
-def _can_be_placed(drawn: OutlierObject, config: PasteConfig) -> bool:
-    if not drawn.cut_sides or config.cut_objects == "anywhere":
-        return True
-    return config.cut_objects == "border" and paste_places.can_be_cut(drawn.cut_sides)
+IMAGES, LABELS = "images", "labels"
+FORMAT = 1
 
 
 @dataclass(frozen=True)
-class _Scales:
-    """Factors on an object's size. wanted: bounds to draw between, as far as low and high let. largest: of all."""
+class CutPasteSpec:
+    """Everything that determines the bytes of a dataset.
 
-    wanted: tuple[float, float]
-    low: float
-    high: float
-    largest: float
-
-
-def _scales(drawn: OutlierObject, config: PasteConfig, size_px: tuple[int, ...], room_px: int) -> _Scales:
-    """Return the factors that the bounds of an object's area, the frame and its own resolution allow."""
-    area_px = int(np.count_nonzero(drawn.mask))
-    largest = min(size_px[0] / drawn.mask.shape[0], size_px[1] / drawn.mask.shape[1])
-    if config.max_upscale is not None:
-        largest = min(largest, config.max_upscale)
-    low, high = (float(np.sqrt(bound_px / area_px)) for bound_px in (config.min_area_px, room_px))
-    return _Scales(config.scale, low, min(high, largest), largest)
-
-
-def _fitted(
-    drawn: OutlierObject, config: PasteConfig, position: float, scales: _Scales, room_px: int, feather_px: float
-) -> _Cut | None:
-    """Return the object scaled, log-uniformly by `position` in 0 to 1, or None where no scale fits."""
-    start, end = np.clip(scales.wanted, min(scales.low, scales.high), scales.high)
-    scale = float(start * (end / start) ** position)
-    middle_px = float(np.sqrt(config.min_area_px * room_px))
-    for _ in range(_FITTINGS):
-        cut = _cut(drawn, scale, feather_px)
-        if config.min_area_px <= cut.area_px <= room_px:
-            return cut
-        # Rounding and blurring change the area, that of thin objects most.
-        wanted_px = min(1.05 * config.min_area_px, middle_px)
-        if cut.area_px > room_px:
-            wanted_px = max(0.95 * room_px, middle_px)
-        scale *= float(np.clip(np.sqrt(wanted_px / max(cut.area_px, 1)), 0.5, 2.0))
-        if scale > scales.largest:
-            return None
-    return None
-
-
-def _cut(drawn: OutlierObject, scale: float, sigma_px: float) -> _Cut:
-    """Return the object at a scale, with the alpha of equation 5 and the rim that it needs."""
-    height, width = (max(1, int(side * scale)) for side in drawn.mask.shape)
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    image = cv2.resize(drawn.image, (width, height), interpolation=method)
-    solid = cv2.resize(drawn.mask.astype(np.uint8) * np.uint8(255), (width, height), interpolation=method)
-    _, mask = cv2.threshold(solid, _HALF - 1, 255, cv2.THRESH_BINARY)
-    pad_px = int(np.ceil(3 * sigma_px))
-    if pad_px == 0:
-        return _Cut(np.asarray(image, np.uint8), np.asarray(mask, np.uint8), 0)
-    border = (pad_px,) * 4
-    mask = cv2.copyMakeBorder(mask, *border, cv2.BORDER_CONSTANT, value=0)
-    image = cv2.copyMakeBorder(image, *border, cv2.BORDER_REPLICATE)
-    # The kernel ends at the rim, so that no pixel beyond it changes.
-    alpha = cv2.GaussianBlur(mask, (2 * pad_px + 1,) * 2, sigma_px, borderType=cv2.BORDER_CONSTANT)
-    filled = _continued(np.asarray(image, np.uint8), np.asarray(mask, np.uint8), sigma_px)
-    return _Cut(filled, np.asarray(alpha, np.uint8), pad_px)
-
-
-def _continued(image: RgbImage, mask: Bytes, sigma_px: float) -> RgbImage:
-    """Return the image with the pixels outside the mask replaced by the object's nearest colours.
-
-    Weighted means of what is inside, made on fewer pixels: they are smooth, and only their rim is seen.
+    made_with: versions of the code. source, split: the dataset that was pasted into. source_sha256: of its frames'
+    names and its first frame's pixels. frames: number of its frames that were used, from the first one on.
     """
-    height, width = mask.shape
-    step = max(1.0, sigma_px / 1.5)
-    small_size = (max(1, int(width / step)), max(1, int(height / step)))
-    inside = cv2.bitwise_and(image, image, mask=mask)
-    small = cv2.merge(
-        [
-            *cv2.split(cv2.resize(inside, small_size, interpolation=cv2.INTER_AREA)),
-            cv2.resize(mask, small_size, interpolation=cv2.INTER_AREA),
-        ]
-    ).astype(np.float32)
-    blurred = cv2.GaussianBlur(small, (0, 0), max(1.5, sigma_px / step), borderType=cv2.BORDER_CONSTANT)
-    colors = blurred[:, :, :3] / np.maximum(blurred[:, :, 3:] / 255, np.float32(1e-4))
-    around = cv2.resize(np.clip(colors, 0, 255), (width, height), interpolation=cv2.INTER_LINEAR)
-    filled = np.asarray(around, np.uint8)
-    cv2.copyTo(image, mask, filled)
-    return filled
+
+    format: int
+    made_with: str
+    source: str
+    split: str
+    source_sha256: str
+    label_set: str | None
+    classes: tuple[ClassInfo, ...]
+    seed: int
+    frames: int
+    copies: int
+    paste: PasteConfig
+    objects: SourceInfo
 
 
-def _draw_place(rng: np.random.Generator, cut: _Cut, marked: LabelImage, config: PasteConfig) -> tuple[int, int]:
-    """Return top and left of the object's box without its rim; a part of it may lie outside the frame."""
-    if cut.stand is not None:
-        place = paste_places.standing_place(cut.stand, cut.size_px, marked.shape)
-    else:
-        place = _draw_free_place(rng, cut, marked, config)
-    if cut.cut_sides and config.cut_objects == "border":
-        return paste_places.at_border(place, cut.size_px, marked.shape, cut.cut_sides, 2 * cut.pad_px // 3)
-    if config.cut_share > 0 and rng.random() < config.cut_share:
-        return paste_places.moved_out(place, cut.size_px, marked.shape, rng)
-    return place
+@dataclass(frozen=True)
+class Manifest:
+    """Contents of cut_paste.yaml. count: frames written. sha256: of all images and labels, in order."""
+
+    made_of: CutPasteSpec
+    count: int
+    sha256: str
 
 
-def _draw_free_place(rng: np.random.Generator, cut: _Cut, marked: LabelImage, config: PasteConfig) -> tuple[int, int]:
-    """Return top and left of the object's box, where it covers no other object if such a place is soon found."""
-    (height, width), (frame_height, frame_width) = cut.size_px, marked.shape
-    low = rng.random() < config.low_share
-    highest_bottom = max(height, frame_height // 3 if low else 0)
-    for _ in range(_PLACES):
-        top = int(rng.integers(highest_bottom, frame_height + 1)) - height
-        left = int(rng.integers(frame_width - width + 1))
-        if not bool((marked[top : top + height, left : left + width] == OUTLIER).any()):
-            break
-    return top, left
+def written_folder(folder: Path) -> WrittenFolder:
+    """Return the place of a cut-paste dataset."""
+    return WrittenFolder(folder, "cut_paste", "cut-paste", (IMAGES, LABELS))
 
 
-def _blend(
-    pasted: RgbImage,
-    marked: LabelImage,
-    cut: _Cut,
-    place_px: tuple[int, int],
-    config: PasteConfig,
-    looks: FrameLooks | None,
-    rng: np.random.Generator,
-) -> None:
-    """Blend an object into a frame and its labels, in place; place_px: top and left of its box without the rim."""
-    start = np.array(place_px) - cut.pad_px
-    end = start + cut.alpha.shape
-    first, last = np.maximum(start, 0), np.minimum(end, marked.shape)
-    if (first >= last).any():  # nothing of it is in the frame
-        return
-    place = (slice(first[0], last[0]), slice(first[1], last[1]))
-    window = tuple(slice(a, b) for a, b in zip(first - start, last - start, strict=True))
-    alpha, below = cut.alpha[window], pasted[place]
-    image: RgbImage | Floats = cut.image[window]
-    if cut.stand is not None and rng.random() < config.shadow:
-        cast_shadow(pasted, cut.alpha, (int(start[0]), int(start[1])), rng)
-    if looks is not None:
-        image = matched(cut.image[window], alpha, below, looks, config, rng)
-    weight = alpha.astype(np.float32)[:, :, None] / np.float32(255)
-    tone_match = 0.0 if config.color_match[1] > 0 else config.tone_match
-    lit = image * np.float32(_tone(image, alpha, below, tone_match))
-    mixed = below + (np.minimum(lit, 255) - below) * weight
-    pasted[place] = np.round(mixed).astype(np.uint8)
-    marked[place][alpha >= _HALF] = OUTLIER
+def read_manifest(folder: Path) -> Manifest:
+    """Read FOLDER/cut_paste.yaml. Raises DatasetError: missing, unfinished, damaged, or of another format."""
+    return written_folder(folder).read_manifest(Manifest, FORMAT)
 
 
-def _tone(image: RgbImage | Floats, alpha: Bytes, below: RgbImage, tone_match: float) -> float:
-    """Return the factor on the object's brightness."""
-    own = np.mean(cv2.mean(np.ascontiguousarray(image), (alpha >= _HALF).astype(np.uint8))[:3])
-    place = np.mean(cv2.mean(np.ascontiguousarray(below))[:3])
-    return float((1 - tone_match) + tone_match * np.clip(place / max(own, 1.0), 0.4, 2.0))
+class CutPaste(FileDataset):
+    """The frames of a folder. Pasted pixels are 255 (unlabelled) in `labels` and 1 (anomaly) in `anomaly`."""
+
+    name = "cut_paste"
+    splits: ClassVar[Mapping[str, int]] = {}
+    default_split = ""
+    layouts = (f"{IMAGES}/ID.png with {LABELS}/ID.png and cut_paste.yaml",)
+
+    def __init__(self, path: str, split: str | None = None) -> None:
+        """Read the manifest and find the files. path: the folder; there are no splits. Raises DatasetError."""
+        if split:
+            raise DatasetError(f"cut_paste has no splits, {split!r} was given; expected the folder alone")
+        root = Path(path).expanduser()
+        if not root.is_dir():
+            raise DatasetError(f"cut_paste: {path!r} is not a folder; give what `datasets cut-paste` wrote")
+        self.manifest = read_manifest(root)
+        made_of = self.manifest.made_of
+        self.path, self.split = path, ""
+        self.published_count = self.manifest.count
+        self.label_set, self.classes = made_of.label_set, made_of.classes
+        self._use(self.find_official(root))
+
+    def find_official(self, root: Path) -> Found:
+        """Return images/* with labels/*.png."""
+        codes = label_codes(self.manifest.made_of.classes)
+        return pair_folders(root / IMAGES, root / LABELS, codes, label_suffix=".png") or Found("official", (), codes)
+
+
+def label_codes(classes: tuple[ClassInfo, ...]) -> LabelCodes:
+    """Return what the values of labels/*.png mean."""
+    known = [info.train_id for info in classes]
+    return LabelCodes(
+        f"train ids {min(known)} to {max(known)}, {OUTLIER} pasted, {UNLABELLED} unlabelled",
+        labels={**{value: value for value in (*known, KNOWN_UNCERTAIN)}, OUTLIER: UNLABELLED, UNLABELLED: UNLABELLED},
+        anomaly={**dict.fromkeys((*known, KNOWN_UNCERTAIN), KNOWN), OUTLIER: ANOMALY, UNLABELLED: VOID},
+    )

@@ -1,7 +1,7 @@
-"""Write a cut-paste dataset: fixed, reproducible, resumed where it was killed (section 3.6 of the paper: offline).
+"""Write a cut-paste dataset, reproducibly; a killed run can be resumed (section 3.6 of the paper: offline).
 
-Frames are PNG: a lossy format would mark pasted pixels by the traces of being compressed twice, and would smear their
-rims over the labels' borders.
+Frames are PNG. A lossy format would compress pasted pixels twice, which leaves traces, and blur their edges across the
+labels' borders.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import Any
 
 import cv2
 import numpy as np
 
 from anomseg_ros import __version__
 from anomseg_ros.core.labels import KNOWN_UNCERTAIN, UNLABELLED
+from anomseg_ros.core.output_files import write_file
+from anomseg_ros.core.pixel_files import read_label, read_picture
+from anomseg_ros.core.progress import Progress, no_progress
 from anomseg_ros.core.types import LabelImage, RgbImage
-from anomseg_ros.datasets.base import Dataset, LabelledFrame
-from anomseg_ros.datasets.cut_paste import OUTLIER, PasteConfig, paste_objects
-from anomseg_ros.datasets.cut_paste_dataset import FORMAT, IMAGES, LABELS, CutPasteSpec, Manifest, written_folder
-from anomseg_ros.datasets.outlier_objects import DescribedSource
-from anomseg_ros.datasets.pixel_files import read_label, read_picture
-from anomseg_ros.datasets.written_folder import PREVIEW, png, sheet, spread, write_beside
+from anomseg_ros.datasets.cut_paste import FORMAT, IMAGES, LABELS, CutPasteSpec, Manifest, written_folder
+from anomseg_ros.datasets.dataset import Dataset, LabelledFrame
+from anomseg_ros.datasets.written_folder import PREVIEW, png, sheet, spread
 from anomseg_ros.errors import ConfigError, DatasetError
+from anomseg_ros.outliers.cut_paste import OUTLIER, PasteConfig, paste_objects
+from anomseg_ros.outliers.objects import DescribedSource
 
 _OTHER_FRAMES = 2
-"""Frames that the source may take textures from, per frame written."""
-
-_P = TypeVar("_P")
+"""Number of other frames that the source may take textures from, for each written frame."""
 
 _PREVIEW_TILES, _PREVIEW_WIDTH_PX = 12, 480
 _OUTLINE_RGB = (255, 0, 255)
@@ -39,7 +39,7 @@ _OUTLINE_RGB = (255, 0, 255)
 
 @dataclass(frozen=True)
 class WriteConfig:
-    """What is written. copies: per frame, each with other objects. limit: frames from the first on, None for all."""
+    """What to write. copies: per frame, each with other objects. limit: number of first frames, None for all."""
 
     seed: int = 0
     copies: int = 1
@@ -47,7 +47,7 @@ class WriteConfig:
     paste: PasteConfig = field(default_factory=PasteConfig)
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for values that cannot be."""
+        """Raise ConfigError for values out of range."""
         for name, value, least in (("seed", self.seed, 0), ("copies", self.copies, 1), ("limit", self.limit, 1)):
             if value is not None and value < least:
                 raise ConfigError(f"cut-paste: {name} is {value!r}; expected at least {least}")
@@ -61,31 +61,35 @@ def write_cut_paste(
     *,
     overwrite: bool = False,
     threads: int = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = no_progress,
 ) -> Manifest:
-    """Write, or finish, a cut-paste dataset; return its manifest.
+    """Write or resume a cut-paste dataset; return its manifest.
 
-    Frame i of copy c depends on the seed, i and c alone, so that neither a resumption nor `limit`, `copies` or
-    `threads` changes any byte of it. progress: called with (done, total) after each frame.
+    Frame i of copy c depends on the seed, i and c only. A resumption, `limit`, `copies` and `threads` do not change its
+    bytes.
+
+    Args:
+        dataset: frames with labels to paste into.
+        source: of objects.
+        folder: new, or with the unfinished dataset of the same arguments.
+        config: what to write.
+        overwrite: replace another cut-paste dataset in the folder.
+        threads: frames written at a time.
+        progress: called after each frame.
 
     Raises:
-        ConfigError: the folder holds a dataset made otherwise, or something else, or cannot be written; a frame is too
-            small for its objects.
+        ConfigError: the folder contains a different dataset or other files; a frame is too small for its objects.
+        OutputError: the folder cannot be written.
         DatasetError: the dataset has no labels or classes, or a file of it or of an object is damaged.
     """
     spec = _specify(dataset, source, config)
     ids = _frame_ids(dataset, spec)
     written = written_folder(folder)
-    try:
-        written.prepare(spec, overwrite)
-        digests = _write_frames(partial(_write_frame, dataset, source, folder, spec, ids), len(ids), threads, progress)
-        write_beside(folder / PREVIEW, _preview(folder, ids))
-        manifest = Manifest(spec, len(ids), hashlib.sha256("".join(digests).encode()).hexdigest())
-        written.finish(manifest)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write {error.filename or str(folder)!r}: {error.strerror}; make room, or give another folder"
-        ) from error
+    written.prepare(spec, overwrite)
+    digests = _write_frames(partial(_write_frame, dataset, source, folder, spec, ids), len(ids), threads, progress)
+    write_file(folder / PREVIEW, _preview(folder, ids))
+    manifest = Manifest(spec, len(ids), hashlib.sha256("".join(digests).encode()).hexdigest())
+    written.finish(manifest)
     return manifest
 
 
@@ -111,7 +115,7 @@ def _specify(dataset: Dataset, source: DescribedSource, config: WriteConfig) -> 
 
 
 def _digest_of(dataset: Dataset) -> str:
-    """Return what tells datasets apart wherever they lie: the names of all frames, and the pixels of the first."""
+    """Return a digest of the names of all frames and the pixels of the first one; the place does not matter."""
     digest = hashlib.sha256("\n".join(dataset.frame_id(index) for index in range(len(dataset))).encode())
     first = dataset.load(0)
     for pixels in (first.image, first.labels):
@@ -120,23 +124,20 @@ def _digest_of(dataset: Dataset) -> str:
 
 
 def _frame_ids(dataset: Dataset, spec: CutPasteSpec) -> list[str]:
-    """Return the names of all frames to write: copy 0 of every frame, then copy 1, and so on."""
+    """Return the names of all frames to write: copy 0 of every frame, then copy 1, …"""
     names = [dataset.frame_id(index).replace("/", "_") for index in range(spec.frames)]
     if len(set(names)) < len(names):
         raise DatasetError(f"{dataset.name} in {dataset.path!r} has frames whose names differ only by folder; rename")
     return [f"{name}-{copy}" if spec.copies > 1 else name for copy in range(spec.copies) for name in names]
 
 
-def _write_frames(
-    write: Callable[[int], str], count: int, threads: int, progress: Callable[[int, int], None] | None
-) -> list[str]:
+def _write_frames(write: Callable[[int], str], count: int, threads: int, progress: Progress) -> list[str]:
     digests: list[str] = []
     pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="cut-paste")
     try:
         for digest in pool.map(write, range(count)):
             digests.append(digest)
-            if progress is not None:
-                progress(len(digests), count)
+            progress("cut-paste", len(digests), count)
     finally:
         pool.shutdown(cancel_futures=True)
     return digests
@@ -145,13 +146,13 @@ def _write_frames(
 def _write_frame(
     dataset: Dataset, source: DescribedSource, folder: Path, spec: CutPasteSpec, ids: Sequence[str], number: int
 ) -> str:
-    """Write one frame unless it is there; return the digest of its files."""
+    """Write one frame unless it exists; return the digest of its files."""
     image_path, label_path = (folder / name / f"{ids[number]}.png" for name in (IMAGES, LABELS))
-    # Files are renamed when they are whole, the labels last.
+    # A file gets its name when it is complete; labels are last.
     if not (image_path.is_file() and label_path.is_file()):
         image, labels = _paste(dataset, source, spec, number)
-        write_beside(image_path, png(image))
-        write_beside(label_path, png(labels))
+        write_file(image_path, png(image))
+        write_file(label_path, png(labels))
     return "".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in (image_path, label_path))
 
 
@@ -168,7 +169,7 @@ def _paste(dataset: Dataset, source: DescribedSource, spec: CutPasteSpec, number
             f"{dataset.name}: the labels of frame {frame.id!r} hold {sorted(strange)[:8]}; expected the train ids of "
             f"its {len(spec.classes)} classes and {UNLABELLED}"
         )
-    # From the whole dataset, also under a limit: a frame does not depend on how many are written.
+    # From the whole dataset, also with a limit: the number of written frames must not change a frame.
     drawn = rng.choice(len(dataset), min(_OTHER_FRAMES + 1, len(dataset)), replace=False)
     chosen = [int(other) for other in drawn if other != index][:_OTHER_FRAMES]
     load = lru_cache(lambda position: dataset.load(chosen[position]))
@@ -181,29 +182,21 @@ def _labels_of(frame: LabelledFrame) -> LabelImage:
     return np.full(frame.image.shape[:2], UNLABELLED, np.uint8) if frame.labels is None else frame.labels
 
 
-class _LazyFrames(Sequence[_P]):
-    """Pictures or labels of a dataset's frames that are read when they are looked at: cut-outs from files never do."""
+class _LazyFrames(Sequence[Any]):
+    """Pictures or labels of frames that are read on access. Cut-outs from files never access them."""
 
-    def __init__(self, load: Callable[[int], LabelledFrame], part: Callable[[LabelledFrame], _P], count: int) -> None:
+    def __init__(self, load: Callable[[int], LabelledFrame], part: Callable[[LabelledFrame], Any], count: int) -> None:
         self._load, self._part, self._count = load, part, count
 
     def __len__(self) -> int:
         return self._count
 
-    @overload
-    def __getitem__(self, position: int) -> _P: ...
-    @overload
-    def __getitem__(self, position: slice) -> list[_P]: ...
-    def __getitem__(self, position: int | slice) -> _P | list[_P]:
-        if isinstance(position, slice):
-            return [self[number] for number in range(len(self))[position]]
-        if not 0 <= position < self._count:
-            raise IndexError(position)
-        return self._part(self._load(position))
+    def __getitem__(self, position: Any) -> Any:
+        return self._part(self._load(range(self._count)[position]))
 
 
 def _preview(folder: Path, ids: Sequence[str]) -> bytes:
-    """Return a JPEG sheet of frames from all over the dataset with the pasted objects outlined."""
+    """Return a JPEG sheet of frames from the whole dataset with outlines of the pasted objects."""
     return sheet([_preview_tile(folder, ids[number]) for number in spread(len(ids), _PREVIEW_TILES)])
 
 

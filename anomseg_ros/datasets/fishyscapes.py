@@ -1,8 +1,8 @@
 """Fishyscapes' public sets: Lost & Found and Static (Blum et al., IJCV 2021), 0 known, 1 anomaly, 255 void.
 
-Both archives hold labels named NNNN_<id>_labels.png; the pictures come from Lost and Found and from Cityscapes, whose
-leftImg8bit folder is looked for in the dataset's folder, in the folders in it, beside it, and in the folders beside it.
-As in the authors' loader (bdl-benchmark, fishyscapes_tfds.py), a Static frame is the Cityscapes picture plus the signed
+Both archives have labels named NNNN_<id>_labels.png. The pictures come from Lost and Found and from Cityscapes. Their
+leftImg8bit folder is searched in the dataset's folder, in its subfolders, beside it, and in the folders beside it. As
+in the authors' loader (bdl-benchmark, fishyscapes_tfds.py), a Static frame is the Cityscapes picture plus the signed
 differences of NNNN_<id>_rgb.npz, clipped to 0..255.
 """
 
@@ -18,11 +18,12 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from anomseg_ros.core.file_pairs import Sample, files_in, in_order
 from anomseg_ros.core.image_files import IMAGE_SUFFIXES
+from anomseg_ros.core.pixel_files import read_picture
+from anomseg_ros.core.problems import FrameProblem
 from anomseg_ros.core.types import RgbImage
-from anomseg_ros.datasets.base import FLAT_CODES, FileDataset, Found, Sample, files_in, in_order
-from anomseg_ros.datasets.pixel_files import read_picture
-from anomseg_ros.datasets.problems import FrameProblem
+from anomseg_ros.datasets.dataset import FLAT_CODES, FileDataset, Found
 
 LABEL_NAME = re.compile(r"(\d+)_(.+)_labels\.png")
 
@@ -93,7 +94,7 @@ class FishyscapesStatic(FileDataset):
 
 
 def find_base_image(root: Path, id_: str) -> Path | None:
-    """Return the leftImg8bit picture of a Lost and Found or Cityscapes id, None if it is nowhere around."""
+    """Return the leftImg8bit picture of a Lost and Found or Cityscapes id, None if there is none."""
     scene = id_.rsplit("_", 2)[0]
     for folder in (root, *_left_folders(root)):
         for place in (folder, *sorted(folder.glob(f"*/{scene}")), folder / scene):
@@ -129,5 +130,5 @@ def _read_overlay(path: Path) -> npt.NDArray[np.generic]:
 
 
 def _is_complete(pixels: npt.NDArray[np.generic]) -> bool:
-    """Whether these are whole pictures, as some copies hold: differences are signed, and 0 nearly everywhere."""
+    """Return whether these are whole pictures, as in some copies. Differences are signed and mostly 0."""
     return pixels.dtype == np.uint8 and np.count_nonzero(pixels) * 2 > pixels.size

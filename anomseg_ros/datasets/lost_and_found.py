@@ -1,7 +1,7 @@
 """Lost and Found: small obstacles on the road (Pinggera et al., IROS 2016), with its coarse labels.
 
-Label values as the road-anomaly-benchmark repository reads them: 0 ignored, 1 free space, 2 to 200 obstacles. Seventeen
-test frames and six training frames are labelled 0 throughout; no metric counts a pixel of them.
+Label values are those of the road-anomaly-benchmark repository: 0 ignored, 1 free space, 2 to 200 obstacles. In
+seventeen test frames and six training frames all pixels are 0, so no metric counts them.
 """
 
 from __future__ import annotations
@@ -10,17 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from anomseg_ros.datasets.base import (
-    ANOMALY,
-    KNOWN,
-    VOID,
-    FileDataset,
-    Found,
-    LabelCodes,
-    files_in,
-    pair,
-    with_suffix_removed,
-)
+from anomseg_ros.datasets.dataset import ANOMALY, KNOWN, VOID, FileDataset, Found, LabelCodes, pair_folders
 
 CODES = LabelCodes(
     "0 ignored, 1 free space, 2 to 200 obstacles",
@@ -39,11 +29,11 @@ class LostAndFound(FileDataset):
 
     def find_official(self, root: Path) -> Found | None:
         """Return leftImg8bit/SPLIT/*/*_leftImg8bit.* with gtCoarse/SPLIT/*/*_gtCoarse_labelIds.png."""
-        images, labels = root / "leftImg8bit" / self.split, root / "gtCoarse" / self.split
-        if not images.is_dir() or not labels.is_dir():
-            return None
-        samples, problems = pair(
-            with_suffix_removed(files_in(images, "*/*"), "_leftImg8bit"),
-            with_suffix_removed(files_in(labels, "*/*"), "_gtCoarse_labelIds.png"),
+        return pair_folders(
+            root / "leftImg8bit" / self.split,
+            root / "gtCoarse" / self.split,
+            CODES,
+            pattern="*/*",
+            image_suffix="_leftImg8bit",
+            label_suffix="_gtCoarse_labelIds.png",
         )
-        return Found("official", samples, CODES, problems)

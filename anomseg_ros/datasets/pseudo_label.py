@@ -1,8 +1,8 @@
-"""Labels by the agreement of teachers (pseudo-labels: Lee, ICML workshops 2013; here averaged over teachers and views).
+"""Label frames by the agreement of teachers (pseudo-labels: Lee, ICML workshops 2013), averaged over their views.
 
-A pixel's class is the one with the largest mean probability over all teachers and views (scales, mirrored or not),
-among those that the frame's own labels allow. Its confidence is that probability; where own labels leave several
-classes, it is the probability among these, since they exclude the others.
+The class of a pixel has the largest mean probability over all teachers and views (scales, mirrored or not), among the
+classes that the frame's own labels allow. The confidence is that probability. Where own labels allow several classes,
+it is the probability among these.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from anomseg_ros.errors import ConfigError
 CLASSES = len(CITYSCAPES)
 
 Probabilities = npt.NDArray[np.float32]
-"""float32 (19, H, W): probability of each of Cityscapes' classes. The rest up to 1 is what a teacher gives to none."""
+"""float32 (19, H, W): probability of each of Cityscapes' classes. The rest up to 1 belongs to no class."""
 
 _TINY = np.float32(1e-9)
-"""Added to the probabilities of allowed classes: one of them is chosen where the teachers give nothing to any."""
+"""Added to the probabilities of allowed classes, so that one of them is chosen even if the teachers exclude all."""
 
 
 @dataclass(frozen=True)
 class TeacherInfo:
-    """Who a teacher is. name: of its network or bundle. sha256: of its file. runs_on: the engine and its version."""
+    """A teacher. name: of its network or bundle. sha256: of its file. runs_on: the engine and its version."""
 
     name: str
     sha256: str
@@ -40,7 +40,7 @@ class TeacherInfo:
 
 
 class Teacher(Protocol):
-    """What gives class probabilities of frames."""
+    """Gives class probabilities of frames."""
 
     info: TeacherInfo
 
@@ -49,7 +49,11 @@ class Teacher(Protocol):
     ) -> Iterator[Probabilities]:
         """Yield the probabilities at size_px (height, width) of a frame, uint8 (H, W, 3) RGB, for each view.
 
-        scales: factors on size_px. flip: also mirrored.
+        Args:
+            image: the frame.
+            size_px: of the probabilities.
+            scales: of the views, as factors of size_px.
+            flip: add mirrored views.
         """
         ...
 
@@ -58,19 +62,23 @@ class Teacher(Protocol):
 class LabelConfig:
     """How frames are labelled.
 
-    size_px: (height, width) of what is written, None for each frame's own. scales, flip: views of a frame that a
-    teacher is asked about. confidence: below it a pixel's class is uncertain.
+    size_px: (height, width) of the written frames, None for each frame's own size. scales, flip: views that each
+    teacher gets. confidence: a pixel with a lower confidence is uncertain. own_confidence: the same where own labels
+    allow only some classes, among which a wrong one is less harmful; None for `confidence`.
     """
 
     size_px: tuple[int, int] | None = None
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     confidence: float = 0.5
+    own_confidence: float | None = None
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for values that cannot be."""
-        if not 0 <= self.confidence <= 1:
-            raise ConfigError(f"confidence is {self.confidence!r}; expected 0 to 1")
+        """Raise ConfigError for values out of range."""
+        for name in ("confidence", "own_confidence"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ConfigError(f"{name} is {value!r}; expected 0 to 1")
         if not self.scales or min(self.scales) <= 0 or max(self.scales) > 4:
             raise ConfigError(f"scales are {self.scales!r}; expected at least one, each above 0 and at most 4")
         if self.size_px is not None and min(self.size_px) < 1:
@@ -82,8 +90,8 @@ class Labelled:
     """A labelled frame: image uint8 (H, W, 3) RGB, and uint8 (H, W) each.
 
     labels: train ids, 252 known but class uncertain, 255 unlabelled. confidence: 255 times the probability of the
-    class, also where it is too low to be written. agreement: 255 times the share of views that see the same class.
-    Both are 0 where no class was asked for.
+    class, also for uncertain pixels. agreement: 255 times the share of views with the same class. Both are 0 where no
+    class is possible.
     """
 
     image: RgbImage
@@ -93,10 +101,14 @@ class Labelled:
 
 
 def label_frame(frame: Unlabelled, teachers: tuple[Teacher, ...], config: LabelConfig, *, known: bool) -> Labelled:
-    """Return a frame's labels. Teachers are only asked where a pixel has a choice.
+    """Return a frame's labels. Teachers are used only if some pixel has more than one possible class.
 
-    known: the frame shows nothing but known classes, so that uncertain pixels are 252; else they are 255, but where own
-    labels say what may be there.
+    Args:
+        frame: what to label.
+        teachers: at least one.
+        config: how to label.
+        known: the frame shows known classes only, so uncertain pixels are 252. Otherwise they are 255, except where own
+            labels allow some classes.
     """
     size_px = config.size_px or (frame.image.shape[0], frame.image.shape[1])
     image, codes = resized(frame.image, size_px), _resized_codes(frame.codes, size_px)
@@ -109,7 +121,8 @@ def label_frame(frame: Unlabelled, teachers: tuple[Teacher, ...], config: LabelC
         looks = [teacher.look(frame.image, size_px, config.scales, config.flip) for teacher in teachers]
         chosen, confidence, agreement = _vote(itertools.chain(*looks), allowed, codes != FREE)
     labels = chosen.copy()
-    uncertain = confidence < config.confidence
+    own_confidence = config.confidence if config.own_confidence is None else config.own_confidence
+    uncertain = confidence < np.where(codes != FREE, own_confidence, config.confidence)
     labels[uncertain] = np.where((codes != FREE) | known, KNOWN_UNCERTAIN, UNLABELLED)[uncertain]
     labels[~possible] = UNLABELLED
     return Labelled(image, labels, _as_byte(confidence * possible), _as_byte(agreement * possible))
@@ -118,7 +131,7 @@ def label_frame(frame: Unlabelled, teachers: tuple[Teacher, ...], config: LabelC
 def _vote(
     views: Iterator[Probabilities], allowed: npt.NDArray[np.bool_], own: npt.NDArray[np.bool_]
 ) -> tuple[LabelImage, npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return class, confidence and agreement (H, W). allowed: bool (19, H, W). own: where own labels exclude others."""
+    """Return class, confidence and agreement (H, W). allowed: bool (19, H, W). own: own labels exclude some."""
     total = np.zeros(allowed.shape, np.float32)
     seen: list[LabelImage] = []
     for view in views:
@@ -134,7 +147,7 @@ def _vote(
 
 
 def resized(image: RgbImage, size_px: tuple[int, int]) -> RgbImage:
-    """Return a picture at (height, width): averaged where it shrinks, bilinear where it grows."""
+    """Return a picture of (height, width), averaged if it shrinks, bilinear if it grows."""
     if image.shape[:2] == size_px:
         return image
     smooth = cv2.INTER_AREA if size_px[0] < image.shape[0] else cv2.INTER_LINEAR
@@ -150,8 +163,8 @@ def _resized_codes(codes: npt.NDArray[np.uint8], size_px: tuple[int, int]) -> np
 def view_size(size_px: tuple[int, int], scale: float) -> tuple[int, int]:
     """Return (height, width) of a view.
 
-    The frame's own shape is not kept. ESPNetv2 labels CamVid's validation frames, 480x360, better at 512x1024 (accuracy
-    .918) than at as many pixels of their own shape (.883), at scales 0.5 and 1 with mirrored views.
+    It need not have the frame's shape. ESPNetv2 labels CamVid's validation frames, 480x360, better at 512x1024
+    (accuracy .918) than at as many pixels of their own shape (.883), at scales 0.5 and 1 with mirrored views.
     """
     return max(1, round(size_px[0] * scale)), max(1, round(size_px[1] * scale))
 

@@ -1,11 +1,11 @@
-"""Frames that teachers labelled, as `anomseg datasets pseudo-label` writes them, read like any other dataset.
+"""A dataset of frames that teachers labelled, written by `anomseg datasets pseudo-label`.
 
 images/ID.png       the frame
 labels/ID.png       train ids of Cityscapes, 252 known but class uncertain, 255 unlabelled
-confidence/ID.png   255 times the probability of the class; 0 where no class was asked for
-agreement/ID.png    255 times the share of views that see the same class; 0 likewise
+confidence/ID.png   255 times the probability of the class; 0 where no class is possible
+agreement/ID.png    255 times the share of views with the same class; 0 likewise
 preview.jpg         some frames beside their labels and their confidence
-pseudo_label.yaml   what it was made of and how it turned out; written last: a folder without it is unfinished
+pseudo_label.yaml   the manifest; written last, so a folder without it is unfinished
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from anomseg_ros.core.file_pairs import files_in, pair
 from anomseg_ros.core.labels import CITYSCAPES, KNOWN_UNCERTAIN, UNLABELLED
-from anomseg_ros.datasets.base import FileDataset, Found, LabelCodes, files_in, pair
+from anomseg_ros.datasets.dataset import FileDataset, Found, LabelCodes
 from anomseg_ros.datasets.pseudo_label import LabelConfig, TeacherInfo
 from anomseg_ros.datasets.pseudo_label_sources import SourceSpec
 from anomseg_ros.datasets.written_folder import WrittenFolder
@@ -30,7 +31,7 @@ TRAIN, VALIDATION = "train", "val"
 
 @dataclass(frozen=True)
 class PseudoLabelSpec:
-    """All that the bytes of a dataset depend on. made_with: versions of the code. validation: held-out ids."""
+    """Everything that determines the bytes of a dataset. made_with: versions of the code. validation: held-out ids."""
 
     format: int
     made_with: str
@@ -42,10 +43,10 @@ class PseudoLabelSpec:
 
 @dataclass(frozen=True)
 class SourceResult:
-    """What came of one source.
+    """The frames of one source.
 
-    stated: frames that it should have; written, validation: how many were written, and are held out. confidence,
-    agreement: means over the pixels whose class was asked for, 0 to 1.
+    stated: number that it should have; written, validation: number that were written, and that are held out.
+    confidence, agreement: means over the pixels with a possible class, 0 to 1.
     """
 
     stated: int
@@ -59,8 +60,8 @@ class SourceResult:
 class Manifest:
     """Contents of pseudo_label.yaml.
 
-    count: frames written. sha256: of all their files, in order. shares: of all pixels, by class, and without one.
-    failures: what kept a frame from being written, one line each.
+    count: number of written frames. sha256: of all their files, in order. shares: of all pixels, by class and without
+    one. failures: one line for each frame that could not be written.
     """
 
     made_of: PseudoLabelSpec
@@ -103,23 +104,24 @@ class PseudoLabel(FileDataset):
         if self.published_count == 0:
             other = "give --validation or --validation-share" if self.split == VALIDATION else "hold out fewer"
             raise DatasetError(f"{NAME}: {path!r} has no frame in its split {self.split!r}; write it again and {other}")
-        found = self.find_official(root)
-        self.layout, self.samples, self.problems = found.layout, found.samples, found.problems
-        self._codes = found.codes
-        self.has_anomalies = False
+        self._use(self.find_official(root))
 
     def find_official(self, root: Path) -> Found:
         """Return images/*.png with labels/*.png of the split."""
-        held_out = set(self.manifest.made_of.validation)
+        held_out, validates = set(self.manifest.made_of.validation), self.split == VALIDATION
         chosen = [
-            [(file.stem, file) for file in files_in(root / name, "*.png") if self._is_in_split(file.stem, held_out)]
+            [(file.stem, file) for file in files_in(root / name, "*.png") if (file.stem in held_out) == validates]
             for name in (IMAGES, LABELS)
         ]
         samples, problems = pair(*chosen)
         return Found("official", samples, CODES, problems)
 
-    def _is_in_split(self, id_: str, held_out: set[str]) -> bool:
-        return (id_ in held_out) == (self.split == VALIDATION)
+    def by_source(self) -> dict[str, tuple[int, ...]]:
+        """Return the indices of the frames of each source that has any in this split, by its name."""
+        indices: dict[str, list[int]] = {}
+        for index, sample in enumerate(self.samples):
+            indices.setdefault(sample.id.partition("-")[0], []).append(index)
+        return {name: tuple(own) for name, own in indices.items()}
 
 
 CODES = LabelCodes(

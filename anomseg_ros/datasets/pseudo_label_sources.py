@@ -1,6 +1,6 @@
-"""Where frames to label come from: a dataset of this package, a folder of pictures, or a video.
+"""Sources of frames to label: a dataset of this package, a folder of pictures, or a video.
 
-Each frame says, pixel by pixel, among which of Cityscapes' classes a teacher may choose.
+Each pixel of a frame has a set of Cityscapes' classes that a teacher may choose from.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ import numpy.typing as npt
 
 from anomseg_ros.core.image_files import image_files
 from anomseg_ros.core.labels import CITYSCAPES, CITYSCAPES_CLASSES_OF, UNLABELLED, cityscapes_choices
+from anomseg_ros.core.pixel_files import read_label, read_picture
+from anomseg_ros.core.problems import FrameProblem
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.datasets import DATASETS, open_dataset
-from anomseg_ros.datasets.base import KNOWN, Dataset
-from anomseg_ros.datasets.pixel_files import read_label, read_picture
-from anomseg_ros.datasets.problems import FrameProblem
+from anomseg_ros.datasets.dataset import KNOWN, Dataset
 from anomseg_ros.errors import AnomsegError, DatasetError, FrameError, unknown_name
 
 FREE = 254
-"""Code of pixels that no label of the source's own says anything about."""
+"""Code of pixels without a label of the source."""
 
 NATURE = ("vegetation", "terrain", "sky")
-"""Classes that scenery may show. A teacher of streets is often sure of cars and people in close leaves and far rocks;
-what it takes for another class is uncertain."""
+"""Classes of scenery. A teacher of streets often sees cars and people in near leaves and far rocks with confidence, so
+other classes are uncertain there."""
 
 FOLDER, SCENERY, VIDEO = "folder", "scenery", "video"
 _ALL = tuple(info.name for info in CITYSCAPES)
 IGNORE = "ignore"
-"""Folder beside the pictures of a folder: masks of what no teacher may label, not 0 there."""
+"""Folder beside the pictures with masks, not 0 where no teacher may label."""
 
 
 @dataclass(frozen=True, eq=False)
 class Unlabelled:
     """One frame to label.
 
-    image: uint8 (H, W, 3) RGB. codes: uint8 (H, W). choices: bool (256, 19), the classes that a pixel of a code may
-    have: none for what stays unlabelled.
+    image: uint8 (H, W, 3) RGB. codes: uint8 (H, W). choices: bool (256, 19), the possible classes of the pixels of each
+    code; none for pixels that stay unlabelled.
     """
 
     image: RgbImage
@@ -52,7 +52,7 @@ class Unlabelled:
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """What the bytes of a dataset depend on in a source; see Source.
+    """What determines the bytes of a source's frames; see Source.
 
     sha256: of its frames' names and its first frame's pixels.
     """
@@ -66,7 +66,7 @@ class SourceSpec:
 
 
 class Source(ABC):
-    """Frames by index. name: unique among sources. known: whether all that a frame shows is some known class."""
+    """Frames by index. name: unique among sources. known: frames show known classes only."""
 
     name: str
     kind: str
@@ -79,16 +79,16 @@ class Source(ABC):
         """Read one frame. Raises AnomsegError that names its file."""
 
     def __len__(self) -> int:
-        """Return how many frames there should be."""
+        """Return the stated number of frames."""
         return len(self.frame_names)
 
     def describe(self) -> SourceSpec:
-        """Return what tells this source from others, wherever it lies."""
+        """Return what distinguishes this source from others; its place does not matter."""
         digest = hashlib.sha256("\n".join(self.frame_names).encode())
         try:
             first = self.load(0)
         except AnomsegError:
-            pass  # told when its turn comes
+            pass  # reported when the frame is labelled
         else:
             digest.update(first.image.tobytes())
             digest.update(first.codes.tobytes())
@@ -96,7 +96,7 @@ class Source(ABC):
 
 
 class DatasetFrames(Source):
-    """Frames of a dataset, whose own labels are kept where they say a class."""
+    """Frames of a dataset. Its own labels restrict the classes."""
 
     def __init__(self, name: str, dataset: Dataset) -> None:
         self.name, self.kind, self.split = name, dataset.name, dataset.split
@@ -106,7 +106,7 @@ class DatasetFrames(Source):
         self._own = cityscapes_choices(str(dataset.label_set)) if labelled else None
 
     def load(self, index: int) -> Unlabelled:
-        """Read one frame. Without classes of its own, what its anomaly mask calls known is free."""
+        """Read one frame. Without labels, the known pixels of its anomaly mask are free."""
         frame = self._dataset.load(index)
         if frame.labels is not None and self._own is not None:
             return Unlabelled(frame.image, frame.labels, self._own)
@@ -116,7 +116,7 @@ class DatasetFrames(Source):
 
 
 class PictureFolder(Source):
-    """Picture files of a folder, and masks of what stays unlabelled in them, PATH/ignore/STEM.png, where there are."""
+    """Picture files of a folder, with optional masks PATH/ignore/STEM.png of pixels that stay unlabelled."""
 
     def __init__(self, name: str, kind: str, path: Path) -> None:
         self.name, self.kind, self.known = name, kind, kind == SCENERY
@@ -142,7 +142,7 @@ class PictureFolder(Source):
 
 
 class VideoFrames(Source):
-    """Every n-th frame of a video. Frames that the file states and does not have fail one by one."""
+    """Every n-th frame of a video. Stated frames that the file lacks fail one by one."""
 
     def __init__(self, name: str, path: Path, every: int) -> None:
         self.name, self.kind, self.split = name, VIDEO, f"every {every}"
@@ -157,7 +157,7 @@ class VideoFrames(Source):
         self.frame_names = [f"{path.stem}_{number:06d}" for number in range(0, stated, every)]
 
     def load(self, index: int) -> Unlabelled:
-        """Read one frame: fast in order, since a video is decoded from its start."""
+        """Read one frame. Reading in order is fast, since a video is decoded from its start."""
         wanted = index * self._every
         if wanted < self._next:
             self._open()
@@ -180,9 +180,9 @@ class VideoFrames(Source):
 def open_sources(texts: Sequence[str], every: int = 1, known: Sequence[str] = ()) -> tuple[Source, ...]:
     """Open sources written KIND=PATH or KIND=PATH:SPLIT.
 
-    KIND: a dataset's name, `folder`, `scenery` or `video`. every: of a video's frames, each n-th is taken. A source is
-    named by its kind; the second of a kind is KIND2. known: names of sources that show nothing but known classes, as
-    scenery does.
+    KIND: a dataset's name, `folder`, `scenery` or `video`. A source has the name of its kind; the second of a kind is
+    KIND2. every: step between the frames of a video. known: names of sources that show known classes only, as scenery
+    does.
 
     Raises:
         DatasetError: unknown kind, no such folder or file, no frame in it, or a name in `known` of no source.
@@ -228,7 +228,7 @@ def _check(source: Source, text: str) -> None:
 
 
 def _free(image: RgbImage, classes: Sequence[str] = _ALL, ignored: npt.NDArray[np.bool_] | None = None) -> Unlabelled:
-    """Return a frame without own labels, whose pixels may be of these classes, but for those to ignore."""
+    """Return a frame without own labels. All pixels but the ignored ones may have these classes."""
     codes = np.full(image.shape[:2], FREE, np.uint8)
     if ignored is not None:
         codes[ignored] = UNLABELLED

@@ -1,10 +1,10 @@
-"""Write a dataset that teachers label: reproducible, resumed where it was killed, complete but for frames that fail."""
+"""Write a dataset that teachers label, reproducibly. A killed run can be resumed; frames that fail are left out."""
 
 from __future__ import annotations
 
 import fnmatch
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,8 +14,10 @@ import numpy.typing as npt
 
 from anomseg_ros import __version__
 from anomseg_ros.core.labels import CITYSCAPES, KNOWN_UNCERTAIN, UNLABELLED, palette
+from anomseg_ros.core.output_files import write_file
+from anomseg_ros.core.pixel_files import read_label, read_picture
+from anomseg_ros.core.progress import Progress, no_progress
 from anomseg_ros.core.types import RgbImage
-from anomseg_ros.datasets.pixel_files import read_label, read_picture
 from anomseg_ros.datasets.pseudo_label import LabelConfig, Teacher, label_frame
 from anomseg_ros.datasets.pseudo_label_dataset import (
     AGREEMENT,
@@ -29,24 +31,22 @@ from anomseg_ros.datasets.pseudo_label_dataset import (
     written_folder,
 )
 from anomseg_ros.datasets.pseudo_label_sources import Source
-from anomseg_ros.datasets.written_folder import PREVIEW, png, sheet, spread, write_beside
-from anomseg_ros.errors import AnomsegError, ConfigError, DatasetError, closest_first
+from anomseg_ros.datasets.written_folder import PREVIEW, png, sheet, spread
+from anomseg_ros.errors import AnomsegError, ConfigError, DatasetError, OutputError, closest_first
 
 UNCERTAIN_NAME, UNLABELLED_NAME = "known, class uncertain", "unlabelled"
-"""What the manifest calls the shares of 252 and 255."""
+"""The manifest's names for the shares of 252 and 255."""
 
 _PREVIEW_ROWS, _PREVIEW_WIDTH_PX = 40, 420
 _UNCERTAIN_RGB = (255, 255, 255)
 
-Progress = Callable[[int, int], None]
-
 
 @dataclass(frozen=True)
 class WriteConfig:
-    """What is written.
+    """What to write.
 
-    validation: patterns (`*`, `?`) of the ids of frames to hold out. share: of the frames of every source that no
-    pattern matches, so many are held out, the last ones, so that a drive is cut in one place.
+    validation: patterns (`*`, `?`) of the ids of frames to hold out. share: of each source without a matching frame,
+    this share is held out. These are the last frames, so that a drive is cut in one place.
     """
 
     labels: LabelConfig = field(default_factory=LabelConfig)
@@ -54,14 +54,14 @@ class WriteConfig:
     share: float = 0.0
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for values that cannot be."""
+        """Raise ConfigError for values out of range."""
         if not 0 <= self.share < 1:
             raise ConfigError(f"validation share is {self.share!r}; expected 0 to below 1")
 
 
 @dataclass
 class _Tally:
-    """Counts over the frames of one source: sums of confidence and agreement, 0 to 255, over `asked` pixels."""
+    """Sums over the frames of one source: confidence and agreement, 0 to 255, over `asked` pixels."""
 
     written: int = 0
     validation: int = 0
@@ -77,42 +77,45 @@ def write_pseudo_labels(
     config: WriteConfig,
     *,
     overwrite: bool = False,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> Manifest:
-    """Write, or finish, a dataset of labelled frames; return its manifest.
+    """Write or resume a dataset of labelled frames; return its manifest.
 
-    A frame that fails is left out and named in the manifest; another run tries it again. progress: called with (done,
-    total) after each frame.
+    A frame that fails is left out and named in the manifest. Another run tries it again.
+
+    Args:
+        sources: of frames.
+        teachers: at least one.
+        folder: new, or with the unfinished dataset of the same arguments.
+        config: what to write.
+        overwrite: replace another pseudo-labelled dataset in the folder.
+        progress: called after each frame.
 
     Raises:
-        ConfigError: no teacher; the folder holds a dataset made otherwise, or something else, or cannot be written; a
-            pattern matches no frame.
+        ConfigError: there is no teacher; the folder contains a different dataset or other files; a pattern matches no
+            frame.
+        OutputError: the folder cannot be written.
         DatasetError: no frame could be labelled.
     """
     if not teachers:
         raise ConfigError("no teacher; give at least one, a bundle or NETWORK=CHECKPOINT")
     spec = _specify(sources, teachers, config)
     written = written_folder(folder)
-    try:
-        written.prepare(spec, overwrite)
-        run = _Run(folder, spec, tuple(teachers))
-        total = sum(map(len, sources))
-        for source in sources:
-            for index in range(len(source)):
-                run.frame(source, index)
-                progress(run.done, total)
-        manifest = run.manifest()
-        write_beside(folder / PREVIEW, _preview(folder, run.ids))
-        written.finish(manifest)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write {error.filename or str(folder)!r}: {error.strerror}; make room, or give another folder"
-        ) from error
+    written.prepare(spec, overwrite)
+    run = _Run(folder, spec, tuple(teachers))
+    total = sum(map(len, sources))
+    for source in sources:
+        for index in range(len(source)):
+            run.frame(source, index)
+            progress("pseudo-label", run.done, total)
+    manifest = run.manifest()
+    write_file(folder / PREVIEW, _preview(folder, run.ids))
+    written.finish(manifest)
     return manifest
 
 
 class _Run:
-    """The frames of one run, counted as they are written or found."""
+    """The frames of one run and their sums."""
 
     def __init__(self, folder: Path, spec: PseudoLabelSpec, teachers: tuple[Teacher, ...]) -> None:
         self._folder, self._spec, self._teachers = folder, spec, teachers
@@ -125,15 +128,17 @@ class _Run:
         self.done = 0
 
     def frame(self, source: Source, index: int) -> None:
-        """Write one frame unless it is there, and count it."""
+        """Write one frame unless it exists, and count it."""
         id_ = frame_id(source, index)
         paths = {name: self._folder / name / f"{id_}.png" for name in (IMAGES, CONFIDENCE, AGREEMENT, LABELS)}
         self.done += 1
         try:
-            # Files are renamed when they are whole, the labels last.
+            # A file gets its name when it is complete; labels are last.
             if not all(path.is_file() for path in paths.values()):
                 _write_frame(paths, source, index, self._teachers, self._spec.labels)
             self._count(source.name, id_, paths)
+        except OutputError:  # no other frame can be written either
+            raise
         except AnomsegError as error:
             self._failures.append(f"{id_}: {error}")
 
@@ -151,7 +156,7 @@ class _Run:
         self.ids.append(id_)
 
     def manifest(self) -> Manifest:
-        """Return what was written. Raises DatasetError where nothing was."""
+        """Return the manifest. Raises DatasetError if no frame was written."""
         if not self.ids:
             first = self._failures[0] if self._failures else "there was none"
             raise DatasetError(f"no frame could be labelled; the first: {first}")
@@ -171,7 +176,7 @@ class _Run:
 
 
 def frame_id(source: Source, index: int) -> str:
-    """Return what a frame is called in the dataset: SOURCE-FRAME."""
+    """Return the name of a frame in the dataset: SOURCE-FRAME."""
     return f"{source.name}-{source.frame_names[index]}"
 
 
@@ -204,13 +209,9 @@ def _write_frame(
     paths: Mapping[str, Path], source: Source, index: int, teachers: tuple[Teacher, ...], config: LabelConfig
 ) -> None:
     done = label_frame(source.load(index), teachers, config, known=source.known)
-    for name, pixels in (
-        (IMAGES, done.image),
-        (CONFIDENCE, done.confidence),
-        (AGREEMENT, done.agreement),
-        (LABELS, done.labels),
-    ):
-        write_beside(paths[name], png(pixels))
+    pictures = {IMAGES: done.image, CONFIDENCE: done.confidence, AGREEMENT: done.agreement, LABELS: done.labels}
+    for name, pixels in pictures.items():
+        write_file(paths[name], png(pixels))
 
 
 def _result(tally: _Tally, stated: int) -> SourceResult:
@@ -220,7 +221,7 @@ def _result(tally: _Tally, stated: int) -> SourceResult:
 
 
 def _preview(folder: Path, ids: Sequence[str]) -> bytes:
-    """Return a JPEG sheet: frames from all over the dataset, each beside its labels and its confidence."""
+    """Return a JPEG sheet of frames from the whole dataset, each beside its labels and its confidence."""
     return sheet([_preview_tile(folder, ids[number]) for number in spread(len(ids), _PREVIEW_ROWS)], columns=2)
 
 

@@ -1,17 +1,18 @@
 """RoadAnomaly: 60 pictures of unusual dangers (Lis et al., "Detecting the Unexpected via Image Resynthesis", 2019).
 
-Label values as its authors' loaders read them: 0 background, 1 road, 2 anomaly, 255 ignored.
+Label values are those of its authors' loaders: 0 background, 1 road, 2 anomaly, 255 ignored.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from anomseg_ros.datasets.base import ANOMALY, KNOWN, VOID, FileDataset, Found, LabelCodes, files_in, pair
-from anomseg_ros.datasets.problems import FrameProblem
+from anomseg_ros.core.file_pairs import files_in, pair
+from anomseg_ros.core.problems import FrameProblem
+from anomseg_ros.core.untrusted_text import parse_json
+from anomseg_ros.datasets.dataset import ANOMALY, KNOWN, VOID, FileDataset, Found, LabelCodes
 from anomseg_ros.errors import DatasetError
 
 CODES = LabelCodes("0 background, 1 road, 2 anomaly, 255 void", anomaly={0: KNOWN, 1: KNOWN, 2: ANOMALY, 255: VOID})
@@ -25,7 +26,7 @@ class RoadAnomaly(FileDataset):
     default_split = "test"
     layouts = ("RoadAnomaly_jpg/frames/X.jpg with frames/X.labels/labels_semantic.png",)
     folders = ("RoadAnomaly_jpg", "RoadAnomaly", "dataset_RoadAnomaly")
-    # Flat copies keep the value 2 or hold masks of 0 and 1 already.
+    # Flat copies have the value 2, or masks of 0 and 1.
     flat_codes = LabelCodes("0 known, 1 or 2 anomaly, 255 void", anomaly={0: KNOWN, 1: ANOMALY, 2: ANOMALY, 255: VOID})
 
     def find_official(self, root: Path) -> Found | None:
@@ -51,7 +52,7 @@ def _listed(path: Path) -> dict[str, str] | None:
     if not path.is_file():
         return None
     try:
-        names = json.loads(path.read_text(encoding="utf-8"))
+        names = parse_json(path.read_text(encoding="utf-8"))
         return {Path(name).stem: Path(name).name for name in names}
     except (ValueError, TypeError) as error:
         raise DatasetError(f"{str(path)!r} is not a list of file names ({error}); unpack it again") from None

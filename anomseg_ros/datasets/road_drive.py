@@ -1,9 +1,9 @@
-"""Objects pasted onto the road of a real drive: they stand still, and grow as the car comes closer.
+"""Paste objects onto the road of a real drive. They stand still and grow as the car comes closer.
 
-Real driving seldom shows an anomaly, and where one is, nobody has labelled it. Here the road, the light and the traffic
-are real, the objects are drawn (outlier_objects.py), and which pixels are theirs is known.
+Real drives seldom have anomalies, and those have no labels. Here the road, the light and the traffic are real, and the
+objects are drawn (outliers/objects.py), so their pixels are known.
 
-The geometry is that of a pinhole camera over a flat, straight road: what stands `distance_m` ahead meets the road
+The geometry is that of a pinhole camera over a flat, straight road: an object `distance_m` ahead meets the road
 `focal_px * height_m / distance_m` rows below the horizon.
 """
 
@@ -18,17 +18,18 @@ import numpy as np
 
 from anomseg_ros.core.schema import from_plain
 from anomseg_ros.core.types import LabelImage, RgbImage
-from anomseg_ros.datasets.base import ANOMALY, KNOWN, LabelledFrame
-from anomseg_ros.datasets.cut_paste import OUTLIER, paste_at
-from anomseg_ros.datasets.outlier_objects import ALL_KINDS, OutlierObject, ProceduralObjects
+from anomseg_ros.core.untrusted_text import parse_yaml
+from anomseg_ros.datasets.dataset import ANOMALY, KNOWN, LabelledFrame
 from anomseg_ros.errors import ConfigError, unknown_name
+from anomseg_ros.outliers.cut_paste import OUTLIER, paste_at
+from anomseg_ros.outliers.objects import ALL_KINDS, OutlierObject, ProceduralObjects
 
 _DRAWN_PX = 256
 """Longer side at which an object is drawn once, before it is scaled for each frame."""
 
 _NEAREST_M = 2.0
 _FARTHEST_M = 120.0
-"""Between these distances an object is pasted: beyond, it is a few pixels; before, it is below the picture."""
+"""Objects are pasted between these distances. Farther ones have a few pixels; nearer ones are below the picture."""
 
 _FEATHER_PX = 0.8
 _TONE_MATCH = 0.4
@@ -55,7 +56,7 @@ class RoadCamera:
     path: tuple[tuple[float, float], ...] = ((0.0, 0.0),)
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a camera that cannot be."""
+        """Raise ConfigError for values out of range."""
         for name in ("width_px", "height_px", "focal_px", "above_road_m", "speed_mps"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"camera: {name} is {getattr(self, name)!r}; expected a number above 0")
@@ -64,7 +65,7 @@ class RoadCamera:
             raise ConfigError(f"camera: path is {self.path!r}; expected [seconds, metres] in order of time")
 
     def moved_m(self, time_s: float) -> float:
-        """Return how far right of its first place the camera is."""
+        """Return how far the camera is to the right of its first place."""
         times, metres = zip(*self.path, strict=True)
         return float(np.interp(time_s, times, metres))
 
@@ -73,8 +74,8 @@ class RoadCamera:
 class RoadObject:
     """One object on the road.
 
-    name: for people, with its article. kind: of ALL_KINDS. seed: which one of its kind. size_m: its longer side.
-    lateral_m: of its middle, right of where the camera was at first. passed_at_s: when the car has reached it, in
+    name: with its article, for texts. kind: of ALL_KINDS. seed: chooses the object of its kind. size_m: longer side.
+    lateral_m: distance of its middle to the right of the camera's first place. passed_at_s: when the car reaches it, in
     seconds since the first frame.
     """
 
@@ -86,7 +87,7 @@ class RoadObject:
     passed_at_s: float
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for an object that cannot be."""
+        """Raise ConfigError for an unknown kind or an empty object."""
         if self.kind not in ALL_KINDS:
             raise ConfigError(unknown_name("kind of object", self.kind, ALL_KINDS))
         if not self.size_m > 0:
@@ -95,7 +96,7 @@ class RoadObject:
 
 @dataclass(frozen=True)
 class RoadScene:
-    """What is pasted into a drive. source: where the drive comes from, for people."""
+    """The objects for a drive. source: the origin of the drive, for texts."""
 
     source: str
     camera: RoadCamera
@@ -103,18 +104,18 @@ class RoadScene:
 
 
 def load_road_scene(path: Path) -> RoadScene:
-    """Read a scene from YAML. Raises ConfigError naming the file and what is wrong in it."""
+    """Read a scene from YAML. Raises ConfigError with the file and the fault."""
     import yaml
 
     try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+        plain = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"road scene {str(path)!r} cannot be read: {error}") from error
     return from_plain(RoadScene, plain, str(path))
 
 
 def paste_on_road(frames: Iterable[RgbImage], rate_hz: float, scene: RoadScene) -> Iterator[LabelledFrame]:
-    """Yield the frames of a drive with the objects of the scene in them; anomaly is 1 where they are, else 0.
+    """Yield the frames of a drive with the objects of the scene; the anomaly mask is 1 in the objects, else 0.
 
     frames: uint8 (H, W, 3) RGB of the camera's size. rate_hz: frames per second.
 
@@ -123,7 +124,7 @@ def paste_on_road(frames: Iterable[RgbImage], rate_hz: float, scene: RoadScene) 
     """
     drawn: list[OutlierObject] = []
     size_px = (scene.camera.height_px, scene.camera.width_px)
-    # The farthest first, so that near objects hide far ones.
+    # The farthest first: near objects hide far ones.
     objects = sorted(scene.objects, key=lambda standing: -standing.passed_at_s)
     for index, frame in enumerate(frames):
         if frame.shape[:2] != size_px:
@@ -147,7 +148,7 @@ def _drawn(standing: RoadObject, frame: RgbImage) -> OutlierObject:
 def _paste(
     image: RgbImage, labels: LabelImage, standing: RoadObject, drawn: OutlierObject, camera: RoadCamera, time_s: float
 ) -> None:
-    """Paste one object where it is seen at a time; nothing where it is too far or has been passed."""
+    """Paste one object at its place in a frame, unless it is too far away or was passed."""
     distance_m = camera.speed_mps * (standing.passed_at_s - time_s)
     if not _NEAREST_M < distance_m < _FARTHEST_M:
         return
@@ -159,13 +160,13 @@ def _paste(
     if bottom_px - height_px > image.shape[0] or not -width_px / 2 < middle_px < image.shape[1] + width_px / 2:
         return
     _shade(image, middle_px, bottom_px, width_px)
-    # Whole pixels, as the scaled object has; its foot is what must be in its place.
+    # Whole pixels, like the scaled object; its foot must be exactly in place.
     place_px = (round(bottom_px) - int(height_px), round(middle_px - int(width_px) / 2))
     paste_at(image, labels, drawn, scale, place_px, _FEATHER_PX, _TONE_MATCH)
 
 
 def _shade(image: RgbImage, middle_px: float, bottom_px: float, width_px: float) -> None:
-    """Darken the road below an object, in place: without a shadow things seem to float."""
+    """Darken the road below an object, in place. Objects without a shadow seem to float."""
     radius = (width_px * 0.55, max(width_px * 0.1, 1.0))
     top, bottom = (int(np.clip(bottom_px + side * 2 * radius[1], 0, image.shape[0])) for side in (-1, 1))
     left, right = (int(np.clip(middle_px + side * 1.3 * radius[0], 0, image.shape[1])) for side in (-1, 1))

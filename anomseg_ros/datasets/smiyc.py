@@ -1,7 +1,7 @@
 """SegmentMeIfYouCan's RoadAnomaly21 and RoadObstacle21, validation frames (Chan et al., NeurIPS D&B 2021).
 
-Names, label values and the frames left out are those of the road-anomaly-benchmark repository (datasets/tracks.py).
-The archives also hold the test frames; their labels are not public, so only the validation frames are used.
+Names, label values and left-out frames are those of the road-anomaly-benchmark repository (datasets/tracks.py). The
+archives also contain the test frames. Their labels are not public, so only the validation frames are used.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from anomseg_ros.datasets.base import FLAT_CODES, FileDataset, Found, files_in, pair, with_suffix_removed
+from anomseg_ros.core.file_pairs import files_in, pair, with_suffix_removed
+from anomseg_ros.datasets.dataset import FLAT_CODES, FileDataset, Found
 
 LABEL_SUFFIX = "_labels_semantic.png"
 

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
+from anomseg_ros.core.file_pairs import files_in, pair
 from anomseg_ros.core.labels import UNLABELLED, ClassInfo
-from anomseg_ros.datasets.base import ANOMALY, KNOWN, VOID, FileDataset, Found, LabelCodes, files_in, pair
+from anomseg_ros.datasets.dataset import ANOMALY, KNOWN, VOID, FileDataset, Found, LabelCodes
 
 STREET_HAZARDS = tuple(
     ClassInfo(name, color, train_id)

@@ -1,170 +1,129 @@
-"""Seeded, procedural driving sequences with dense labels, anomaly masks and a known camera: no data to download.
-
-    sequence = SyntheticSequence(seed=7)
-    for frame in sequence.frames(100):
-        frame.image, frame.labels, frame.anomaly
-
-Everything follows from seed, configuration and frame number, so frame 7 is the same whether or not others were made.
-"""
+"""Generated driving scenes as a dataset: `synthetic=SEED:FRAMES`, `SEED:DRIVESxFRAMES`, or a folder of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
 
-import cv2
-import numpy as np
-import numpy.typing as npt
+from anomseg_ros.core.labels import CITYSCAPES, ClassInfo
+from anomseg_ros.core.problems import FrameProblem
+from anomseg_ros.datasets.dataset import Dataset, FileDataset, Found, LabelledFrame
+from anomseg_ros.errors import DatasetError
+from anomseg_ros.scenes.sequence import TRAIN_KINDS, SyntheticConfig, SyntheticSequence
 
-from anomseg_ros.datasets.synthetic_config import (
-    ALL_KINDS,
-    HELD_OUT_KINDS,
-    TRAIN_KINDS,
-    CameraIntrinsics,
-    SyntheticConfig,
-    SyntheticFrame,
-)
-from anomseg_ros.datasets.synthetic_ground import Decal, Ground, Sky
-from anomseg_ros.datasets.synthetic_mesh import Model
-from anomseg_ros.datasets.synthetic_population import Placed, Population, Stretch
-from anomseg_ros.datasets.synthetic_render import ANOMALY, SHIFT, Canvas, draw_shadows
-from anomseg_ros.datasets.synthetic_scene import (
-    CHUNK_M,
-    VIEW_M,
-    Pose,
-    View,
-    draw_camera,
-    draw_course,
-    draw_layout,
-    draw_light,
-)
-from anomseg_ros.datasets.synthetic_sensor import Sensor
-from anomseg_ros.datasets.synthetic_street import draw_textures
-from anomseg_ros.datasets.synthetic_textures import Color, Image, Rng
-from anomseg_ros.errors import ConfigError
+DEFAULT_FRAMES = 100
+SPEC = re.compile(r"(\d+)(?::(\d+)(?:x(\d+))?)?")
 
-__all__ = [
-    "ALL_KINDS",
-    "HELD_OUT_KINDS",
-    "TRAIN_KINDS",
-    "CameraIntrinsics",
-    "SyntheticConfig",
-    "SyntheticFrame",
-    "SyntheticSequence",
-]
-
-SCENE_STREAM, NOISE_STREAM = 1, 2
-KEPT_STRETCHES = 32
+# For training: a few frames of many drives. The frames are far enough apart to differ, and nearly all have an anomaly.
+TRAINING_INTERVAL_S = 3.0
+TRAINING_SCENES = SyntheticConfig(anomaly_probability=1.0, anomaly_kinds=TRAIN_KINDS, anomaly_size_m=(0.35, 2.0))
 
 
-class SyntheticSequence:
-    """One drive along one road. `camera` is its pinhole camera; `frame(i)` and `frames(n)` give labelled pictures."""
+class SyntheticDataset:
+    """Generated frames with train ids and anomaly masks.
 
-    def __init__(self, seed: int, config: SyntheticConfig | None = None) -> None:
-        """Lay out the road, the light and the camera of this seed (0 or more). Raises ConfigError."""
-        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-            raise ConfigError(f"the seed is {seed!r}; give a whole number, 0 or more")
-        self.seed = int(seed)
-        self.config = config if config is not None else SyntheticConfig()
-        rng = np.random.default_rng([self.seed, SCENE_STREAM])
-        self.camera: CameraIntrinsics = draw_camera(rng, self.config)
-        self._camera_height_m = float(rng.uniform(*self.config.camera_height_m))
-        self._course = draw_course(rng)
-        self._layout = draw_layout(rng, self.config)
-        self._light = draw_light(rng, self.config)
-        self._speed_mps = float(rng.uniform(*self.config.speed_mps))
-        self._population = Population(self.seed, self.config, self._layout, draw_textures(rng), self._speed_mps)
-        self._ground = Ground(rng, self._view(0.0), self._layout)
-        self._sky = Sky(rng, self._ground.top, self.config.width_px, self._layout, self._light)
-        self._sensor = Sensor(rng, self.config)
-        self._hood = _hood_outline(rng, self.config)
-        self._stretches: dict[int, Stretch] = {}
+    `SEED:FRAMES` is one drive: frames 0 to FRAMES - 1 of the seed's sequence. `SEED:DRIVESxFRAMES` is for training:
+    FRAMES frames, three seconds apart, of each drive SEED to SEED + DRIVES - 1. Its anomalies are of TRAIN_KINDS only,
+    so that the other kinds remain for evaluation.
+    """
 
-    def frames(self, count: int) -> Iterator[SyntheticFrame]:
-        """Yield frames 0 to `count - 1`."""
-        for index in range(count):
-            yield self.frame(index)
+    name = "synthetic"
+    splits: ClassVar[Mapping[str, int]] = {}
+    default_split = ""
+    layouts = ("SEED, SEED:FRAMES or SEED:DRIVESxFRAMES, for example 7:100 or 0:400x4; no files are read",)
 
-    def frame(self, index: int) -> SyntheticFrame:
-        """Return frame `index` (0 or more), whatever frames were made before. Raises ConfigError."""
-        if index < 0:
-            raise ConfigError(f"the frame index is {index!r}; give a whole number, 0 or more")
-        time_s = index / self.config.rate_hz
-        view = self._view(self._speed_mps * time_s)
-        stretches = self._stretches_in_view(view)
-        placed = self._things_in_view(view, stretches, time_s)
-        canvas = Canvas(view, self._light)
-        self._draw_backdrop(canvas, placed, [decal for stretch in stretches for decal in stretch.decals])
-        for model, pose in placed:
-            canvas.draw(model, pose)
-        self._draw_hood(canvas)
-        image = self._sensor.expose(canvas.image, np.random.default_rng([self.seed, NOISE_STREAM, index]))
-        return _finished_frame(image, canvas.labels, self._hood is not None, index, time_s)
+    def __init__(self, path: str, split: str | None = None) -> None:
+        """Parse the specification. path: `SEED`, `SEED:FRAMES`, `SEED:DRIVESxFRAMES` or "" (`0:100`).
 
-    def _view(self, s_m: float) -> View:
-        return View(self.camera, self._camera_height_m, self._course, s_m)
-
-    def _stretches_in_view(self, view: View) -> list[Stretch]:
-        first, last = int(np.floor((view.s_m - CHUNK_M) / CHUNK_M)), int((view.s_m + VIEW_M) / CHUNK_M)
-        wanted = range(first, last + 1)
-        if len(self._stretches) > KEPT_STRETCHES:
-            self._stretches = {number: kept for number, kept in self._stretches.items() if number in wanted}
-        for number in wanted:
-            if number not in self._stretches:
-                self._stretches[number] = self._population.stretch(number)
-        return [self._stretches[number] for number in wanted]
-
-    def _things_in_view(self, view: View, stretches: list[Stretch], time_s: float) -> list[tuple[Model, Pose]]:
-        """Return what to draw, in drawing order.
-
-        Far stretches come first; within one, what stands farther from the road comes first, because along a road
-        nothing can hide behind what is nearer to its middle on the same side.
+        Raises DatasetError.
         """
-        things = [thing for stretch in stretches for thing in stretch.placed] + self._population.traffic(time_s)
-        keyed: list[tuple[tuple[float, float, float], Model, Pose]] = []
-        for thing in things:
-            s, u = self._place_at(thing, time_s)
-            ahead = s - view.s_m
-            if -CHUNK_M < ahead < VIEW_M:
-                order = (-np.floor(s / CHUNK_M), -round(2.0 * (abs(u) + thing.outward_m)), -ahead)
-                keyed.append((order, thing.model_at(time_s), view.pose(s, u, thing.turn)))
-        keyed.sort(key=lambda entry: entry[0])
-        return [(model, pose) for _, model, pose in keyed]
+        match = SPEC.fullmatch(path or "0")
+        if match is None or split is not None:
+            given = path if split is None else f"{path}:{split}"
+            raise DatasetError(f"synthetic: {given!r} is neither SEED:FRAMES, as in 7:100, nor a folder of frames")
+        self.path, self.split, self.layout = path, "", "generated"
+        self.label_set: str | None = "cityscapes"
+        self.classes: tuple[ClassInfo, ...] | None = CITYSCAPES
+        self.has_anomalies = True
+        self.published_count: int | None = None
+        self.problems: tuple[FrameProblem, ...] = ()
+        self._seed = int(match[1])
+        self._drives = int(match[2]) if match[3] else 1
+        self._frames = int(match[3] or match[2] or DEFAULT_FRAMES)
+        self._config, self._step = None, 1
+        if match[3]:
+            self._config, self._step = TRAINING_SCENES, round(TRAINING_INTERVAL_S * TRAINING_SCENES.rate_hz)
+        self._count = self._drives * self._frames
+        if self._count < 1:
+            raise DatasetError(f"synthetic: {path!r} has no frames; expected SEED:FRAMES with at least 1 frame")
+        self._local = threading.local()
 
-    def _place_at(self, thing: Placed, time_s: float) -> tuple[float, float]:
-        if thing.s_speed == 0.0 and thing.u_speed == 0.0:
-            return thing.s_m, thing.u_m
-        since_met = time_s - thing.s_m / max(self._speed_mps, 0.1)
-        return thing.s_m + thing.s_speed * since_met, thing.u_m + thing.u_speed * since_met
+    def __len__(self) -> int:
+        """Return the number of frames."""
+        return self._count
 
-    def _draw_backdrop(self, canvas: Canvas, placed: list[tuple[Model, Pose]], decals: list[Decal]) -> None:
-        self._sky.draw(canvas)
-        self._ground.draw(canvas, draw_shadows(canvas.view, self._light, placed), decals)
+    def frame_id(self, index: int) -> str:
+        """Return SEED_NUMBER of a frame."""
+        seed, number = self._place(index)
+        return f"{seed}_{number:06d}"
 
-    def _draw_hood(self, canvas: Canvas) -> None:
-        if self._hood is None:
-            return
-        outline, color = self._hood
-        cv2.fillPoly(canvas.image, [outline], color, cv2.LINE_AA, SHIFT)
-        cv2.fillPoly(canvas.labels, [outline], (255,), cv2.LINE_8, SHIFT)
+    def origin(self, index: int) -> str:
+        """Return drive and number of a frame, independent of the size of the dataset; see Dataset.origin."""
+        scenes = "usual" if self._config is None else "training"
+        return f"synthetic, {scenes} scenes: {self.frame_id(index)}"
+
+    def load(self, index: int) -> LabelledFrame:
+        """Draw one frame."""
+        if not 0 <= index < self._count:
+            raise DatasetError(f"synthetic: no frame {index!r}; the dataset has {self._count}")
+        seed, number = self._place(index)
+        # A sequence caches its layout, so each thread has its own sequence of the drive it reads.
+        if getattr(self._local, "seed", None) != seed:
+            self._local.seed, self._local.sequence = seed, SyntheticSequence(seed, self._config)
+        frame = self._local.sequence.frame(number)
+        return LabelledFrame(self.frame_id(index), frame.image, frame.labels, frame.anomaly)
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Return the seed of a frame's drive and its number in that drive."""
+        return self._seed + index // self._frames, index % self._frames * self._step
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return the state for another process, without the sequences."""
+        return {name: value for name, value in self.__dict__.items() if name != "_local"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        """Restore the state in another process."""
+        self.__dict__.update(state)
+        self._local = threading.local()
 
 
-def _hood_outline(rng: Rng, config: SyntheticConfig) -> tuple[npt.NDArray[np.int32], Color] | None:
-    """Return the ego vehicle's hood at the lower edge (fixed-point pixels) and its colour, or None if unseen."""
-    if rng.random() >= config.hood_probability:
+class _SyntheticFolder(FileDataset):
+    name = "synthetic"
+    splits: ClassVar[Mapping[str, int]] = {"": 0}
+    default_split = ""
+    layouts = ("SEED:FRAMES",)
+
+    def __init__(self, path: str, split: str | None = None) -> None:
+        super().__init__(path, split)
+        self.published_count = None
+
+    def find_official(self, root: Path) -> Found | None:
+        """Return None: folders of generated frames are flat."""
         return None
-    rise, shade = rng.uniform(0.04, 0.1) * config.height_px, float(rng.uniform(18, 90))
-    angle = np.linspace(np.pi, 2 * np.pi, 40)
-    x = config.width_px * (0.5 + 0.62 * np.cos(angle))
-    y = config.height_px + 2 + 1.1 * rise * np.sin(angle)
-    outline = np.rint(np.stack([x, y], axis=1) * (1 << SHIFT)).astype(np.int32)
-    return outline, (shade, shade, shade * 1.05)
 
 
-def _finished_frame(image: Image, drawn: Image, has_hood: bool, index: int, time_s: float) -> SyntheticFrame:
-    anomaly = np.zeros(drawn.shape, np.uint8)
-    anomaly[drawn == ANOMALY] = 1
-    if has_hood:
-        anomaly[drawn == 255] = 255
-    labels = drawn.copy()
-    labels[drawn == ANOMALY] = 255
-    return SyntheticFrame(image, labels, anomaly, index, time_s)
+class Synthetic:
+    """Opens generated scenes or a folder of them; see SyntheticDataset."""
+
+    splits = SyntheticDataset.splits
+    default_split = SyntheticDataset.default_split
+    layouts = SyntheticDataset.layouts
+
+    def __new__(cls, path: str, split: str | None = None) -> Dataset:  # type: ignore[misc]  # a choice of two classes
+        """Return the dataset in a folder if `path` is one, else generated frames."""
+        if path and not SPEC.fullmatch(path) and Path(path).expanduser().is_dir():
+            return _SyntheticFolder(path, split)
+        return SyntheticDataset(path, split)

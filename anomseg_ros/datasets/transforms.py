@@ -1,7 +1,7 @@
-"""Augmentation of training frames: geometry for image and labels together, colours, then weather, light and camera.
+"""Augment training frames: the geometry of image and labels together, colours, then weather, light and camera.
 
-Most keys are shares of frames, 0 by default; what is off draws nothing, so that a configuration without a key gives the
-same samples as before the key existed.
+Most keys are shares of frames, 0 by default. An effect that is off draws no random numbers, so a new key does not
+change the samples of configurations without it.
 """
 
 from __future__ import annotations
@@ -40,19 +40,18 @@ CAMERA = {
 WARPS = {"mount": draw_mount, "lens": draw_lens}
 
 Paste = Callable[[RgbImage, LabelImage, float], tuple[RgbImage, LabelImage]]
-"""Puts objects into a crop and its labels; called with the row of the crop's horizon, which may be outside it."""
+"""Pastes objects into a crop and its labels; called with the row of the crop's horizon, which may be outside it."""
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What is drawn for each frame. Shares are probabilities; ranges are (low, high), drawn evenly unless said.
+    """The random changes of each frame. Shares are probabilities; ranges (low, high) are uniform unless stated.
 
-    scale: log-evenly. aspect: width over height, relative to the frame's own, log-evenly: bundles stretch frames of any
-    shape to their input. whole_frame: share whose crop is the whole frame, as a bundle sees it; scale and aspect do not
-    apply to it. mount: another height, pitch and roll of the camera; lens: radial distortion. grey: share of frames
-    drawn towards grey, by a random amount. gain, gamma: of all channels.
-    tint: largest relative gain of single channels. blur_sigma_px and noise_sigma (in grey levels) are drawn up to these
-    values, each for a quarter of the frames.
+    scale: log-uniform. aspect: width over height, relative to the frame's own, log-uniform, since bundles stretch
+    frames of any shape to their input. whole_frame: share whose crop is the whole frame, as a bundle sees it, without
+    scale and aspect. mount: another height, pitch and roll of the camera. lens: radial distortion. grey: share of
+    frames that lose a random amount of colour. gain, gamma: of all channels. tint: largest relative gain of single
+    channels. blur_sigma_px, noise_sigma (in grey levels): upper limits, each for a quarter of the frames.
 
     Shares of frames with an effect, see weather.py and camera_effects.py: fog, haze, rain, snow (at most one of these
     four, so they add up to 1 at most), night, glare, chromatic, motion_blur, response, sharpen, jpeg.
@@ -120,11 +119,11 @@ def augment(
     Args:
         image: uint8 (H, W, 3) RGB.
         labels: uint8 (H, W), any values.
-        config: what is drawn.
-        rng: where everything drawn comes from, so that the same state gives the same sample.
-        padding_label: put where a shrunken or warped frame does not fill the crop.
-        paste: puts outliers into the crop before weather, light and camera, which change outliers like all else.
-        horizon_px: row of the frame's horizon; None for that of a usual camera.
+        config: the random changes.
+        rng: gives all random numbers; the same state gives the same sample.
+        padding_label: fills the crop where a shrunken or warped frame does not.
+        paste: pastes outliers into the crop before weather, light and camera, which then change them too.
+        horizon_px: row of the frame's horizon; None for a usual camera's.
     """
     horizon_px = HORIZON * labels.shape[0] if horizon_px is None else horizon_px
     if rng.random() < config.flip:
@@ -169,7 +168,7 @@ def _draw_part(height: int, width: int, config: AugmentConfig, rng: np.random.Ge
 def _resized_part(
     image: RgbImage, labels: LabelImage, part: Part, size_px: tuple[int, int], padding_label: int
 ) -> tuple[RgbImage, LabelImage]:
-    """Cut the part that becomes the crop, then resize: only pixels that are used are resized."""
+    """Cut the part that becomes the crop, then resize it; unused pixels are not resized."""
     image = image[part.top : part.top + part.height, part.left : part.left + part.width]
     labels = labels[part.top : part.top + part.height, part.left : part.left + part.width]
     below, right = part.height - labels.shape[0], part.width - labels.shape[1]
@@ -187,7 +186,7 @@ def _resized_part(
 
 
 def _drawn(share: float, rng: np.random.Generator) -> bool:
-    """Draw whether a frame is one of a share; nothing is drawn where there are none."""
+    """Return whether a frame belongs to a share; a share of 0 draws no random number."""
     return share > 0 and rng.random() < share
 
 
@@ -197,13 +196,13 @@ def _log_even(limits: tuple[float, float], rng: np.random.Generator) -> float:
 
 
 def _recolour(image: RgbImage, config: AugmentConfig, rng: np.random.Generator) -> RgbImage:
-    """Change exposure, contrast and colour balance by one table per channel, and at times sharpness and noise."""
+    """Change exposure, contrast and colour balance by a table per channel, and sometimes sharpness and noise."""
     gain, gamma = rng.uniform(*config.gain), rng.uniform(*config.gamma)
     tint = rng.uniform(1 - config.tint, 1 + config.tint, 3)
     level = np.arange(256, dtype=np.float64)[:, None] / 255.0
     table = np.rint(255.0 * np.clip(level * gain * tint, 0, 1) ** gamma).astype(np.uint8)
     recoloured = np.asarray(cv2.LUT(image, table[:, None, :]), np.uint8)
-    if config.grey > 0 and rng.random() < config.grey:
+    if _drawn(config.grey, rng):
         grey = cv2.cvtColor(cv2.cvtColor(recoloured, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
         share = float(rng.uniform(0.3, 1.0))
         recoloured = np.asarray(cv2.addWeighted(grey, share, recoloured, 1 - share, 0), np.uint8)
@@ -218,7 +217,7 @@ def _recolour(image: RgbImage, config: AugmentConfig, rng: np.random.Generator) 
 
 
 def _photograph(image: RgbImage, horizon_px: float, config: AugmentConfig, rng: np.random.Generator) -> RgbImage:
-    """Put weather and light between the scene and the camera, then what the camera does."""
+    """Apply weather and light, then the effects of the camera."""
     shares = {name: getattr(config, name) for name in WEATHER}
     if any(shares.values()):
         draw, bounds = rng.random(), np.cumsum(list(shares.values()))

@@ -1,4 +1,4 @@
-"""Other cameras' geometry: where each pixel of a crop lies in the frame, seen from another mount or by another lens."""
+"""The geometry of other cameras: the place in the frame of each pixel of a crop, for another mount or lens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anomseg_ros.core.types import LabelImage, RgbImage
-from anomseg_ros.datasets.synthetic_textures import Rng
+from anomseg_ros.scenes.textures import Rng
 
 HORIZON = 0.45
 """Row of the horizon of a forward camera, as a share of the height: Cityscapes' 0.43, CamVid's 0.45 to 0.5."""
@@ -37,10 +37,10 @@ class Part:
 
 
 def draw_mount(rng: Rng) -> Warp:
-    """Draw another mounting: pitch and roll as rotations of a camera with a focal length of one width, and its height.
+    """Draw another mounting: pitch and roll of a camera with a focal length of one width, and its height.
 
-    Another height moves points of flat ground along their columns, in proportion to their distance from the horizon;
-    what stands above the horizon stays. Things on the ground are stretched a little by that.
+    Another height moves points of flat ground along their columns, in proportion to their distance from the horizon.
+    Points above the horizon stay. This stretches objects on the ground a little.
     """
     pitch, roll = np.deg2rad(rng.uniform(-4.0, 4.0)), np.deg2rad(rng.normal(0.0, 1.5))
     raised = float(np.exp(rng.uniform(-0.3, 0.3)))
@@ -58,7 +58,7 @@ def draw_mount(rng: Rng) -> Warp:
 
 
 def draw_lens(rng: Rng) -> Warp:
-    """Draw another lens: radial distortion of up to 25 % at the middle of the left and right edge, which stay there."""
+    """Draw another lens: radial distortion of up to 25 %. The middles of the left and right edge stay in place."""
     amount = rng.uniform(-0.1, 0.25)
 
     def lens(points: Points, height: float) -> Points:
@@ -78,11 +78,17 @@ def warped_part(
     padding_label: int,
     horizon_px: float | None = None,
 ) -> tuple[RgbImage, LabelImage, float]:
-    """Return a part of a warped frame, resized: uint8 (h, w, 3) and (h, w) of size_px (height, width), and its horizon.
+    """Return a part of a warped frame, resized, with its labels and the row of its horizon, perhaps outside it.
 
-    The horizon is a row of the resized part, and may lie outside it; horizon_px is that of the frame before it was
-    warped, None for a usual camera's. Labels are the nearest pixel's. What lies outside
-    the frame gets padding and padding_label.
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        labels: uint8 (H, W); the result has the nearest pixel's label.
+        part: of the warped frame.
+        size_px: (height, width) of the result.
+        warps: applied in this order.
+        padding: colour outside the frame.
+        padding_label: label outside the frame.
+        horizon_px: row of the horizon in the frame; None for a usual camera's.
     """
     x, y = _places(labels.shape, part, size_px, warps)
     nearest = cv2.remap(
@@ -124,7 +130,7 @@ def _places(
 
 
 def _box(x: npt.NDArray[np.float32], y: npt.NDArray[np.float32], shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """Return top, left, bottom, right of the pixels that places need, within the frame and never empty."""
+    """Return top, left, bottom, right of the needed pixels, within the frame and never empty."""
     left, right = int(np.clip(np.floor(x.min()), 0, shape[1] - 1)), int(np.clip(np.ceil(x.max()) + 1, 1, shape[1]))
     top, bottom = int(np.clip(np.floor(y.min()), 0, shape[0] - 1)), int(np.clip(np.ceil(y.max()) + 1, 1, shape[0]))
     return top, left, bottom, right

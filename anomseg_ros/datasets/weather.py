@@ -1,9 +1,9 @@
-"""Weather and light in real photographs: fog, haze, rain, snow, night, glare. Labels stay as they are.
+"""Add weather and light to real photographs: fog, haze, rain, snow, night, glare. Labels do not change.
 
-Every effect takes an RGB image uint8 (H, W, 3), the row of the horizon in pixels (it may lie outside the image) and the
-generator that every strength is drawn from, and returns a new image of the same shape. None of them knows the depth of
-a scene: it is taken from the rows, as on flat ground, and from smooth noise. A network learns from these that colours,
-contrast and lamps say nothing about what a thing is; they are not meant to deceive a person.
+Every effect takes an RGB image uint8 (H, W, 3), the row of the horizon in pixels (perhaps outside the image) and a
+random generator for its strength. It returns a new image of the same shape. The depth of the scene is not known; it is
+estimated from the rows, as on flat ground, and from smooth noise. A network learns from these effects to ignore
+colours, contrast and lamps. They need not look real to a person.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from anomseg_ros.core.types import RgbImage
-from anomseg_ros.datasets.synthetic_textures import Rng, fractal_noise
+from anomseg_ros.scenes.textures import Rng, fractal_noise
 
 Field = npt.NDArray[np.float32]
 
 _COARSE = 4
-"""Smooth fields and glows are computed for every fourth pixel and enlarged."""
+"""Smooth fields and glows are computed for every fourth pixel, then enlarged."""
 
 _NEAR = 0.12
-"""Rows below the horizon, as a share of the height, at which ground is half as far in these effects as the farthest."""
+"""Distance below the horizon, as a share of the height, at which the depth is half of the largest depth."""
 
 
 def add_fog(image: RgbImage, horizon_px: float, rng: Rng) -> RgbImage:
@@ -33,14 +33,14 @@ def add_fog(image: RgbImage, horizon_px: float, rng: Rng) -> RgbImage:
 
 
 def add_haze(image: RgbImage, horizon_px: float, rng: Rng) -> RgbImage:
-    """Lay a bright veil over everything, near things too: a steamed or dirty lens, drizzle, low sun on a windscreen."""
+    """Add a bright veil over near and far objects: a steamed or dirty lens, drizzle, low sun on a windscreen."""
     strength = rng.uniform(0.15, 0.5)
     share = strength * (0.6 + 0.4 * _noise(image, rng)) * (0.8 + 0.2 * _depth(image, horizon_px)[:, None])
     return _veiled(image, share, _air_colour(rng, (160, 245)))
 
 
 def add_rain(image: RgbImage, horizon_px: float, rng: Rng) -> RgbImage:
-    """Draw streaks over a duller scene with a wet road, and on half of the images drops on the lens."""
+    """Add streaks, dull colours and a wet road, and to half of the images drops on the lens."""
     wet = _mirrored_ground(image, horizon_px, share=rng.uniform(0.1, 0.5))
     dull = _saturated(wet, rng.uniform(0.5, 0.9))
     share = rng.uniform(0.1, 0.4) * _depth(image, horizon_px)[:, None]
@@ -57,7 +57,7 @@ def add_rain(image: RgbImage, horizon_px: float, rng: Rng) -> RgbImage:
 
 
 def add_snow(image: RgbImage, horizon_px: float, rng: Rng) -> RgbImage:
-    """Let flakes of three sizes fall through a pale, brightened scene; half of the images have snow on the ground."""
+    """Add flakes of three sizes to a pale, bright scene; half of the images have snow on the ground."""
     pale = _saturated(image, rng.uniform(0.4, 0.85))
     clear = 1.0 - rng.uniform(0.15, 0.6) * _depth(image, horizon_px)[:, None]
     if rng.random() < 0.5:
@@ -74,12 +74,12 @@ def add_snow(image: RgbImage, horizon_px: float, rng: Rng) -> RgbImage:
 
 
 def make_night(image: RgbImage, horizon_px: float, rng: Rng) -> RgbImage:
-    """Darken the sky, light the road by the vehicle's own lamps and the rest by street lamps, add sensor noise."""
+    """Darken the sky, light the road by the vehicle's lamps and the rest by street lamps, add sensor noise."""
     height, width = image.shape[:2]
     rows, columns = _coarse_grid(image)
     below = (rows - horizon_px) / height
     ambient = rng.uniform(0.22, 0.6)
-    # What is bright in the upper part by day is mostly sky, which is the darkest at night.
+    # Bright pixels in the upper part are mostly sky, which is darkest at night.
     light = ambient * np.where(below < 0, np.maximum(0.45, 1.0 + 1.5 * below), 1.0)
     reach, spread = rng.uniform(0.12, 0.35), rng.uniform(0.25, 0.6)
     side = (columns / width - rng.uniform(0.4, 0.6)) / (spread * (0.5 + np.maximum(below, 0.0)))
@@ -94,7 +94,7 @@ def make_night(image: RgbImage, horizon_px: float, rng: Rng) -> RgbImage:
 
 
 def add_glare(image: RgbImage, horizon_px: float, rng: Rng) -> RgbImage:
-    """Let the sun, or in dark images headlamps, bloom into the lens: a core, a halo, a veil, a row of ghosts."""
+    """Add glare of the sun, or in dark images of headlamps: a core, a halo, a veil, a row of ghosts."""
     height, width = image.shape[:2]
     rows, columns = _coarse_grid(image)
     total = np.zeros((*rows.shape, 3), np.float32)
@@ -111,22 +111,22 @@ def add_glare(image: RgbImage, horizon_px: float, rng: Rng) -> RgbImage:
             for lamp in ((x, y), (x + gap * radius, y)):
                 total += _bloom(rows, columns, lamp, radius)[..., None] * np.array([255, 250, 235], np.float32)
         total += rng.uniform(0.0, 0.1) * 255.0
-    # Screen blending: light adds up without the hard edge of a sum that is cut off at white.
-    kept = _enlarged(1.0 - np.minimum(total, 255.0) / 255.0, image)
-    return np.asarray(255 - cv2.multiply(255 - image, kept, dtype=cv2.CV_8U), np.uint8)
+    # Screen blending adds light without the hard edge of a sum that is clipped at white.
+    clear = _enlarged(1.0 - np.minimum(total, 255.0) / 255.0, image)
+    return np.asarray(255 - cv2.multiply(255 - image, clear, dtype=cv2.CV_8U), np.uint8)
 
 
 def add_grain(image: RgbImage, sigma: float, rng: Rng) -> RgbImage:
-    """Add noise of a standard deviation in grey levels, nearly normal: the sum of three even bytes."""
+    """Add nearly normal noise, the sum of three uniform bytes; sigma: standard deviation in grey levels."""
     raw = np.frombuffer(rng.bytes(3 * image.size), np.uint8).reshape(3, *image.shape)
     total = np.asarray(cv2.add(cv2.add(raw[0], raw[1], dtype=cv2.CV_16S), raw[2], dtype=cv2.CV_16S), np.int16)
-    # One even byte has the variance (256² - 1) / 12.
+    # A uniform byte has the variance (256² - 1) / 12.
     step = sigma / float(np.sqrt(3 * (256**2 - 1) / 12))
     return np.asarray(cv2.addWeighted(image, 1.0, total, step, -382.5 * step, dtype=cv2.CV_8U), np.uint8)
 
 
 def _depth(image: RgbImage, horizon_px: float) -> Field:
-    """Return (H,) float32 in 0..1: 1 at the horizon, as near as flat ground is below, a little nearer above."""
+    """Return the depth per row, (H,) float32 in 0..1: 1 at the horizon, flat ground below, a little nearer above."""
     height = image.shape[0]
     below = (np.arange(height, dtype=np.float32) - horizon_px) / height
     ground = _NEAR / (np.maximum(below, 0) + _NEAR)
@@ -187,14 +187,14 @@ def _segments(
     slants = slant + rng.normal(0.0, 0.05, count)
     ends = start + np.stack([fall * slants, fall], -1)
     drawn = np.zeros((height, width), np.uint8)
-    # Four more bits: lines start and end between pixels.
+    # Four fractional bits: lines start and end between pixels.
     lines = np.rint(np.stack([start, ends], 1) * 16).astype(np.int32)
     cv2.polylines(drawn, list(lines), False, 255, thickness_px, cv2.LINE_AA, 4)
     return drawn
 
 
 def _mirrored_ground(image: RgbImage, horizon_px: float, share: float) -> RgbImage:
-    """Return the image with what stands above the horizon mirrored in the ground, blurred downwards."""
+    """Return the image with everything above the horizon mirrored in the ground, blurred downwards."""
     height = image.shape[0]
     top = int(np.clip(horizon_px, 0, height))
     rows = min(top, height - top)
@@ -208,7 +208,7 @@ def _mirrored_ground(image: RgbImage, horizon_px: float, share: float) -> RgbIma
 
 
 def _snow_cover(image: RgbImage, horizon_px: float, rng: Rng) -> Field:
-    """Return how much of the ground snow covers, (H, W) float32 in 0..1: in patches with ragged edges."""
+    """Return the share of snow on the ground, (H, W) float32 in 0..1, in patches with ragged edges."""
     rows = np.arange(image.shape[0], dtype=np.float32)[:, None]
     below = np.clip((rows - horizon_px) / (0.15 * image.shape[0]), 0, 1)
     height, width = (max(8, side // _COARSE) for side in image.shape[:2])
@@ -233,7 +233,7 @@ def _with_drops(image: RgbImage, rng: Rng) -> RgbImage:
 
 
 def _dimmed_sky(image: RgbImage, horizon_px: float) -> RgbImage:
-    """Darken what is bright above the horizon, most of all what is nearly white."""
+    """Darken bright pixels above the horizon, nearly white ones most."""
     top = int(np.clip(round(horizon_px), 0, image.shape[0]))
     level = np.arange(256, dtype=np.float32) / 255.0
     table = np.rint(255.0 * level * (1.0 - 0.75 / (1.0 + np.exp(-(level - 0.62) * 14.0)))).astype(np.uint8)
@@ -265,7 +265,7 @@ def _ghosts(
 def _glows(
     image: RgbImage, rng: Rng, count: int, between_rows: tuple[float, float], colour: tuple[float, float, float]
 ) -> RgbImage:
-    """Return lamps with halos on black, uint8 (H, W, 3); one in five is red, as rear lamps and signals are."""
+    """Return lamps with halos on black, uint8 (H, W, 3); one in five is red, like rear lamps and signals."""
     height, width = image.shape[:2]
     rows, columns = _coarse_grid(image)
     total = np.zeros((*rows.shape, 3), np.float32)

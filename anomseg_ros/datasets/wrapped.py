@@ -1,14 +1,14 @@
-"""A dataset that is another one but for what a subclass changes."""
+"""A base class for datasets that change parts of another dataset."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from anomseg_ros.datasets.base import Dataset
+from anomseg_ros.datasets.dataset import Dataset
 
 
 class WrappedDataset:
-    """Everything that is not overridden is the inner dataset's; say cast(Dataset, ...) where one is expected."""
+    """Passes everything that is not overridden to the inner dataset; use cast(Dataset, ...) for its type."""
 
     def __init__(self, dataset: Dataset) -> None:
         """Wrap a dataset, which is shared."""
@@ -20,6 +20,6 @@ class WrappedDataset:
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the inner dataset."""
-        if name.startswith("_"):  # not there yet while an instance is being unpickled
+        if name.startswith("_"):  # missing while an instance is unpickled
             raise AttributeError(name)
         return getattr(self._dataset, name)

@@ -1,12 +1,12 @@
-"""A folder that a command writes a dataset to: resumed where it was killed, refused where it holds something else.
+"""The output folder of a command that writes a dataset. A killed command resumes; a folder of other files is refused.
 
-A specification says all that the bytes depend on. It is written first (`NAME.started.yaml`), and the manifest, which
-holds it under `made_of`, last (`NAME.yaml`): a folder without a manifest is unfinished.
+The specification holds everything that the bytes of the files depend on. It is written first, to `NAME.started.yaml`.
+The manifest `NAME.yaml` is written last and holds the specification under `made_of`. A folder without a manifest is
+unfinished.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
+from anomseg_ros.core.output_files import make_output_folder, write_file
 from anomseg_ros.core.schema import from_plain, to_plain
 from anomseg_ros.core.types import RgbImage
+from anomseg_ros.core.untrusted_text import parse_yaml
 from anomseg_ros.errors import ConfigError, DatasetError
 
 PREVIEW = "preview.jpg"
@@ -31,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class WrittenFolder:
-    """The place of one dataset. name: its manifest's. command: what writes it. folders: those of its files."""
+    """Output folder of one dataset. name: stem of the manifest; command: writer; folders: subfolders of its files."""
 
     path: Path
     name: str
@@ -40,51 +42,49 @@ class WrittenFolder:
 
     @property
     def manifest(self) -> Path:
-        """The file that a finished dataset has."""
+        """File that exists once the dataset is finished."""
         return self.path / f"{self.name}.yaml"
 
     @property
     def started(self) -> Path:
-        """The file that an unfinished dataset has."""
+        """File that exists while the dataset is unfinished."""
         return self.path / f"{self.name}.started.yaml"
 
     def prepare(self, spec: object, overwrite: bool) -> None:
-        """Make the folder ready for a dataset of this specification; refuse one that holds anything else."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Create the folder for a dataset of this specification. Raises ConfigError if it holds anything else."""
+        make_output_folder(self.path)
         if overwrite and (self.manifest.is_file() or self.started.is_file()):
             self._remove()
-        there = self._spec()
-        if there is None and any(self.path.iterdir()):
+        stored = self._read_spec()
+        if stored is None and any(self.path.iterdir()):
             raise ConfigError(f"{str(self.path)!r} holds other files; give a new folder for the dataset")
-        if there is not None and there != to_plain(spec):
-            found = "; ".join(differences(there, to_plain(spec)))
+        if stored is not None and stored != to_plain(spec):
+            found = "; ".join(differences(stored, to_plain(spec)))
             raise ConfigError(
-                f"{str(self.path)!r} holds a {self.command} dataset made otherwise ({found}); give another folder, or "
-                "--overwrite"
+                f"{str(self.path)!r} holds a {self.command} dataset of another specification ({found}); give another "
+                "folder, or --overwrite"
             )
         for name in self.folders:
-            (self.path / name).mkdir(exist_ok=True)
-        if there is None:
-            write_beside(self.started, as_yaml(spec))
+            make_output_folder(self.path / name)
+        if stored is None:
+            write_file(self.started, as_yaml(spec))
 
     def finish(self, manifest: object) -> None:
-        """Write the manifest, and remove what an unfinished dataset leaves."""
-        write_beside(self.manifest, as_yaml(manifest))
+        """Write the manifest and remove the temporary files."""
+        write_file(self.manifest, as_yaml(manifest))
         self.started.unlink(missing_ok=True)
-        for left_by_a_kill in self.path.rglob("*.part"):
-            left_by_a_kill.unlink(missing_ok=True)
+        for partial_file in self.path.rglob("*.part"):  # left by a killed command
+            partial_file.unlink(missing_ok=True)
 
     def read_manifest(self, kind: type[T], expected_format: int) -> T:
-        """Return the manifest as a dataclass. Raises DatasetError: missing, unfinished, damaged, of another format."""
+        """Return the manifest. Raises DatasetError if it is missing, unfinished, damaged or of another format."""
         name, folder, command = self.name, str(self.path), f"`anomseg datasets {self.command}`"
         if not self.manifest.is_file():
             if self.started.is_file():
-                raise DatasetError(
-                    f"{name}: {folder!r} is unfinished; run the same {command} again, it goes on where it was"
-                )
-            raise DatasetError(f"{name}: no {self.manifest.name} in {folder!r}; {command} writes it")
+                raise DatasetError(f"{name}: {folder!r} is unfinished; run the same {command} again to resume it")
+            raise DatasetError(f"{name}: no {self.manifest.name} in {folder!r}; write the dataset with {command}")
         try:
-            data = yaml.safe_load(self.manifest.read_text(encoding="utf-8"))
+            data = parse_yaml(self.manifest.read_text(encoding="utf-8"))
             _check_format(data, expected_format)
             return from_plain(kind, data, str(self.manifest))
         except (OSError, ConfigError, yaml.YAMLError, UnicodeDecodeError) as error:
@@ -93,12 +93,12 @@ class WrittenFolder:
                 f"{name}: {str(self.manifest)!r} cannot be used: {text}; write the dataset again"
             ) from None
 
-    def _spec(self) -> object | None:
-        """Return the specification of the dataset in the folder, as plain data, or None without one."""
+    def _read_spec(self) -> object | None:
+        """Return the specification stored in the folder as plain data, or None if there is none."""
         for path in (self.manifest, self.started):
             if path.is_file():
                 try:
-                    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+                    data = parse_yaml(path.read_text(encoding="utf-8"))
                 except (yaml.YAMLError, UnicodeDecodeError):
                     data = None
                 spec = data.get("made_of") if path == self.manifest and isinstance(data, dict) else data
@@ -108,25 +108,15 @@ class WrittenFolder:
         return None
 
     def _remove(self) -> None:
-        """Delete a dataset that was written here; what says so goes last, so that a killed removal can be repeated."""
+        """Delete the dataset. Specification and manifest go last, so that a killed removal can be repeated."""
         for name in self.folders:
             shutil.rmtree(self.path / name, ignore_errors=True)
         for path in (self.path / PREVIEW, self.started, self.manifest):
             path.unlink(missing_ok=True)
 
 
-def write_beside(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        beside.write_bytes(content)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 def png(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """Return a PNG file of uint8 (H, W) values, or of (H, W, 3) RGB."""
+    """Encode uint8 pixels, (H, W) or (H, W, 3) RGB, as PNG."""
     done, data = cv2.imencode(".png", pixels if pixels.ndim == 2 else pixels[:, :, ::-1])
     if not done:
         raise DatasetError(f"a frame of shape {pixels.shape} cannot be stored as PNG")
@@ -134,18 +124,18 @@ def png(pixels: npt.NDArray[np.uint8]) -> bytes:
 
 
 def as_yaml(value: object) -> bytes:
-    """Return a dataclass as YAML, in the order of its fields."""
+    """Return a dataclass as YAML with its fields in order."""
     text: str = yaml.safe_dump(to_plain(value), sort_keys=False, allow_unicode=True, width=120)
     return text.encode()
 
 
 def spread(count: int, most: int) -> list[int]:
-    """Return up to `most` of the numbers below `count`, evenly spread, the first and the last among them."""
+    """Return up to `most` evenly spaced numbers from 0 to count - 1, both included."""
     return [int(number) for number in np.unique(np.linspace(0, count - 1, min(most, count)).round())]
 
 
 def sheet(tiles: Sequence[RgbImage], columns: int = _PREVIEW_COLUMNS) -> bytes:
-    """Return a JPEG of pictures of one width side by side, row by row."""
+    """Return a JPEG of tiles of equal width, arranged row by row. Shorter tiles are padded."""
     height = max(len(tile) for tile in tiles)
     tiles = [np.pad(tile, ((0, height - len(tile)), (0, 0), (0, 0))) for tile in tiles]
     columns = min(columns, len(tiles))
@@ -157,16 +147,16 @@ def sheet(tiles: Sequence[RgbImage], columns: int = _PREVIEW_COLUMNS) -> bytes:
     return bytes(data)
 
 
-def differences(there: object, here: object, name: str = "") -> list[str]:
-    """Return in words what two specifications, as plain data, differ in: `seed: 0 there, 1 here`."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        keys = sorted({*there, *here})
+def differences(stored: object, given: object, name: str = "") -> list[str]:
+    """Return one text per value in which two specifications, as plain data, differ: `seed: 0 there, 1 here`."""
+    if isinstance(stored, dict) and isinstance(given, dict):
+        keys = sorted({*stored, *given})
         return [
             text
             for key in keys
-            for text in differences(there.get(key), here.get(key), f"{name}.{key}" if name else str(key))
+            for text in differences(stored.get(key), given.get(key), f"{name}.{key}" if name else str(key))
         ]
-    return [] if there == here else [f"{name}: {_short(there)} there, {_short(here)} here"]
+    return [] if stored == given else [f"{name}: {_short(stored)} there, {_short(given)} here"]
 
 
 def _short(value: object) -> str:
@@ -178,4 +168,4 @@ def _check_format(data: Any, expected: int) -> None:
     made_of = data.get("made_of") if isinstance(data, dict) else None
     found = made_of.get("format") if isinstance(made_of, dict) else None
     if isinstance(found, int) and found != expected:
-        raise ConfigError(f"it is of format {found}, this version reads {expected}")
+        raise ConfigError(f"its format is {found}, this version reads {expected}")

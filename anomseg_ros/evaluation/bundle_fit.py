@@ -1,4 +1,4 @@
-"""What of a bundle fits a dataset: the classes that mIoU is over, and the thresholds whose real rates are measured."""
+"""Compare a bundle with a dataset: the classes for mIoU, and the thresholds whose actual rates are measured."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from anomseg_ros.core.bundle import Bundle
 from anomseg_ros.core.labels import class_map
 from anomseg_ros.core.thresholds import Threshold
-from anomseg_ros.datasets.base import Dataset
+from anomseg_ros.datasets.dataset import Dataset
 from anomseg_ros.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class ComparedClasses:
-    """Classes that mIoU is over, None where it cannot be measured; see MeasureSpec for label_map; note: why, or how."""
+    """Number of classes for mIoU, None where it cannot be measured. label_map: see MeasureSpec; note: why, or how."""
 
     count: int | None = None
     label_map: tuple[int, ...] | None = None
@@ -22,7 +22,7 @@ class ComparedClasses:
 
 
 def compared_classes(bundle: Bundle, dataset: Dataset) -> ComparedClasses:
-    """Return the classes that a bundle's labels and a dataset's can be compared in."""
+    """Return the classes in which a bundle's labels and a dataset's can be compared."""
     if dataset.classes is None:
         return ComparedClasses()
     void = bundle.contract.void_class
@@ -50,6 +50,6 @@ def calibrated_thresholds(bundle: Bundle, scores: Sequence[str], target_fpr: flo
             threshold = bundle.threshold(score, target_fpr)
         except ConfigError:  # calibrated, but for higher rates only
             continue
-        if threshold is not None and threshold.calibrated:
+        if threshold is not None:
             found[score] = threshold
     return found

@@ -1,31 +1,39 @@
-"""Thresholds that keep a promised false-positive rate, found on labelled frames with the bundle as it will run."""
+"""Thresholds for a target false-positive rate, calibrated on labelled frames with the bundle's own graph."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
-from anomseg_ros.backends.options import BackendOptions
+from anomseg_ros.backends.backend_options import BackendOptions
 from anomseg_ros.core.bundle import Bundle, Contract
 from anomseg_ros.core.labels import ClassInfo
+from anomseg_ros.core.problems import FrameProblem
+from anomseg_ros.core.progress import Progress, no_progress
 from anomseg_ros.core.thresholds import ThresholdTable
-from anomseg_ros.datasets.base import KNOWN, VOID, Dataset, LabelledFrame
-from anomseg_ros.datasets.problems import FrameProblem
+from anomseg_ros.datasets.dataset import KNOWN, VOID, Dataset, LabelledFrame
+from anomseg_ros.datasets.pseudo_label_dataset import PseudoLabel
 from anomseg_ros.errors import ConfigError, MetricError
 from anomseg_ros.evaluation.measures import MeasureSpec
-from anomseg_ros.evaluation.part import PartTask, evaluate_part
-from anomseg_ros.metrics.calibration import threshold_at_fpr
+from anomseg_ros.evaluation.passes import ModelSource, Passed, PassTask, measured
 from anomseg_ros.metrics.pixel_curves import PixelCurves
+from anomseg_ros.metrics.reliability import threshold_at_fpr
+from anomseg_ros.scores import threshold_of
 
 NATIVE_PROTOCOL = "fishyscapes"
-"""Every labelled pixel at its own size, frames without an anomaly too: what a camera will show."""
+"""Counts every labelled pixel at its own size, in frames without an anomaly too, as on a vehicle."""
+
+WEIGHT_STEPS = 16
+"""Weight of a pixel of the largest source; weights of smaller sources are rounded to whole numbers."""
 
 
 @dataclass(frozen=True)
 class ThresholdChange:
-    """One calibrated threshold, the one the bundle had, and what each does on the frames measured; shares 0 to 1.
+    """One calibrated threshold, the bundle's previous one, and the rates of both on the frames measured, 0 to 1.
 
     detected: share of the anomalous pixels above the new threshold, None where the frames have none.
     """
@@ -62,7 +70,7 @@ class KnownFrames:
         return self._inner.frame_id(index)
 
     def origin(self, index: int) -> str:
-        """Return what tells the picture in another dataset."""
+        """Return the name by which another dataset can recognise the picture."""
         return self._inner.origin(index)
 
     def load(self, index: int) -> LabelledFrame:
@@ -78,27 +86,52 @@ def measure_scores(
     scores: Sequence[str],
     backend: str = "onnxruntime",
     options: BackendOptions | None = None,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: Progress = no_progress,
 ) -> dict[str, PixelCurves]:
-    """Return the pixel counts per score over all frames of the datasets, at the labels' own size."""
+    """Return the pixel counts per score over all frames of the datasets, at the labels' own size.
+
+    Every source of a set of pseudo-labels has the same weight, whatever its number of frames. A threshold then keeps
+    its rate on average over the sources, not on the largest one.
+    """
     spec = MeasureSpec(tuple(map(bundle.check_score, scores)), (NATIVE_PROTOCOL,))
+    program = bundle.contract.program_sha256
+    source = ModelSource(str(bundle.directory), program, backend, options or BackendOptions())
     merged: dict[str, PixelCurves] = {}
     for given in datasets:
-        dataset = given if given.has_anomalies else KnownFrames(given)
-        task = PartTask(
-            bundle=str(bundle.directory),
-            bundle_sha256=bundle.contract.program_sha256,
-            dataset=dataset,
-            indices=tuple(range(len(dataset))),
-            spec=spec,
-            backend=backend,
-            options=options or BackendOptions(),
-        )
-        measures = evaluate_part(task, lambda now, of=dataset: progress(of.name, len(now.done), len(of)))  # type: ignore[misc]
-        for (score, _), curves in measures.curves.items():
-            assert isinstance(curves, PixelCurves)
-            merged[score] = merged[score].merge(curves) if score in merged else curves
+        dataset, done = given if given.has_anomalies else KnownFrames(given), 0
+        parts = []
+        for indices in _sources(given):
+            watch = partial(_tell, progress, dataset.name, done, len(dataset))
+            parts.append(measured(PassTask(dataset, indices, source, spec), watch))
+            done += len(indices)
+        for key in parts[0].curves:
+            counted = _balanced([_pixel_curves(part.curves[key]) for part in parts])
+            merged[key[0]] = merged[key[0]].merge(counted) if key[0] in merged else counted
     return merged
+
+
+def _sources(dataset: Dataset) -> list[tuple[int, ...]]:
+    """Return the frames of each source of a set of pseudo-labels, or all frames of another dataset."""
+    return list(dataset.by_source().values()) if isinstance(dataset, PseudoLabel) else [tuple(range(len(dataset)))]
+
+
+def _tell(progress: Progress, name: str, before: int, total: int, now: Passed) -> None:
+    progress(name, before + now.frames, total)
+
+
+def _balanced(parts: Sequence[PixelCurves]) -> PixelCurves:
+    """Return the parts merged, each weighted to about the known pixels of the largest part, times WEIGHT_STEPS."""
+    parts = [part for part in parts if part.known_px] or parts[:1]
+    if len(parts) == 1:
+        return parts[0]
+    largest = max(part.known_px for part in parts)
+    weighted = [part.times(max(1, round(WEIGHT_STEPS * largest / part.known_px))) for part in parts]
+    return functools.reduce(PixelCurves.merge, weighted)
+
+
+def _pixel_curves(curves: object) -> PixelCurves:
+    assert isinstance(curves, PixelCurves)
+    return curves
 
 
 def threshold_changes(
@@ -123,7 +156,7 @@ def _change(bundle: Bundle, score: str, counted: PixelCurves, rate: float) -> Th
         raise MetricError(f"score {score!r}: no known pixel was measured; calibrate on frames with labelled pixels")
     found = threshold_at_fpr(counted, rate)
     try:
-        before = bundle.threshold(score, rate)
+        before = threshold_of(bundle, score, rate)
     except ConfigError:  # calibrated, but for higher rates only
         before = None
     return ThresholdChange(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from anomseg_ros.core.output_files import write_results
 from anomseg_ros.core.schema import to_plain
 from anomseg_ros.errors import ConfigError
 from anomseg_ros.evaluation.results import Evaluation, FrameResult, Result, Robustness
@@ -133,12 +133,8 @@ def auprc_failures(comparison: Comparison, most_drop: float) -> list[str]:
 
 
 def save_comparison(comparison: Comparison, path: Path) -> None:
-    """Write the comparison as JSON, beside first and then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    plain = to_plain(comparison, keep_none=True)
-    part.write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    """Write the comparison as JSON, see write_results."""
+    write_results(path, json.dumps(to_plain(comparison, keep_none=True), indent=1, allow_nan=False) + "\n")
 
 
 def named(key: Key) -> str:

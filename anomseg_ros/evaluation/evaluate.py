@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from anomseg_ros.backends import open_detector
-from anomseg_ros.backends.options import BackendOptions
+from anomseg_ros.backends.backend_options import BackendOptions
 from anomseg_ros.core.bundle import Bundle, load_bundle
+from anomseg_ros.core.progress import Progress, no_progress
 from anomseg_ros.datasets import DATASETS, dataset_type, open_named
-from anomseg_ros.datasets.base import Dataset
+from anomseg_ros.datasets.cached import keep_frames
 from anomseg_ros.datasets.check import check
 from anomseg_ros.datasets.corruptions import Corruption, corrupt_dataset, library_version
-from anomseg_ros.datasets.kept import keep_frames
+from anomseg_ros.datasets.dataset import Dataset
 from anomseg_ros.errors import AnomsegError, ConfigError, MetricError
 from anomseg_ros.evaluation.bundle_fit import calibrated_thresholds, compared_classes
-from anomseg_ros.evaluation.component_pass import (
-    ComponentTask,
-    component_sums,
-    component_thresholds,
-    components_of,
-    merged_sums,
-)
+from anomseg_ros.evaluation.component_pass import component_thresholds, measure_components
 from anomseg_ros.evaluation.measures import Key, Measures, MeasureSpec, road_of
-from anomseg_ros.evaluation.part import PartTask, evaluate_part
+from anomseg_ros.evaluation.passes import Passed, PassTask, measured, model_source
 from anomseg_ros.evaluation.pictures import PictureKey, draw_worst
 from anomseg_ros.evaluation.readout import Identity, read_results
 from anomseg_ros.evaluation.results import Components, Curves, Result, Robustness
 from anomseg_ros.evaluation.robustness import robustness_of
-from anomseg_ros.evaluation.state import JobState
+from anomseg_ros.evaluation.saved_state import JobState
 from anomseg_ros.evaluation.workers import Workers, run_parts
 from anomseg_ros.metrics.protocols import protocol
 
@@ -40,9 +34,6 @@ PARTS_PER_WORKER = 4
 MAX_PART_FRAMES = 32
 KEPT_BYTES = 768 * 2**20
 """A part is what is lost when a worker dies, and what a worker's start-up cost is spread over."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what, frames done, frames in all)."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +101,11 @@ class _Job:
         return replace(self, dataset=dataset, corruption=corruption, backend=backend)
 
 
-def evaluate(request: Request, progress: Progress = lambda what, done, total: None) -> Outcome:
+def evaluate(request: Request, progress: Progress = no_progress) -> Outcome:
     """Measure every bundle on every dataset.
 
-    A job that fails is reported in `errors` and does not keep the others from being measured. Raises the package's
-    errors for what is wrong with the request, the bundles or the datasets, before any work starts.
+    A failing job is reported in `errors` and does not stop the others. Raises the package's errors for a wrong request,
+    bundle or dataset before any work starts.
     """
     if request.corruptions:
         _require_corruptible(request)
@@ -144,8 +135,8 @@ def evaluate(request: Request, progress: Progress = lambda what, done, total: No
             _state(request, job).remove()
         _remove_if_empty(request.state)
     warnings += [f"{result.bundle} on {result.dataset}: {note}" for result in results for note in result.notes]
-    settings, said = _settings(request, bundles, datasets), tuple(dict.fromkeys(warnings))
-    return Outcome(tuple(results), tuple(errors), said, settings, pictures, tuple(robustness))
+    settings, distinct = _settings(request, bundles, datasets), tuple(dict.fromkeys(warnings))
+    return Outcome(tuple(results), tuple(errors), distinct, settings, pictures, tuple(robustness))
 
 
 def _require_corruptible(request: Request) -> None:
@@ -159,7 +150,7 @@ def _open_bundles(request: Request) -> list[tuple[str, Bundle]]:
         raise ConfigError("nothing to measure; give at least one bundle and one --dataset NAME=PATH")
     opened = [load_bundle(path) for path in request.bundles]
     names = [bundle.contract.name for bundle in opened]
-    # Two exports of one network often share their name: tell them apart by their folders.
+    # Two exports of one network often share a name; their folders differ.
     unique = [str(b.directory) if names.count(name) > 1 else name for b, name in zip(opened, names, strict=True)]
     for name in request.protocols:
         protocol(name)
@@ -169,7 +160,7 @@ def _open_bundles(request: Request) -> list[tuple[str, Bundle]]:
 def _open_checked_datasets(request: Request, progress: Progress) -> tuple[list[tuple[str, Dataset]], list[str]]:
     opened = [open_named(given) if isinstance(given, str) else given for given in request.datasets]
     if request.workers.here:
-        # The check reads every frame, and so does every bundle: what fits in memory is decoded once.
+        # The check and every bundle read every frame. Frames that fit in memory are decoded once.
         opened = [keep_frames(dataset, KEPT_BYTES // len(opened)) for dataset in opened]
     names = [_dataset_name(dataset) for dataset in opened]
     named = [
@@ -178,7 +169,7 @@ def _open_checked_datasets(request: Request, progress: Progress) -> tuple[list[t
     ]
     warnings = []
     for name, dataset in named:
-        report = check(dataset, progress=partial(progress, f"checking {name}"))
+        report = check(dataset, progress=progress)
         report.require(request.allow_partial)
         warnings += [f"{name}: {text}" for text in report.warnings]
     return named, warnings
@@ -224,7 +215,7 @@ def _run(request: Request, job: _Job, progress: Progress) -> tuple[Result, ...]:
     if remaining:
         state.save(measures)
     components, notes = _components(request, job, measures, progress)
-    detector_backend = job.backend or _backend_in_use(request, job)
+    detector_backend = job.backend or backend_in_use(job.bundle, request.backend, request.options)
     names = tuple(info.name for info in job.dataset.classes or ())
     workers = max(1, request.workers.count)
     thresholds = calibrated_thresholds(job.bundle, job.spec.scores, request.target_fpr)
@@ -246,15 +237,16 @@ def _run_corrupted(
     for number, job in enumerate(jobs):
         assert job.corruption is not None
 
-        def count(what: str, done: int, total: int, before: int = number) -> None:
-            progress(f"{what} under corruptions", before * total + done, len(jobs) * total)
+        def count(what: str, done: int, total: int | None, before: int = number) -> None:
+            frames = total or 0
+            progress(f"{what} under corruptions", before * frames + done, len(jobs) * frames)
 
         state = _state(request, job)
         try:
             results = state.finished() or _run(request, job, count)
         except AnomsegError as error:
             raise type(error)(f"{job.corruption}: {error}") from error
-        # Of a hundred jobs, only the figures are kept, in memory and on disk.
+        # There can be a hundred jobs, so only their figures stay in memory and on disk.
         measured[job.corruption] = tuple(replace(result, curves=Curves(), per_frame=()) for result in results)
         state.finish(measured[job.corruption])
         count(job.title, len(job.dataset), len(job.dataset))
@@ -268,15 +260,15 @@ def _gathered(
     measures = before
     if request.workers.here and remaining:
 
-        def watch(now: Measures) -> None:
-            progress(job.title, len(before.done) + len(now.done), len(job.dataset))
+        def watch(now: Passed) -> None:
+            progress(job.title, len(before.done) + now.frames, len(job.dataset))
             if state.due:
-                state.save(before.merge(now))
+                state.save(before.merge(now.measures))
 
-        yield before.merge(evaluate_part(_task(request, job, remaining), watch))
+        yield before.merge(measured(_task(request, job, remaining), watch))
         return
     tasks = [_task(request, job, part) for part in _parts(remaining, request.workers.count)]
-    for part in run_parts(evaluate_part, tasks, request.workers):
+    for part in run_parts(measured, tasks, request.workers):
         measures = measures.merge(part)
         if state.due:
             state.save(measures)
@@ -288,22 +280,9 @@ def _parts(indices: Sequence[int], workers: int) -> list[list[int]]:
     return [list(indices[start : start + size]) for start in range(0, len(indices), size)]
 
 
-def _task(request: Request, job: _Job, indices: Sequence[int]) -> PartTask:
-    options, lanes = request.options, 1
-    # Threads that were asked for are kept, and the network's own time is taken with all of them.
-    if options.threads == 0 and options.provider == "cpu" and not request.network_only:
-        options, lanes = replace(options, threads=request.workers.threads), request.workers.lanes
-    return PartTask(
-        bundle=str(job.bundle.directory.resolve()),
-        bundle_sha256=job.bundle.contract.program_sha256,
-        dataset=job.dataset,
-        indices=tuple(indices),
-        spec=job.spec,
-        backend=request.backend,
-        options=options,
-        lanes=lanes,
-        network_only=request.network_only,
-    )
+def _task(request: Request, job: _Job, indices: Sequence[int]) -> PassTask:
+    source = model_source(job.bundle, request.backend, request.options, request.workers, timed=request.network_only)
+    return PassTask(job.dataset, tuple(indices), source, job.spec, request.network_only)
 
 
 def _components(
@@ -312,24 +291,21 @@ def _components(
     """Measure SegmentMeIfYouCan's component metrics where its protocol is asked for and has a threshold."""
     if request.network_only or job.corruption is not None:
         return {}, []
-    read = component_thresholds(measures)
-    if not read:
+    thresholds = component_thresholds(measures)
+    if not thresholds:
         return {}, []
-    parts = [list(range(len(job.dataset)))]
-    if not request.workers.here:
-        parts = _parts(parts[0], request.workers.count)
-    tasks = [ComponentTask(_task(request, job, part), read) for part in parts]
+    frames = range(len(job.dataset))
+    parts = [frames] if request.workers.here else _parts(frames, request.workers.count)
     title = f"components of {job.title}"
-    progress(title, 0, len(job.dataset))
-    sums = merged_sums(list(run_parts(component_sums, tasks, request.workers)))
-    progress(title, len(job.dataset), len(job.dataset))
-    components = components_of(sums, read)
-    missing = dict.fromkeys(score for score, _ in read.keys() - components.keys())
-    return components, [f"no true component is large enough to rate: score {score}" for score in missing]
+    progress(title, 0, len(frames))
+    found = measure_components([_task(request, job, part) for part in parts], thresholds, request.workers)
+    progress(title, len(frames), len(frames))
+    return found
 
 
-def _backend_in_use(request: Request, job: _Job) -> str:
-    detector = open_detector(job.bundle, request.backend, request.options)
+def backend_in_use(bundle: Bundle, backend: str, options: BackendOptions) -> str:
+    """Return the backend that really runs a bundle. Raises the package's errors where none does."""
+    detector = open_detector(bundle, backend, options)
     try:
         return detector.backend.actual
     finally:

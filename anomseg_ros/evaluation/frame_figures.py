@@ -1,7 +1,7 @@
-"""The figures of a single frame, exact and cheap: only the anomalous scores are thresholds, the known ones are sorted.
+"""Exact figures of a single frame, with the anomalous scores as the only thresholds.
 
-Sorting both sides once and looking the anomalous scores up among the known takes a few milliseconds for 512x1024
-pixels; a whole accumulator per frame would take several times as long and give the same numbers.
+Sorting both kinds of scores and searching the anomalous ones among the known takes a few milliseconds for 512x1024
+pixels. An accumulator per frame would take several times as long and give the same numbers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from anomseg_ros.core.types import LabelImage
 from anomseg_ros.metrics.curve import FprRule, ScoreCurve
 from anomseg_ros.metrics.pixel_curves import ANOMALY, KNOWN
-from anomseg_ros.metrics.smiyc import sorted_scores
+from anomseg_ros.metrics.smiyc_pixels import sorted_scores
 
 
 def frame_auprc_fpr95(

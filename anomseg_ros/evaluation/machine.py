@@ -1,4 +1,4 @@
-"""On what something was measured: the machine, and the versions of what can change a number; no names or users."""
+"""The machine and the package versions that can change a measured number; no host or user names."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of this package and of those it measures with, where installed."""
+    """Return the versions of this package and of the installed packages that it measures with."""
     found = {"anomseg_ros": __version__}
     for name in PACKAGES:
         try:

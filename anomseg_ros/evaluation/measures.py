@@ -16,12 +16,11 @@ import numpy as np
 
 from anomseg_ros.core.bundle import Contract
 from anomseg_ros.core.labels import UNLABELLED, counted_labels
-from anomseg_ros.core.overlay import lowest_score
 from anomseg_ros.core.preprocess import resized_labels, resized_scores
 from anomseg_ros.core.road_region import RoadRegion, limited_scores, road_region
-from anomseg_ros.core.scores import CONFIDENCE_SCORE
 from anomseg_ros.core.types import LabelImage, Outputs, ScoreMap
-from anomseg_ros.datasets.base import VOID
+from anomseg_ros.core.untrusted_text import parse_json
+from anomseg_ros.datasets.dataset import VOID
 from anomseg_ros.errors import ConfigError, MetricError
 from anomseg_ros.evaluation.frame_figures import frame_auprc_fpr95
 from anomseg_ros.evaluation.results import FrameResult
@@ -29,8 +28,10 @@ from anomseg_ros.evaluation.views import Size, View, view_sizes
 from anomseg_ros.metrics.miou import ConfusionMatrix
 from anomseg_ros.metrics.pixel_curves import ANOMALY, KNOWN, PixelCurves
 from anomseg_ros.metrics.protocols import PixelAccumulator, Protocol, protocol
+from anomseg_ros.scores import confidence_score, score_facts
 
-"""1 - msp is the probability of the predicted class, which the semantic calibration error is about."""
+CONFIDENCE_SCORE = confidence_score()
+"""1 - this score is the probability of the predicted class, which the semantic calibration error is about."""
 
 _ROWS_FILE = "rows.json"
 Key = tuple[str, str]
@@ -221,7 +222,7 @@ class Measures:
     def load(cls, spec: MeasureSpec, folder: Path) -> Measures:
         """Read what `save` wrote for the same spec. Raises MetricError, OSError or ValueError for damaged files."""
         empty = cls(spec)
-        plain = json.loads((folder / _ROWS_FILE).read_text(encoding="utf-8"))
+        plain = parse_json((folder / _ROWS_FILE).read_text(encoding="utf-8"))
         numbered = list(enumerate(spec.sizes))
         return cls(
             spec=spec,
@@ -367,7 +368,7 @@ def scores_in_protocol(outputs: Outputs, key: Key, shape: tuple[int, ...]) -> Sc
     """Return the scores that a (score, protocol) counts, float32 of the shape (H, W): limited to its region, if any."""
     scores = _scores_of_size(outputs, key[0], shape)
     limited = protocol(key[1]).road_region is not None
-    return limited_scores(scores, outputs.region, lowest_score(key[0])) if limited else scores
+    return limited_scores(scores, outputs.region, score_facts(key[0]).lowest) if limited else scores
 
 
 def _scores_of_size(outputs: Outputs, name: str, shape: tuple[int, ...]) -> ScoreMap:

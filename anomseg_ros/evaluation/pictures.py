@@ -10,14 +10,14 @@ import numpy as np
 from anomseg_ros.core.bundle import Contract
 from anomseg_ros.core.detector import Detector
 from anomseg_ros.core.labels import palette
-from anomseg_ros.core.overlay import ANOMALY_COLOR, heat_map, overlay, score_range
+from anomseg_ros.core.overlay import ANOMALY_COLOR, heat_map, overlay
 from anomseg_ros.core.preprocess import resized_labels
-from anomseg_ros.core.scores import score_facts
 from anomseg_ros.core.types import Outputs
-from anomseg_ros.datasets.base import ANOMALY, Dataset, LabelledFrame
+from anomseg_ros.datasets.dataset import ANOMALY, Dataset, LabelledFrame
 from anomseg_ros.evaluation.measures import road_of, scores_in_protocol
 from anomseg_ros.evaluation.readout import worst_first
 from anomseg_ros.evaluation.results import Result
+from anomseg_ros.scores import score_facts
 
 WIDTH_PX = 640
 WORST_FRAMES = 12
@@ -82,7 +82,7 @@ def _draw(frame: LabelledFrame, outputs: Outputs, result: Result, contract: Cont
 
 def _range(result: Result, contract: Contract) -> tuple[float, float]:
     """Return the range to draw in: that of the scores met, where the score has no natural one."""
-    edges = result.curves.histogram_edges
-    if not score_facts(result.score).bounded and edges:
+    edges, facts = result.curves.histogram_edges, score_facts(result.score)
+    if not facts.bounded and edges:
         return edges[0], edges[-1]
-    return score_range(result.score, contract.known_count)
+    return facts.drawn_range(contract.known_count)

@@ -1,4 +1,4 @@
-"""From measures to results: read the figures, the curves to draw and the times, and say what was not measured."""
+"""Read results off measures: figures, curves to draw, times, and notes on what was not measured."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from anomseg_ros.core.bundle import Contract
-from anomseg_ros.core.scores import score_facts
 from anomseg_ros.core.thresholds import Threshold
 from anomseg_ros.evaluation.measures import Key, Measures
 from anomseg_ros.evaluation.results import AtThreshold, Components, Curves, FrameResult, Result
 from anomseg_ros.metrics.curve import ScoreCurve
 from anomseg_ros.metrics.pixel_curves import PixelCurves
 from anomseg_ros.metrics.protocols import PixelAccumulator, protocol
+from anomseg_ros.scores import score_facts
 
 HISTOGRAM_BINS = 100
 RELIABILITY_BINS = 15
@@ -27,9 +27,9 @@ PERCENTILES = (50, 95, 99)
 
 @dataclass(frozen=True)
 class Identity:
-    """What the results are of. bundle, dataset: their names in the table; backend: the one really in use.
+    """What the results belong to. bundle, dataset: names in the table; backend: the one in use.
 
-    thresholds: of the scores that have a calibrated one.
+    thresholds: those of the scores that have a calibrated one.
     """
 
     bundle: str
@@ -107,7 +107,7 @@ def _read(
         size = protocol(name).size_px
         calibrated, at_threshold = _calibration(key, measures), _at_threshold(measures, identity, score, size)
         semantic, semantic_notes = _semantic_figures(measures, size, identity)
-    else:  # neither labels nor probabilities nor the pixels above the threshold are limited to a region
+    else:  # labels, probabilities and pixels above the threshold are not limited to a region
         calibrated, at_threshold, semantic, semantic_notes = None, None, {"miou": None}, _roadless(measures)
     frames = measures.frame_results(key)
     timed = frames or tuple(measures.times.values())

@@ -3,17 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from anomseg_ros.evaluation.report_charts import Series, curve_chart, histogram_chart, reliability_chart, time_chart
-from anomseg_ros.evaluation.report_drive import drive_section, live_section
-from anomseg_ros.evaluation.report_page import notes, page, percent, provenance, text, write_page
-from anomseg_ros.evaluation.report_robustness import robustness_section
-from anomseg_ros.evaluation.report_tables import OverlayKey, facts, frame_table, iou_table, summary_table
+from anomseg_ros.evaluation.report_charts import (
+    BarChart,
+    Chart,
+    Series,
+    curve_chart,
+    histogram_chart,
+    reliability_chart,
+    time_chart,
+)
+from anomseg_ros.evaluation.report_page import percent, render, write_page
+from anomseg_ros.evaluation.report_robustness import heat_tables, robustness_figures
+from anomseg_ros.evaluation.report_tables import (
+    Fact,
+    FrameTable,
+    OverlayKey,
+    consistency_facts,
+    drive_facts,
+    facts,
+    frame_table,
+    live_facts,
+    streaming_facts,
+    summary,
+)
 from anomseg_ros.evaluation.results import Evaluation, Result
+from anomseg_ros.evaluation.robustness import NAMES
 
-Groups = Mapping[tuple[str, str], Sequence[Result]]
 ALL_OPEN = 3  # up to so many results, nothing is folded away
+
+
+@dataclass(frozen=True)
+class _Section:
+    """The results of one dataset and protocol, with their curves over one another."""
+
+    dataset: str
+    protocol: str
+    curves: Sequence[Chart]
+    results: Sequence[_Details]
+
+
+@dataclass(frozen=True)
+class _Details:
+    """What a template shows of one result beside its own fields."""
+
+    result: Result
+    facts: Sequence[Fact]
+    charts: Sequence[Chart | BarChart]
+    drive: Sequence[Fact]
+    streaming: Sequence[Fact]
+    live: Sequence[Fact]
+    table: FrameTable
 
 
 def write_report(evaluation: Evaluation, path: Path, overlays: Mapping[OverlayKey, bytes] | None = None) -> None:
@@ -26,24 +68,67 @@ def write_report(evaluation: Evaluation, path: Path, overlays: Mapping[OverlayKe
 
 def render_report(evaluation: Evaluation, overlays: Mapping[OverlayKey, bytes] | None = None) -> str:
     """Return the report's HTML: what `write_report` writes."""
-    groups = _by_dataset_and_protocol(evaluation.results)
-    body = [
-        _header(evaluation, groups),
-        *_summary(evaluation.results),
-        *robustness_section(evaluation.robustness),
-        *(
-            _dataset_section(number, dataset, protocol, results, overlays or {}, len(evaluation.results) <= ALL_OPEN)
-            for number, ((dataset, protocol), results) in enumerate(groups.items())
-        ),
-    ]
-    return page(_title(evaluation), "\n".join(body))
+    results = evaluation.results
+    protocols = dict.fromkeys(result.protocol for result in results)
+    return render(
+        "report.html",
+        _title(evaluation),
+        evaluation=evaluation,
+        remarks=_remarks(evaluation),
+        summaries=[summary(name, [one for one in results if one.protocol == name]) for name in protocols],
+        sections=_sections(results, overlays or {}),
+        all_open=len(results) <= ALL_OPEN,
+        robustness=[(one, heat_tables(one)) for one in evaluation.robustness],
+        robustness_figures=robustness_figures(evaluation.robustness),
+        figure_names=NAMES,
+    )
 
 
-def _by_dataset_and_protocol(results: Sequence[Result]) -> Groups:
+def _sections(results: Sequence[Result], overlays: Mapping[OverlayKey, bytes]) -> list[_Section]:
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
         groups.setdefault((result.dataset, result.protocol), []).append(result)
-    return groups
+    return [
+        _Section(
+            *key,
+            curves_of(group, where_of(group[0]), [name_of(result) for result in group]),
+            [_details(result, overlays) for result in group],
+        )
+        for key, group in groups.items()
+    ]
+
+
+def _details(result: Result, overlays: Mapping[OverlayKey, bytes]) -> _Details:
+    where = where_of(result)
+    charts = [
+        histogram_chart(where, result.score, result.curves, result.best_f1_threshold),
+        reliability_chart(where, result.curves, result.ece),
+        time_chart(where, result.inference_ms, result.network_ms),
+    ]
+    return _Details(
+        result,
+        facts(result),
+        [chart for chart in charts if chart is not None],
+        _drive_facts(result),
+        [] if result.streaming is None else streaming_facts(result.streaming),
+        [] if result.live is None else live_facts(result.live),
+        frame_table(result, overlays),
+    )
+
+
+def _drive_facts(result: Result) -> list[Fact]:
+    told = [] if result.drive is None else drive_facts(result.drive)
+    return told if result.consistency is None else [*told, *consistency_facts(result.consistency)]
+
+
+def where_of(result: Result) -> str:
+    """Return what a result was measured on, with the protocol."""
+    return f"{result.dataset}, protocol {result.protocol}"
+
+
+def name_of(result: Result) -> str:
+    """Return what tells a result from others on the same dataset."""
+    return f"{result.bundle} · {result.score}"
 
 
 def _title(evaluation: Evaluation) -> str:
@@ -56,21 +141,6 @@ def _listed(names: Sequence[str], kind: str) -> str:
     return ", ".join(names) if 0 < len(names) <= 2 else f"{len(names)} {kind}"
 
 
-def _header(evaluation: Evaluation, groups: Groups) -> str:
-    links = "".join(
-        f'<li><a href="#d{number}">{text(dataset)}</a> <span class="protocol">{text(protocol)}</span></li>'
-        for number, (dataset, protocol) in enumerate(groups)
-    )
-    if evaluation.robustness:
-        links += '<li><a href="#corruptions">Under corruptions</a></li>'
-    origin = provenance(evaluation.command, evaluation.created, evaluation.machine, evaluation.versions)
-    return (
-        f'<header><h1>{text(_title(evaluation))}</h1><p class="lead">Road-anomaly segmentation, measured by '
-        f"anomseg_ros.</p>{origin}{notes(_remarks(evaluation))}"
-        f'<nav aria-label="Datasets"><ul>{links}</ul></nav></header>'
-    )
-
-
 def _remarks(evaluation: Evaluation) -> list[str]:
     """Return the errors and warnings of the run, which explain what is missing from the table."""
     return [
@@ -80,31 +150,10 @@ def _remarks(evaluation: Evaluation) -> list[str]:
     ]
 
 
-def _summary(results: Sequence[Result]) -> list[str]:
-    protocols = list(dict.fromkeys(result.protocol for result in results))
-    tables = (
-        summary_table(protocol, [result for result in results if result.protocol == protocol]) for protocol in protocols
-    )
-    return ["<section><h2>Summary</h2>", *(tables if results else ['<p class="lead">No results.</p>']), "</section>"]
-
-
-def _dataset_section(
-    number: int,
-    dataset: str,
-    protocol: str,
-    results: Sequence[Result],
-    overlays: Mapping[OverlayKey, bytes],
-    all_open: bool,
-) -> str:
-    where = f"{dataset}, protocol {protocol}"
-    parts = [_result_section(result, place, all_open or place == 0, overlays) for place, result in enumerate(results)]
-    heading = f'<h2 id="d{number}">{text(dataset)} <span class="protocol">protocol {text(protocol)}</span></h2>'
-    curves = curves_of(results, where, [_name(result) for result in results])
-    return f"<section>{heading}{curves}{''.join(parts)}</section>"
-
-
-def curves_of(results: Sequence[Result], where: str, names: Sequence[str], styles: Sequence[int] | None = None) -> str:
-    """Return the precision-recall and ROC curves of results of one dataset over one another, as HTML.
+def curves_of(
+    results: Sequence[Result], where: str, names: Sequence[str], styles: Sequence[int] | None = None
+) -> list[Chart]:
+    """Return the precision-recall and ROC curves of results of one dataset over one another.
 
     styles: each curve's place among colours and dashes, by default its place among the results.
     """
@@ -120,43 +169,16 @@ def curves_of(results: Sequence[Result], where: str, names: Sequence[str], style
         for i, name, one in drawn
         if one.curves.fpr
     ]
-    charts = ""
+    charts = []
     if precision:
         share = max(one.anomaly_px / max(one.anomaly_px + one.known_px, 1) for one in results)
-        charts += curve_chart(
-            "Precision and recall", where, ("Recall", "Precision"), precision, (share, share), steps=True
-        )
+        axes = ("Recall", "Precision")
+        charts.append(curve_chart("Precision and recall", where, axes, precision, (share, share), steps=True))
     if roc:
-        charts += curve_chart("ROC", where, ("False positive rate", "True positive rate"), roc, (0.0, 1.0))
-    note = '<p class="note">Dotted: what a guess would reach.</p>'
-    return f'<div class="charts">{charts}</div>{note}' if charts else ""
+        charts.append(curve_chart("ROC", where, ("False positive rate", "True positive rate"), roc, (0.0, 1.0)))
+    return charts
 
 
 def _rising(x: Sequence[float], y: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
     """Return the points with x rising: curves come in either direction, and reversing keeps the order of ties."""
     return (x, y) if x[0] <= x[-1] else (x[::-1], y[::-1])
-
-
-def _name(result: Result) -> str:
-    return f"{result.bundle} · {result.score}"
-
-
-def _result_section(result: Result, place: int, is_open: bool, overlays: Mapping[OverlayKey, bytes]) -> str:
-    where = f"{result.dataset}, protocol {result.protocol}"
-    charts = [
-        histogram_chart(where, result.score, result.curves, result.best_f1_threshold),
-        reliability_chart(where, result.curves, result.ece),
-        time_chart(where, result.inference_ms, result.network_ms),
-    ]
-    parts = [
-        facts(result),
-        notes(result.notes),
-        f'<div class="charts">{"".join(charts)}</div>' if any(charts) else "",
-        iou_table(result.iou, where) if result.iou else "",
-        drive_section(result.drive, where) if result.drive is not None else "",
-        live_section(result.live) if result.live is not None else "",
-        frame_table(result, where, overlays),
-    ]
-    figures = f"AuPRC {percent(result.auprc)} · FPR95 {percent(result.fpr95)} · protocol {text(result.protocol)}"
-    head = f'<summary><h3>{text(_name(result))}</h3><span class="figures">{figures}</span></summary>'
-    return f'<details{" open" if is_open else ""}>{head}<div class="inside">{"".join(parts)}</div></details>'

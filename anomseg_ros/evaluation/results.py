@@ -6,13 +6,15 @@ Fractions are 0 to 1; None means not measured (no anomaly pixel, no semantic lab
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from anomseg_ros.core.delivered import Delivered
+from anomseg_ros.core.output_files import write_results
 from anomseg_ros.core.schema import from_plain, to_plain
+from anomseg_ros.core.untrusted_text import parse_json
 from anomseg_ros.errors import ConfigError
 
 FORMAT_VERSION = 1
@@ -95,9 +97,10 @@ class DriveSize:
 
 @dataclass(frozen=True)
 class Drive:
-    """A bag as a drive, see bag_drive.py: alarms by their onsets, objects by the time to their first detection.
+    """A bag as a drive, see drive.py: alarms by their onsets, objects by the time to their first detection.
 
-    road_region: alarms outside this region of the detector's labels are no alarms, and detect nothing; None: no limit.
+    alarm_frames: n and m: alarms are of things that are above the threshold in n of m frames. road_region: alarms
+    outside this region of the detector's labels are no alarms, and detect nothing; None: no limit.
     """
 
     threshold: float
@@ -114,6 +117,37 @@ class Drive:
     median_seconds_to_detection: float | None = None
     sizes: tuple[DriveSize, ...] = ()
     road_region: str | None = None
+    alarm_frames: tuple[int, int] = (1, 1)
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """Masks of consecutive answers, the first moved to where the scene is in the second: see consistency.py.
+
+    pairs: of masks. iou: of anomalous pixels; miou: mean with that of the others. truth_iou: of the ground truth's own
+    masks, about the most that can be had. None where there is nothing to compare.
+    """
+
+    threshold: float
+    pairs: int
+    iou: float | None
+    miou: float | None
+    truth_iou: float | None
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """A result's figures with answers that come late: see streaming.py.
+
+    frames: that had an answer when they were shown. median_age_ms: by how much its frame was older.
+    """
+
+    frames: int
+    frames_before_first_answer: int
+    median_age_ms: float
+    auprc: float | None
+    fpr95: float | None
+    auroc: float | None
 
 
 @dataclass(frozen=True)
@@ -173,9 +207,13 @@ class Result:
     notes: tuple[str, ...] = ()
     """What was not measured or may surprise, and why."""
     drive: Drive | None = None
-    """Of a bag only, and of the score that makes the mask."""
+    """Bags only: figures of the score that makes the mask."""
+    consistency: Consistency | None = None
+    """As drive."""
+    streaming: Streaming | None = None
+    """Bags of which it is known when frames were shown and answered."""
     live: Live | None = None
-    """Of a bag that was played through the node."""
+    """Figures of a bag that was played through the node."""
 
     @property
     def key(self) -> tuple[str, str, str, str]:
@@ -239,19 +277,23 @@ class Evaluation:
 
 
 def save_evaluation(evaluation: Evaluation, path: Path) -> None:
-    """Write JSON, beside first and then renamed. NaN and infinity are refused: None is what was not measured."""
-    part = path.with_name(f".{path.name}.part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    part.write_text(
-        json.dumps(to_plain(evaluation, keep_none=True), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    """Write JSON, see write_results. NaN and infinity are refused: None is what was not measured."""
+    write_results(path, json.dumps(to_plain(evaluation, keep_none=True), indent=1, allow_nan=False) + "\n")
+
+
+def stated_frames(evaluation: Evaluation, source: str) -> tuple[Delivered, ...]:
+    """Return, of every result that lists its frames, the number of frames that it states and those it lists."""
+    return tuple(
+        Delivered(f"{source}: {one.bundle} on {one.dataset}, {one.score}", "frames", one.frames, len(one.per_frame))
+        for one in evaluation.results
+        if one.per_frame
     )
-    os.replace(part, path)
 
 
 def load_evaluation(path: Path) -> Evaluation:
     """Read what save_evaluation wrote. Raises ConfigError naming the file and what is wrong with it."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{path} is not an evaluation: {error}; `anomseg evaluate --json {path.name}` writes one"

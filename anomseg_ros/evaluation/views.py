@@ -1,4 +1,4 @@
-"""The sizes at which frames are shown to a detector and its scores compared with labels, as protocols demand.
+"""The sizes at which protocols run the detector and compare its scores with labels.
 
 `seeds` is measured at 512x1024 with Pillow's bilinear image and nearest labels; the others at the labels' own size,
 where the detector resizes the frame by its bundle's rule and the scores are resized bilinearly to the labels. One run
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anomseg_ros.core.types import LabelImage, RgbImage
-from anomseg_ros.datasets.base import ANOMALY
+from anomseg_ros.datasets.dataset import ANOMALY
 from anomseg_ros.datasets.pil_resize import resize_bilinear, resize_nearest
 from anomseg_ros.metrics.protocols import Protocol, protocol
 

@@ -1,7 +1,7 @@
-"""Spread work over this process, several processes or a Ray cluster: the same function, the same results, any order.
+"""Run work in this process, in several processes or on a Ray cluster, with the same results in any order.
 
-A worker that dies (killed, out of memory, a machine gone) takes its part with it; the part is run again, and since only
-results that were handed over count, none is lost or counted twice. An error that the work raises is not retried.
+The part of a worker that dies (killed, out of memory, machine lost) is run again. Only results that were returned
+count, so none is lost or counted twice. An error that the work raises is not retried.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Task = TypeVar("Task")
 Done = TypeVar("Done")
 
 MAX_DEATHS = 3
-"""Deaths in a row, without a result between them, after which the work itself is to blame."""
+"""Deaths in a row, without a result between them, after which the work is taken to be the cause."""
 
 MAX_LANES = 4
 """Each lane holds a network and its activations in memory."""

@@ -1,5 +1,5 @@
-"""What the papers and benchmarks measure: mergeable accumulators (numpy + OpenCV only) and the protocols that use them.
+"""Mergeable accumulators (numpy and OpenCV only) for what papers and benchmarks measure, and the protocols to use them.
 
-Every accumulator reads a frame once, adds whole numbers only, and so gives the same result however the frames were
+Every accumulator reads a frame once and adds whole numbers only. So the result does not depend on how the frames were
 split over processes or machines.
 """

@@ -1,8 +1,8 @@
-"""From counts per threshold to average precision, AUROC, FPR95, best F1 and curves to plot, each with its error bound.
+"""Read average precision, AUROC, FPR95, best F1 and curves to plot from counts per threshold, with error bounds.
 
-A pixel is called anomalous where its score is at least the threshold. Where the thresholds are every distinct score,
-the figures are those of scikit-learn. Where a step of the curve holds several scores whose order was not kept, the
-figure treats them as tied, and the bound is how far the best and the worst order could move it.
+A pixel is called anomalous where its score is at least the threshold. If the thresholds are all distinct scores, the
+figures equal those of scikit-learn. A step of the curve may hold several scores whose order is not known. The figure
+then treats them as tied; the bound is how far the best and the worst order could move it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FprRule = Literal["interpolated", "first_at_least", "first_above", "nearest"]
 
 @dataclass(frozen=True)
 class Bounded:
-    """A figure and the most by which the exact one can differ from it (0 where it is exact)."""
+    """A figure and the largest possible difference from the exact figure."""
 
     value: float
     bound: float
@@ -33,7 +33,7 @@ class Bounded:
 
 @dataclass(frozen=True)
 class BestF1:
-    """The highest F1 of any threshold, with the threshold; `bound` as in `Bounded`."""
+    """The highest F1 of any threshold, and that threshold; `bound` as in `Bounded`."""
 
     value: float
     threshold: float
@@ -45,8 +45,8 @@ class ScoreCurve:
     """Cumulative counts from the highest threshold down.
 
     thresholds: float64 (N,), descending. true_positives, false_positives: int64 (N,), anomalous and known pixels with
-    a score at or above the threshold; the last are all of them. exact: every step is one score (or the protocol defines
-    the figures on these very steps), so that the bounds are 0.
+    a score at or above the threshold. exact: every step is one score, or the protocol defines the figures on these
+    steps; the bounds are then 0.
     """
 
     thresholds: Floats
@@ -101,13 +101,6 @@ class ScoreCurve:
         highest, lowest = float(best.sum()) / self.positives, float(worst.sum()) / self.positives
         return Bounded(value, max(highest - value, value - lowest, 0.0))
 
-    def trapezoid_auprc(self) -> float:
-        """Area under linear segments between the points of the precision-recall curve, (0, 1) first.
-
-        Optimistic (Davis and Goadrich, ICML 2006); for papers that integrated this way.
-        """
-        return _trapezoid(np.concatenate([[0.0], self.recall]), np.concatenate([[1.0], self.precision]))
-
     def auroc(self) -> Bounded:
         """Area under the ROC curve by trapezoids: ties count half."""
         value = _trapezoid(np.concatenate([[0.0], self.fpr]), np.concatenate([[0.0], self.recall]))
@@ -117,7 +110,7 @@ class ScoreCurve:
         return Bounded(value, float(mixed.sum()) / 2)
 
     def fpr_at_recall(self, recall: float = 0.95, rule: FprRule = "first_at_least") -> Bounded:
-        """False-positive rate at a recall, by one of the definitions in use, `FPR_RULES`."""
+        """False-positive rate at a recall, by one of `FPR_RULES`."""
         if rule not in FPR_RULES:
             raise ConfigError(unknown_name("FPR rule", rule, FPR_RULES))
         tpr, fpr = np.concatenate([[0.0], self.recall]), np.concatenate([[0.0], self.fpr])
@@ -128,12 +121,12 @@ class ScoreCurve:
         before = max(int(np.searchsorted(tpr, recall)) - 1, 0)
         after = before + 1
         if rule == "nearest" or (tpr[after] == recall and rule != "first_at_least"):
-            # These rules may go on along the flat part that follows, into the next rise.
+            # These rules may follow the flat part that comes next, up to the next rise.
             after = min(int(np.searchsorted(tpr, tpr[after], side="right")), tpr.size - 1)
         return Bounded(value, max(float(fpr[after]) - value, value - float(fpr[before])))
 
     def best_f1(self) -> BestF1:
-        """Highest 2 TP / (2 TP + FP + FN); of equal ones that of the highest threshold."""
+        """Highest 2 TP / (2 TP + FP + FN); of equal values that of the highest threshold."""
         tp, fp = self.true_positives, self.false_positives
         f1 = 2 * tp / np.maximum(tp + fp + self.positives, 1)
         if self.positives == 0:
@@ -168,7 +161,7 @@ def _first_above(tpr: Floats, fpr: Floats, recall: float) -> float:
 
 
 def _nearest(tpr: Floats, fpr: Floats, recall: float) -> float:
-    # From the lowest threshold at which all is found upwards, as the published code walks: of equally near the lowest.
+    # Of equally near points the one of the lowest threshold, as in the published code.
     last = int(np.searchsorted(tpr, 1.0))
     return float(fpr[last - int(np.argmin(np.abs(tpr[last::-1] - recall)))])
 
@@ -179,7 +172,7 @@ FPR_RULES: dict[str, Callable[[Floats, Floats, float], float]] = {
     "first_above": _first_above,
     "nearest": _nearest,
 }
-"""interpolated: linear between the ROC's points, as the course code of ENet, ERFNet and MiDE-Net and Mask2Anomaly.
+"""interpolated: linear between the ROC's points (the course code of ENet, ERFNet and MiDE-Net, Mask2Anomaly).
 first_at_least: first TPR >= recall (Fishyscapes, SegmentMeIfYouCan). first_above: first TPR > recall (RbA,
 DenseHybrid). nearest: TPR nearest to recall (Hendrycks' anomaly-seg, PEBAL)."""
 
@@ -189,7 +182,7 @@ def _trapezoid(x: Floats, y: Floats) -> float:
 
 
 def _thinned(x: Floats, y: Floats, max_points: int) -> tuple[Floats, Floats]:
-    """Return at most `max_points` points: half even along x, half even along the curve's length, and the ends."""
+    """Return at most `max_points` points: half evenly along x, half evenly along the curve, and both ends."""
     if max_points < 4:
         raise MetricError(f"max_points is {max_points!r}; expected at least 4 for a curve's shape to show")
     if x.size <= max_points:

@@ -1,11 +1,11 @@
-"""A histogram over all float32 scores whose bins are as fine as a fixed memory allows, and which merges exactly.
+"""A histogram over all float32 scores, with bins as fine as a fixed memory allows. Merging is exact.
 
-A bin is a range of float32 numbers with equal upper bits: bit patterns, read as sign and magnitude, are ordered like
-the numbers, so `bits >> shift` is a bin number that keeps the order. Bins are narrow near zero, where probabilities
-crowd, and equally many per power of two everywhere. `shift` starts at 0 (one bin per number, exact) and grows by one
-whenever more than `max_bins` bins are occupied. The number of occupied bins can only grow with the data and shrink
-with the shift, so the final shift is the smallest that fits the data, whatever the order or split in which they came:
-merging is associative and commutative.
+A bin is a range of float32 numbers with equal upper bits. Bit patterns, read as sign and magnitude, have the order of
+the numbers, so `bits >> shift` is a bin number that keeps the order. Every power of two has the same number of bins, so
+bins are narrow near zero, where many probabilities are. `shift` starts at 0 (one bin per number, exact) and grows by
+one whenever more than `max_bins` bins are occupied. The number of occupied bins only grows with the data and shrinks
+with the shift. So the final shift is the smallest that fits the data, in whatever order or split the data came: merging
+is associative and commutative.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from anomseg_ros.errors import MetricError
 Keys = npt.NDArray[np.int32]
 Counts = npt.NDArray[np.int64]
 
-# 16 MiB of keys: sorting more at a time gains nothing, sorting less makes inserting into the counts dominate.
+# 16 MiB of keys. Sorting more at a time gains nothing; with less, most time goes into inserting counts.
 _PENDING_KEYS = 1 << 22
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _LARGEST_KEY = 0x7F7FFFFF
@@ -41,7 +41,7 @@ def scores_from_keys(keys: Keys) -> npt.NDArray[np.float32]:
 class ScoreHistogram:
     """int64 counts of the occupied bins, 12 bytes each, plus up to 16 MiB of scores not yet counted.
 
-    max_bins: the most bins ever kept; None keeps one per distinct score, exact, with memory growing with their number.
+    max_bins: the largest number of bins. None means one exact bin per distinct score, without a memory limit.
     """
 
     def __init__(self, max_bins: int | None) -> None:
@@ -56,7 +56,7 @@ class ScoreHistogram:
 
     @property
     def shift(self) -> int:
-        """Lowest bits of a key that the bins leave out; 0 means that every bin is one score."""
+        """Number of low bits of a key that bins ignore; with 0 every bin is one score."""
         self._settle()
         return self._shift
 
@@ -91,7 +91,7 @@ class ScoreHistogram:
                 self._flush()
 
     def add_counts(self, keys: Keys, counts: Counts) -> None:
-        """Count int32 (N,) keys, in any order and perhaps repeated, each as often as int64 (N,) `counts` says."""
+        """Count int32 (N,) keys, in any order, possibly repeated, with the multiplicities int64 (N,) `counts`."""
         order = np.argsort(keys, kind="stable")
         self._absorb(*_grouped(keys[order] >> self._shift, counts[order]))
 
@@ -107,22 +107,24 @@ class ScoreHistogram:
         union._absorb(added._keys, added._counts)
         return union
 
+    def times(self, weight: int) -> ScoreHistogram:
+        """Return a copy that counts every score `weight` times; weight >= 1."""
+        copy = self.coarsened(self.shift)
+        copy._counts *= weight
+        return copy
+
     def coarsened(self, shift: int) -> ScoreHistogram:
-        """Return a copy whose bins leave out `shift` bits, at least as many as now."""
+        """Return a copy whose bins ignore `shift` bits, at least as many as now."""
         copy = ScoreHistogram.from_arrays(self.keys, self.counts, self.shift, self.max_bins)
         copy._coarsen(shift - copy._shift)
         return copy
 
     @classmethod
     def from_arrays(cls, keys: Keys, counts: Counts, shift: int, max_bins: int | None) -> ScoreHistogram:
-        """Return the histogram with copies of these arrays, as `keys`, `counts` and `shift` give them."""
+        """Return a histogram with copies of these `keys` and `counts`, and with this `shift`."""
         histogram = cls(max_bins)
         histogram._keys, histogram._counts, histogram._shift = keys.copy(), counts.copy(), shift
         return histogram
-
-    def lowest_scores(self) -> npt.NDArray[np.float32]:
-        """float32 (K,): the smallest score that falls into each bin."""
-        return bin_edges(self.keys, self.shift)[0]
 
     def highest_scores(self) -> npt.NDArray[np.float32]:
         """float32 (K,): the largest score that falls into each bin."""
@@ -144,7 +146,7 @@ class ScoreHistogram:
         return dict(self.__dict__)
 
     def _settle(self) -> None:
-        """Count what is pending and give its memory back, since reading the counts needs some."""
+        """Count the pending scores and free their memory."""
         self._flush()
         self._pending = None
 
@@ -155,7 +157,7 @@ class ScoreHistogram:
         keys = self._pending[: self._pending_size]
         keys >>= self._shift
         keys.sort()
-        # Coarsen before grouping: it keeps the keys sorted and the group arrays small.
+        # Coarsening before grouping keeps the group arrays small; the keys stay sorted.
         while self.max_bins is not None and np.count_nonzero(keys[1:] != keys[:-1]) >= self.max_bins:
             self._coarsen(1)
             keys >>= 1
@@ -167,12 +169,11 @@ class ScoreHistogram:
     def _absorb(self, keys: Keys, counts: Counts) -> None:
         """Add sorted, distinct bins of the present shift, then coarsen until they fit."""
         index = np.searchsorted(self._keys, keys)
-        known = np.zeros(keys.size, bool)
+        new = np.ones(keys.size, bool)
         inside = index < self._keys.size
-        known[inside] = self._keys[index[inside]] == keys[inside]
-        self._counts[index[known]] += counts[known]
-        if not known.all():
-            new = ~known
+        new[inside] = self._keys[index[inside]] != keys[inside]
+        self._counts[index[~new]] += counts[~new]
+        if new.any():
             self._keys = np.insert(self._keys, index[new], keys[new])
             self._counts = np.insert(self._counts, index[new], counts[new])
         while self.max_bins is not None and self._keys.size > self.max_bins:

@@ -1,4 +1,4 @@
-"""Semantic quality: a confusion matrix, and from it IoU per class, mIoU and pixel accuracy."""
+"""Semantic quality: a confusion matrix, with IoU per class, mIoU and pixel accuracy."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _KIND = "anomseg confusion matrix 1"
 
 @dataclass(frozen=True)
 class SemanticMetrics:
-    """Fractions. iou: per class, TP / (TP + FP + FN), NaN for a class that is neither in the truth nor predicted.
+    """Fractions.
 
-    miou: mean IoU of the classes that the truth contains, NaN where it contains none.
+    miou: mean IoU of the classes in the truth. iou: per class, TP / (TP + FP + FN); NaN for a class that is neither in
+    the truth nor predicted.
     """
 
     miou: float
     iou: tuple[float, ...]
     pixel_accuracy: float
-    labelled_px: int
 
 
 class ConfusionMatrix:
-    """int64 counts of (true class, predicted class or void). True 255 and 252 are ignored; predicting 255 is wrong."""
+    """int64 counts of (true class, predicted class or void). Pixels of truth 255 or 252 do not count."""
 
     def __init__(self, num_classes: int) -> None:
         if not 1 <= num_classes <= KNOWN_UNCERTAIN:
@@ -75,7 +75,6 @@ class ConfusionMatrix:
             miou=float(iou[in_truth > 0].mean()),
             iou=tuple(float(value) for value in iou),
             pixel_accuracy=int(hits.sum()) / total,
-            labelled_px=total,
         )
 
     def save(self, path: str | Path) -> None:

@@ -1,7 +1,7 @@
-"""The pixel metrics' accumulator: how many known and how many anomalous pixels have each score.
+"""The accumulator of the pixel metrics: how many known and how many anomalous pixels have each score.
 
-Everything that average precision, AUROC, FPR95 and F1 need is in these counts. They are whole numbers per bin of the
-score, so adding frames and merging accumulators is associative and commutative, and memory does not grow with frames.
+Average precision, AUROC, FPR95 and F1 follow from these counts. They are whole numbers per bin of the score, so adding
+frames and merging accumulators is associative and commutative, and memory does not grow with the number of frames.
 """
 
 from __future__ import annotations
@@ -47,10 +47,9 @@ def check_frame_pair(scores: npt.NDArray[np.floating], labels: LabelImage) -> No
 class PixelCurves:
     """Counts of known and anomalous pixels per score. Not safe for several threads: give each its own, then merge.
 
-    float16 scores are always exact, and so are float32 scores while there are at most `max_bins` distinct ones per
-    side. Beyond that the bins coarsen, and the figures of `curve()` come with error bounds computed from the counts.
-    exact: keep every distinct score, 12 bytes each, for float32 scores of any number; memory grows with them.
-    max_bins: bins per side of the default mode.
+    float16 scores are always exact, and so are float32 scores up to `max_bins` distinct values per side. With more
+    values the bins coarsen, and the figures of `curve()` have error bounds.
+    exact: one bin per distinct score, 12 bytes each, without a memory limit. max_bins: bins per side otherwise.
     """
 
     def __init__(self, *, exact: bool = False, max_bins: int = DEFAULT_MAX_BINS) -> None:
@@ -82,6 +81,10 @@ class PixelCurves:
         count = self._count_half if scores.dtype == np.float16 else self._count_single
         count(scores.reshape(-1), labels.reshape(-1))
 
+    def times(self, weight: int) -> PixelCurves:
+        """Return the same frames with each pixel counted `weight` times, to weight them in a merge."""
+        return self._of(self.known.times(weight), self.anomaly.times(weight), self.frames)
+
     def merge(self, other: PixelCurves) -> PixelCurves:
         """Return a new accumulator of the frames of both. Raises MetricError where their modes differ."""
         return self._of(self.known.merged(other.known), self.anomaly.merged(other.anomaly), self.frames + other.frames)
@@ -97,7 +100,7 @@ class PixelCurves:
         return union
 
     def curve(self) -> ScoreCurve:
-        """Return the cumulative counts over all bins, from which every figure is read; kept until the next `add`.
+        """Return the cumulative counts over all bins, cached until the next `add`.
 
         A threshold is the lowest score of its bin, so `score >= threshold` selects whole bins.
         """
@@ -169,9 +172,7 @@ class PixelCurves:
     def _read_curve(self) -> ScoreCurve:
         shift = max(self.known.shift, self.anomaly.shift)
         known, anomaly = self.known.coarsened(shift), self.anomaly.coarsened(shift)
-        keys = np.concatenate([known.keys, anomaly.keys])
-        keys.sort()
-        keys = keys[np.concatenate([np.ones(min(keys.size, 1), bool), keys[1:] != keys[:-1]])]
+        keys = np.union1d(known.keys, anomaly.keys)
         false, true = np.zeros(keys.size, np.int64), np.zeros(keys.size, np.int64)
         false[np.searchsorted(keys, known.keys)] = known.counts
         true[np.searchsorted(keys, anomaly.keys)] = anomaly.counts

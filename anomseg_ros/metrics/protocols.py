@@ -1,4 +1,4 @@
-"""What a pixel figure means: the protocols of the papers and benchmarks. A figure is given with its protocol's name."""
+"""The protocols by which papers and benchmarks measure pixel figures. A figure is given with its protocol's name."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from anomseg_ros.core.types import LabelImage
 from anomseg_ros.errors import ConfigError, unknown_name
 from anomseg_ros.metrics.curve import FprRule
 from anomseg_ros.metrics.pixel_curves import ANOMALY, PixelCurves
-from anomseg_ros.metrics.smiyc import QuantileCurves
+from anomseg_ros.metrics.smiyc_pixels import QuantileCurves
 
 PixelAccumulator = PixelCurves | QuantileCurves
 
 
 @dataclass(frozen=True)
 class PixelMetrics:
-    """The pixel figures of one protocol, fractions; each `_bound` is the most the exact figure can differ (0 = exact).
+    """The pixel figures of one protocol, fractions. Each `_bound` is the largest possible error, 0 for exact figures.
 
     best_f1_threshold: pixels with a score at or above it are called anomalous.
     """
@@ -44,21 +44,18 @@ class PixelMetrics:
 class Protocol:
     """How frames are prepared, counted and read.
 
-    size_px: (height, width) to which image and labels are resized before anything else, None for the frame's own size.
-    image_resize: `pil_bilinear`, Pillow's antialiased bilinear on the uint8 RGB image, which is what torchvision's
-    Resize does to a PIL image (OpenCV's INTER_LINEAR does not antialias and gives other figures); labels are resized
-    nearest, as Pillow does. score_dtype: what scores are rounded to. skip_without_anomaly: frames that (after the
-    resize) have no anomalous pixel are left out. quantile_bins: SegmentMeIfYouCan's curve in place of the pooled one.
-    road_region: scores outside this region of the detector's own labels are the lowest there are, whatever is there;
-    None for the whole frame, as all published figures are.
+    size_px: (height, width) to which image and labels are resized first, None for the frame's own size. The image is
+    resized as by torchvision: Pillow's antialiased bilinear on uint8 RGB (OpenCV's INTER_LINEAR does not antialias and
+    gives other figures); labels by Pillow's nearest. score_dtype: to which scores are rounded. skip_without_anomaly:
+    leave out frames that have no anomalous pixel after the resize. quantile_bins: use SegmentMeIfYouCan's curve instead
+    of the pooled one. road_region: outside this region of the detector's labels all scores become the lowest; None for
+    the whole frame, as in all published figures.
     """
 
     name: str
     source: str
     fpr_rule: FprRule
     size_px: tuple[int, int] | None = None
-    image_resize: str = "pil_bilinear"
-    label_resize: str = "nearest"
     score_dtype: str = "float32"
     skip_without_anomaly: bool = False
     quantile_bins: bool = False
@@ -73,13 +70,13 @@ class Protocol:
         return QuantileCurves.load(path) if self.quantile_bins else PixelCurves.load(path)
 
     def add(self, accumulator: PixelAccumulator, scores: npt.NDArray[np.floating], labels: LabelImage) -> bool:
-        """Count a frame's scores float (H, W) and labels uint8 (H, W); False for one that the protocol leaves out.
+        """Count a frame of the protocol's size: scores float (H, W), labels uint8 (H, W). Raises MetricError.
 
-        Both have the protocol's size already. Raises MetricError as `PixelCurves.add`.
+        Returns False if the protocol leaves the frame out.
         """
         if self.skip_without_anomaly and not (labels == ANOMALY).any():
             return False
-        with np.errstate(over="ignore"):  # what overflows becomes infinite and is refused, with its place
+        with np.errstate(over="ignore"):  # overflow becomes infinite, which `add` reports
             rounded = scores.astype(self.score_dtype, copy=False)
         accumulator.add(rounded, labels)
         return True
@@ -143,10 +140,7 @@ PROTOCOLS: dict[str, Protocol] = {
 
 
 def protocol(name: str) -> Protocol:
-    """Return the protocol called `name`, or `name+region` for one that is limited to a road region (`on_road`).
-
-    Raises ConfigError with the known ones otherwise.
-    """
+    """Return the protocol `name`, or `name+region` for one limited to a road region (`on_road`). Raises ConfigError."""
     base, plus, region = name.partition("+")
     if base not in PROTOCOLS or (plus and region not in SURFACES):
         known = (*PROTOCOLS, *(on_road(base, region) for region in SURFACES)) if base in PROTOCOLS else PROTOCOLS
@@ -155,5 +149,5 @@ def protocol(name: str) -> Protocol:
 
 
 def on_road(name: str, region: str) -> str:
-    """Return the name of a protocol as measured on alarms that are limited to a region of SURFACES."""
+    """Return the name of a protocol limited to a region of SURFACES."""
     return f"{name}+{region}"

@@ -17,7 +17,7 @@ _KIND = "kind"
 
 
 def save_arrays(path: str | Path, kind: str, arrays: Mapping[str, npt.ArrayLike]) -> None:
-    """Write arrays to `path` as an npz file that says it holds a `kind`; a half-written file never has that name."""
+    """Write arrays and their `kind` to an npz file, beside and then renamed."""
     target = Path(path)
     named: dict[str, Any] = {_KIND: np.array(kind), **{name: np.asarray(array) for name, array in arrays.items()}}
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
@@ -38,14 +38,14 @@ def load_arrays(path: str | Path, kind: str, names: Collection[str]) -> dict[str
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
-            found = {name: archive[name] for name in archive.files}
+            stored = {name: archive[name] for name in archive.files}
     except FileNotFoundError as error:
         raise MetricError(f"no file {str(path)!r}; save the accumulator there first") from error
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise MetricError(f"{str(path)!r} is not a readable npz file of counts ({error}); measure again") from error
-    given = str(found.get(_KIND, "nothing known"))
-    missing = sorted(set(names) - found.keys())
+    given = str(stored.get(_KIND, "nothing known"))
+    missing = sorted(set(names) - stored.keys())
     if given != kind or missing:
         lacks = f" without {', '.join(missing)}" if missing else ""
         raise MetricError(f"{str(path)!r} holds {given!r}{lacks}; expected {kind!r} as this version writes it")
-    return {name: found[name] for name in names}
+    return {name: stored[name] for name in names}

@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from anomseg_ros.errors import ConfigError, unknown_name
+from anomseg_ros.core.table import class_of
 
 if TYPE_CHECKING:
-    from anomseg_ros.networks.base import SegmentationNetwork
+    from anomseg_ros.networks.network import SegmentationNetwork
 
 NETWORKS: dict[str, str] = {
     "bisenet_lite": "anomseg_ros.networks.bisenet_lite:BiSeNetLite",
     "bisenet_v1": "anomseg_ros.networks.bisenet_v1:BiSeNetV1",
     "bisenet_v2": "anomseg_ros.networks.bisenet_v2:BiSeNetV2",
     "enet": "anomseg_ros.networks.enet:ENet",
+    "eomt": "anomseg_ros.networks.eomt:EoMT",
     "erfnet": "anomseg_ros.networks.erfnet:ERFNet",
     "erfnet_encoder": "anomseg_ros.networks.erfnet:ERFNetEncoder",
     "espnetv2": "anomseg_ros.networks.espnetv2:ESPNetv2",
     "mide_net": "anomseg_ros.networks.mide_net:MiDENet",
 }
-"""Network name -> "module:Class". The modules are imported on first use, so that this table costs no torch import."""
+"""Network name -> "module:Class". Modules are imported on first use, so the table does not import torch."""
 
 
 def network_class(name: str) -> type[SegmentationNetwork]:
     """Return the class of a network of the table; ConfigError for an unknown name, closest names first."""
-    if name not in NETWORKS:
-        raise ConfigError(unknown_name("network", name, NETWORKS))
-    module_name, _, class_name = NETWORKS[name].partition(":")
-    found: type[SegmentationNetwork] = getattr(importlib.import_module(module_name), class_name)
-    return found
+    network: type[SegmentationNetwork] = class_of("network", name, NETWORKS)
+    return network
 
 
-def build_network(name: str, num_classes: int) -> SegmentationNetwork:
+def build_network(name: str, num_classes: int, **options: Any) -> SegmentationNetwork:
     """Return a freshly initialised network with `num_classes` outputs, in training mode.
 
-    Raises ConfigError for an unknown name or a class count below 1.
+    options: further arguments of its class. Raises ConfigError for an unknown name or a value that is out of range.
     """
-    return network_class(name)(num_classes)
+    return network_class(name)(num_classes, **options)

@@ -1,19 +1,19 @@
 """BiSeNet: Bilateral Segmentation Network for Real-time Semantic Segmentation (Yu et al., ECCV 2018), with ResNet-18.
 
-A spatial path of three strided convolutions keeps detail at 1/8; a context path (ResNet-18 to 1/32, attention
-refinement at 1/16 and 1/32, a global average) gathers context; a feature fusion module joins them. Figures 2 and 3 of
-the paper; layer sizes, the 7x7 first convolution, the channel counts of the heads and the nearest upsampling inside
-the context path as in github.com/CoinCheung/BiSeNet, lib/models/bisenetv1.py and resnet.py, whose checkpoints load.
+A spatial path of three strided convolutions keeps detail at 1/8. A context path (ResNet-18 to 1/32, attention
+refinement at 1/16 and 1/32, a global average) gathers context. A feature fusion module joins both. Source: Figures 2
+and 3 of the paper. Layer sizes, the first 7x7 convolution, the channels of the heads and the nearest upsampling in the
+context path are those of github.com/CoinCheung/BiSeNet, lib/models/bisenetv1.py and resnet.py, whose checkpoints load.
 
 Parameters for inference with 19 classes: 13.3 M (the paper counts 49.0 M for its own model).
 Multiply-adds at 512x1024 with 19 classes: 29.6 G; the paper has no figure for this size.
 
-Images (N, 3, H, W) with H and W multiples of 32 give logits (N, C, H / 8, W / 8), the auxiliary ones of the 1/8 and
-1/16 features (N, C, H / 8, W / 8) and (N, C, H / 16, W / 16).
+Images (N, 3, H, W) with H and W multiples of 32 give logits (N, C, H / 8, W / 8). The auxiliary logits of the 1/8 and
+1/16 features are (N, C, H / 8, W / 8) and (N, C, H / 16, W / 16).
 
-Deviations of the published code from the paper, kept for its weights: the fusion's attention is one convolution with
-normalisation instead of two layers with a ReLU between them.
-The global average makes training with a batch of one image fail in batch normalisation; use two or more.
+Deviation of the published code from the paper, kept for its weights: the fusion's attention is one convolution with
+normalisation, not two layers with a ReLU between them.
+Training needs batches of two or more images, because the global average of one cannot be batch-normalised.
 """
 
 from __future__ import annotations
@@ -22,11 +22,17 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomseg_ros.networks.base import AuxiliarySegmentationNetwork
-from anomseg_ros.networks.layers import conv_norm, conv_norm_relu
+from anomseg_ros.networks.layers import (
+    AttentionRefinement,
+    FeatureFusion,
+    before_classifier,
+    conv_norm,
+    conv_norm_relu,
+    double,
+)
+from anomseg_ros.networks.network import AuxiliarySegmentationNetwork
 
 
 class _BasicBlock(nn.Module):
@@ -61,29 +67,8 @@ class _ResNet18(nn.Module):
         return features16, self.layer4(features16)
 
 
-class _ChannelAttention(nn.Module):
-    """One weight in 0..1 per channel, from the global average: (N, C, H, W) -> (N, C, 1, 1)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.layers = conv_norm(channels, channels, 1)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return torch.sigmoid(self.layers(features.mean((2, 3), keepdim=True)))
-
-
-class _AttentionRefinement(nn.Module):
-    """Attention refinement module (Figure 2b): (N, C, H, W) -> (N, D, H, W)."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.project = conv_norm_relu(in_channels, out_channels, 3)
-        self.attention = _ChannelAttention(out_channels)
-
-    def forward(self, features: Tensor) -> Tensor:
-        projected: Tensor = self.project(features)
-        weights: Tensor = self.attention(projected)
-        return projected * weights
+def _gate(channels: int) -> nn.Module:
+    return conv_norm(channels, channels, 1)
 
 
 class _ContextPath(nn.Module):
@@ -92,8 +77,8 @@ class _ContextPath(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.backbone = _ResNet18()
-        self.refine16 = _AttentionRefinement(256, 128)
-        self.refine32 = _AttentionRefinement(512, 128)
+        self.refine16 = AttentionRefinement(256, 128, _gate)
+        self.refine32 = AttentionRefinement(512, 128, _gate)
         self.smooth16 = conv_norm_relu(128, 128, 3)
         self.smooth32 = conv_norm_relu(128, 128, 3)
         self.global_context = conv_norm_relu(512, 128, 1)
@@ -101,27 +86,9 @@ class _ContextPath(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features16, features32 = self.backbone(images)
         average = self.global_context(features32.mean((2, 3), keepdim=True))
-        context16 = self.smooth32(_double(self.refine32(features32) + average))
-        context8 = self.smooth16(_double(self.refine16(features16) + context16))
+        context16 = self.smooth32(double(self.refine32(features32) + average))
+        context8 = self.smooth16(double(self.refine16(features16) + context16))
         return context8, context16
-
-
-def _double(features: Tensor) -> Tensor:
-    return F.interpolate(features, scale_factor=2.0, mode="nearest")
-
-
-class _FeatureFusion(nn.Module):
-    """Feature fusion module (Figure 2c): two (N, 128, H, W) -> (N, 256, H, W)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.project = conv_norm_relu(256, 256, 1)
-        self.attention = _ChannelAttention(256)
-
-    def forward(self, spatial: Tensor, context: Tensor) -> Tensor:
-        joined: Tensor = self.project(torch.cat((spatial, context), 1))
-        weights: Tensor = self.attention(joined)
-        return joined * weights + joined
 
 
 def _head(in_channels: int, inner_channels: int, num_classes: int) -> nn.Sequential:
@@ -134,10 +101,12 @@ def _head(in_channels: int, inner_channels: int, num_classes: int) -> nn.Sequent
 
 
 class BiSeNetV1(AuxiliarySegmentationNetwork):
-    """BiSeNet with a ResNet-18 context path; `auxiliary_heads=False` leaves out what only training needs."""
+    """BiSeNet with a ResNet-18 context path; `auxiliary_heads=False` leaves out the heads for training."""
 
     name = "bisenet_v1"
     stride = 32
+    feature_names = ("context16", "context8", "head")
+    auxiliary_features = ("context8", "context16")
     class_parameter = ("head.classifier.weight", 0)
 
     def __init__(self, num_classes: int, auxiliary_heads: bool = True) -> None:
@@ -149,7 +118,7 @@ class BiSeNetV1(AuxiliarySegmentationNetwork):
             conv_norm_relu(64, 128, 1),
         )
         self.context_path = _ContextPath()
-        self.fusion = _FeatureFusion()
+        self.fusion = FeatureFusion(256, 256, _gate)
         self.head = _head(256, 256, num_classes)
         if auxiliary_heads:
             self.auxiliary_heads.extend(_head(128, 64, num_classes) for _ in range(2))
@@ -157,14 +126,7 @@ class BiSeNetV1(AuxiliarySegmentationNetwork):
     def options(self) -> dict[str, Any]:
         return {"auxiliary_heads": len(self.auxiliary_heads) > 0}
 
-    def classify(self, images: Tensor) -> Tensor:
-        return self._classify(images)[0]
-
-    def classify_with_auxiliary(self, images: Tensor) -> tuple[Tensor, ...]:
-        logits, contexts = self._classify(images)
-        return (logits, *(head(context) for head, context in zip(self.auxiliary_heads, contexts, strict=True)))
-
-    def _classify(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def encode(self, images: Tensor) -> dict[str, Tensor]:
         context8, context16 = self.context_path(images)
-        logits: Tensor = self.head(self.fusion(self.spatial_path(images), context8))
-        return logits, (context8, context16)
+        fused = self.fusion(self.spatial_path(images), context8)
+        return {"context16": context16, "context8": context8, "head": before_classifier(self.head, fused)}

@@ -1,19 +1,19 @@
 """BiSeNet V2: Bilateral Network with Guided Aggregation (Yu et al., IJCV 2021, arXiv 2004.02147).
 
 A detail branch (1/8), a light semantic branch (1/32) and a bilateral guided aggregation of both. Layers, channels and
-the expansion of 6: Table 1 of the paper; the stem, gather-and-expansion and context embedding blocks: Figures 4 and
-5; the aggregation: Figure 6. Sizes that the paper leaves open (1024 channels in the head; the booster heads) as in
-github.com/CoinCheung/BiSeNet, lib/models/bisenetv2.py, whose checkpoints load.
+the expansion of 6 come from Table 1 of the paper, the stem, gather-and-expansion and context embedding blocks from
+Figures 4 and 5, the aggregation from Figure 6. Sizes that the paper leaves open (1024 channels in the head; the booster
+heads) come from github.com/CoinCheung/BiSeNet, lib/models/bisenetv2.py, whose checkpoints load.
 
 Parameters for inference with 19 classes: 3.36 M. Multiply-adds at 512x1024 with 19 classes: 24.6 G, 9.7 G of them
 in the head's 1024 channels; the paper counts 21.15 G with a head whose width it does not give.
 
-Images (N, 3, H, W) with H and W multiples of 32 give logits (N, C, H / 8, W / 8); the four auxiliary ones, from the
-semantic branch's 1/4, 1/8, 1/16 and 1/32 features, come at twice their features' size.
+Images (N, 3, H, W) with H and W multiples of 32 give logits (N, C, H / 8, W / 8). The four auxiliary logits, from the
+semantic branch's 1/4, 1/8, 1/16 and 1/32 features, have twice their features' size.
 
 Deviations of the published code from the paper, kept for its weights: a ReLU after the depthwise expansions and after
 the aggregation's last convolution, and normalisation with ReLU in the context embedding's last one.
-The global average makes training with a batch of one image fail in batch normalisation; use two or more.
+Training needs batches of two or more images, because the global average of one cannot be batch-normalised.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomseg_ros.networks.base import AuxiliarySegmentationNetwork
-from anomseg_ros.networks.layers import conv_norm, conv_norm_relu
+from anomseg_ros.networks.layers import before_classifier, conv_norm, conv_norm_relu
+from anomseg_ros.networks.network import AuxiliarySegmentationNetwork
 
 EXPANSION = 6
 DROPOUT = 0.1
@@ -181,10 +181,12 @@ def _booster_head(in_channels: int, scale: int, num_classes: int) -> nn.Sequenti
 
 
 class BiSeNetV2(AuxiliarySegmentationNetwork):
-    """BiSeNet V2 (not the Large variant); `auxiliary_heads=False` leaves out what only training needs."""
+    """BiSeNet V2 (not the Large variant); `auxiliary_heads=False` leaves out the heads for training."""
 
     name = "bisenet_v2"
     stride = 32
+    feature_names = ("semantic4", "semantic8", "semantic16", "semantic32", "head")
+    auxiliary_features = feature_names[:-1]
     class_parameter = ("head.classifier.weight", 0)
 
     def __init__(self, num_classes: int, auxiliary_heads: bool = True) -> None:
@@ -200,14 +202,8 @@ class BiSeNetV2(AuxiliarySegmentationNetwork):
     def options(self) -> dict[str, Any]:
         return {"auxiliary_heads": len(self.auxiliary_heads) > 0}
 
-    def classify(self, images: Tensor) -> Tensor:
-        return self._classify(images)[0]
-
-    def classify_with_auxiliary(self, images: Tensor) -> tuple[Tensor, ...]:
-        logits, features = self._classify(images)
-        return (logits, *(head(feature) for head, feature in zip(self.auxiliary_heads, features, strict=True)))
-
-    def _classify(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def encode(self, images: Tensor) -> dict[str, Tensor]:
         features, semantic = self.semantic(images)
-        logits: Tensor = self.head(self.aggregation(self.detail(images), semantic))
-        return logits, features
+        aggregated = self.aggregation(self.detail(images), semantic)
+        named = dict(zip(self.auxiliary_features, features, strict=True))
+        return {**named, "head": before_classifier(self.head, aggregated)}

@@ -1,7 +1,7 @@
-"""Load published and own checkpoints strictly, and save our own.
+"""Strict loading of published checkpoints and our own, and saving of our own.
 
-A checkpoint is data, never code: `.safetensors`, or pickles read by torch.load(weights_only=True). Whatever does not
-fit is named: nothing is loaded in part.
+A checkpoint is data, never code: `.safetensors`, or a pickle read by torch.load(weights_only=True). Nothing is loaded
+in part: an error names what does not fit.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +21,28 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from anomseg_ros.errors import CheckpointError, ConfigError
-from anomseg_ros.networks import NETWORKS, network_class
-from anomseg_ros.networks.base import SegmentationNetwork
+from anomseg_ros.core.file_kinds import foreign_file
+from anomseg_ros.core.schema import from_plain
+from anomseg_ros.core.staging import replace_bytes
+from anomseg_ros.core.untrusted_text import parse_json
+from anomseg_ros.errors import CheckpointError
+from anomseg_ros.networks import NETWORKS, build_network, network_class
 from anomseg_ros.networks.layouts import LAYOUTS, Layout, State
+from anomseg_ros.networks.network import FittedScore, SegmentationNetwork
 from anomseg_ros.networks.widths import fit_widths, pruned_description, widths_are_consistent
 
 FORMAT = "anomseg_ros.network"
 FORMAT_VERSION = 1
+FITTED = "fitted."
+"""Prefix of the tensors of fitted scores: `fitted.SCORE.TENSOR`."""
 NAMED_KEYS = 3
-"""How many of the missing, unexpected and misshapen keys an error names."""
+"""Number of missing, unexpected and misshapen keys that an error names."""
 
 _TORCH_SUFFIXES = (".pth", ".pt", ".tar", ".ckpt")
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 
-
-# Published files keep figures such as their mIoU beside the weights as numpy numbers: plain data, like the weights.
-_scalar = (np._core if hasattr(np, "_core") else np.core).multiarray.scalar
+# Published files hold figures such as their mIoU as numpy numbers, which are plain data.
+_scalar = np.float64().__reduce__()[0]  # its module changes between versions of numpy
 _NUMPY_NUMBERS: list[Any] = [
     (_scalar, "numpy._core.multiarray.scalar"),
     (_scalar, "numpy.core.multiarray.scalar"),
@@ -48,8 +53,30 @@ _NUMPY_NUMBERS: list[Any] = [
 
 
 @dataclass(frozen=True)
+class _Description:
+    """What our own files say beside the tensors, as save_checkpoint writes it."""
+
+    version: int
+    network: str
+    options: Mapping[str, Any]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    source_layout: str | None
+    metadata: Mapping[str, Any]
+    pruned: _Pruned | None = None
+    fitted: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Pruned:
+    """groups: of each grouped convolution of a pruned network."""
+
+    groups: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class _Misfit:
-    """What keeps a checkpoint from fitting a layout."""
+    """The keys of a checkpoint that do not fit a layout."""
 
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
@@ -59,8 +86,7 @@ class _Misfit:
         return len(self.missing) + len(self.unexpected) + len(self.misshapen)
 
     def __str__(self) -> str:
-        found = (("missing", self.missing), ("unexpected", self.unexpected), ("misshapen", self.misshapen))
-        return "; ".join(f"{len(keys)} {word} ({_first(keys)})" for word, keys in found if keys)
+        return "; ".join(f"{len(keys)} {word} ({_first(keys)})" for word, keys in asdict(self).items() if keys)
 
 
 def _first(keys: tuple[str, ...]) -> str:
@@ -70,31 +96,37 @@ def _first(keys: tuple[str, ...]) -> str:
 def load_checkpoint(path: str | os.PathLike[str], network_name: str, num_classes: int) -> SegmentationNetwork:
     """Return the network with the checkpoint's weights and normalisation, in evaluation mode, on the CPU.
 
-    Takes our own files (save_checkpoint) and every layout in layouts.LAYOUTS, bare or wrapped in "state_dict",
-    "model_state_dict" or "model", with or without the "module." of torch.nn.DataParallel. `source_layout` of the
-    result names the layout. A pruned network is as narrow as its file says. The weights fit exactly or CheckpointError
-    says which keys are missing, unexpected or misshapen and what to do; ConfigError for an unknown network.
+    Reads our own files (save_checkpoint) and every layout in layouts.LAYOUTS, bare or wrapped in "state_dict",
+    "model_state_dict" or "model", with or without modules around the network that all names begin with, such as
+    "module." of torch.nn.DataParallel, "_orig_mod." of torch.compile or "model." in Lightning. `source_layout` of the
+    result names the layout. A pruned network gets the widths of its file.
+
+    Raises CheckpointError, which names missing, unexpected and misshapen keys, unless the weights fit exactly;
+    ConfigError for an unknown network.
     """
     network_class(network_name)
     path = Path(path)
-    state, own = _read(path)
-    layouts = [_own_layout(path, own)] if own else [layout for layout in LAYOUTS if layout.network == network_name]
-    if own and own["network"] != network_name:
-        raise CheckpointError(f"{path} holds network {own['network']!r}, not {network_name!r}; ask for that one")
-    layout, misfit = _closest(state, layouts, num_classes)
+    state, description = _read(path)
+    fitted = _take_fitted(path, state, description)
+    layouts = [layout for layout in LAYOUTS if layout.network == network_name]
+    if description:
+        layouts, stored = [_own_layout(path, description)], description["network"]
+        if stored != network_name:
+            raise CheckpointError(f"{path} holds network {stored!r}, not {network_name!r}; ask for that one")
+    state, layout, misfit = _unwrapped_closest(state, layouts, num_classes)
     if misfit:
         raise CheckpointError(_explain(path, state, layout, misfit, num_classes))
-    network = _fill(layout, state, num_classes, own)
+    network = _fill(layout, state, num_classes, description)
     if layout.pruned_groups is not None and not widths_are_consistent(network):
         raise CheckpointError(f"{path} holds a pruned network whose layers do not fit together; prune it again")
+    network.fitted_scores = fitted
     return network
 
 
 def save_checkpoint(path: str | os.PathLike[str], network: SegmentationNetwork, metadata: Mapping[str, Any]) -> None:
-    """Write weights, options, normalisation and `metadata` (JSON types) to a `.safetensors` file, all or nothing.
+    """Write weights, options, normalisation and `metadata` (JSON types) to a `.safetensors` file in one step.
 
-    Raises CheckpointError for another suffix, for metadata that JSON cannot hold, or where the folder cannot be
-    written.
+    Raises CheckpointError for another suffix, metadata that JSON cannot hold, or a folder that cannot be written.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -111,35 +143,33 @@ def save_checkpoint(path: str | os.PathLike[str], network: SegmentationNetwork, 
     pruned = pruned_description(network)
     if pruned is not None:
         description["pruned"] = pruned
+    if network.fitted_scores:
+        description["fitted"] = {name: dict(fitted.facts) for name, fitted in network.fitted_scores.items()}
     try:
         header = {FORMAT: json.dumps(description)}
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"metadata for {path} holds what JSON cannot: {error}; use str, numbers, lists") from None
-    content = safetensors.torch.save(
-        {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}, header
-    )
-    _write_beside_and_rename(path, content)
-
-
-def _write_beside_and_rename(path: Path, content: bytes) -> None:
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    for score, fitted in network.fitted_scores.items():
+        tensors |= {f"{FITTED}{score}.{name}": torch.from_numpy(value) for name, value in fitted.tensors.items()}
     try:
-        beside.write_bytes(content)
-        os.replace(beside, path)
+        replace_bytes(path, safetensors.torch.save(tensors, header))
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise CheckpointError(f"cannot write {path}: {error.strerror}; choose a folder that can be written") from error
 
 
 def _read(path: Path) -> tuple[State, dict[str, Any]]:
-    """Return the file's tensors under their published names, and our own description, empty for published files."""
+    """Return the file's tensors under their published names, and our own description, which published files lack."""
     if not path.is_file():
         raise CheckpointError(f"no checkpoint file at {path}; give the path of a .safetensors, .pth, .pt or .tar file")
+    if path.suffix not in (".safetensors", *_TORCH_SUFFIXES):
+        raise CheckpointError(f"{path} ends in {path.suffix!r}; expected .safetensors or {', '.join(_TORCH_SUFFIXES)}")
+    kind = foreign_file(path, "a checkpoint")
+    if kind is not None:
+        raise CheckpointError(f"{path} {kind}")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    if path.suffix in _TORCH_SUFFIXES:
-        return _unwrap(path, _read_torch(path)), {}
-    raise CheckpointError(f"{path} ends in {path.suffix!r}; expected .safetensors or {', '.join(_TORCH_SUFFIXES)}")
+    return _unwrap(path, _read_torch(path)), {}
 
 
 def _read_safetensors(path: Path) -> tuple[State, dict[str, Any]]:
@@ -153,23 +183,44 @@ def _read_safetensors(path: Path) -> tuple[State, dict[str, Any]]:
         ) from error
     if FORMAT not in header:
         return _unwrap(path, state), {}
+    return state, _described(path, header[FORMAT])
+
+
+def _described(path: Path, text: str) -> dict[str, Any]:
+    """Return our description of a file, its values checked and its network built once."""
     try:
-        own = json.loads(header[FORMAT])
-        version = int(own["version"])
-        if version <= FORMAT_VERSION:
-            with torch.device("meta"):
-                _build(_own_layout(path, own), num_classes=1)
-    except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+        plain = parse_json(text)
+        version = plain["version"]
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise CheckpointError(f"{path} has format {version}, newer than {FORMAT_VERSION}; update anomseg_ros")
+        description = asdict(from_plain(_Description, plain, "description"))
+        with torch.device("meta"):
+            _build(_own_layout(path, description), num_classes=1)
+    except CheckpointError:
+        raise
+    except Exception as error:  # what a network makes of options that are not its own is not limited
         raise CheckpointError(f"{path} has a damaged {FORMAT} description ({error!r}); save it again") from error
-    if version > FORMAT_VERSION:
-        raise CheckpointError(f"{path} has format {version}, newer than {FORMAT_VERSION}; update anomseg_ros")
-    return state, own
+    return description
+
+
+def _take_fitted(path: Path, state: State, description: Mapping[str, Any]) -> dict[str, FittedScore]:
+    """Remove the tensors of fitted scores from a file's tensors and return them by score."""
+    facts = description.get("fitted", {})
+    tensors: dict[str, dict[str, Any]] = {}
+    for key in [key for key in state if description and key.startswith(FITTED)]:
+        score, _, name = key.removeprefix(FITTED).partition(".")
+        tensors.setdefault(score, {})[name] = state.pop(key).to(torch.float32).numpy()
+    if tensors.keys() != facts.keys():
+        raise CheckpointError(
+            f"{path} describes fitted scores {sorted(facts)} but holds {sorted(tensors)}; fit them again"
+        )
+    return {name: FittedScore(tensors[name], facts[name]) for name in facts}
 
 
 def _read_torch(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
-            # Quantized tensors and old storages load with deprecation notes that the reader can do nothing about.
+            # Quantized tensors and old storages cause deprecation warnings that the reader cannot act on.
             warnings.simplefilter("ignore")
             with torch.serialization.safe_globals(_NUMPY_NUMBERS):
                 return torch.load(path, map_location="cpu", weights_only=True)
@@ -181,10 +232,12 @@ def _read_torch(path: Path) -> Any:
 
 
 def _short(error: Exception) -> str:
-    """Return the fact in torch's message without its advice, which is to run the file."""
+    """Return the cause in torch's message without its advice, which is to run the file."""
     text = str(error)
-    fact = re.search(r"Unsupported \w+: [^\n]*?(?= was not| not allowed|\n|$)|Trying to [^\n]*", text)
-    return fact[0] if fact else (text.strip().splitlines() or [type(error).__name__])[0][:200]
+    text = text.partition("WeightsUnpickler error:")[2] or text
+    cause = re.search(r"Unsupported \w+: [^\n]*?(?= was not| not allowed|\n|$)|Trying to [^\n]*", text)
+    first = (text.strip().splitlines() or [type(error).__name__])[0]
+    return cause[0] if cause else re.split(r"\. ", first)[0][:200]
 
 
 def _unwrap(path: Path, content: Any) -> State:
@@ -198,29 +251,46 @@ def _unwrap(path: Path, content: Any) -> State:
     foreign = tuple(str(key) for key, value in content.items() if not isinstance(value, Tensor))
     if foreign:
         raise CheckpointError(f"{path} holds more than tensors ({_first(foreign)}); save model.state_dict() alone")
-    prefix = "module." if all(str(key).startswith("module.") for key in content) else ""
-    return {str(key)[len(prefix) :]: value.detach() for key, value in content.items()}
+    return {str(key): value.detach() for key, value in content.items()}
 
 
-def _own_layout(path: Path, own: Mapping[str, Any]) -> Layout:
-    """Return the layout in which every key keeps its name, with what the description says of the network."""
-    if own["network"] not in NETWORKS:
-        raise CheckpointError(f"{path} holds network {own['network']!r}, unknown here; known: {', '.join(NETWORKS)}")
-    (r, g, b), (std_r, std_g, std_b) = own["mean"], own["std"]
+def _unwrapped_closest(state: State, layouts: list[Layout], num_classes: int) -> tuple[State, Layout, _Misfit]:
+    """Return _closest, and the state without as many of the modules that all its keys begin with as make it fit best.
+
+    Trainers wrap a network in modules of their own: torch.compile in _orig_mod, Lightning in what its user calls it.
+    Where nothing fits, one is taken off, so that an error speaks of the network's own names.
+    """
+    split = [key.split(".") for key in state]
+    shared = 0
+    while all(len(parts) > shared + 1 and parts[shared] == split[0][shared] for parts in split):
+        shared += 1
+    tried = []
+    for depth in (*range(1, shared + 1), 0):
+        bare = {".".join(key.split(".")[depth:]): value for key, value in state.items()} if depth else state
+        tried.append((bare, *_closest(bare, layouts, num_classes)))
+    return min(tried, key=lambda one: len(one[2]))
+
+
+def _own_layout(path: Path, description: Mapping[str, Any]) -> Layout:
+    """Return the layout of our own files, in which keys keep their names, from a file's description."""
+    network = description["network"]
+    if network not in NETWORKS:
+        raise CheckpointError(f"{path} holds network {network!r}, unknown here; known: {', '.join(NETWORKS)}")
+    pruned = description["pruned"]
     return Layout(
         FORMAT,
-        own["network"],
+        network,
         str,
-        dict(own["options"]),
-        mean=(float(r), float(g), float(b)),
-        std=(float(std_r), float(std_g), float(std_b)),
-        pruned_groups=None if own.get("pruned") is None else {k: int(v) for k, v in own["pruned"]["groups"].items()},
+        dict(description["options"]),
+        mean=description["mean"],
+        std=description["std"],
+        pruned_groups=None if pruned is None else pruned["groups"],
     )
 
 
 def _build(layout: Layout, num_classes: int, state: State | None = None) -> SegmentationNetwork:
     """Return a fresh network, as narrow as `state` where the layout is that of a pruned one."""
-    network = network_class(layout.network)(num_classes, **layout.options)
+    network = build_network(layout.network, num_classes, **layout.options)
     network.set_normalisation(layout.mean, layout.std)
     if state is not None and layout.pruned_groups is not None:
         fit_widths(network, state, layout.pruned_groups)
@@ -228,14 +298,14 @@ def _build(layout: Layout, num_classes: int, state: State | None = None) -> Segm
 
 
 def _published(layout: Layout, network: SegmentationNetwork) -> dict[str, tuple[str, Tensor]]:
-    """Return published key -> (our key, our tensor), for everything the network has."""
+    """Return published key -> (our key, our tensor) for all tensors of the network."""
     return {layout.published_key(key): (key, value) for key, value in network.state_dict().items()}
 
 
 def _misfit(layout: Layout, state: State, num_classes: int) -> _Misfit:
     with torch.device("meta"):
         expected = _published(layout, _build(layout, num_classes, state))
-    # A counter of training steps, which files from before PyTorch 0.4.1 lack and nothing here reads.
+    # Files from before PyTorch 0.4.1 lack the counter of training steps, which is not used.
     needed = [key for key in expected if not key.endswith(".num_batches_tracked")]
     return _Misfit(
         tuple(key for key in needed if key not in state),
@@ -249,11 +319,11 @@ def _misfit(layout: Layout, state: State, num_classes: int) -> _Misfit:
 
 
 def _closest(state: State, layouts: list[Layout], num_classes: int) -> tuple[Layout, _Misfit]:
-    """Return the layout with the fewest keys that do not fit, and those."""
+    """Return the layout with the fewest keys that do not fit, and these keys."""
     quantized = any(value.is_quantized for value in state.values())
-    fitting_kind = [layout for layout in layouts if layout.quantized == quantized] or layouts
-    found = [(layout, _misfit(layout, layout.prepare(state), num_classes)) for layout in fitting_kind]
-    return min(found, key=lambda pair: len(pair[1]))
+    same_kind = [layout for layout in layouts if layout.quantized == quantized] or layouts
+    misfits = [(layout, _misfit(layout, layout.prepare(state), num_classes)) for layout in same_kind]
+    return min(misfits, key=lambda pair: len(pair[1]))
 
 
 def _explain(path: Path, state: State, layout: Layout, misfit: _Misfit, num_classes: int) -> str:
@@ -271,17 +341,20 @@ def _explain(path: Path, state: State, layout: Layout, misfit: _Misfit, num_clas
 
 
 def _class_count(layout: Layout, state: State) -> int:
-    """Return the number of classes that the checkpoint's classifier has, 0 where there is no such parameter."""
-    our_key, dimension = network_class(layout.network).class_parameter
+    """Return the number of classes of the checkpoint's classifier, 0 if it has no such parameter."""
+    network = network_class(layout.network)
+    our_key, dimension = network.class_parameter
     weight = state.get(layout.published_key(our_key))
-    return int(weight.shape[dimension]) if weight is not None and weight.dim() > dimension else 0
+    if weight is None or weight.dim() <= dimension:
+        return 0
+    return int(weight.shape[dimension]) - network.no_object_outputs
 
 
-def _fill(layout: Layout, state: State, num_classes: int, own: Mapping[str, Any]) -> SegmentationNetwork:
+def _fill(layout: Layout, state: State, num_classes: int, description: Mapping[str, Any]) -> SegmentationNetwork:
     prepared = layout.prepare(state)
     network = _build(layout, num_classes, prepared)
     ours = {key: prepared.get(name, value) for name, (key, value) in _published(layout, network).items()}
     network.load_state_dict(ours, strict=True)
-    network.source_layout = own["source_layout"] if own else layout.name
-    network.checkpoint_metadata = dict(own["metadata"]) if own else {}
+    network.source_layout = description["source_layout"] if description else layout.name
+    network.checkpoint_metadata = dict(description["metadata"]) if description else {}
     return network.eval()

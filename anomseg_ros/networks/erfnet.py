@@ -1,18 +1,18 @@
 """ERFNet: Efficient Residual Factorized ConvNet (Romera et al., IEEE T-ITS 2018).
 
 Three downsampler blocks (1/2, 1/4, 1/8), residual blocks whose 3x3 convolutions are factorized into 3x1 and 1x3
-("non-bottleneck-1D"), and a decoder of transposed convolutions. Layers, channels and dilations: Table I of the paper;
-dropout 0.03 at 1/4, 0.3 at 1/8 and none in the decoder, and the normalisation's epsilon 1e-3, as in the author's
-code, github.com/Eromera/erfnet_pytorch, train/erfnet.py.
+("non-bottleneck-1D"), and a decoder of transposed convolutions. Layers, channels and dilations are those of the
+paper's Table I. Dropout (0.03 at 1/4, 0.3 at 1/8, none in the decoder) and the normalisation's epsilon, 1e-3, are those
+of the author's code, github.com/Eromera/erfnet_pytorch, train/erfnet.py.
 
 Parameters: 2.064 M with 19 and with 20 classes (the paper's 2.06 M). Multiply-adds at 512x1024 with 20 classes:
-26.61 G; Table 5 of the MiDE-Net report says 26.74 G, which counts 2 more operations per value that a batch
-normalisation puts out.
+26.61 G; Table 5 of the MiDE-Net report says 26.74 G, which counts 2 more operations per output value of a batch
+normalisation.
 
 Images (N, 3, H, W) with H and W multiples of 8 give logits (N, C, H, W): the last layer is a learnt (transposed)
-convolution, so there is no lower resolution at which classifying would be equal.
+convolution, so classifying at a lower resolution would not be equal.
 
-Deviation: the encoder's own classifier, which the author uses only while pretraining the encoder, is left out.
+Deviation: the encoder's own classifier, which the author uses only to pretrain the encoder, is left out.
 """
 
 from __future__ import annotations
@@ -20,23 +20,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from anomseg_ros.networks.base import EnlargingSegmentationNetwork, SegmentationNetwork
+from anomseg_ros.networks.layers import Downsampler
+from anomseg_ros.networks.network import SegmentationNetwork
 
 NORM_EPSILON = 1e-3
 
 
-class _Downsampler(nn.Module):
-    """(N, C, H, W) -> (N, D, H / 2, W / 2): a strided convolution beside max-pooling, as in ENet's initial block."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels - in_channels, 3, stride=2, padding=1)
-        self.pool = nn.MaxPool2d(2)
-        self.norm = nn.BatchNorm2d(out_channels, eps=NORM_EPSILON)
-
-    def forward(self, features: Tensor) -> Tensor:
-        joined = torch.cat((self.conv(features), self.pool(features)), 1)
-        return torch.relu(self.norm(joined))
+def _downsampler(in_channels: int, out_channels: int) -> Downsampler:
+    return Downsampler(in_channels, out_channels, bias=True, norm_epsilon=NORM_EPSILON)
 
 
 class _Residual(nn.Module):
@@ -44,12 +35,11 @@ class _Residual(nn.Module):
 
     def __init__(self, channels: int, dropout: float, dilation: int) -> None:
         super().__init__()
-        rate = dilation
         self.vertical1 = nn.Conv2d(channels, channels, (3, 1), padding=(1, 0))
         self.horizontal1 = nn.Conv2d(channels, channels, (1, 3), padding=(0, 1))
         self.norm1 = nn.BatchNorm2d(channels, eps=NORM_EPSILON)
-        self.vertical2 = nn.Conv2d(channels, channels, (3, 1), padding=(rate, 0), dilation=(rate, 1))
-        self.horizontal2 = nn.Conv2d(channels, channels, (1, 3), padding=(0, rate), dilation=(1, rate))
+        self.vertical2 = nn.Conv2d(channels, channels, (3, 1), padding=(dilation, 0), dilation=(dilation, 1))
+        self.horizontal2 = nn.Conv2d(channels, channels, (1, 3), padding=(0, dilation), dilation=(1, dilation))
         self.norm2 = nn.BatchNorm2d(channels, eps=NORM_EPSILON)
         self.dropout = nn.Dropout2d(dropout)
 
@@ -75,19 +65,20 @@ class _Upsampler(nn.Module):
 
 def _encoder() -> nn.Sequential:
     return nn.Sequential(
-        _Downsampler(3, 16),
-        _Downsampler(16, 64),
+        _downsampler(3, 16),
+        _downsampler(16, 64),
         *(_Residual(64, dropout=0.03, dilation=1) for _ in range(5)),
-        _Downsampler(64, 128),
+        _downsampler(64, 128),
         *(_Residual(128, dropout=0.3, dilation=rate) for rate in (2, 4, 8, 16, 2, 4, 8, 16)),
     )
 
 
-class ERFNet(EnlargingSegmentationNetwork):
+class ERFNet(SegmentationNetwork):
     """ERFNet with its decoder."""
 
     name = "erfnet"
     stride = 8
+    feature_names = ("encoder", "decoder")
     class_parameter = ("classifier.weight", 1)
 
     def __init__(self, num_classes: int) -> None:
@@ -101,16 +92,17 @@ class ERFNet(EnlargingSegmentationNetwork):
         )
         self.classifier = nn.ConvTranspose2d(16, num_classes, 2, stride=2)
 
-    def features(self, images: Tensor) -> Tensor:
-        features: Tensor = self.decoder(self.encoder(images))
-        return features
+    def encode(self, images: Tensor) -> dict[str, Tensor]:
+        encoded = self.encoder(images)
+        return {"encoder": encoded, "decoder": self.decoder(encoded)}
 
 
 class ERFNetEncoder(SegmentationNetwork):
-    """ERFNet's encoder with a classifier of its own, at an eighth of the size: what the paper trains first (IV-B)."""
+    """ERFNet's encoder with its own classifier at an eighth of the size, which the paper trains first (IV-B)."""
 
     name = "erfnet_encoder"
     stride = 8
+    feature_names = ("encoder",)
     class_parameter = ("classifier.weight", 0)
 
     def __init__(self, num_classes: int) -> None:
@@ -118,6 +110,5 @@ class ERFNetEncoder(SegmentationNetwork):
         self.encoder = _encoder()
         self.classifier = nn.Conv2d(128, num_classes, 1)
 
-    def classify(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.encoder(images))
-        return logits
+    def encode(self, images: Tensor) -> dict[str, Tensor]:
+        return {"encoder": self.encoder(images)}

@@ -1,14 +1,14 @@
 """ESPNetv2: A Light-weight, Power Efficient, and General Purpose Convolutional Neural Network (Mehta et al., CVPR
 2019, arXiv 1811.11431), for semantic segmentation.
 
-An encoder of EESP units (Figure 1 of the paper: a grouped 1x1 convolution, four depthwise 3x3 ones of growing dilation
-whose results are added up step by step, a grouped 1x1 one) goes down to 1/16; the image itself, averaged down, is added
+An encoder of EESP units goes down to 1/16. A unit (Figure 1 of the paper) has a grouped 1x1 convolution, four depthwise
+3x3 ones of growing dilation whose results are added up step by step, and a grouped 1x1 one. The averaged image is added
 wherever the size halves (Figure 2). The decoder pools at five sizes and doubles the size three times, to 1/2.
 
 Channels, units per level and dilations: Table 1 of the paper, and github.com/sacmehta/EdgeNets,
 model/classification/espnetv2_config.py (scales, four branches, limits of the receptive field 13, 11, 9 and 7, which
-nn_layers/eesp.py turns into dilations). The decoder is that of the same repository, model/segmentation/espnetv2.py with
-nn_layers/efficient_pyramid_pool.py and efficient_pt.py: the paper describes none, and its checkpoints have this one.
+nn_layers/eesp.py turns into dilations). The paper describes no decoder. This one is that of the checkpoints in the same
+repository: model/segmentation/espnetv2.py with nn_layers/efficient_pyramid_pool.py and efficient_pt.py.
 
 Parameters with 20 classes: 0.789 M at scale 2 and 0.234 M at scale 1; published (EdgeNets,
 model/segmentation/model_zoo/README.md): 0.79 M and 0.23 M. Multiply-adds at 512x1024: 2.698 G and 1.085 G; published:
@@ -17,13 +17,13 @@ model/segmentation/model_zoo/README.md): 0.79 M and 0.23 M. Multiply-adds at 512
 Images (N, 3, H, W) with H and W multiples of 16 give logits (N, C, H / 2, W / 2).
 
 Deviations:
-- The published code enlarges the logits with aligned corners, at which upsampling in strips does not work; here it is
-  as for every network of this package (base.py). Up to there both give the same numbers. Of the published weights of
-  scale 2 it changes mIoU on 26 frames of CamVid from 63.72 to 63.70 %; max_logit on RoadAnomaly21 (protocol seeds) has
-  AuPRC / FPR95 25.46 / 61.23, and 25.43 / 61.22 with the published code.
-- The published decoder has min(classes // 2, 16) channels per pooled size. Here it has the 10 of 20 classes for any
-  number, so that weights serve as a start for other classes.
-- The published units that halve the size hold slopes which they do not apply; here they have none.
+- The published code enlarges the logits with aligned corners, which cannot be done in strips. Here corners are not
+  aligned, as for every network of this package; the logits themselves are the same. With the published weights of scale
+  2, mIoU on 26 frames of CamVid changes from 63.72 to 63.70 %, and AuPRC / FPR95 of max_logit on RoadAnomaly21
+  (protocol seeds) from 25.43 / 61.22 to 25.46 / 61.23.
+- The published decoder has min(classes // 2, 16) channels per pooled size. Here it always has 10, as for 20 classes, so
+  that weights can be a start for other classes.
+- The published units that halve the size hold slopes that they do not apply; here they have none.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomseg_ros.errors import ConfigError
-from anomseg_ros.networks.base import SegmentationNetwork
 from anomseg_ros.networks.layers import adaptive_average_pool, conv_norm
+from anomseg_ros.networks.network import SegmentationNetwork
 
 WIDTHS: dict[float, tuple[int, int, int, int]] = {
     0.5: (16, 32, 64, 128),
@@ -53,7 +53,7 @@ WIDTHS: dict[float, tuple[int, int, int, int]] = {
 BRANCHES = 4
 """Depthwise convolutions of an EESP unit, and groups of its 1x1 convolutions."""
 WIDE_DILATIONS, DEEP_DILATIONS = (1, 2, 3, 4), (1, 1, 2, 3)
-"""Of the branches: of all units that halve the size and of those at 1/8; and of the units at 1/16, at most 3."""
+"""Dilations of the branches: in units that halve the size and units at 1/8; in units at 1/16."""
 UNITS_8, UNITS_16 = 3, 7
 """EESP units at 1/8 and 1/16."""
 DECODER_WIDTHS = (64, 48, 32)
@@ -62,7 +62,7 @@ PYRAMID_SCALES = (2.0, 1.5, 1.0, 0.5, 0.1)
 """Sizes of the pyramid pooling, as multiples of the features' own."""
 PYRAMID_CHANNELS = 10
 LEAST_SIZE = 5
-"""Rows and columns that each of them has at least."""
+"""Least rows and columns of each pooled size."""
 
 
 def _norm_prelu(channels: int) -> nn.Sequential:
@@ -173,7 +173,7 @@ class _PyramidPooling(nn.Module):
             for branch, scale in zip(self.branches, PYRAMID_SCALES, strict=True)
         ]
         joined = self.joined(torch.cat(pooled, 1))
-        # The five results of one channel side by side, for the grouped convolution.
+        # The grouped convolution needs the five results of one channel side by side.
         shuffled = joined.unflatten(1, (len(PYRAMID_SCALES), -1)).transpose(1, 2).flatten(1, 2)
         fused: Tensor = self.fuse(shuffled)
         return fused
@@ -235,10 +235,11 @@ class ESPNetv2(SegmentationNetwork):
 
     name = "espnetv2"
     stride = 16
+    feature_names = ("encoder", "decoder")
     class_parameter = ("classifier.weight", 0)
 
     def __init__(self, num_classes: int, scale: float = 2.0) -> None:
-        """scale: a key of WIDTHS. Raises ConfigError for another one."""
+        """scale: a key of WIDTHS. Raises ConfigError for any other."""
         super().__init__(num_classes)
         if scale not in WIDTHS:
             raise ConfigError(f"scale is {scale!r}; an ESPNetv2 has one of {', '.join(map(str, WIDTHS))}")
@@ -250,6 +251,6 @@ class ESPNetv2(SegmentationNetwork):
     def options(self) -> dict[str, Any]:
         return {"scale": self.scale}
 
-    def classify(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.decoder(*self.encoder(images)))
-        return logits
+    def encode(self, images: Tensor) -> dict[str, Tensor]:
+        encoded = self.encoder(images)
+        return {"encoder": encoded[0], "decoder": self.decoder(*encoded)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ def conv_norm(
     groups: int = 1,
     activation: nn.Module | None = None,
 ) -> nn.Sequential:
-    """Return convolution without bias ("conv"), batch normalisation ("norm") and, where given, "activation".
+    """Return a convolution without bias ("conv"), batch normalisation ("norm") and, if given, "activation".
 
     Odd kernels are padded to keep the size (stride 1) or halve it (stride 2); even kernels are not padded.
     """
@@ -43,11 +44,79 @@ def conv_norm_relu(
     return conv_norm(in_channels, out_channels, kernel, stride=stride, groups=groups, activation=nn.ReLU())
 
 
+class Downsampler(nn.Module):
+    """(N, C, H, W) -> (N, D, H / 2, W / 2): a strided convolution beside max-pooling, as in ENet's initial block."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, bias: bool, norm_epsilon: float = 1e-5) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels - in_channels, 3, stride=2, padding=1, bias=bias)
+        self.pool = nn.MaxPool2d(2)
+        self.norm = nn.BatchNorm2d(out_channels, eps=norm_epsilon)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.relu(self.norm(torch.cat((self.conv(features), self.pool(features)), 1)))
+
+
+Gate = Callable[[int], nn.Module]
+"""Builds the layers of a channel attention from the number of channels."""
+
+
+class _ChannelAttention(nn.Module):
+    """One weight in 0..1 per channel, from the global average: (N, C, H, W) -> (N, C, 1, 1)."""
+
+    def __init__(self, channels: int, gate: Gate) -> None:
+        super().__init__()
+        self.layers = gate(channels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.sigmoid(self.layers(features.mean((2, 3), keepdim=True)))
+
+
+class AttentionRefinement(nn.Module):
+    """Attention refinement module (BiSeNet, Figure 2b): (N, C, H, W) -> (N, D, H, W)."""
+
+    def __init__(self, in_channels: int, out_channels: int, gate: Gate) -> None:
+        super().__init__()
+        self.project = conv_norm_relu(in_channels, out_channels, 3)
+        self.attention = _ChannelAttention(out_channels, gate)
+
+    def forward(self, features: Tensor) -> Tensor:
+        projected: Tensor = self.project(features)
+        weights: Tensor = self.attention(projected)
+        return projected * weights
+
+
+class FeatureFusion(nn.Module):
+    """Feature fusion module (BiSeNet, Figure 2c): (N, S, H, W) and (N, C, H, W) -> (N, D, H, W), S + C inputs."""
+
+    def __init__(self, in_channels: int, out_channels: int, gate: Gate) -> None:
+        super().__init__()
+        self.project = conv_norm_relu(in_channels, out_channels, 1)
+        self.attention = _ChannelAttention(out_channels, gate)
+
+    def forward(self, spatial: Tensor, context: Tensor) -> Tensor:
+        joined: Tensor = self.project(torch.cat((spatial, context), 1))
+        weights: Tensor = self.attention(joined)
+        return joined * weights + joined
+
+
+def double(features: Tensor) -> Tensor:
+    """Return features at twice their size, each value repeated."""
+    return F.interpolate(features, scale_factor=2.0, mode="nearest")
+
+
+def before_classifier(head: nn.Sequential, features: Tensor) -> Tensor:
+    """Return the input of the last layer of a head, which is its classifier."""
+    for layer in list(head)[:-1]:
+        features = layer(features)
+    return features
+
+
 def adaptive_average_pool(features: Tensor, size: tuple[int, int]) -> Tensor:
     """Return F.adaptive_avg_pool2d's averages of features (N, C, H, W) over `size` windows, rows and columns.
 
-    Where a size is no multiple, exported graphs hold that function as hundreds of gathers. Its windows repeat as often
-    as the greatest common divisor of the two lengths says: here, each period is multiplied by one matrix.
+    Exported graphs hold that function as hundreds of gathers if the lengths are not multiples of the windows' number.
+    The windows repeat with a period (from the greatest common divisor of both), and one matrix multiplies each period.
     """
     height, width = features.shape[-2:]
     if height % size[0] == 0 and width % size[1] == 0:

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anomseg_ros.networks.base import IMAGENET_MEAN, IMAGENET_STD, NO_MEAN, NO_STD
 from anomseg_ros.networks.enet import CONTEXT_SCHEDULE, DAVIDTVS, YASSOUALI
 from anomseg_ros.networks.erfnet import NORM_EPSILON
 from anomseg_ros.networks.espnetv2 import WIDTHS
+from anomseg_ros.networks.network import IMAGENET_MEAN, IMAGENET_STD, NO_MEAN, NO_STD
 
 State = dict[str, Tensor]
 """Parameter name -> tensor."""
@@ -33,20 +33,16 @@ class Layout:
 
     name: str
     network: str
-    published_key: Callable[[str], str]
-    """From our parameter's name to the published one."""
+    published_key: Callable[[str], str]  # our parameter's name -> the published one
     options: Mapping[str, Any] = field(default_factory=dict)
     """Constructor arguments that make our network compute what the published one does."""
-    unused: tuple[str, ...] = ()
-    """Published keys that may be there and that inference does not use."""
+    unused: tuple[str, ...] = ()  # published keys that a file may hold and that inference does not use
     mean: tuple[float, float, float] = NO_MEAN
     std: tuple[float, float, float] = NO_STD
-    quantized: bool = False
-    """The checkpoint holds quantized tensors."""
-    prepare: Callable[[State], State] = dict
-    """Brings the published state into the form that `published_key` describes."""
+    quantized: bool = False  # the checkpoint holds quantized tensors
+    prepare: Callable[[State], State] = dict  # converts the published state to the keys that `published_key` gives
     pruned_groups: Mapping[str, int] | None = None
-    """Of a pruned network, whose widths are those of its weights: the groups of its grouped convolutions."""
+    """Groups of a pruned network's grouped convolutions; its widths are those of its weights. None: not pruned."""
 
 
 def _by_rules(rules: Rules) -> Callable[[str], str]:
@@ -61,7 +57,7 @@ def _by_rules(rules: Rules) -> Callable[[str], str]:
 # --- ENet ---------------------------------------------------------------------------------------------------------
 
 _BLOCK = re.compile(r"(down|stage|up)(\d)\.(?:(\d+)\.)?")
-"""The part of our key that names a bottleneck: its kind, stage and, within a stage, its index."""
+"""The part of our key that names a bottleneck: kind, stage and index within the stage."""
 
 
 def _is_asymmetric(kind: str, number: int, index: int) -> bool:
@@ -89,12 +85,12 @@ _YASSOUALI_PARTS: Rules = (
 def _yassouali_key(key: str) -> str:
     block = _BLOCK.match(key)
     if block:
-        # Stages 1, 2, 4 and 5 begin with the bottleneck that resizes, numbered 0; stage 3 has none and begins with 1.
+        # Bottleneck 0 of a stage resizes; stage 3 has none and begins with 1.
         kind, number, index = block.groups()
         place = int(index) + 1 if kind == "stage" else 0
         key = f"bottleneck{number}{place}.{key[block.end() :]}"
         if _is_asymmetric(kind, int(number), int(index or 0)):
-            # The second convolution of the pair lives inside the same Sequential as the first.
+            # Both convolutions of the pair are in one Sequential.
             key = key.replace(".spatial.conv.", ".conv2.3.")
     return _by_rules(_YASSOUALI_PARTS)(key)
 
@@ -156,7 +152,7 @@ def _davidtvs_key(key: str) -> str:
 
 _EROMERA: Rules = (
     (r"^encoder\.0\.", "encoder.initial_block."),
-    (r"^encoder\.(\d+)\.", lambda found: f"encoder.layers.{int(found[1]) - 1}."),
+    (r"^encoder\.(\d+)\.", lambda match: f"encoder.layers.{int(match[1]) - 1}."),
     (r"^decoder\.(\d+)\.", r"decoder.layers.\1."),
     (r"^classifier\.", "decoder.output_conv."),
     (r"\.vertical(\d)\.", r".conv3x1_\1."),
@@ -170,8 +166,8 @@ _ACTIVATION_RANGE = re.compile(r"(^|[._])(scale|zero_point)(_\d+)?$")
 def _unquantize_erfnet(state: State) -> State:
     """Return the float form of an ERFNet after FX graph-mode static quantization (torch.ao.quantization).
 
-    Weights are dequantized. The ranges of the activations are dropped: only quantized kernels use them. The
-    normalisation of the residual blocks was folded into the convolutions before it and comes back as the identity.
+    Weights are dequantized. Ranges of activations are dropped, because only quantized kernels use them. The
+    normalisation of residual blocks was folded into the convolutions before it and becomes the identity.
     """
     plain = {key: value.dequantize() for key, value in state.items() if not _ACTIVATION_RANGE.search(key)}
     for key in [key for key in plain if re.search(r"\.conv1x3_\d\.bias$", key)]:
@@ -200,7 +196,7 @@ _MIDENET: Rules = (
 
 _COINCHEUNG_V1: Rules = (
     (r"^spatial_path\.3\.", "sp.conv_out."),
-    (r"^spatial_path\.(\d)\.", lambda found: f"sp.conv{int(found[1]) + 1}."),
+    (r"^spatial_path\.(\d)\.", lambda match: f"sp.conv{int(match[1]) + 1}."),
     (r"^context_path\.backbone\.stem\.conv\.", "cp.resnet.conv1."),
     (r"^context_path\.backbone\.stem\.norm\.", "cp.resnet.bn1."),
     (r"^context_path\.backbone\.", "cp.resnet."),
@@ -226,7 +222,7 @@ _COINCHEUNG_V1: Rules = (
 _DETAIL_PLACES = ("S1.0", "S1.1", "S2.0", "S2.1", "S2.2", "S3.0", "S3.1", "S3.2")
 
 _COINCHEUNG_V2: Rules = (
-    (r"^detail\.(\d)\.", lambda found: f"detail.{_DETAIL_PLACES[int(found[1])]}."),
+    (r"^detail\.(\d)\.", lambda match: f"detail.{_DETAIL_PLACES[int(match[1])]}."),
     (r"^semantic\.stem\.", "segment.S1S2."),
     (r"^semantic\.stage([34])\.", r"segment.S\1."),
     (r"^semantic\.stage5\.", "segment.S5_4."),
@@ -257,7 +253,7 @@ _COINCHEUNG_V2: Rules = (
     (r"^(bga\.\w+)\.conv\.", r"\1.0."),
     (r"^(bga\.\w+)\.norm\.", r"\1.1."),
     (r"^auxiliary_heads\.3\.", "aux5_4."),
-    (r"^auxiliary_heads\.(\d)\.", lambda found: f"aux{int(found[1]) + 2}."),
+    (r"^auxiliary_heads\.(\d)\.", lambda match: f"aux{int(match[1]) + 2}."),
     (r"\.smooth\.", ".conv."),
     (r"^(aux\w+)\.expand\.", r"\1.conv_out.0.1."),
     (r"\.classifier\.", ".conv_out.1."),
@@ -269,14 +265,12 @@ COINCHEUNG_STD = (0.2112, 0.2148, 0.2115)
 """Mean and standard deviation of Cityscapes in RGB, from CoinCheung/BiSeNet, lib/data/cityscapes_cv2.py."""
 
 
-def _coincheung(network: str, rules: Rules) -> tuple[Layout, Layout]:
+def _coincheung(network: str, rules: Rules) -> tuple[Layout, ...]:
     """Return the layouts with the heads for training and without them."""
-    published_key = _by_rules(rules)
-    whole, inference = (
-        Layout(name, network, published_key, {"auxiliary_heads": auxiliary}, (), COINCHEUNG_MEAN, COINCHEUNG_STD)
+    return tuple(
+        Layout(name, network, _by_rules(rules), {"auxiliary_heads": auxiliary}, (), COINCHEUNG_MEAN, COINCHEUNG_STD)
         for name, auxiliary in (("CoinCheung/BiSeNet", True), ("CoinCheung/BiSeNet, inference only", False))
     )
-    return whole, inference
 
 
 # --- ESPNetv2 -----------------------------------------------------------------------------------------------------
@@ -295,9 +289,9 @@ _EDGENETS: Rules = (
     (r"^(base_net\..*)\.output_activation\.", r"\1.module_act."),
     (r"^(base_net\..*)\.norm\.", r"\1.bn."),
     (r"^(base_net\..*)\.activation\.", r"\1.act."),
-    (r"^decoder\.(?:pyramids|expansions)\.(\d)\.", lambda found: f"bu_dec_l{int(found[1]) + 1}."),
-    (r"^decoder\.merges\.(\d)\.joined\.", lambda found: f"bu_br_l{int(found[1]) + 2}."),
-    (r"^decoder\.merges\.(\d)\.", lambda found: f"merge_enc_dec_l{int(found[1]) + 2}."),
+    (r"^decoder\.(?:pyramids|expansions)\.(\d)\.", lambda match: f"bu_dec_l{int(match[1]) + 1}."),
+    (r"^decoder\.merges\.(\d)\.joined\.", lambda match: f"bu_br_l{int(match[1]) + 2}."),
+    (r"^decoder\.merges\.(\d)\.", lambda match: f"merge_enc_dec_l{int(match[1]) + 2}."),
     (r"^(bu_dec_l\d)\.conv\.", r"\1.merge_layer.3."),
     (r"^(bu_dec_l\d)\.(norm|activation)\.", r"\1.br.br.\2."),
     (r"^(bu_dec_l\d)\.project\.", r"\1.projection_layer.cbr."),
@@ -316,25 +310,17 @@ _EDGENETS: Rules = (
 
 
 def _edgenets() -> tuple[Layout, ...]:
-    """Return one layout per scale. Where the size halves, the published unit has slopes that it does not apply."""
+    """Return one layout per scale. Published units that halve the size hold slopes that they do not apply."""
     unused = tuple(f"base_net.level{level}_0.eesp.module_act.weight" for level in (2, 3, 4))
     return tuple(
-        Layout(
-            f"sacmehta/EdgeNets, scale {scale}",
-            "espnetv2",
-            _by_rules(_EDGENETS),
-            {"scale": scale},
-            unused,
-            IMAGENET_MEAN,
-            IMAGENET_STD,
-        )
-        for scale in WIDTHS
+        Layout(name, "espnetv2", _by_rules(_EDGENETS), {"scale": scale}, unused, IMAGENET_MEAN, IMAGENET_STD)
+        for name, scale in ((f"sacmehta/EdgeNets, scale {scale}", scale) for scale in WIDTHS)
     )
 
 
 LAYOUTS: tuple[Layout, ...] = (
-    # yassouali's own Cityscapes loader normalises; the published weights in this layout that we know of (those of
-    # emariesanna/AnomalySegmentation-AMLProject) were trained on plain 0..1 images.
+    # yassouali's Cityscapes loader normalises. The published weights of emariesanna/AnomalySegmentation-AMLProject, in
+    # the same layout, were trained on plain 0..1 images.
     Layout("yassouali/pytorch-segmentation", "enet", _yassouali_key, {"variant": asdict(YASSOUALI)}),
     Layout("davidtvs/PyTorch-ENet", "enet", _davidtvs_key, {"variant": asdict(DAVIDTVS)}),
     Layout(

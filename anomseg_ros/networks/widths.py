@@ -1,4 +1,4 @@
-"""Networks that are narrower than their papers': what pruning leaves, rebuilt from the shapes of their weights."""
+"""Pruned networks, which are narrower than in their papers, built from the shapes of their weights."""
 
 from __future__ import annotations
 
@@ -9,35 +9,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anomseg_ros.networks import network_class
-from anomseg_ros.networks.base import SegmentationNetwork
+from anomseg_ros.networks import build_network
+from anomseg_ros.networks.network import SegmentationNetwork
 
 CLASSIFIER = "classifier"
 """The last part of the name of every layer whose outputs are the classes."""
 
 
 def pruned_description(network: SegmentationNetwork) -> dict[str, Any] | None:
-    """Return what a checkpoint says of a network's widths beside its weights, None where they are those of its paper.
+    """Return a checkpoint's description of a pruned network; None if the widths are those of the paper.
 
-    groups: of each grouped convolution, the only part of a width that no shape tells.
+    It holds the groups of each grouped convolution, the only part of a width that shapes do not tell.
     """
     with torch.device("meta"):
-        full = network_class(network.name)(network.num_classes, **network.options())
+        full = build_network(network.name, network.num_classes, **network.options())
     shapes = {key: value.shape for key, value in full.state_dict().items()}
     if all(value.shape == shapes.get(key) for key, value in network.state_dict().items()):
         return None
-    grouped = {
-        name: module.groups
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Conv2d) and module.groups > 1
-    }
-    return {"groups": grouped}
+    convolutions = {name: module for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
+    return {"groups": {name: module.groups for name, module in convolutions.items() if module.groups > 1}}
 
 
 def fit_widths(network: SegmentationNetwork, state: Mapping[str, Tensor], groups: Mapping[str, int]) -> None:
-    """Replace each layer whose weights in `state` are narrower by a fresh one of that width.
+    """Narrow each layer whose weights in `state` are narrower.
 
-    Kernel sizes and the number of classes stay: a state that differs in these still does not fit. groups: as in
+    Kernel sizes and the number of classes stay: a state that differs in these still does not fit. groups: those of
     `pruned_description`.
     """
     for name, module in list(network.named_modules()):
@@ -45,7 +41,9 @@ def fit_widths(network: SegmentationNetwork, state: Mapping[str, Tensor], groups
         if weight is None or weight.dim() != getattr(module, "weight", weight).dim():
             continue
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-            _fit_convolution(module, tuple(weight.shape), int(groups.get(name, module.groups)), _is_classifier(name))
+            _fit_convolution(
+                module, tuple(weight.shape), int(groups.get(name, module.groups)), name.split(".")[-1] == CLASSIFIER
+            )
         elif isinstance(module, nn.BatchNorm2d):
             _fit_norm(module, len(weight))
         elif isinstance(module, nn.PReLU):
@@ -54,7 +52,7 @@ def fit_widths(network: SegmentationNetwork, state: Mapping[str, Tensor], groups
 
 
 def widths_are_consistent(network: SegmentationNetwork) -> bool:
-    """Whether each layer takes as many channels as it is given; nothing is computed."""
+    """Return whether each layer takes as many channels as the one before gives. Only shapes are computed."""
     size = 2 * network.stride
     twin = copy.deepcopy(network).to("meta").eval()
     try:
@@ -63,10 +61,6 @@ def widths_are_consistent(network: SegmentationNetwork) -> bool:
     except RuntimeError:
         return False
     return True
-
-
-def _is_classifier(name: str) -> bool:
-    return name.rpartition(".")[2] == CLASSIFIER
 
 
 def _fit_convolution(
@@ -92,8 +86,10 @@ def _fit_norm(layer: nn.BatchNorm2d, width: int) -> None:
 
 
 def _narrow(layer: nn.Module, name: str, shape: tuple[int, ...]) -> None:
-    """Give a layer the first values of a parameter: what is not loaded afterwards, such as a new classifier, is as
-    random as before. A wider shape is not made: its weights then do not fit."""
+    """Keep the first values of a parameter. Values that are not loaded later, such as a new classifier's, stay random.
+
+    A parameter is never widened: wider weights do not fit.
+    """
     values = layer.get_parameter(name).detach()
     for dimension, size in enumerate(shape):
         values = values.narrow(dimension, 0, min(size, values.shape[dimension]))

@@ -1,1 +1,1 @@
-"""The ROS 2 half: the only place where rclpy is imported."""
+"""The ROS 2 node."""

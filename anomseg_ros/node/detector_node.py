@@ -1,144 +1,216 @@
-"""The detector as a lifecycle node: wiring of topics, parameters and threads around the frame pipeline.
+"""The detector as a lifecycle node: connects topics, parameters and threads to the frame pipeline.
 
-The executor's thread receives frames into a one-slot mailbox; one worker thread takes the newest, runs the pipeline and
-publishes. The bundle loads in configure, subscriptions start in activate.
+The executor's thread puts each received frame into a one-slot mailbox. A worker thread takes the newest frame, runs the
+pipeline and publishes the results. Configure loads the bundle, activate subscribes to the camera.
 """
 
 from __future__ import annotations
 
-import threading
 import time
+from collections import deque
+from collections.abc import Collection
+from contextlib import suppress
 from typing import Any
 
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
-from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
-from anomseg_ros.backends import open_detector
-from anomseg_ros.core.bundle import load_bundle
+from anomseg_ros.core.bundle import CONTRACT_FILE, LABELS_OUTPUT, load_bundle
+from anomseg_ros.core.detector import Detector
 from anomseg_ros.core.resources import find_bundle
-from anomseg_ros.errors import AnomsegError, ConfigError
-from anomseg_ros.node import health, pipeline, vision
-from anomseg_ros.node.mailbox import Mailbox
-from anomseg_ros.node.parameters import Fixed, current_values, declare_parameters, fixed_parameters, live_parameters
+from anomseg_ros.errors import AnomsegError
+from anomseg_ros.node import conversions, diagnostics, pipeline, vision
+from anomseg_ros.node.activation import Activation, logs_failure
+from anomseg_ros.node.engines import Engines, Share
+from anomseg_ros.node.health import BAD, DROPPED, IDLE, PUBLISHED, FrameResult, Health, Level, State, current_states
+from anomseg_ros.node.parameters import (
+    FixedParameters,
+    check_only_live_changed,
+    current_values,
+    declare_parameters,
+    fixed_parameters,
+    live_parameters,
+)
+from anomseg_ros.node.ros_distributions import SubscriptionEventCallbacks, call_after_parameters_are_set
 
 NODE_NAME = "detector"
 DIAGNOSTICS_PERIOD_S = 1.0
-WORKER_STOP_S = 30.0
+MAX_CAMERA_INFOS = 64
+LABEL_INFO = "~/label_info"
 
 CAMERA_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+CAMERA_INFO_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
 OUTPUT_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
-Frame = tuple[Any, float]
-
 
 class DetectorNode(LifecycleNode):
-    """Publishes labels, anomaly scores, masks and overlays of a camera's frames."""
+    """Publishes labels, anomaly scores, masks and overlays for the frames of one camera."""
 
-    def __init__(self, **node_options: Any) -> None:
+    def __init__(self, engines: Engines | None = None, **node_options: Any) -> None:
+        """engines: shared by the cameras of the process. node_options: keyword arguments of rclpy's node."""
         super().__init__(NODE_NAME, **node_options)
         declare_parameters(self)
+        self._engines = engines or Engines()
+        self._share: Share | None = None
         self._pipeline: pipeline.FramePipeline | None = None
-        self._outputs: dict[str, Any] = {}
-        self._subscriptions_made: list[Any] = []
-        self._mailbox: Mailbox[Frame] = Mailbox()
-        self._worker: threading.Thread | None = None
-        self._camera_info: CameraInfo | None = None
-        self._frame_size: tuple[int, int] | None = None
-        self._limits = live_parameters(current_values(self)).limits
-        self.health = health.Health()
+        self._activation: Activation | None = None
+        self.failure = ""  # why the last lifecycle transition failed
+        self._output_publishers: dict[str, Any] = {}
+        self._label_info_publisher: Any = None
+        self._label_info_error = ""
+        self._image_subscription: Any = None
+        self._camera_info_subscription: Any = None
+        self._camera_infos: deque[CameraInfo] = deque(maxlen=MAX_CAMERA_INFOS)
+        self._logged_states: set[str] = set()
+        self.health = Health(live_parameters(current_values(self)).limits)
         self.add_on_set_parameters_callback(self._check_parameters)
-        self.add_post_set_parameters_callback(self._apply_parameters)
-        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        # A steady clock: diagnostics must come also when simulated time stands still or no image comes.
+        call_after_parameters_are_set(self, self._apply_parameters)
+        self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        # A steady clock, so that diagnostics continue while simulated time stands still.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._timer = self.create_timer(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics, clock=steady)
         backwards = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1))
         self._jumps = self.get_clock().create_jump_callback(backwards, post_callback=self._on_clock_jump)
 
-    # Lifecycle: each step either succeeds whole or says why and leaves the node as it was.
+    # Lifecycle. A transition that fails logs the reason and leaves the node as it was before.
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Load the bundle and offer the output topics."""
+        """Load the bundle and create the output publishers."""
         try:
-            fixed = fixed_parameters(current_values(self))
-            self._pipeline = self._load(fixed)
-        except AnomsegError as error:
-            self.get_logger().error(f"cannot configure: {error}")
-            return TransitionCallbackReturn.FAILURE
-        self._create_outputs()
+            self._pipeline = self._load_pipeline(fixed_parameters(current_values(self)))
+            self._create_publishers()
+        except Exception as error:  # an engine may raise any exception
+            self._release()
+            return self._report_failure("configure", error)
+        self.failure = ""
         return super().on_configure(state)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Subscribe to the camera and start working."""
+        """Subscribe to the camera and start the worker."""
         result = super().on_activate(state)
-        self._mailbox = Mailbox()
-        self.health.reset()
-        self._publish_label_info()
-        self._worker = threading.Thread(target=self._work, args=(self._mailbox,), name="detector", daemon=True)
-        self._worker.start()
-        self._subscribe(fixed_parameters(current_values(self)).image_transport)
+        try:
+            self._start_working()
+        except Exception as error:
+            self._stop_working()
+            super().on_deactivate(state)
+            return self._report_failure("activate", error)
+        self.failure = ""
         return result
 
+    @logs_failure
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Unsubscribe, finish the frame in work, and stop."""
-        self._stop_working()
+        """Unsubscribe, finish the current frame and stop. If that frame is stuck, the node must be configured again."""
+        if not self._stop_working():
+            return TransitionCallbackReturn.ERROR
         return super().on_deactivate(state)
 
+    @logs_failure
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Release the model and withdraw the output topics."""
+        """Release the model and remove the output publishers."""
         self._release()
         return super().on_cleanup(state)
 
+    @logs_failure
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """From whatever state: stop and release."""
+        """Stop the worker and release everything, in any state."""
         self._stop_working()
         self._release()
         return super().on_shutdown(state)
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """After an unexpected error in a transition: release everything, so that configure can be tried again."""
+        """Release everything after an unexpected error in a transition, so that configure can be tried again."""
         return self.on_shutdown(state)
 
-    def _load(self, fixed: Fixed) -> pipeline.FramePipeline:
+    def _report_failure(self, transition: str, error: Exception) -> TransitionCallbackReturn:
+        """Log why a transition failed; the diagnostics repeat the reason until the transition succeeds."""
+        self.failure = f"cannot {transition}: {pipeline.error_reason(error)}"
+        self.get_logger().error(self.failure)
+        return TransitionCallbackReturn.FAILURE
+
+    def shut_down(self) -> None:
+        """Go to the state finalized, unless the node is already there."""
+        with suppress(RuntimeError):  # rclpy raises it for a transition that the current state does not have
+            self.trigger_shutdown()
+
+    def _LifecycleNodeMixin__on_change_state(self, request: Any, response: Any) -> Any:
+        # rclpy's own method lets this error through: the executor would stop, and the caller would wait forever.
+        try:
+            return super()._LifecycleNodeMixin__on_change_state(request, response)  # type: ignore[misc]
+        except RuntimeError as error:
+            self.get_logger().warning(f"no such transition from the current state: {error}")
+            response.success = False
+            return response
+
+    def _load_pipeline(self, fixed: FixedParameters) -> pipeline.FramePipeline:
         self.get_logger().info(f"loading bundle {fixed.bundle}")
         bundle = load_bundle(find_bundle(fixed.bundle))
         contract = bundle.contract
-        if fixed.precision not in ("auto", contract.precision):
-            raise ConfigError(
-                f"parameter 'precision' asks for {fixed.precision}, bundle {contract.name!r} is {contract.precision}; "
-                "give a bundle of that precision, or precision auto"
-            )
+        fixed.check_precision(contract)
         settings = pipeline.resolve(live_parameters(current_values(self)), bundle)
         ego_mask = pipeline.read_ego_mask(fixed.ego_mask)
-        detector = open_detector(bundle, fixed.backend, fixed.options)
-        detector.warm_up((settings.score,))
+        outputs = (LABELS_OUTPUT, settings.score)
+        self._share = self._engines.open(bundle, fixed.backend, fixed.options, outputs, self._publish_progress)
+        sharing = f", shared by {self._share.cameras} cameras" if self._share.cameras > 1 else ""
         size = f"{contract.input.width_px}x{contract.input.height_px}"
-        self.get_logger().info(f"bundle {contract.name} ({contract.network}, {size}) on {detector.backend.actual}")
-        return pipeline.FramePipeline(detector, settings, ego_mask)
+        self.get_logger().info(f"bundle {contract.name} ({contract.network}, {size}) on {self._share.actual}{sharing}")
+        return pipeline.FramePipeline(Detector(bundle, self._share), settings, ego_mask)
+
+    def _publish_progress(self, what: str, done: int, total: int | None) -> None:
+        """Publish diagnostics while an engine is built: the executor's thread, which does that otherwise, is busy."""
+        self._publish_statuses([diagnostics.building_status(what, done, total)])
+
+    def _start_working(self) -> None:
+        assert self._pipeline is not None and self._share is not None
+        self.health = Health(self.health.limits)
+        self._camera_infos.clear()
+        self._pipeline.forget_past()
+        self._publish_label_info()
+        self._activation = Activation(self.process_frames, self._pipeline, self.health, self._share.turns)
+        # Before the image subscription, so that the CameraInfo of an image is received before the image.
+        self._camera_info_subscription = self.create_subscription(
+            CameraInfo, "camera_info", self._on_camera_info, CAMERA_INFO_QOS
+        )
+        self._follow_camera()
+
+    def _stop_working(self) -> bool:
+        """Stop the worker, if the node is active; return whether the worker finished its frame in time."""
+        for subscription in (self._image_subscription, self._camera_info_subscription):
+            if subscription is not None:
+                self.destroy_subscription(subscription)
+        self._image_subscription = self._camera_info_subscription = None
+        activation, self._activation = self._activation, None
+        if activation is None or activation.stop():
+            return True
+        self.failure = "the current frame is stuck, so its engine is abandoned; configure the node again"
+        self.get_logger().error(self.failure)
+        if self._share is not None:
+            self._share.abandon()
+        self._pipeline = self._share = None
+        return False
 
     def _release(self) -> None:
-        for publisher in self._outputs.values():
+        for publisher in self._output_publishers.values():
             self.destroy_lifecycle_publisher(publisher)
-        self._outputs = {}
-        if self._pipeline is not None:
-            self._pipeline.detector.close()
-            self._pipeline = None
+        if self._label_info_publisher is not None:
+            self.destroy_lifecycle_publisher(self._label_info_publisher)
+        self._output_publishers, self._label_info_publisher, self._label_info_error = {}, None, ""
+        if self._share is not None:
+            self._share.close()
+        self._pipeline = self._share = None
 
     # Topics
 
-    def _create_outputs(self) -> None:
-        types = {
+    def _create_publishers(self) -> None:
+        message_types = {
             pipeline.LABELS: Image,
             pipeline.SCORE: Image,
             pipeline.MASK: Image,
@@ -147,107 +219,119 @@ class DetectorNode(LifecycleNode):
             pipeline.CAMERA_INFO: CameraInfo,
         }
         if vision.available():
-            from vision_msgs.msg import Detection2DArray
+            from vision_msgs.msg import Detection2DArray, LabelInfo
 
-            types[pipeline.DETECTIONS] = Detection2DArray
+            message_types[pipeline.DETECTIONS] = Detection2DArray
+            self._label_info_publisher = self.create_lifecycle_publisher(LabelInfo, LABEL_INFO, LATCHED_QOS)
         options = QoSOverridingOptions.with_default_policies()
-        self._outputs = {
+        self._output_publishers = {
             topic: self.create_lifecycle_publisher(message_type, topic, OUTPUT_QOS, qos_overriding_options=options)
-            for topic, message_type in types.items()
+            for topic, message_type in message_types.items()
         }
 
     def _publish_label_info(self) -> None:
-        assert self._pipeline is not None
-        if not vision.available():
+        if self._label_info_publisher is None or self._pipeline is None:
             return
-        from vision_msgs.msg import LabelInfo
-
         contract, threshold = self._pipeline.detector.bundle.contract, self._pipeline.settings.threshold
-        if "~/label_info" not in self._outputs:
-            self._outputs["~/label_info"] = self.create_lifecycle_publisher(LabelInfo, "~/label_info", LATCHED_QOS)
-            self._outputs["~/label_info"].on_activate(None)
         header = Header(stamp=self.get_clock().now().to_msg())
         value = threshold.value if threshold else 0.0
-        self._outputs["~/label_info"].publish(vision.label_info_message(contract.classes, header, value))
+        try:
+            self._label_info_publisher.publish(vision.label_info_message(contract.classes, header, value))
+            self._label_info_error = ""
+        except Exception as error:  # the other outputs go on; the diagnostics name this one
+            self._label_info_error = f"{LABEL_INFO} cannot be published: {pipeline.error_reason(error)}"
 
-    def _subscribe(self, transport: str) -> None:
-        message_type, topic = (CompressedImage, "image/compressed") if transport == "compressed" else (Image, "image")
-        events = SubscriptionEventCallbacks(message_lost=self._on_lost)
-        image = self.create_subscription(
+    def _follow_camera(self) -> int:
+        """Subscribe to the camera, again if its message type changes; return the number of its publishers."""
+        types = self._published_types("image")
+        if types or self._image_subscription is None:  # without a publisher, keep the subscription as it is
+            transport = fixed_parameters(current_values(self)).image_transport
+            self._subscribe(*image_source(transport, types))
+        return len(self._published_types(self._image_subscription.topic_name))
+
+    def _subscribe(self, message_type: Any, topic: str) -> None:
+        if (current := self._image_subscription) is not None:
+            if (current.msg_type, current.topic_name) == (message_type, self.resolve_topic_name(topic)):
+                return
+            self.destroy_subscription(current)
+        self._image_subscription = self.create_subscription(
             message_type,
             topic,
             self._on_image,
             CAMERA_QOS,
-            event_callbacks=events,
+            event_callbacks=SubscriptionEventCallbacks(message_lost=self._on_lost),
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
         )
-        info = self.create_subscription(CameraInfo, "camera_info", self._on_camera_info, CAMERA_QOS)
-        self._subscriptions_made = [image, info]
+        self.get_logger().info(f"subscribed to {message_type.__name__} on {self._image_subscription.topic_name}")
+
+    def _published_types(self, topic: str) -> list[str]:
+        """Return the message type of each publisher on a topic."""
+        return [publisher.topic_type for publisher in self.get_publishers_info_by_topic(topic)]
 
     def _on_image(self, msg: Image | CompressedImage) -> None:
-        self.health.received()
-        self._mailbox.put((msg, time.monotonic()))
-
-    def _on_lost(self, event: Any) -> None:
-        self.health.add(lost=event.total_count_change)
+        if (activation := self._activation) is None:
+            return
+        age_ms = conversions.age_ms_of(msg.header, self.get_clock().now().nanoseconds)
+        activation.health.received(None if age_ms is None else age_ms / 1e3, msg.header.frame_id)
+        if activation.mailbox.put((msg, time.monotonic())):
+            activation.health.dropped()
 
     def _on_camera_info(self, msg: CameraInfo) -> None:
-        self._camera_info = msg
+        self._camera_infos.append(msg)
+
+    def _on_lost(self, event: Any) -> None:
+        self.health.lost(event.total_count_change)
 
     # The worker thread
 
-    def _work(self, mailbox: Mailbox[Frame]) -> None:
-        while (frame := mailbox.take()) is not None:
+    def process_frames(self, activation: Activation) -> None:
+        """Process the frames of one activation until its mailbox is closed."""
+        while (frame := activation.mailbox.take()) is not None:
+            activation.health.started()
+            activation.health.finished(self._frame_result(activation, *frame))
+
+    def _frame_result(self, activation: Activation, msg: Image | CompressedImage, received_at: float) -> FrameResult:
+        try:
+            result = self._process(activation, msg, received_at)
+        except Exception as error:  # no exception, expected or not, may stop the node of a vehicle
+            result = FrameResult(BAD, pipeline.error_reason(error))
+        if result.outcome == BAD:
+            self.get_logger().warning(f"frame skipped: {result.reason}", throttle_duration_sec=1.0)
+        return result
+
+    def _process(self, activation: Activation, msg: Image | CompressedImage, received_at: float) -> FrameResult:
+        topics = [topic for topic, publisher in self._output_publishers.items() if publisher.get_subscription_count()]
+        if not topics:
+            return FrameResult(IDLE)
+        outputs = activation.pipeline.process(msg, topics, self._camera_infos)
+        if activation.abandoned:
+            return FrameResult(DROPPED)
+        for topic, message in outputs.messages.items():
             try:
-                self._process(*frame)
-            except AnomsegError as error:
-                self._skip(str(error))
-            except Exception as error:  # a vehicle's node survives what nobody thought of
-                self._skip(f"unexpected {type(error).__name__}: {error}")
-
-    def _process(self, msg: Image | CompressedImage, received_at: float) -> None:
-        assert self._pipeline is not None
-        # A snapshot of who listens: only that is computed.
-        wanted = [topic for topic, publisher in self._outputs.items() if publisher.get_subscription_count()]
-        wanted = [topic for topic in wanted if topic != "~/label_info"]
-        if not wanted:
-            self.health.add(idle=1)
-            return
-        result = self._pipeline.process(msg, wanted, self._camera_info)
-        for topic, message in result.messages.items():
-            self._outputs[topic].publish(message)
-        age = self.get_clock().now() - Time.from_msg(msg.header.stamp, clock_type=self.get_clock().clock_type)
-        processing_ms = (time.monotonic() - received_at) * 1e3
-        self.health.published(
-            age.nanoseconds / 1e6, processing_ms, result.network_ms, self._limits, roadless=result.roadless
+                self._output_publishers[topic].publish(message)
+            except Exception as error:
+                outputs.failed[topic] = pipeline.error_reason(error)
+        if outputs.failed and outputs.failed.keys() >= outputs.messages.keys():
+            reason = "; ".join(f"{topic}: {reason}" for topic, reason in outputs.failed.items())
+            return FrameResult(BAD, reason, failed=outputs.failed)
+        return FrameResult(
+            PUBLISHED if outputs.messages else IDLE,
+            latency_ms=conversions.age_ms_of(msg.header, self.get_clock().now().nanoseconds),
+            processing_ms=(time.monotonic() - received_at) * 1e3,
+            network_ms=outputs.network_ms,
+            size=outputs.frame_size,
+            roadless=outputs.roadless,
+            failed=outputs.failed,
         )
-        self._note_size(result.frame_size)
-
-    def _skip(self, reason: str) -> None:
-        self.health.bad(reason)
-        self.get_logger().warning(f"frame skipped: {reason}", throttle_duration_sec=1.0)
-
-    def _note_size(self, size: tuple[int, int]) -> None:
-        if size != self._frame_size:
-            self.get_logger().info(f"frames are {size[0]}x{size[1]}")
-            self._frame_size = size
-
-    def _stop_working(self) -> None:
-        for subscription in self._subscriptions_made:
-            self.destroy_subscription(subscription)
-        self._subscriptions_made = []
-        self._mailbox.close()
-        if self._worker is not None:
-            self._worker.join(WORKER_STOP_S)
-            self._worker = None
 
     # Parameters and diagnostics
 
     def _check_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
-        values = current_values(self) | {parameter.name: parameter.value for parameter in parameters}
+        values, changed = current_values(self), {parameter.name: parameter.value for parameter in parameters}
         try:
-            live = live_parameters(values)
+            live = live_parameters(values | changed)
             if self._pipeline is not None:
+                check_only_live_changed(values, changed)
                 pipeline.resolve(live, self._pipeline.detector.bundle)
         except AnomsegError as error:
             return SetParametersResult(successful=False, reason=str(error))
@@ -255,45 +339,64 @@ class DetectorNode(LifecycleNode):
 
     def _apply_parameters(self, parameters: list[Parameter]) -> None:
         live = live_parameters(current_values(self))
-        self._limits = live.limits
+        self.health.limits = live.limits
         if self._pipeline is not None:
             self._pipeline.settings = pipeline.resolve(live, self._pipeline.detector.bundle)
+            self._publish_label_info()
 
     def _on_clock_jump(self, jump: Any) -> None:
         self.health.clock_jumped()
-        self.get_logger().warning("the clock jumped back; latencies start anew", throttle_duration_sec=1.0)
+        self.get_logger().warning("the clock jumped back; latency statistics are reset", throttle_duration_sec=1.0)
 
     def _publish_diagnostics(self) -> None:
-        name = self.get_fully_qualified_name()
-        active = self._worker is not None
-        statuses = [health.camera_status(name, self.health.snapshot(self._mailbox.dropped), self._limits, active)]
-        if self._pipeline is not None:
-            statuses.append(_detector_status(name, self._pipeline))
-        stamp = self.get_clock().now().to_msg()
-        self._diagnostics.publish(DiagnosticArray(header=Header(stamp=stamp), status=statuses))
+        snapshot = self.health.snapshot(self._follow_camera() if self._activation else 0)
+        problem = self.failure or self._missing_bundle_file()
+        if self._activation is not None:
+            states = current_states(snapshot, self.health.limits)
+            self._log_new_states(states)
+        else:
+            states = [State(Level.ERROR, "trouble", problem) if problem else diagnostics.INACTIVE]
+        statuses = [
+            diagnostics.frame_status(snapshot, states),
+            diagnostics.detector_status(self._pipeline, problem or self._label_info_error),
+        ]
+        self._publish_statuses(statuses, snapshot.frame_id)
+
+    def _publish_statuses(self, statuses: list[Any], frame_id: str = "") -> None:
+        header, name = Header(stamp=self.get_clock().now().to_msg()), self.get_fully_qualified_name()
+        hardware_id = self.get_parameter("hardware_id").value or frame_id or self.resolve_topic_name("image")
+        self._diagnostics_publisher.publish(diagnostics.diagnostic_array(header, name, hardware_id, statuses))
+
+    def _missing_bundle_file(self) -> str:
+        """Return a message that names a missing file of the loaded bundle, or an empty string."""
+        if self._pipeline is None:
+            return ""
+        bundle = self._pipeline.detector.bundle
+        for name in (CONTRACT_FILE, *bundle.contract.files):
+            if not (bundle.directory / name).is_file():
+                return f"{name} of bundle {str(bundle.directory)!r} is missing; restore it to load the bundle again"
+        return ""
+
+    def _log_new_states(self, states: list[State]) -> None:
+        """Log each state once, when it begins."""
+        logger = self.get_logger()
+        for state in states:
+            if state.name in self._logged_states:
+                continue
+            if state.level == Level.ERROR:  # rclpy requires a separate call for each severity
+                logger.error(state.message)
+            elif state.level == Level.WARN:
+                logger.warning(state.message)
+            else:
+                logger.info(state.message)
+        self._logged_states = {state.name for state in states}
 
 
-def _detector_status(name: str, running: pipeline.FramePipeline) -> DiagnosticStatus:
-    """Return the status of bundle, backend and threshold: an ERROR if the backend is not the one asked for."""
-    backend, contract, settings = running.detector.backend, running.detector.bundle.contract, running.settings
-    level, message = health.OK, f"{contract.name} on {backend.actual}"
-    if settings.threshold is None:
-        level = health.WARN
-        message = (
-            f"score {settings.score!r} has no threshold, so no mask: set parameter threshold, or calibrate the bundle"
-        )
-    if backend.actual != backend.requested:
-        level, message = health.ERROR, f"{backend.requested} was asked for, {backend.actual} is in use"
-    values = {
-        "bundle": contract.name,
-        "network": contract.network,
-        "precision": contract.precision,
-        "backend_requested": backend.requested,
-        "backend": backend.actual,
-        "score": settings.score,
-        "threshold": "none" if settings.threshold is None else f"{settings.threshold.value:g}",
-        "threshold_source": "none" if settings.threshold is None else settings.threshold.source,
-        "road_region": settings.live.road_region,
-        **health.drift_values(contract.compression),
-    }
-    return health.status(f"{name}: detector", level, message, values)
+def image_source(transport: str, types: Collection[str]) -> tuple[Any, str]:
+    """Return the message type and topic to subscribe to: `image` if it only carries CompressedImage, else by transport.
+
+    types: message type of each publisher on `image`, such as sensor_msgs/msg/Image.
+    """
+    if types and all(kind == "sensor_msgs/msg/CompressedImage" for kind in types):
+        return CompressedImage, "image"
+    return (CompressedImage, "image/compressed") if transport == "compressed" else (Image, "image")

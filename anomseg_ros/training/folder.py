@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, and where decoded frames are kept."""
+"""The folder of a run, which belongs to one configuration, and the folder of decoded frames."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from anomseg_ros.core.schema import to_plain
+from anomseg_ros.core.staging import replace_text
 from anomseg_ros.errors import ConfigError, TrainingError
 from anomseg_ros.training.config import TrainConfig, config_text, parse_config, read_plain
 from anomseg_ros.training.processes import is_first_process
-from anomseg_ros.training.state import STATE_FILE
+from anomseg_ros.training.run_state import STATE_FILE
 
 CONFIG_FILE = "config.yaml"
 RESULT_FILE = "result.json"
@@ -26,7 +27,7 @@ _RUN_FILES = (
     "tensorboard",
     RESULT_FILE,
 )
-# What may differ between a run and its continuation: where things are and how fast, not what is computed.
+# Settings that may change when a run is resumed: paths and speed, not results.
 _MAY_DIFFER = (
     "workers",
     "path",
@@ -42,43 +43,34 @@ _MAY_DIFFER = (
 
 
 def claim_folder(folder: Path, config: TrainConfig, resume: bool) -> None:
-    """Make the folder this configuration's, and save the configuration in it.
+    """Save the configuration in the folder, after checking that the folder holds no other run.
 
-    Of several processes only the first writes. Raises ConfigError where it holds a run and `resume` is not set, or a
-    run of another configuration, and TrainingError where it cannot be written.
+    Of several processes only the first writes. Raises ConfigError if the folder holds a run and `resume` is not set, or
+    a run of another configuration; TrainingError if it cannot be written.
     """
-    kept = folder / CONFIG_FILE
+    config_file = folder / CONFIG_FILE
     if (folder / STATE_FILE).is_file():
         if not resume:
             raise ConfigError(f"{folder} holds a run; continue it with --resume, or replace it with --overwrite")
-        if kept.is_file():
-            _refuse_another(config, _kept_config(kept), folder)
+        if config_file.is_file():
+            _refuse_another(config, _saved_config(config_file), folder)
     if not is_first_process():
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob("*.part"):  # of a process that was killed while it wrote
+        for leftover in folder.glob("*.part"):  # of a killed process
             leftover.unlink()
-        _write_whole(kept, config_text(config))
+        replace_text(config_file, config_text(config))
     except OSError as error:
         raise TrainingError(f"cannot write to {folder}: {error}; choose another --output") from error
 
 
 def keep_result(folder: Path, result: Mapping[str, Any]) -> None:
-    """Write what a finished run gave to result.json. Raises TrainingError."""
+    """Write the result of a finished run to result.json. Raises TrainingError."""
     try:
-        _write_whole(folder / RESULT_FILE, json.dumps(result, indent=2) + "\n")
+        replace_text(folder / RESULT_FILE, json.dumps(result, indent=2) + "\n")
     except OSError as error:
         raise TrainingError(f"cannot write to {folder}: {error}; free space and continue with --resume") from error
-
-
-def _write_whole(path: Path, text: str) -> None:
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def clear_folder(folder: Path) -> None:
@@ -97,24 +89,25 @@ def clear_folder(folder: Path) -> None:
 
 
 def kept_frames_folder() -> Path:
-    """Return where decoded frames are kept for all runs: $XDG_CACHE_HOME/anomseg_ros/frames."""
+    """Return the folder of decoded frames of all runs: $XDG_CACHE_HOME/anomseg_ros/frames."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "anomseg_ros" / "frames"
 
 
-def _refuse_another(config: TrainConfig, kept: TrainConfig, folder: Path) -> None:
-    ours, theirs = _decisive(config), _decisive(kept)
-    differing = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+def _refuse_another(config: TrainConfig, saved: TrainConfig, folder: Path) -> None:
+    ours, theirs = _decisive(config), _decisive(saved)
+    differing = [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]
     if differing:
-        key = differing[0]
+        # Another objective has other options, so the setting with the fewest levels explains most.
+        key = min(differing, key=lambda key: (key.count("."), key))
         raise ConfigError(
             f"{folder} holds a run with {key}={theirs.get(key)}, not {ours.get(key)} ({len(differing)} settings "
             "differ); choose another --output, replace the run with --overwrite, or delete that folder"
         )
 
 
-def _kept_config(path: Path) -> TrainConfig:
-    """Return the configuration that a folder holds; how it is deployed may be said anew."""
+def _saved_config(path: Path) -> TrainConfig:
+    """Return a folder's configuration with default settings of deployment, which may change."""
     plain = read_plain(path)
     plain.pop("deploy", None)
     return parse_config(plain, str(path))

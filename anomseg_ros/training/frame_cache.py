@@ -1,11 +1,10 @@
-"""Decoded training frames, all of one size: on disk as memory-mapped arrays that every run and process shares."""
+"""Decoded training frames of one size, as memory-mapped arrays on disk that all runs and processes share."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,28 +15,24 @@ import numpy.typing as npt
 
 from anomseg_ros import __version__
 from anomseg_ros.core.labels import KNOWN_UNCERTAIN, UNLABELLED, ClassInfo
+from anomseg_ros.core.problems import FrameProblem
+from anomseg_ros.core.progress import Progress
 from anomseg_ros.core.staging import part_ending, remove_leftovers
-from anomseg_ros.datasets.base import ANOMALY, Dataset, LabelledFrame
-from anomseg_ros.datasets.cut_paste import OUTLIER
-from anomseg_ros.datasets.problems import FrameProblem
+from anomseg_ros.core.untrusted_text import parse_json
+from anomseg_ros.datasets.dataset import ANOMALY, Dataset, LabelledFrame
 from anomseg_ros.errors import DatasetError, TrainingError
-
-Progress = Callable[[int, int], None]
+from anomseg_ros.outliers.cut_paste import OUTLIER
 
 
 @dataclass(frozen=True, eq=False)
 class Frames:
-    """images: uint8 (N, H, W, 3) RGB. labels: uint8 (N, H, W) train ids, 252 known without a class, 254
-    outlier, 255 unlabelled. ids: N names.
+    """Decoded frames and their labels."""
 
-    counts: int64 (256,), pixels per label value. classes: the known ones, train ids 0 to C - 1.
-    """
-
-    images: npt.NDArray[np.uint8]
-    labels: npt.NDArray[np.uint8]
+    images: npt.NDArray[np.uint8]  # (N, H, W, 3), RGB
+    labels: npt.NDArray[np.uint8]  # (N, H, W): train ids, 252 known without a class, 254 outlier, 255 unlabelled
     ids: tuple[str, ...]
-    counts: npt.NDArray[np.int64]
-    classes: tuple[ClassInfo, ...]
+    counts: npt.NDArray[np.int64]  # (256,): pixels per label value
+    classes: tuple[ClassInfo, ...]  # the known classes, with train ids 0 to C - 1
 
     def __len__(self) -> int:
         """Return the number of frames."""
@@ -52,12 +47,18 @@ def cached_frames(
     allow_partial: bool,
     progress: Progress,
 ) -> Frames:
-    """Return all frames of a dataset, resized to size_px (height, width) and decoded once.
+    """Return all frames of a dataset at one size; a second call reads what the first decoded.
 
-    folder: where decoded frames are kept, under a name that follows from the source files; None for memory only.
+    Args:
+        dataset: frames with class labels.
+        classes: the dataset's classes.
+        size_px: height and width to resize to.
+        folder: place of the decoded frames, in a subfolder named by the source files; None for memory only.
+        allow_partial: whether fewer frames than published are accepted.
+        progress: called with the stage "decode".
 
     Raises:
-        DatasetError: frames missing or damaged, all of them named, or labels that are none of the `classes`.
+        DatasetError: frames are missing or damaged (all are named), or labels are none of the `classes`.
         TrainingError: the disk is full.
     """
     if len(dataset) == 0 or dataset.problems:
@@ -83,10 +84,10 @@ def _from_disk(
     if not index.is_file():
         _decode_to_disk(dataset, classes, size_px, place, progress)
     try:
-        known = json.loads(index.read_text())
+        facts = parse_json(index.read_text())
         images = np.load(place / "images.npy", mmap_mode="r", allow_pickle=False)
         labels = np.load(place / "labels.npy", mmap_mode="r", allow_pickle=False)
-        frames = Frames(images, labels, tuple(known["ids"]), np.asarray(known["counts"], np.int64), classes)
+        frames = Frames(images, labels, tuple(facts["ids"]), np.asarray(facts["counts"], np.int64), classes)
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise DatasetError(f"the decoded frames in {place} are damaged ({error}); delete that folder") from error
     _check_values(frames.counts, classes, dataset)
@@ -96,7 +97,7 @@ def _from_disk(
 def _decode_to_disk(
     dataset: Dataset, classes: tuple[ClassInfo, ...], size_px: tuple[int, int], place: Path, progress: Progress
 ) -> None:
-    """Write both arrays beside, then rename them; the index comes last and says that they are whole."""
+    """Write both arrays under other names, then rename them. The index comes last: it marks them as complete."""
     shape = (len(dataset), *size_px)
     beside = [place / f"{name}{part_ending()}" for name in ("images", "labels", "index")]
     try:
@@ -120,7 +121,7 @@ def _decode_to_disk(
 
 
 def _require_room(place: Path, needed: int) -> None:
-    """Raise OSError where the disk has no room."""
+    """Raise OSError if the disk has no room."""
     status = os.statvfs(place)
     free = status.f_bavail * status.f_frsize
     if free < needed:
@@ -128,7 +129,7 @@ def _require_room(place: Path, needed: int) -> None:
 
 
 def _reserved(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.uint8]]:
-    """Return a memory-mapped array whose blocks the disk has given: without them, writing kills the process."""
+    """Return a memory-mapped array with allocated blocks; on a full disk, writing to others kills the process."""
     array: np.memmap[Any, np.dtype[np.uint8]] = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
     with path.open("r+b") as file:
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
@@ -145,7 +146,7 @@ def _fill(
     problems: list[FrameProblem] = []
     counts = np.zeros(256, np.int64)
     for index in range(len(dataset)):
-        progress(index, len(dataset))
+        progress("decode", index, len(dataset))
         try:
             frame = dataset.load(index)
         except FrameProblem as problem:
@@ -153,7 +154,7 @@ def _fill(
             continue
         images[index], labels[index] = _resized(frame, labels.shape[1:], dataset)
         counts += np.bincount(labels[index].reshape(-1), minlength=256)
-    progress(len(dataset), len(dataset))
+    progress("decode", len(dataset), len(dataset))
     if problems:
         raise DatasetError(_damage(dataset, problems))
     _check_values(counts, classes, dataset)
@@ -197,7 +198,7 @@ def _damage(dataset: Dataset, problems: list[FrameProblem]) -> str:
 
 
 def _key(dataset: Dataset, size_px: tuple[int, int]) -> str:
-    """Return a folder name that changes with the files, as far as names, sizes and times tell."""
+    """Return a folder name that changes with the files' names, sizes and times."""
     digest = hashlib.sha256(repr((1, dataset.name, dataset.split, dataset.layout, size_px)).encode())
     for index in range(len(dataset)):
         digest.update(dataset.frame_id(index).encode())

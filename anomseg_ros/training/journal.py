@@ -1,10 +1,9 @@
-"""What happened in a run: log.jsonl for programs, TensorBoard scalars and picture panels for people."""
+"""The log of a run: log.jsonl for programs, TensorBoard scalars and pictures for people."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,38 +15,38 @@ from torch.utils.tensorboard import SummaryWriter
 
 from anomseg_ros.core.labels import ClassInfo
 from anomseg_ros.core.overlay import label_colors
+from anomseg_ros.core.staging import replace_text
+from anomseg_ros.core.untrusted_text import parse_json
 from anomseg_ros.errors import TrainingError
 from anomseg_ros.training.stopwatch import Stopwatch
 from anomseg_ros.training.validation import Picture, Validation
 
 LOG_FILE = "log.jsonl"
 EVERY = 10
-"""Steps between two lines."""
+"""Steps between two entries."""
 
 
 class Journal:
-    """Writes nothing where folder is None, as in all processes but the first."""
+    """The log in a folder. All processes but the first have no folder and write nothing."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self._board: SummaryWriter | None = None
 
     def go_on_from(self, step: int) -> None:
-        """Forget what a killed run logged beyond the state that this one continues from."""
+        """Open the log. Remove entries beyond `step`, which a killed run wrote after its last state."""
         if self.folder is None:
             return
         log = self.folder / LOG_FILE
         if log.is_file():
-            kept = [line for line in log.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-            beside = log.with_name(f"{LOG_FILE}.{os.getpid()}.part")
+            lines = [line for line in log.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
             with self._writing():
-                beside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-                os.replace(beside, log)
+                replace_text(log, "".join(line + "\n" for line in lines))
         with self._writing():
             self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
 
     def step(self, step: int, terms: dict[str, Tensor], rate: float, clock: Stopwatch) -> None:
-        """Log one step's loss terms, learning rate and where its time went, now and then."""
+        """Log every tenth step's loss terms, learning rate and shares of time."""
         if self.folder is None or step % EVERY:
             return
         losses = {name: float(value) for name, value in terms.items()}
@@ -60,26 +59,26 @@ class Journal:
         for name, value in shares.items():
             self._scalar(f"time/{name}", value, step)
 
-    def validation(self, step: int, found: Validation, classes: tuple[ClassInfo, ...]) -> None:
-        """Log mIoU, IoU per class, and a panel of frames: image, truth, prediction."""
+    def validation(self, step: int, result: Validation, classes: tuple[ClassInfo, ...]) -> None:
+        """Log mIoU, IoU per class, and panels of frames: image, truth, prediction."""
         if self.folder is None:
             return
-        # NaN, of a class that is nowhere to be seen, is no JSON.
-        pairs = zip(classes, found.iou, strict=True)
+        # The IoU of a class that does not occur is NaN, which JSON does not have.
+        pairs = zip(classes, result.iou, strict=True)
         iou = {info.name: None if math.isnan(value) else round(value, 5) for info, value in pairs}
-        self._line({"step": step, "miou": found.miou, "pixel_accuracy": found.pixel_accuracy, "iou": iou})
-        self._scalar("validation/miou", found.miou, step)
+        self._line({"step": step, "miou": result.miou, "pixel_accuracy": result.pixel_accuracy, "iou": iou})
+        self._scalar("validation/miou", result.miou, step)
         for name, share in iou.items():
             if share is not None:
                 self._scalar(f"iou/{name}", share, step)
         if self._board is not None:
-            for index, picture in enumerate(found.pictures):
+            for index, picture in enumerate(result.pictures):
                 panel = _panel(picture, classes)
                 with self._writing():
                     self._board.add_image(f"validation/{index}", panel, step, dataformats="HWC")
 
     def flush(self) -> None:
-        """Put on disk what TensorBoard still holds back, before a state is saved that goes on behind it."""
+        """Write TensorBoard's buffered entries, before the state of the same step is saved."""
         if self._board is not None:
             with self._writing():
                 self._board.flush()
@@ -110,9 +109,9 @@ class Journal:
 
 def _step_of(line: str) -> float:
     try:
-        return float(json.loads(line)["step"])
+        return float(parse_json(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return float("inf")  # half a line, cut by the kill
+        return float("inf")  # a line that a kill cut off
 
 
 def _panel(picture: Picture, classes: tuple[ClassInfo, ...]) -> np.ndarray[Any, np.dtype[np.uint8]]:

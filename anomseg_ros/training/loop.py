@@ -1,12 +1,12 @@
-"""One training run on Lightning Fabric: batches in, averaged weights out, resumable at any moment.
+"""One training run on Lightning Fabric, which can be killed and resumed at any moment.
 
-    output/config.yaml          everything that decides the run
-    output/state.pt             what --resume goes on from
+    output/config.yaml          the whole configuration
+    output/state.pt             the state that --resume continues from
     output/last.safetensors     the (averaged) weights after the last saved step; best.safetensors: at the best mIoU
-    output/log.jsonl, tensorboard/    what happened
+    output/log.jsonl, tensorboard/    the log
 
-The order of frames, their augmentation and dropout follow from the seed and the step alone. So a resumed run on a
-processor repeats an uninterrupted one bit for bit, with the same number of threads.
+Seed and step alone decide the order of frames, augmentation and dropout. So a resumed run on a processor gives the same
+bits as an uninterrupted one with the same number of threads.
 """
 
 from __future__ import annotations
@@ -21,44 +21,46 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from anomseg_ros.core.labels import ClassInfo
+from anomseg_ros.core.progress import Progress
 from anomseg_ros.datasets import open_dataset
-from anomseg_ros.datasets.base import Dataset
+from anomseg_ros.datasets.dataset import Dataset
 from anomseg_ros.errors import ConfigError
-from anomseg_ros.networks.base import AuxiliarySegmentationNetwork, SegmentationNetwork
 from anomseg_ros.networks.checkpoints import load_checkpoint, save_checkpoint
+from anomseg_ros.networks.network import SegmentationNetwork
 from anomseg_ros.training.config import DataConfig, TrainConfig
 from anomseg_ros.training.data import Batch, Plan, class_shares, training_batches
 from anomseg_ros.training.folder import claim_folder, keep_result, kept_frames_folder
 from anomseg_ros.training.frame_cache import Frames, cached_frames
 from anomseg_ros.training.journal import Journal
 from anomseg_ros.training.loss_watch import LossWatch
+from anomseg_ros.training.objectives import Objective, Task, objective_class
 from anomseg_ros.training.processes import start_processes
-from anomseg_ros.training.schedule import learning_rate, make_optimizer, set_learning_rate
-from anomseg_ros.training.segmentation_loss import SegmentationLoss
+from anomseg_ros.training.repeats import repeated_frames
+from anomseg_ros.training.run_state import STATE_FILE, Average, Position, load_state, save_state
+from anomseg_ros.training.schedule import learning_rate, make_optimizer, set_learning_rates
 from anomseg_ros.training.start import set_training_mode, start_network
-from anomseg_ros.training.state import STATE_FILE, Average, Position, load_state, save_state
 from anomseg_ros.training.stopwatch import Stopwatch
 from anomseg_ros.training.validation import validate
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far one stage ("decode", "train", "validate") is. seconds_left: of the whole run, None while unknown."""
+class TrainingStatus:
+    """Progress of a stage: "decode", "train" or "validate". seconds_left: of the whole run, None while unknown."""
 
     stage: str
     done: int
-    total: int
+    total: int | None
     loss: float | None = None
     miou: float | None = None
     seconds_left: float | None = None
 
 
-Report = Callable[[Progress], None]
+Report = Callable[[TrainingStatus], None]
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Checkpoint files that a run builds on; see InitialConfig and TeacherConfig. teachers: in the order there."""
+    """Checkpoint files that a run builds on; see InitialConfig and TeacherConfig."""
 
     initial: Path | None = None
     teachers: tuple[Path, ...] = ()
@@ -66,31 +68,35 @@ class Sources:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run. checkpoint: the best averaged weights, or the last ones where nothing was validated.
+    """The result of a finished run."""
 
-    waited: share of the time that the trainer waited for frames, None where there was nothing left to do.
-    """
-
-    checkpoint: Path
+    checkpoint: Path  # the best (averaged) weights, or the last ones if nothing was validated
     miou: float | None
     steps: int
     seconds: float
     void_class: int | None
     num_classes: int
-    waited: float | None = None
+    waited: float | None = None  # share of the time that the trainer waited for frames, None if no step was left to do
     is_first_process: bool = True
 
 
 def train(config: TrainConfig, output: Path, sources: Sources, report: Report, resume: bool = True) -> Result:
-    """Train by `config` into the folder `output`; return the result.
+    """Train by `config` and return the result.
 
-    With `resume`, goes on from the folder's last state. Raises ConfigError where the folder holds another
-    configuration's run, DatasetError for frames that cannot be trained on, and TrainingError where the loss is not
-    finite any more or the disk is full; the last good state stays.
+    Args:
+        config: the run.
+        output: the run's folder.
+        sources: checkpoints that the run builds on.
+        report: receives the progress.
+        resume: whether to continue from the folder's last state.
+
+    Raises:
+        ConfigError: the folder holds a run of another configuration.
+        DatasetError: the frames cannot be trained on.
+        TrainingError: the loss is not finite, or the disk is full. The last good state stays.
     """
     fabric = start_processes(config.run)
-    if not fabric.is_global_zero:
-        report = _say_nothing
+    report = report if fabric.is_global_zero else (lambda _: None)
     claim_folder(output, config, resume)
     run = _prepare(config, output, sources, fabric, report)
     try:
@@ -99,25 +105,21 @@ def train(config: TrainConfig, output: Path, sources: Sources, report: Report, r
     finally:
         run.journal.close()
     result = run.result()
-    if result.is_first_process and result.waited is not None:  # a run that was finished before has kept its own
+    if result.is_first_process and result.waited is not None:  # not a run that was finished before
         keep_result(output, {**asdict(result), "checkpoint": result.checkpoint.name})
     return result
 
 
-def _say_nothing(_: Progress) -> None:
-    pass
-
-
 def classes_of(dataset: Dataset) -> tuple[ClassInfo, ...]:
-    """Return the classes that a dataset's labels know; ConfigError where it has no class labels."""
+    """Return a dataset's classes. Raises ConfigError if it has no class labels."""
     if dataset.classes is None:
         raise ConfigError(f"{dataset.name} has no class labels to train on; choose one with, such as camvid")
     return dataset.classes
 
 
 def open_sets(data: DataConfig) -> tuple[Dataset, Dataset]:
-    """Return the training and the validation frames; nothing is read yet. Raises ConfigError and DatasetError."""
-    if not data.path and data.dataset != "synthetic":  # which needs no files
+    """Return the training and the validation frames, not read yet. Raises ConfigError and DatasetError."""
+    if not data.path and data.dataset != "synthetic":  # synthetic frames need no files
         raise ConfigError(f"no folder of {data.dataset} was given; add --data FOLDER (or --set data.path=FOLDER)")
     return (
         open_dataset(data.dataset, data.path, data.train_split or None),
@@ -126,7 +128,7 @@ def open_sets(data: DataConfig) -> tuple[Dataset, Dataset]:
 
 
 def _prepare(config: TrainConfig, output: Path, sources: Sources, fabric: Fabric, report: Report) -> _Run:
-    """Open the frames and build everything that the steps need."""
+    """Open the frames and build networks and teachers."""
     train_set, validation_set = open_sets(config.data)
     frames = _decoded(config, train_set, fabric, report)
     validation = _decoded(config, validation_set, fabric, report)
@@ -144,36 +146,27 @@ def _prepare(config: TrainConfig, output: Path, sources: Sources, fabric: Fabric
 def _decoded(config: TrainConfig, dataset: Dataset, fabric: Fabric, report: Report) -> Frames:
     folder = kept_frames_folder() if config.data.cache == "disk" else None
     size_px = (config.data.height_px, config.data.width_px)
-    with fabric.rank_zero_first():  # one process decodes, the others read what it kept
-        return cached_frames(
-            dataset,
-            classes_of(dataset),
-            size_px,
-            folder,
-            config.data.allow_partial,
-            lambda done, total: report(Progress("decode", done, total)),
-        )
+    with fabric.rank_zero_first():  # one process decodes, the others read its files
+        partial = config.data.allow_partial
+        return cached_frames(dataset, classes_of(dataset), size_px, folder, partial, report_to(report))
 
 
 class _Trainee(nn.Module):
-    """The network as the step runs it: pixels in, logits of all heads out. One module, so that it can be wrapped."""
+    """Network and objective as one module, which Fabric can wrap."""
 
-    def __init__(self, network: SegmentationNetwork) -> None:
+    def __init__(self, network: SegmentationNetwork, objective: Objective, compiled: bool) -> None:
         super().__init__()
-        self.network = network
-        # Heads that nothing is learnt in only take time, and DDP waits in vain for their gradients.
-        self.with_auxiliary = any(parameter.requires_grad for parameter in network.auxiliary_heads.parameters())
+        self.network, self.objective = network, objective
+        self.ask = torch.compile(objective.ask) if compiled else objective.ask
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """pixels: uint8 (B, H, W, 3)."""
+    def forward(self, pixels: Tensor, target: Tensor, teachers: Sequence[Tensor], step: int) -> dict[str, Tensor]:
+        """Return the terms of the loss for uint8 (B, H, W, 3) pixels. Other arguments: see Objective.loss."""
         images = pixels.permute(0, 3, 1, 2).to(torch.float32) / 255.0
-        if self.with_auxiliary and isinstance(self.network, AuxiliarySegmentationNetwork):
-            return self.network.forward_with_auxiliary(images)
-        return (self.network(images),)
+        return self.objective.loss(self.ask(self.network, images, step), target, teachers, step)
 
 
 class _Run:
-    """Everything that one run holds while it goes on."""
+    """The objects of a run and its steps."""
 
     def __init__(
         self,
@@ -189,57 +182,55 @@ class _Run:
         self.config, self.output, self.fabric = config, output, fabric
         self.frames, self.validation, self.void_class = frames, validation, void_class
         run = config.run
-        self.plan = Plan(len(frames), run.seed, run.batch_size, run.accumulate, fabric.world_size, run.epochs)
+        repeats = repeated_frames(frames, config.data.repeat_below)
+        samples = (run.batch_size, run.accumulate, fabric.world_size)
+        self.plan = Plan(len(repeats), run.seed, *samples, run.epochs, repeats)
+        task = Task(class_shares(frames, config, void_class), void_class, self.plan.steps)
+        self.objective = objective_class(config.objective)(config.loss, task)
+        self.objective.prepare(network)
         if run.channels_last:
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if fabric.world_size > 1 and run.sync_batch_norm and fabric.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
-        if not config.loss.auxiliary_weight:
-            network.auxiliary_heads.requires_grad_(False)
         self.network = network
-        trainee: nn.Module = _Trainee(network)
         self.averaged: SegmentationNetwork = copy.deepcopy(network).eval() if run.ema_decay else network
-        optimizer = make_optimizer(config.optimizer, network, run.precision)
-        if run.compile:
-            trainee = torch.compile(trainee)  # type: ignore[assignment]
-        self.trainee, self.optimizer = fabric.setup(trainee, optimizer)
+        self.groups = self.objective.groups(network, config.optimizer)
+        optimizer = make_optimizer(config.optimizer, self.groups, run.precision)
+        self.trainee, self.optimizer = fabric.setup(_Trainee(network, self.objective, run.compile), optimizer)
         self.averaged = self.averaged.to(fabric.device)
         self.average = Average(network, self.averaged, run.ema_decay) if run.ema_decay else None
         self.teachers = [teacher.to(fabric.device).eval() for teacher in teachers]
-        # Of pasted objects the teachers see nothing, so that their own void output would be wrong there.
+        # Teachers see frames without pasted objects, so their void output does not fit frames with them.
         pastes = config.data.cut_paste.probability > 0
         self.taught = len(frames.classes) if pastes or void_class is None else void_class + 1
-        shares = class_shares(frames, config, void_class)
-        self.loss = SegmentationLoss(config.loss, shares, void_class).to(fabric.device)
         self.position = Position(processes=fabric.world_size, source_layout=network.source_layout)
         self.last_loss: float | None = None
         self.watch = LossWatch(every=1 if fabric.device.type == "cpu" else 10)
-        self.clock = Stopwatch(fabric.device)
+        self.clock = Stopwatch()
         self.journal = Journal(output if fabric.is_global_zero else None)
 
     def restore(self) -> None:
-        """Take up the folder's last state, where there is one."""
+        """Load the folder's last state, if there is one."""
         if (self.output / STATE_FILE).is_file():
-            kept, precision = self.averaged if self.average else None, self.fabric.strategy.precision
-            self.position = load_state(
-                self.output, self.network, kept, self.optimizer.optimizer, precision.load_state_dict
-            )
+            load_precision = self.fabric.strategy.precision.load_state_dict
+            self.position = load_state(self.output, self._modules(), self.optimizer.optimizer, load_precision)
             if self.position.processes != self.fabric.world_size:
                 raise ConfigError(
                     f"{self.output} holds a run of {self.position.processes} processes, not {self.fabric.world_size}: "
                     "its steps took other frames; start as many, or replace the run with --overwrite"
                 )
-            # What the weights came from when the run began; the machine may be offline now.
+            # The source of the weights at the start of the run; the machine may be offline now.
             self.network.source_layout = self.averaged.source_layout = self.position.source_layout
         self.journal.go_on_from(self.position.step)
 
     def go_on(self, report: Report) -> None:
-        """Run the steps that are left."""
+        """Run the remaining steps."""
         if self._stopped_early():
             return
-        batches = self._batches()
+        start, process = self.position.step, self.fabric.global_rank
+        batches = training_batches(self.frames, self.config, self.plan, self.void_class, start, process)
         set_training_mode(self.network, self.config.network.frozen_norms)
-        for step in range(self.position.step, self.plan.steps):
+        for step in range(start, self.plan.steps):
             terms = self._step(step, batches)
             done = step + 1
             self.position = replace(self.position, step=done, seconds=self.position.seconds + self.clock.lap())
@@ -254,28 +245,22 @@ class _Run:
                 self._save()
                 break
 
-    def _batches(self) -> Iterator[Batch]:
-        return training_batches(
-            self.frames, self.config, self.plan, self.void_class, self.position.step, self.fabric.global_rank
-        )
-
     def _step(self, step: int, batches: Iterator[Batch]) -> dict[str, Tensor]:
-        """Run one optimizer step over `accumulate` batches; return its last batch's loss terms."""
+        """Run one optimizer step over `accumulate` batches; return the loss terms of the last batch."""
         run, config = self.config.run, self.config.optimizer
-        # Dropout follows from seed, step and process alone, so that a resumed run repeats an uninterrupted one.
+        # Seed, step and process alone decide dropout, so that a resumed run repeats an uninterrupted one.
         torch.manual_seed((run.seed * 1_000_003 + step) * self.plan.processes + self.fabric.global_rank)
-        set_learning_rate(
-            self.optimizer.optimizer, learning_rate(self.config.schedule, config.learning_rate, step, self.plan)
-        )
+        rate = learning_rate(self.config.schedule, config.learning_rate, step, self.plan)
+        set_learning_rates(self.optimizer.optimizer, self.groups, rate, step)
         for part in range(run.accumulate):
             with self.clock("wait"):
                 batch = next(batches)
             with self.fabric.no_backward_sync(self.trainee, enabled=part < run.accumulate - 1):
-                terms = self._forward_backward(batch, run.accumulate)
+                terms = self._forward_backward(batch, step)
             self.watch.add(step + 1, batch.names, terms["total"])
         with self.clock("update"):
             if config.gradient_clip is not None:
-                # Not finite: float16's scaling skips the step and goes on; elsewhere the next loss says so.
+                # If it is not finite, float16's scaling skips the step; elsewhere the next loss is not finite.
                 self.fabric.clip_gradients(
                     self.trainee, self.optimizer, max_norm=config.gradient_clip, error_if_nonfinite=False
                 )
@@ -285,81 +270,85 @@ class _Run:
                 self.average.update(step)
         return terms
 
-    def _forward_backward(self, batch: Batch, accumulate: int) -> dict[str, Tensor]:
+    def _forward_backward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         with self.clock("move"):
             pixels = batch.images.to(self.fabric.device, non_blocking=True)
             target = batch.target.to(self.fabric.device, non_blocking=True)
         with self.clock("forward"):
-            logits = self.trainee(pixels)
-            terms: dict[str, Tensor] = self.loss(logits, target, self._teachers_logits(batch))
+            terms: dict[str, Tensor] = self.trainee(pixels, target, self._teachers_logits(batch), step)
         with self.clock("backward"):
-            self.fabric.backward(terms["total"] / accumulate)
+            self.fabric.backward(terms["total"] / self.config.run.accumulate)
         return {name: value.detach() for name, value in terms.items()}
 
     def _teachers_logits(self, batch: Batch) -> list[Tensor]:
-        """Return each teacher's logits of the frames before anything was pasted into them."""
+        """Return each teacher's logits of the frames without pasted objects."""
         if batch.clean is None:
             return []
         pixels = batch.clean.to(self.fabric.device, non_blocking=True)
         images = pixels.permute(0, 3, 1, 2).to(torch.float32) / 255.0
         with torch.no_grad(), self.fabric.autocast():
-            return [teacher(images)[:, : self.taught] for teacher in self.teachers]
+            return [teacher.predict(images).pixel_logits()[:, : self.taught] for teacher in self.teachers]
 
     def _ends_validation_interval(self, done: int) -> bool:
-        """Whether `validate_every` further epochs ended with this step."""
+        """Return whether `validate_every` further epochs ended with this step."""
         every = self.config.run.validate_every
         return self.plan.epoch_of(done) // every > self.plan.epoch_of(done - 1) // every
 
     def _validate(self, report: Report) -> None:
         self.watch.check(self.network)
-        self.fabric.barrier()  # every process' losses are good, or the run ends here
+        self.fabric.barrier()  # the losses of all processes are finite
         if self.fabric.is_global_zero:
             self.averaged.eval()
             with self.clock("validate"):
-                found = validate(self.averaged, self.validation, self.void_class, self.fabric, report_to(report))
+                result = validate(self.averaged, self.validation, self.void_class, self.fabric, report_to(report))
             set_training_mode(self.network, self.config.network.frozen_norms)
-            better = self.position.best_miou is None or found.miou > self.position.best_miou
+            better = self.position.best_miou is None or result.miou > self.position.best_miou
             if better:
-                self._keep_weights("best", found.miou)
+                self._save_weights("best", result.miou)
             self.position = replace(
                 self.position,
-                best_miou=found.miou if better else self.position.best_miou,
+                best_miou=result.miou if better else self.position.best_miou,
                 best_step=self.position.step if better else self.position.best_step,
                 worse=0 if better else self.position.worse + 1,
             )
-            self.journal.validation(self.position.step, found, self.validation.classes)
+            self.journal.validation(self.position.step, result, self.validation.classes)
         self.position = self.fabric.broadcast(self.position)
 
     def _save(self) -> None:
         self.watch.check(self.network)
-        self.fabric.barrier()  # every process' losses are good, or nothing is kept
+        self.fabric.barrier()  # the losses of all processes are finite
         if self.fabric.is_global_zero:
             self.journal.flush()
-            # The state comes last: a run that is killed before it does all of this again.
-            self._keep_weights("last", None)
-            kept, precision = self.averaged if self.average else None, self.fabric.strategy.precision.state_dict()
-            save_state(self.output, self.network, kept, self.optimizer.optimizer, self.position, precision)
+            # The state comes last, so a run that is killed before it repeats all of this.
+            self._save_weights("last", None)
+            precision = self.fabric.strategy.precision.state_dict()
+            save_state(self.output, self._modules(), self.optimizer.optimizer, self.position, precision)
         self.fabric.barrier()
 
-    def _keep_weights(self, name: str, miou: float | None) -> None:
+    def _modules(self) -> dict[str, nn.Module]:
+        """Return the modules of the state by name."""
+        modules: dict[str, nn.Module] = {"network": self.network, "objective": self.objective}
+        return {**modules, "average": self.averaged} if self.average else modules
+
+    def _save_weights(self, name: str, miou: float | None) -> None:
         metadata = {"run": self.config.name, "step": self.position.step, "steps": self.plan.steps, "miou": miou}
         metadata |= {"num_classes": self.averaged.num_classes, "void_class": self.void_class}
-        save_checkpoint(self.output / f"{name}.safetensors", self.averaged, metadata)
+        save_checkpoint(self.output / f"{name}.safetensors", self.objective.merged(self.averaged), metadata)
 
     def _stopped_early(self) -> bool:
         patience = self.config.run.early_stop
         return bool(patience) and self.position.worse >= patience
 
-    def _progress(self, loss: Tensor) -> Progress:
+    def _progress(self, loss: Tensor) -> TrainingStatus:
         position = self.position
         # Reading a loss makes the processor wait for a GPU.
         if loss.device.type == "cpu" or position.step % self.watch.every == 0 or self.last_loss is None:
             self.last_loss = float(loss)
         left = position.seconds / position.step * (self.plan.steps - position.step)
-        return Progress("train", position.step, self.plan.steps, self.last_loss, position.best_miou, left)
+        return TrainingStatus("train", position.step, self.plan.steps, self.last_loss, position.best_miou, left)
 
     def result(self) -> Result:
-        """Return what the run gave."""
+        """Return the run's result."""
         best = self.output / "best.safetensors"
         position = self.position
         return Result(
@@ -374,6 +363,6 @@ class _Run:
         )
 
 
-def report_to(report: Report) -> Callable[[int, int], None]:
-    """Return a progress callback of validation."""
-    return lambda done, total: report(Progress("validate", done, total))
+def report_to(report: Report) -> Progress:
+    """Return the progress callback of stages without a loss."""
+    return lambda stage, done, total: report(TrainingStatus(stage, done, total))

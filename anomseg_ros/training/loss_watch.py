@@ -1,4 +1,4 @@
-"""Notices a loss that is not finite, and says which batch it came from."""
+"""Detects losses and weights that are not finite, and names the batch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from anomseg_ros.errors import TrainingError
 
 
 class LossWatch:
-    """Checks losses every few steps: each check makes the processor wait for a GPU."""
+    """Checks losses every few steps, because each check makes the processor wait for a GPU."""
 
     def __init__(self, every: int) -> None:
         self.every = every
@@ -17,14 +17,14 @@ class LossWatch:
         self._last: tuple[int, tuple[str, ...]] = (0, ())
 
     def add(self, step: int, names: tuple[str, ...], loss: Tensor) -> None:
-        """Take one batch's loss; raise TrainingError where it or one before it is not finite."""
+        """Add one batch's loss; raise TrainingError if it or an earlier one is not finite."""
         self._waiting.append((step, names, loss))
         self._last = (step, names)
         if len(self._waiting) >= self.every:
             self.check()
 
     def check(self, network: nn.Module | None = None) -> None:
-        """Check all that were taken, and the weights that they led to, before these are kept. Raises TrainingError."""
+        """Check the losses added since the last check, and the network's weights if given. Raises TrainingError."""
         if self._waiting:
             finite = torch.isfinite(torch.stack([loss for *_, loss in self._waiting])).tolist()
             for (step, names, loss), good in zip(self._waiting, finite, strict=True):
@@ -37,7 +37,7 @@ class LossWatch:
 
 @torch.no_grad()
 def _all_finite(network: nn.Module) -> bool:
-    # A sum is finite only if all its parts are, short of an overflow that is no better.
+    # A sum is finite only if all its parts are. An overflow would be a fault, too.
     values = [value for value in network.state_dict().values() if value.is_floating_point()]
     return bool(torch.isfinite(torch.stack([value.double().sum() for value in values])).all())
 

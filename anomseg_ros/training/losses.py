@@ -1,20 +1,24 @@
 """The losses of the lightweight papers, each with its source; segmentation_loss.py adds them up.
 
-Shapes and values, for every function: logits float (N, C, H, W); target int64 (N, H, W) with 0..C-1 classes, 252 known
-without a class, 254 outlier, 255 ignored. `weight`: float (C,) class weights or None. `void_class`: index of the void
-class K = C - 1, whose pixels the data loader made of outliers, or None; the outlier terms take 254 and K for outliers,
-and see the logits of the known classes alone (all C, or 0..K-1). Without a void class the classification losses ignore
-outliers; they always ignore 252, of which `not_void` and `distillation` learn.
+Arguments of every function:
 
-Every loss is a float32 scalar (float64 for float64 logits), whatever autocast is on: the mean over its counted pixels,
-weighted as torch's own cross-entropy weights it, and 0 with a gradient of 0 where no pixel is counted. A NaN in a
-counted logit stays a NaN in the loss. A target outside the above raises DatasetError on the CPU (CUDA asserts).
+- logits: float (N, C, H, W).
+- target: int64 (N, H, W), classes 0..C-1, 252 known without a class, 254 outlier, 255 ignored.
+- weight: float (C,) class weights or None.
+- void_class: index of the void class K = C - 1, or None. The data loader gives outliers this class. The outlier terms
+  count 254 and K as outliers, and use the logits of the known classes alone (all C, or 0..K-1).
+
+The classification losses ignore 252, and 254 if there is no void class. `not_void` and `distillation` learn from 252.
+
+Every loss is a float32 scalar (float64 for float64 logits), also under autocast. It is the mean over its counted
+pixels, weighted as in torch's cross-entropy; 0, with a gradient of 0, if no pixel is counted. A NaN in a counted logit
+makes the loss NaN. Other values in a target raise DatasetError on the CPU (CUDA asserts).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +27,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomseg_ros.core.labels import KNOWN_UNCERTAIN
-from anomseg_ros.core.types import LabelImage
 from anomseg_ros.errors import ConfigError, DatasetError
 
 IGNORED, OUTLIER = 255, 254
@@ -31,36 +34,19 @@ IGNORED, OUTLIER = 255, 254
 Frequencies = npt.NDArray[np.float64]
 
 ENET_C = 1.02
-"""ENet, arXiv 1606.02147, section 5.1: with 1.02 the weights lie between 1.4 and 50.5."""
+"""ENet, arXiv 1606.02147, section 5.1: weights then lie between 1.4 and 50.5."""
 ENERGY_KNOWN_MARGIN, ENERGY_OUTLIER_MARGIN = -12.0, -6.0
-"""PEBAL's published code (m_in, m_out), per pixel; for images Liu et al.'s code has -25 and -7."""
+"""m_in and m_out of PEBAL's published code, per pixel. For images, Liu et al.'s code has -25 and -7."""
 DISTILLATION_TEMPERATURE = 4.0
-"""Hinton et al., arXiv 1503.02531, section 3: 2.5 to 4 served the smallest student best. Paper MiDE gives none."""
-_SMALLEST_NORM = 1e-7  # LogitNorm's published code adds it to the norm; here it is the norm's least value.
-
-
-def class_frequencies(labels: Iterable[LabelImage], num_classes: int) -> Frequencies:
-    """Return the (num_classes,) share of each class among the labelled pixels of uint8 (H, W) label images.
-
-    254 and 255 are not counted. Raises DatasetError for other values from `num_classes` up, or if nothing is labelled.
-    """
-    counts = np.zeros(256, np.int64)
-    for image in labels:
-        counts += np.bincount(image.reshape(-1), minlength=256)
-    unknown = [value for value in range(num_classes, OUTLIER) if counts[value]]
-    if unknown:
-        raise DatasetError(f"label values {unknown} in the training labels; expected 0..{num_classes - 1}, 254 or 255")
-    total = counts[:num_classes].sum()
-    if total == 0:
-        raise DatasetError("no labelled pixel in the training labels; class weights need some: check the dataset")
-    return np.asarray(counts[:num_classes] / total, np.float64)
+"""Hinton et al., arXiv 1503.02531, section 3: 2.5 to 4 was best for the smallest student. Paper MiDE gives none."""
+_SMALLEST_NORM = 1e-7  # LogitNorm's published code adds it to the norm; here the norm is at least this.
 
 
 def enet_class_weights(frequencies: Frequencies, c: float = ENET_C) -> Tensor:
     """Return float32 (C,) weights 1 / ln(c + p) of class shares p: ENet, section 5.1; paper PTQ, equation 1.
 
-    PTQ gives no c and calls it small: below or at 1 the weight of a rare class is infinite or negative. Raises
-    ConfigError for that and for shares outside 0..1.
+    PTQ gives no c and calls it small. Raises ConfigError for a c of at most 1, for which a rare class's weight is
+    infinite or negative, and for shares outside 0..1.
     """
     if not c > 1:
         raise ConfigError(f"class weights 1 / ln(c + p) with c {c!r}; expected above 1, ENet's is {ENET_C}")
@@ -71,7 +57,7 @@ def enet_class_weights(frequencies: Frequencies, c: float = ENET_C) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
-    """Return the (weighted) cross-entropy. label_smoothing: mass spread over all classes, as torch's own does it."""
+    """Return the (weighted) cross-entropy. label_smoothing: mass spread over all classes, as in torch."""
     logits, labels = _full_precision(logits), target.masked_fill(target >= KNOWN_UNCERTAIN, IGNORED)
     total = _class_loss(logits, labels, weight, "sum", label_smoothing)
     if weight is None:
@@ -82,32 +68,37 @@ def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None, 
 def ohem_cross_entropy(
     logits: Tensor, target: Tensor, weight: Tensor | None = None, threshold: float = 0.7, min_share: float = 1 / 16
 ) -> Tensor:
-    """Return the cross-entropy of the hard pixels: those whose own class has a probability below `threshold`.
+    """Return the cross-entropy of hard pixels, whose true class has a probability below `threshold`.
 
-    At least `min_share` of the counted pixels are kept, the hardest ones (equally hard ones all or none): threshold 1
-    keeps all, a threshold near 0 only that share. Online hard example mining is Shrivastava et al., CVPR 2016; this
-    rule, 0.7 and 1/16 are those of CoinCheung/BiSeNet's published code. Weights, which that code has not, count in the
-    mean and not in the choice.
+    At least the hardest `min_share` of the counted pixels is kept; equally hard pixels are kept all or none. So
+    threshold 1 keeps all pixels, and a threshold near 0 keeps only that share. Source: online hard example mining,
+    Shrivastava et al., CVPR 2016; this rule, 0.7 and 1/16: CoinCheung/BiSeNet's published code.
+
+    Args:
+        logits, target: see the module.
+        weight: see the module. It counts in the mean, not in the choice; the published code has no weights.
+        threshold: probability.
+        min_share: least share of pixels.
     """
     logits, labels = _full_precision(logits), target.masked_fill(target >= KNOWN_UNCERTAIN, IGNORED)
     losses = _class_loss(logits, labels, None, "none")
     counted = labels != IGNORED
     with torch.no_grad():
-        kept = losses > -math.log(threshold)
-        hard_count, counted_count = torch.stack((kept.sum(), counted.sum())).tolist()
+        hard = losses > -math.log(threshold)
+        hard_count, counted_count = torch.stack((hard.sum(), counted.sum())).tolist()
         least_count = int(counted_count * min_share)
         if hard_count < least_count:
-            # Ignored pixels have loss 0: the easiest of all.
-            kept = (losses >= _nth_largest(losses.flatten(), least_count)) & counted
-    shares = kept if weight is None else kept * _pixel_weights(labels, weight, logits)
+            # Ignored pixels have loss 0, like the easiest ones.
+            hard = (losses >= _nth_largest(losses.flatten(), least_count)) & counted
+    shares = hard if weight is None else hard * _pixel_weights(labels, weight, logits)
     return _mean((losses * shares).sum(), shares.sum())
 
 
 def focal_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None, gamma: float = 2.0) -> Tensor:
     """Return -(1 - p)^gamma log p of the target's probability p: Lin et al., ICCV 2017, equations 4 and 5.
 
-    gamma 2 is the paper's; its alpha is `weight`. Deviation: the paper divides by the number of anchors with an object
-    in them; a segmentation has no such count, so this is the mean over pixels.
+    gamma 2 and the class weights (alpha) are the paper's. Deviation: the paper divides by the number of anchors with an
+    object; a segmentation has none, so this is the mean over pixels.
     """
     logits, labels = _full_precision(logits), target.masked_fill(target >= KNOWN_UNCERTAIN, IGNORED)
     losses = _class_loss(logits, labels, None, "none")
@@ -121,11 +112,10 @@ def focal_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None, gam
 
 
 def logit_norm(logits: Tensor, temperature: float) -> Tensor:
-    """Return logits / (norm over the classes * temperature), to feed to a classification loss.
+    """Return logits / (norm over the classes * temperature), for a classification loss.
 
-    LogitNorm: Wei et al., ICML 2022, arXiv 2205.09310; their tau is 0.04 on CIFAR-10 and 0.01 in the
-    published code's example. Paper ArcLoRA, equation 3, is the same for features on a sphere. Only for training: the
-    deployed graph scores the plain logits.
+    LogitNorm: Wei et al., ICML 2022, arXiv 2205.09310; tau is 0.04 on CIFAR-10 and 0.01 in the published code's
+    example. Equation 3 of paper ArcLoRA is the same for features on a sphere. Deployed graphs score plain logits.
     """
     logits = _full_precision(logits)
     squares = (logits * logits).sum(1, keepdim=True).clamp_min(_SMALLEST_NORM**2)
@@ -136,13 +126,13 @@ def entropy_maximisation(logits: Tensor, target: Tensor, void_class: int | None 
     """Return the mean over outlier pixels of -(1 / K) sum_k log p_k, p the softmax over the K known classes.
 
     Chan, Rottmann and Gottschalk, ICCV 2021, arXiv 2012.06575, section 3: cross-entropy against the uniform
-    distribution, which is ln K at the least, where the entropy is greatest. The paper minimises (1 - lambda) * known +
-    lambda * this, lambda 0.9: weight 9 here, but for the scale. Its code divides both sums by the same pixel count;
-    this is the mean over outliers, as in its equation, so that the size of the objects does not set the weight.
+    distribution. Its least value is ln K, where the entropy is greatest. The paper minimises (1 - lambda) * known +
+    lambda * this with lambda 0.9, which is a weight of 9 up to a scale. Its code divides both sums by the same pixel
+    count. This is the mean over outliers, as in the paper's equation, so the weight does not depend on objects' size.
     """
     logits = _full_precision(logits)
     image, row, column = _outliers(target, void_class).nonzero(as_tuple=True)
-    # Few pixels are outliers: gathering them costs a third of a dense softmax.
+    # Few pixels are outliers, so gathering them costs a third of a dense softmax.
     known = logits[:, :void_class][image, :, row, column]
     return _mean((known.logsumexp(1) - known.mean(1)).sum(), torch.tensor(len(image), device=logits.device))
 
@@ -153,18 +143,22 @@ def energy_margin(
     void_class: int | None = None,
     known_margin: float = ENERGY_KNOWN_MARGIN,
     outlier_margin: float = ENERGY_OUTLIER_MARGIN,
-    temperature: float = 1.0,
 ) -> Tensor:
     """Return mean max(0, E - known_margin)^2 over known pixels + mean max(0, outlier_margin - E)^2 over outliers.
 
-    E = -T logsumexp(z / T) over the known classes: Liu et al., NeurIPS 2020, arXiv 2010.03759, equations 7 and 8, whose
-    code weights it 0.1. Per pixel, with these margins: PEBAL (Tian et al., ECCV 2022, arXiv 2111.12264), whose code
-    takes half the sum and adds smoothness and sparsity terms that are not here.
+    E = -logsumexp(z) over the known classes: Liu et al., NeurIPS 2020, arXiv 2010.03759, equations 7 and 8, with
+    a weight of 0.1 in their code. Per pixel and with these margins: PEBAL (Tian et al., ECCV 2022, arXiv 2111.12264),
+    whose code takes half the sum and adds smoothness and sparsity terms, which are left out here.
+
+    Args:
+        logits, target, void_class: see the module.
+        known_margin: the energy of known pixels should be below it.
+        outlier_margin: the energy of outliers should be above it.
     """
     logits = _full_precision(logits)
     outliers = _outliers(target, void_class)
     known = target < (logits.shape[1] if void_class is None else void_class)
-    energy = -temperature * _log_sum_exp(logits[:, :void_class] / temperature)
+    energy = -_log_sum_exp(logits[:, :void_class])
     too_high = F.relu(energy - known_margin).square() * known
     too_low = F.relu(outlier_margin - energy).square() * outliers
     return _mean(too_high.sum(), known.sum()) + _mean(too_low.sum(), outliers.sum())
@@ -173,7 +167,7 @@ def energy_margin(
 def not_void(logits: Tensor, target: Tensor, void_class: int) -> Tensor:
     """Return the sum of -log(1 - p_void) over pixels of 252, over the number of pixels of 252 or a class.
 
-    It is the cross-entropy of the union of the known classes: what a label that tells no class still says of void.
+    It is the cross-entropy of the union of the known classes: a label without a class still means "not void".
     """
     logits = _full_precision(logits)
     uncertain = target == KNOWN_UNCERTAIN
@@ -184,17 +178,16 @@ def not_void(logits: Tensor, target: Tensor, void_class: int) -> Tensor:
 
 
 def mean_probability(teacher_logits: Sequence[Tensor], temperature: float = 1.0) -> Tensor:
-    """Return the teachers' mean probabilities (N, C, h, w), each softened by T, at the size of the first's logits.
+    """Return the teachers' mean probabilities (N, C, h, w), softened by T, at the size of the first teacher's logits.
 
-    Averaging the members of an ensemble before distilling it: Hinton et al., arXiv 1503.02531, section 3. Raises
-    ConfigError for teachers of different classes.
+    Source: Hinton et al., arXiv 1503.02531, section 3. Raises ConfigError if teachers have different classes.
     """
     first = teacher_logits[0]
     if any(logits.shape[1] != first.shape[1] for logits in teacher_logits):
         counts = ", ".join(str(logits.shape[1]) for logits in teacher_logits)
         raise ConfigError(f"the teachers have {counts} outputs; distillation needs the same classes")
-    found = [F.softmax(resized(logits, first.shape[-2:]) / temperature, 1) for logits in teacher_logits]
-    return torch.stack(found).mean(0) if len(found) > 1 else found[0]
+    each = [F.softmax(resized(logits, first.shape[-2:]) / temperature, 1) for logits in teacher_logits]
+    return torch.stack(each).mean(0) if len(each) > 1 else each[0]
 
 
 def distillation(
@@ -206,11 +199,18 @@ def distillation(
 ) -> Tensor:
     """Return T^2 times the mean over pixels of KL(teacher || student), the student softened by T.
 
-    Paper MiDE, equation 6 (T 1, for it names none); softening and T^2: Hinton et al., section 2. teacher: softened
-    probabilities (N, C, H, W), a constant, or (N, C - 1, H, W) of the known classes where the student has a void class
-    besides, whose probability is 0 then. With a target, only pixels of the teacher's classes and of 252 count. With
-    weights of the target's classes, (C,), it is the weighted mean, as in `cross_entropy`, in which 252 weighs as much
-    as the mean class. Raises ConfigError where classes or sizes do not fit.
+    Sources: paper MiDE, equation 6 (which has no T); softening and T^2: Hinton et al., section 2.
+
+    Args:
+        student_logits: (N, C, H, W). teacher: constant softened probabilities (N, C, H, W), or (N, C - 1, H, W) without
+        the student's void class, whose
+            probability is then 0.
+        target: see the module; if given, only pixels of the teacher's classes and of 252 count.
+        temperature: T.
+        class_weight: (C,) weights of pixels by target, as in `cross_entropy`; 252 weighs as much as the mean class.
+
+    Raises:
+        ConfigError: classes or sizes do not fit.
     """
     outputs = student_logits.shape[1]
     fits = teacher.shape[1] in (outputs, outputs - 1)
@@ -262,7 +262,7 @@ def _pixel_weights(labels: Tensor, weight: Tensor, logits: Tensor) -> Tensor:
 
 
 def _nth_largest(values: Tensor, n: int) -> Tensor:
-    # A sample tells which values can be it; selecting among those alone takes a third of the time.
+    # A sample bounds the value; selecting among the values above the bound takes a third of the time.
     sample = values[::64]
     likely = min(len(sample), math.ceil(len(sample) * n / len(values) * 1.2) + 8)
     candidates = values[values >= sample.kthvalue(len(sample) - likely + 1).values]
@@ -271,7 +271,7 @@ def _nth_largest(values: Tensor, n: int) -> Tensor:
 
 
 def _log_sum_exp(logits: Tensor) -> Tensor:
-    # torch.logsumexp over channels, in two thirds of its time; the maximum cancels, so it needs no gradient.
+    # As torch.logsumexp over channels, in two thirds of its time. The maximum cancels, so it needs no gradient.
     highest = logits.detach().amax(1, keepdim=True)
     return (logits - highest).exp_().sum(1).log() + highest[:, 0]
 

@@ -1,22 +1,23 @@
-"""The processes of one run: how many, started by whom, and which of them is the first."""
+"""The processes of a run: starting them, and finding the first."""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 
 from anomseg_ros.errors import ConfigError
+from anomseg_ros.training.allocator import keep_freed_memory
 from anomseg_ros.training.config import RunConfig
-from anomseg_ros.training.memory import keep_freed_memory
 
 
 def start_processes(run: RunConfig) -> Fabric:
-    """Return Fabric with its processes up. Raises ConfigError where the machine has no such devices.
+    """Return Fabric with its processes started. Raises ConfigError if the machine has no such devices.
 
-    Under torchrun its --nproc_per_node and --nnodes decide, and run.devices and run.nodes say nothing: on processors
-    Fabric would otherwise take each process for a run of its own.
+    Under torchrun, its --nproc_per_node and --nnodes count, not run.devices and run.nodes: on processors Fabric would
+    otherwise treat each process as a separate run.
     """
     keep_freed_memory()
     if run.threads:
@@ -26,12 +27,8 @@ def start_processes(run: RunConfig) -> Fabric:
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         nodes = int(os.environ["WORLD_SIZE"]) // devices
     try:
-        fabric = Fabric(
-            accelerator=run.accelerator,
-            devices=devices,
-            num_nodes=nodes,
-            precision=run.precision,  # type: ignore[arg-type]
-        )
+        precision: Any = run.precision
+        fabric = Fabric(accelerator=run.accelerator, devices=devices, num_nodes=nodes, precision=precision)
     except (RuntimeError, ValueError, TypeError, ImportError) as error:
         raise ConfigError(
             f"run.accelerator={run.accelerator} with run.devices={run.devices} does not work here: {error}"
@@ -41,7 +38,7 @@ def start_processes(run: RunConfig) -> Fabric:
 
 
 def is_first_process() -> bool:
-    """Whether this is the only process of a run, or the first of several, as its launcher's variables say."""
+    """Return whether this is the only or the first process of a run, by its launcher's variables."""
     if "RANK" in os.environ:  # torchrun
         return os.environ["RANK"] == "0"
     return os.environ.get("NODE_RANK", "0") == "0" and os.environ.get("LOCAL_RANK", "0") == "0"

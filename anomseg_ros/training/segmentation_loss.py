@@ -1,4 +1,4 @@
-"""What a run minimises: LossConfig's terms of losses.py, weighted and added up."""
+"""The objective "segmentation": a weighted sum of the losses in losses.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from anomseg_ros.core.labels import KNOWN_UNCERTAIN
 from anomseg_ros.errors import ConfigError, unknown_name
@@ -15,7 +15,6 @@ from anomseg_ros.training.losses import (
     DISTILLATION_TEMPERATURE,
     ENERGY_KNOWN_MARGIN,
     ENERGY_OUTLIER_MARGIN,
-    Frequencies,
     cross_entropy,
     distillation,
     energy_margin,
@@ -28,26 +27,22 @@ from anomseg_ros.training.losses import (
     ohem_cross_entropy,
     resized,
 )
+from anomseg_ros.training.objectives import Answer, Needs, Objective, Options, Task
 
 KINDS = ("cross_entropy", "ohem", "focal")
 
 
 @dataclass(frozen=True)
-class LossConfig:
-    """What SegmentationLoss adds up. A weight of 0 leaves a term out.
+class LossConfig(Options):
+    """Options of SegmentationLoss. A weight of 0 leaves a term out.
 
-    kind: cross_entropy, ohem or focal. class_weights_c: c of 1 / ln(c + p), None for no weights. void_weight: the void
-    class's weight, None for its frequency's like the others (paper PTQ), 1.0 in paper MiDE. auxiliary_stride: every
-    n-th pixel in which the auxiliary heads are judged; above 1 is a deviation from BiSeNet that saves most of what
-    they cost. The outlier terms and the distillation are of the main head's plain logits. not_void_weight: of the term
-    for pixels that are known without a class, where there is a void class. distillation_class_weights: whether a pixel
-    weighs in the divergence as it does in the cross-entropy: without that, the teacher speaks mostly of what there is
-    most of, and rare classes are learned late (a deviation from paper MiDE).
+    The outlier terms and the distillation use the main head's plain logits.
     """
 
-    kind: str = "cross_entropy"
-    class_weights_c: float | None = None
+    kind: str = "cross_entropy"  # cross_entropy, ohem or focal
+    class_weights_c: float | None = None  # c of the class weights 1 / ln(c + p), None for no weights
     void_weight: float | None = None
+    """The void class's weight, None for the one of its frequency (paper PTQ); paper MiDE has 1.0."""
     label_smoothing: float = 0.0
     logit_norm_temperature: float | None = None
     focal_gamma: float = 2.0
@@ -55,17 +50,28 @@ class LossConfig:
     ohem_min_share: float = 0.0625
     auxiliary_weight: float = 1.0
     auxiliary_stride: int = 1
+    """Auxiliary heads learn at every n-th pixel. Above 1 it deviates from BiSeNet and saves most of their cost."""
     entropy_weight: float = 0.0
     energy_weight: float = 0.0
     energy_known_margin: float = ENERGY_KNOWN_MARGIN
     energy_outlier_margin: float = ENERGY_OUTLIER_MARGIN
-    not_void_weight: float = 1.0
+    not_void_weight: float = 1.0  # of the term for pixels that are known without a class, if there is a void class
     distillation_weight: float = 0.0
     distillation_temperature: float = DISTILLATION_TEMPERATURE
     distillation_class_weights: bool = False
+    """Whether pixels have their class's weight in the distillation, too. Otherwise frequent classes dominate it, and
+    rare ones are learnt late. Deviates from paper MiDE."""
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(
+            auxiliary=self.auxiliary_weight > 0,
+            teachers=self.distillation_weight > 0,
+            outliers=self.entropy_weight > 0 or self.energy_weight > 0,
+        )
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for an unknown kind and values that no loss can use."""
+        """Raise ConfigError for an unknown kind and values out of range."""
         if self.kind not in KINDS:
             raise ConfigError(unknown_name("loss kind", self.kind, KINDS))
         weights = ("auxiliary_weight", "entropy_weight", "energy_weight", "not_void_weight", "distillation_weight")
@@ -81,9 +87,6 @@ class LossConfig:
         self._expect("ohem_min_share", 0 <= self.ohem_min_share <= 1, "a share from 0 to 1")
         self._expect("auxiliary_stride", self.auxiliary_stride >= 1, "a whole number of pixels, 1 at least")
         self._expect("distillation_temperature", 0 < self.distillation_temperature < math.inf, "a number above 0")
-        self._expect_sense()
-
-    def _expect_sense(self) -> None:
         if self.label_smoothing and self.kind != "cross_entropy":
             raise ConfigError(f"label_smoothing is for kind cross_entropy, not {self.kind}; leave it at 0")
         known, outlier = self.energy_known_margin, self.energy_outlier_margin
@@ -96,53 +99,43 @@ class LossConfig:
             raise ConfigError(f"{name} is {getattr(self, name)!r}; expected {expected}")
 
 
-class SegmentationLoss(nn.Module):
-    """The weighted sum of a LossConfig's terms. Class weights move with the module and are not in its state."""
+class SegmentationLoss(Objective):
+    """The weighted sum of a LossConfig's terms. Class weights are not part of its state."""
 
+    options_type = LossConfig
     class_weight: Tensor | None
 
-    def __init__(self, config: LossConfig, frequencies: Frequencies | None, void_class: int | None) -> None:
-        """Compute the class weights. frequencies: `class_frequencies`, the void class's included, None if not needed.
+    def __init__(self, options: LossConfig, task: Task) -> None:
+        """Compute the class weights. Raises ConfigError if they cannot be computed."""
+        super().__init__(options, task)
+        self.config, self.void_class = options, task.void_class
+        self.register_buffer("class_weight", _class_weight(options, task), persistent=False)
 
-        Raises ConfigError where weights are asked for that cannot be computed.
-        """
-        super().__init__()
-        self.config = config
-        self.void_class = void_class
-        self.register_buffer("class_weight", _class_weight(config, frequencies, void_class), persistent=False)
+    def terms(self, answer: Answer, target: Tensor, teachers: Sequence[Tensor], step: int) -> dict[str, Tensor]:
+        """Return the terms that have a weight, of logits resized to the target's size.
 
-    def forward(
-        self, logits: tuple[Tensor, ...], target: Tensor, teachers_logits: Sequence[Tensor] = ()
-    ) -> dict[str, Tensor]:
-        """Return the terms by name (classification, auxiliary, …, distillation), weighted, and total.
-
-        logits: the main head's, then the auxiliary heads', (N, C, h, w) at any size; they are upsampled to the target's
-        (N, H, W). teachers_logits: one (N, C or K, h, w) per teacher, needed for distillation. Raises ConfigError where
-        they do not fit.
+        Their names: classification, not_void, auxiliary, entropy, energy, distillation.
         """
         config = self.config
-        with torch.autocast(target.device.type, enabled=False):
-            main = resized(logits[0], target.shape[-2:])
-            self._check(main, teachers_logits)
-            terms = {"classification": self._classify(main, target)}
-            if self.void_class is not None and config.not_void_weight and bool((target == KNOWN_UNCERTAIN).any()):
-                terms["not_void"] = config.not_void_weight * not_void(main, target, self.void_class)
-            if len(logits) > 1 and config.auxiliary_weight:
-                terms["auxiliary"] = config.auxiliary_weight * self._auxiliary(logits[1:], target)
-            if config.entropy_weight:
-                terms["entropy"] = config.entropy_weight * entropy_maximisation(main, target, self.void_class)
-            if config.energy_weight:
-                margins = (config.energy_known_margin, config.energy_outlier_margin)
-                terms["energy"] = config.energy_weight * energy_margin(main, target, self.void_class, *margins)
-            if config.distillation_weight:
-                with torch.no_grad():
-                    teacher = resized(
-                        mean_probability(teachers_logits, config.distillation_temperature), target.shape[-2:]
-                    )
-                weight = self.class_weight if config.distillation_class_weights else None
-                term = distillation(main, teacher, target, config.distillation_temperature, weight)
-                terms["distillation"] = config.distillation_weight * term
-            return {**terms, "total": torch.stack(list(terms.values())).sum()}
+        main = resized(answer.prediction.pixel_logits(), target.shape[-2:])
+        self._check(main, teachers)
+        terms = {"classification": self._classify(main, target)}
+        if self.void_class is not None and config.not_void_weight and bool((target == KNOWN_UNCERTAIN).any()):
+            terms["not_void"] = config.not_void_weight * not_void(main, target, self.void_class)
+        if answer.auxiliary and config.auxiliary_weight:
+            terms["auxiliary"] = config.auxiliary_weight * self._auxiliary(answer.auxiliary, target)
+        if config.entropy_weight:
+            terms["entropy"] = config.entropy_weight * entropy_maximisation(main, target, self.void_class)
+        if config.energy_weight:
+            margins = (config.energy_known_margin, config.energy_outlier_margin)
+            terms["energy"] = config.energy_weight * energy_margin(main, target, self.void_class, *margins)
+        if config.distillation_weight:
+            with torch.no_grad():
+                teacher = resized(mean_probability(teachers, config.distillation_temperature), target.shape[-2:])
+            weight = self.class_weight if config.distillation_class_weights else None
+            term = distillation(main, teacher, target, config.distillation_temperature, weight)
+            terms["distillation"] = config.distillation_weight * term
+        return terms
 
     def _classify(self, logits: Tensor, target: Tensor) -> Tensor:
         config, weight = self.config, self.class_weight
@@ -156,11 +149,11 @@ class SegmentationLoss(nn.Module):
 
     def _auxiliary(self, heads: tuple[Tensor, ...], target: Tensor) -> Tensor:
         stride = self.config.auxiliary_stride
-        # The middle of each stride x stride block is where bilinear resizing puts the small logit.
+        # Bilinear resizing puts a small logit at the middle of its stride x stride block.
         sampled = target[:, stride // 2 :: stride, stride // 2 :: stride].contiguous()
         return torch.stack([self._classify(resized(head, sampled.shape[-2:]), sampled) for head in heads]).sum()
 
-    def _check(self, logits: Tensor, teachers_logits: Sequence[Tensor]) -> None:
+    def _check(self, logits: Tensor, teachers: Sequence[Tensor]) -> None:
         outputs = logits.shape[1]
         if self.void_class is not None and outputs != self.void_class + 1:
             raise ConfigError(f"the network has {outputs} outputs, the void class is {self.void_class}: not the last")
@@ -168,11 +161,12 @@ class SegmentationLoss(nn.Module):
             raise ConfigError(
                 f"the network has {outputs} outputs, but there are {len(self.class_weight)} class weights"
             )
-        if self.config.distillation_weight and not teachers_logits:
+        if self.config.distillation_weight and not teachers:
             raise ConfigError("distillation_weight is above 0, but there are no teacher's logits; give a teacher")
 
 
-def _class_weight(config: LossConfig, frequencies: Frequencies | None, void_class: int | None) -> Tensor | None:
+def _class_weight(config: LossConfig, task: Task) -> Tensor | None:
+    frequencies, void_class = task.frequencies, task.void_class
     if config.void_weight is not None and void_class is None:
         raise ConfigError(f"void_weight is {config.void_weight!r}, but there is no void class; leave it out")
     if config.class_weights_c is not None:

@@ -1,35 +1,46 @@
-"""The network that a run starts from: fresh, from a checkpoint of as many or fewer classes, or with a trained part."""
+"""The network at the start of a run: fresh, or with weights of a checkpoint."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from anomseg_ros.errors import CheckpointError, ConfigError, closest_first
-from anomseg_ros.networks import NETWORKS, network_class
-from anomseg_ros.networks.base import SegmentationNetwork
+from anomseg_ros.networks import NETWORKS, build_network
 from anomseg_ros.networks.checkpoints import load_checkpoint
+from anomseg_ros.networks.network import SegmentationNetwork
 from anomseg_ros.networks.widths import fit_widths, pruned_description
-from anomseg_ros.training.config import NetworkConfig
+
+if TYPE_CHECKING:
+    from anomseg_ros.training.config import NetworkConfig
 
 KEEP_ZEROS = "keep_zeros"
-"""Key of a checkpoint's metadata: whether weights that are 0 stay 0 in training, as pruning wants it."""
+"""Key of a checkpoint's metadata: whether training keeps weights of 0 at 0, as after pruning."""
 
 
 def start_network(
     config: NetworkConfig, num_classes: int, seed: int, checkpoint: Path | None, known_classes: int
 ) -> SegmentationNetwork:
-    """Return the network in training mode, its first weights drawn from `seed` or taken from `checkpoint`.
+    """Return the network in training mode, with weights drawn from `seed` or read from `checkpoint`.
 
-    known_classes: what the checkpoint has where config.initial.num_classes does not say. Raises ConfigError for
-    options that the network does not have and CheckpointError for weights that do not fit.
+    Args:
+        config: the network's configuration.
+        num_classes: outputs of the network.
+        seed: of fresh weights.
+        checkpoint: file of config.initial, None without it.
+        known_classes: outputs of the checkpoint if config.initial.num_classes is None.
+
+    Raises:
+        ConfigError: the network does not have the options.
+        CheckpointError: the weights do not fit.
     """
     torch.manual_seed(seed)
     options = dict(config.options)
     try:
-        network = network_class(config.name)(num_classes, **options)
+        network = build_network(config.name, num_classes, **options)
     except TypeError as error:
         raise ConfigError(f"network.options {options!r} do not fit {config.name}: {error}") from None
     network.set_normalisation(config.mean, config.std)
@@ -53,41 +64,35 @@ def start_network(
         if source.checkpoint_metadata.get(KEEP_ZEROS):
             keep_zeros(network)
     if config.trained == "classifier":
-        freeze_all_but_classifier(network)
+        network.requires_grad_(False)
+        network.classifier_layer.requires_grad_(True)
     for name in config.frozen:
         submodule(network, name, "network.frozen").requires_grad_(False)
     return network.train()
 
 
 def submodule(network: nn.Module, name: str, key: str) -> nn.Module:
-    """Return a part of a network by its name; raise ConfigError, which names the configuration's key, for others."""
+    """Return a part of a network by its name; otherwise raise ConfigError, which names the configuration's `key`."""
     try:
         return network.get_submodule(name)
     except AttributeError:
-        known = ", ".join(closest_first(name, [known for known, _ in network.named_modules() if known])[:5])
-        raise ConfigError(f"{key} names {name!r}, which is no part of the network; the closest: {known}") from None
+        closest = ", ".join(closest_first(name, [part for part, _ in network.named_modules() if part])[:5])
+        raise ConfigError(f"{key} names {name!r}, which is no part of the network; the closest: {closest}") from None
 
 
 def keep_zeros(network: nn.Module) -> None:
-    """Let no gradient reach convolution weights that are 0, so that every optimizer here leaves them so."""
+    """Block the gradients of convolution weights that are 0, so that the optimizers keep them at 0."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             weight = module.weight
             weight.register_hook(lambda gradient, weight=weight: gradient * (weight != 0))  # type: ignore[no-untyped-call]
 
 
-def freeze_all_but_classifier(network: SegmentationNetwork) -> None:
-    """Let gradients reach the last layer only (paper MiDE, section 4.3)."""
-    last = network.class_parameter[0].rpartition(".")[0]
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(name.startswith(last + "."))
-
-
 def set_training_mode(network: nn.Module, frozen_norms: bool = False) -> None:
-    """Put a network into training mode, but its frozen parts, with their norms and dropouts, into evaluation mode.
+    """Put a network into training mode and its frozen parts, with norms and dropouts, into evaluation mode.
 
-    A frozen norm would otherwise go on adapting its mean and variance, and the layer would not be frozen at all.
-    frozen_norms: whether norms whose scale and shift learn keep their mean and variance, too.
+    In training mode, a frozen norm would still adapt its mean and variance. frozen_norms: whether all norms keep their
+    mean and variance.
     """
     network.train()
     for module in network.modules():
@@ -100,7 +105,7 @@ def set_training_mode(network: nn.Module, frozen_norms: bool = False) -> None:
 
 
 def _take_widths(network: SegmentationNetwork, source: SegmentationNetwork) -> None:
-    """Make a network as narrow as a pruned one whose weights it is to take."""
+    """Narrow a network to the widths of a pruned `source`."""
     pruned = pruned_description(source)
     if pruned is None:
         return
@@ -113,16 +118,16 @@ def _take_widths(network: SegmentationNetwork, source: SegmentationNetwork) -> N
 
 
 def _take_all(network: SegmentationNetwork, source: SegmentationNetwork, features_only: bool) -> None:
-    """Copy every weight; class dimensions that grew keep their fresh weights for the new classes.
+    """Copy every weight. Further classes keep their fresh weights.
 
-    features_only: leave the classifiers fresh, as their classes are others.
+    features_only: do not copy the classifiers, because their classes are others.
     """
     ours, theirs = network.state_dict(), source.state_dict()
     if features_only:
         classifiers = (network.class_parameter[0].rpartition(".")[0] + ".", "auxiliary_heads.")
         ours, theirs = ({k: v for k, v in state.items() if not k.startswith(classifiers)} for state in (ours, theirs))
     missing = sorted(set(ours) - set(theirs)) + sorted(set(theirs) - set(ours))
-    # Auxiliary heads exist only in training; either side may lack them.
+    # Auxiliary heads are for training only, so either side may lack them.
     missing = [key for key in missing if not key.startswith("auxiliary_heads.")]
     if missing:
         raise CheckpointError(f"initial weights of {source.name} do not fit: {', '.join(missing[:3])}; check options")
@@ -143,19 +148,19 @@ def _copy(ours: torch.Tensor, theirs: torch.Tensor, key: str, num_classes: int) 
 
 
 def _source_name(network: SegmentationNetwork, part: str) -> str:
-    """Return the network that a checkpoint must hold: for a part the one that is made to train it, if there is one."""
+    """Return the network that a checkpoint must hold. A part may have its own network, such as erfnet_encoder."""
     if part in ("all", "features"):
         return network.name
     modules = dict(network.named_children())
     if part not in modules:
-        known = ", ".join(closest_first(part, ["all", "features", *modules]))
-        raise ConfigError(f"initial.part {part!r} is no part of {network.name}; known: {known}")
-    own = f"{network.name}_{part}"
-    return own if own in NETWORKS else network.name
+        options = ", ".join(closest_first(part, ["all", "features", *modules]))
+        raise ConfigError(f"initial.part {part!r} is no part of {network.name}; known: {options}")
+    network_of_part = f"{network.name}_{part}"
+    return network_of_part if network_of_part in NETWORKS else network.name
 
 
 def _take_part(network: SegmentationNetwork, source: SegmentationNetwork, part: str) -> None:
-    """Copy one submodule, whole and strictly, from a network that has it, too."""
+    """Copy one submodule strictly from a network that also has it."""
     try:
         network.get_submodule(part).load_state_dict(source.get_submodule(part).state_dict(), strict=True)
     except (AttributeError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""Where a training step's time goes: waiting for frames, forward, backward, updating weights, and the rest."""
+"""The time of a training step: waiting for frames, forward, backward, updating weights, and the rest."""
 
 from __future__ import annotations
 
@@ -7,20 +7,13 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 
 class Stopwatch:
-    """Seconds per named part since `reset`. On a GPU parts are timed to the end of their kernels only when `exact`.
+    """Seconds per named part since `reset`. On a GPU, a part ends when its kernels are started, not when they end."""
 
-    exact: wait for the device at the end of each part; slows training down, for measuring only.
-    """
-
-    def __init__(self, device: torch.device, exact: bool = False) -> None:
+    def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.steps = 0
         self._before = {"wait": 0.0, "step": 0.0}
-        self._exact = exact and device.type == "cuda"
         self._last = time.perf_counter()
 
     @contextmanager
@@ -30,22 +23,19 @@ class Stopwatch:
         try:
             yield
         finally:
-            if self._exact:
-                torch.cuda.synchronize()
             self.seconds[part] += time.perf_counter() - started
 
     def lap(self) -> float:
-        """Return the seconds since the last lap and count them as one step's."""
+        """Return the seconds since the last lap and add them to the part "step"."""
         now = time.perf_counter()
         lap, self._last = now - self._last, now
         self.seconds["step"] += lap
-        self.steps += 1
         return lap
 
     def shares(self) -> dict[str, float]:
-        """Return of the steps' time: waited for frames, and overhead, all beyond forward and backward but validation.
+        """Return two shares of the steps' time without validation.
 
-        overhead is relative to forward and backward: (step - validate) / (forward + backward) - 1.
+        waited: time waiting for frames / time of steps. overhead: time of steps / (forward + backward) - 1.
         """
         parts = self.seconds
         step = parts["step"] - parts["validate"]
@@ -53,14 +43,13 @@ class Stopwatch:
         return {"waited": parts["wait"] / max(step, 1e-9), "overhead": step / max(core, 1e-9) - 1.0}
 
     def waited(self) -> float | None:
-        """Return the share of all steps' time, also before `reset`, that was waited for frames; None without steps."""
+        """Return the share of all steps' time, also before `reset`, spent waiting for frames; None without steps."""
         waited, step = (self._before[part] + self.seconds[part] for part in ("wait", "step"))
         step -= self.seconds["validate"]
         return waited / step if step > 0 else None
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Start from zero."""
         self._before["wait"] += self.seconds["wait"]
         self._before["step"] += self.seconds["step"] - self.seconds["validate"]
         self.seconds.clear()
-        self.steps = 0

@@ -1,4 +1,4 @@
-"""A checkpoint as a teacher of pseudo-labels: class probabilities of frames, by torch."""
+"""A checkpoint as a teacher of pseudo-labels, run by torch."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from anomseg_ros.core.types import RgbImage
 from anomseg_ros.datasets.pseudo_label import Probabilities, TeacherInfo, resized, view_size
 from anomseg_ros.errors import CheckpointError
 from anomseg_ros.networks import network_class
-from anomseg_ros.networks.base import SegmentationNetwork
 from anomseg_ros.networks.checkpoints import load_checkpoint
+from anomseg_ros.networks.network import SegmentationNetwork
 
 KNOWN = len(CITYSCAPES)
 
 
 class NetworkTeacher:
-    """A network of Cityscapes' 19 classes, with or without one more output, whose share goes to no class."""
+    """A network of Cityscapes' 19 classes. It may have one more output, whose probability no class gets."""
 
     def __init__(self, network_name: str, checkpoint: Path) -> None:
-        """Load the checkpoint. Raises ConfigError: unknown network. CheckpointError: it has other classes."""
+        """Load the checkpoint. Raises ConfigError for an unknown network, CheckpointError for other classes."""
         self._network = _load(network_name, checkpoint)
         self.info = TeacherInfo(network_name, sha256_of(checkpoint), f"torch {torch.__version__}")
 
@@ -43,7 +43,7 @@ class NetworkTeacher:
 
     @torch.inference_mode()
     def _probabilities(self, pixels: Tensor, size_px: tuple[int, int]) -> Probabilities:
-        logits = self._network(pixels)
+        logits = self._network.predict(pixels).pixel_logits()
         if logits.shape[2:] != size_px:
             logits = F.interpolate(logits, size_px, mode="bilinear", align_corners=False)
         return np.asarray(logits.softmax(dim=1)[0, :KNOWN].numpy(), np.float32)
@@ -54,7 +54,7 @@ def _load(network_name: str, checkpoint: Path) -> SegmentationNetwork:
     try:
         return load_checkpoint(checkpoint, network_name, KNOWN + 1)
     except CheckpointError:
-        pass  # told by the other attempt
+        pass  # the other attempt reports it
     try:
         return load_checkpoint(checkpoint, network_name, KNOWN)
     except CheckpointError as error:

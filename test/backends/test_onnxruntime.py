@@ -11,20 +11,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from backend_contract import BackendContract
 from onnx import TensorProto, helper
 
 from anomseg_ros.backends import open_detector
-from anomseg_ros.backends.options import BackendOptions
+from anomseg_ros.backends.backend_options import BackendOptions
 from anomseg_ros.core.bundle import CONTRACT_FILE, GRAPH_FILE, load_bundle, sha256_of
 from anomseg_ros.errors import BackendError
 
 
-class TestOnnxRuntime(BackendContract):
-    name = "onnxruntime"
-
-
-def test_a_foreign_onnx_file_is_told_apart(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_foreign_onnx_file_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))
     node = helper.make_node("Relu", ["x"], ["y"])
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, 8, 8]) for name in "xy"]
@@ -37,7 +32,7 @@ def test_a_foreign_onnx_file_is_told_apart(tiny_bundle: Path, tmp_path: Path) ->
         open_detector(copy)
 
 
-def test_scores_nobody_asks_for_are_not_in_the_session(tiny_bundle: Path) -> None:
+def test_session_has_only_the_requested_outputs(tiny_bundle: Path) -> None:
     detector = open_detector(tiny_bundle)
     frame = np.zeros((64, 128, 3), np.uint8)
 
@@ -48,7 +43,7 @@ def test_scores_nobody_asks_for_are_not_in_the_session(tiny_bundle: Path) -> Non
     assert computed() == {"labels", *detector.bundle.contract.score_names}
     detector.detect(frame, ["msp"])
     assert computed() == {"labels", "msp"}
-    for scores, labels in (([], True), (["msp"], False)):  # no new session for these
+    for scores, labels in (([], True), (["msp"], False)):  # no new session is needed
         detector.detect(frame, scores, labels=labels)
         assert computed() == {"labels", "msp"}
     alone = open_detector(tiny_bundle)
@@ -59,8 +54,8 @@ def test_scores_nobody_asks_for_are_not_in_the_session(tiny_bundle: Path) -> Non
 @pytest.mark.skipif(
     tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 29), reason="this onnxruntime does not report"
 )
-def test_nothing_is_reported_to_anyone(tiny_bundle: Path, tmp_path: Path) -> None:
-    """onnxruntime's own reporting, from 1.29 on, keeps what it will send in a database below HOME or XDG_CACHE_HOME."""
+def test_onnxruntime_telemetry_is_disabled(tiny_bundle: Path, tmp_path: Path) -> None:
+    """From 1.29 on, the telemetry of onnxruntime stores its events in a database below HOME or XDG_CACHE_HOME."""
     code = "import sys; from anomseg_ros.cli import main; sys.exit(main(sys.argv[1:]))"
     frame = tmp_path / "frame.png"
     assert cv2.imwrite(str(frame), np.zeros((8, 8, 3), np.uint8))
@@ -74,12 +69,12 @@ def test_nothing_is_reported_to_anyone(tiny_bundle: Path, tmp_path: Path) -> Non
     assert not list(home.rglob("*onnxruntime*"))
 
 
-def test_unknown_provider(tiny_bundle: Path) -> None:
+def test_unknown_provider_is_refused(tiny_bundle: Path) -> None:
     with pytest.raises(BackendError, match="unknown onnxruntime provider 'gpu'"):
         open_detector(tiny_bundle, options=BackendOptions(provider="gpu"))
 
 
-def test_a_provider_that_is_not_here_is_reported_not_hidden(tiny_bundle: Path) -> None:
+def test_missing_provider_falls_back_and_is_reported(tiny_bundle: Path) -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has CUDA")
     detector = open_detector(tiny_bundle, options=BackendOptions(provider="cuda"))

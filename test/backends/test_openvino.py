@@ -1,4 +1,4 @@
-"""The openvino backend: the contract of all, agreement with onnxruntime, and what it says it runs on."""
+"""The openvino backend: the contract, agreement with onnxruntime, and the reported device."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from backend_contract import BackendContract
 from small_bundles import small_bundle, street_frames
 
 from anomseg_ros.backends import open_backend, open_detector
-from anomseg_ros.backends.options import BackendOptions
+from anomseg_ros.backends.backend_options import BackendOptions
 from anomseg_ros.core.bundle import (
     CONTRACT_FILE,
     GRAPH_FILE,
@@ -27,24 +26,21 @@ from anomseg_ros.core.detector import Detector
 from anomseg_ros.core.resources import find_bundle
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import BackendError
-from anomseg_ros.export import RELATIVE_TOLERANCE, UNPOOLING_SHARE, USUAL_LOGIT, ExportConfig, export_network
+from anomseg_ros.export import ExportConfig, export_network
 from anomseg_ros.networks.checkpoints import load_checkpoint
+from anomseg_ros.parity import RELATIVE_TOLERANCE, TYPICAL_LOGIT, UNPOOLING_SHARE
 
 pytestmark = pytest.mark.slow
 
-# Not openvino itself, whose import reports itself over the network.
+# Importing openvino directly would send telemetry.
 openvino_backend = pytest.importorskip("anomseg_ros.backends.openvino", reason="needs anomseg_ros[openvino]")
 
 NETWORKS = ("erfnet", "enet", "mide_net", "bisenet_v1", "bisenet_v2")
 ONE_THREAD = BackendOptions(threads=1)
 
 
-class TestOpenVino(BackendContract):
-    name = "openvino"
-
-
 def detectors(bundle: Bundle) -> tuple[Detector, Detector]:
-    """The bundle on onnxruntime and on openvino."""
+    """Return detectors of the bundle on onnxruntime and on openvino."""
     return open_detector(bundle, "onnxruntime", ONE_THREAD), open_detector(bundle, "openvino", ONE_THREAD)
 
 
@@ -54,17 +50,15 @@ def frames() -> list[RgbImage]:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_float_graphs_of_every_network_give_what_onnxruntime_gives(
-    network: str, frames: list[RgbImage], tmp_path: Path
-) -> None:
+def test_float_outputs_equal_those_of_onnxruntime(network: str, frames: list[RgbImage], tmp_path: Path) -> None:
     reference, detector = detectors(small_bundle(network, tmp_path))
     share = UNPOOLING_SHARE if network == "enet" else 0.0
     for frame in frames[:2]:
         one, two = reference.detect(frame), detector.detect(frame)
-        # Two classes may be as good as equal in some pixels.
+        # Two classes may be nearly equal in some pixels.
         assert (one.labels != two.labels).mean() <= max(share, 1e-3)
         for name, score in one.scores.items():
-            tolerance = RELATIVE_TOLERANCE * max(USUAL_LOGIT, float(np.abs(one.scores["max_logit"]).max()))
+            tolerance = RELATIVE_TOLERANCE * max(TYPICAL_LOGIT, float(np.abs(one.scores["max_logit"]).max()))
             assert (np.abs(two.scores[name] - score) > tolerance).mean() <= share, name
 
 
@@ -75,7 +69,7 @@ def int8_erfnet(frames: list[RgbImage], tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.mark.slow
-def test_an_int8_graph_gives_nearly_what_onnxruntime_gives(int8_erfnet: Bundle, frames: list[RgbImage]) -> None:
+def test_int8_outputs_are_close_to_those_of_onnxruntime(int8_erfnet: Bundle, frames: list[RgbImage]) -> None:
     reference, detector = detectors(int8_erfnet)
     for frame in frames[4:]:
         one, two = reference.detect(frame), detector.detect(frame)
@@ -85,7 +79,7 @@ def test_an_int8_graph_gives_nearly_what_onnxruntime_gives(int8_erfnet: Bundle, 
 
 
 @pytest.mark.slow
-def test_its_layers_are_computed_in_int8(int8_erfnet: Bundle) -> None:
+def test_int8_layers_are_computed_in_int8(int8_erfnet: Bundle) -> None:
     backend = open_backend("openvino", int8_erfnet, ONE_THREAD)
     infos = [node.get_rt_info() for node in backend._compiled.get_runtime_model().get_ops()]  # type: ignore[attr-defined]
     precisions = [str(info["runtimePrecision"].value) for info in infos if info["layerType"].value == "Convolution"]
@@ -93,8 +87,8 @@ def test_its_layers_are_computed_in_int8(int8_erfnet: Bundle) -> None:
 
 
 @pytest.mark.slow
-def test_int8_unpooling_is_as_close_to_float_as_onnxruntimes(frames: list[RgbImage], tmp_path: Path) -> None:
-    # With real weights: random ones choose other maxima at every rounding.
+def test_int8_unpooling_is_as_accurate_as_onnxruntime(frames: list[RgbImage], tmp_path: Path) -> None:
+    # Trained weights, because rounding changes the maxima of random ones.
     network = load_checkpoint(find_bundle("enet-camvid") / "checkpoint.safetensors", "enet", 12)
     config = ExportConfig("enet", 12, 11, "camvid", height_px=64, width_px=128, scores=("void", "max_logit"))
     parent, _ = export_network(network, "enet", config, tmp_path / "float", Provenance())
@@ -121,14 +115,14 @@ def int8_bundle(parent: Bundle, frames: list[RgbImage], folder: Path) -> Bundle:
     return save_bundle(parent.contract, {GRAPH_FILE: folder / GRAPH_FILE}, folder / "int8")
 
 
-def test_float_stays_float(tiny_bundle: Path) -> None:
-    # OpenVINO's own choice is bfloat16 on a CPU that has it; there this fails without the setting.
+def test_float_bundle_is_computed_in_float32(tiny_bundle: Path) -> None:
+    # OpenVINO prefers bfloat16 if the CPU supports it. On such a CPU this fails without the setting.
     backend = open_backend("openvino", load_bundle(tiny_bundle))
     assert backend.requested == backend.actual == "openvino:cpu"
     assert backend._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"  # type: ignore[attr-defined]
 
 
-def test_another_precision_is_told(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_precision_is_reported(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = openvino_backend.settings
     changed = {"INFERENCE_PRECISION_HINT": "bf16"}
     monkeypatch.setattr(openvino_backend, "settings", lambda *given: ours(*given) | changed)
@@ -143,37 +137,37 @@ def test_another_precision_is_told(tiny_bundle: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_threads_are_those_asked_for(threads: int, tiny_bundle: Path) -> None:
+def test_requested_threads_are_used(threads: int, tiny_bundle: Path) -> None:
     backend = open_backend("openvino", load_bundle(tiny_bundle), BackendOptions(threads=threads))
     compiled = backend._compiled  # type: ignore[attr-defined]
     assert compiled.get_property("INFERENCE_NUM_THREADS") == threads
     assert compiled.get_property("ENABLE_CPU_PINNING") is False
 
 
-def test_scores_nobody_asks_for_are_not_compiled(tiny_bundle: Path) -> None:
+def test_only_requested_outputs_are_compiled(tiny_bundle: Path) -> None:
     detector = open_detector(tiny_bundle, "openvino", ONE_THREAD)
     frame = np.zeros((64, 128, 3), np.uint8)
 
     def computed() -> set[str]:
         compiled = detector.backend._compiled  # type: ignore[attr-defined]
-        names = {name for output in compiled.outputs for name in output.names}  # the nodes' own names among them
+        names = {name for output in compiled.outputs for name in output.names}  # includes the names of nodes
         return names & {output.name for output in detector.bundle.contract.outputs}
 
     assert computed() == {"labels", "void"}
     detector.detect(frame, ["msp"])
     assert computed() == {"labels", "msp"}
-    for scores, labels in (([], True), (["msp"], False)):  # nothing is compiled for these
+    for scores, labels in (([], True), (["msp"], False)):  # no new compilation is needed
         before = detector.backend._compiled  # type: ignore[attr-defined]
         detector.detect(frame, scores, labels=labels)
         assert detector.backend._compiled is before  # type: ignore[attr-defined]
 
 
-def test_unknown_provider(tiny_bundle: Path) -> None:
+def test_unknown_provider_is_refused(tiny_bundle: Path) -> None:
     with pytest.raises(BackendError, match="unknown openvino provider 'cuda'; known: "):
         open_detector(tiny_bundle, "openvino", BackendOptions(provider="cuda"))
 
 
-def test_a_device_that_is_not_here_is_reported_not_hidden(tiny_bundle: Path) -> None:
+def test_missing_device_falls_back_and_is_reported(tiny_bundle: Path) -> None:
     if any(name.startswith("GPU") for name in openvino_backend.ov.Core().available_devices):
         pytest.skip("this machine has a GPU that openvino runs on")
     detector = open_detector(tiny_bundle, "openvino", BackendOptions(provider="gpu"))
@@ -182,7 +176,7 @@ def test_a_device_that_is_not_here_is_reported_not_hidden(tiny_bundle: Path) -> 
     assert detector.detect(np.zeros((8, 8, 3), np.uint8)).labels is not None
 
 
-def test_a_foreign_onnx_file_is_told_apart(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_foreign_onnx_file_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     from onnx import TensorProto, helper, save
 
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, 8, 8]) for name in "xy"]
@@ -192,7 +186,7 @@ def test_a_foreign_onnx_file_is_told_apart(tiny_bundle: Path, tmp_path: Path) ->
         open_detector(with_graph(tiny_bundle, (tmp_path / "foreign.onnx").read_bytes(), tmp_path), "openvino")
 
 
-def test_an_operator_that_openvino_lacks_is_named(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_unsupported_operator_error_names_it(tiny_bundle: Path, tmp_path: Path) -> None:
     from onnx import load_model_from_string
 
     model = load_model_from_string((tiny_bundle / GRAPH_FILE).read_bytes())
@@ -201,7 +195,7 @@ def test_an_operator_that_openvino_lacks_is_named(tiny_bundle: Path, tmp_path: P
         open_detector(with_graph(tiny_bundle, model.SerializeToString(), tmp_path), "openvino")
 
 
-def test_a_graph_that_is_cut_short(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_truncated_graph_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     whole = (tiny_bundle / GRAPH_FILE).read_bytes()
     with pytest.raises(BackendError, match=r"model\.onnx cannot be loaded by openvino"):
         open_detector(with_graph(tiny_bundle, whole[: len(whole) // 2], tmp_path), "openvino")
@@ -217,8 +211,8 @@ def with_graph(source: Path, graph: bytes, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(("module", "reports"), [("openvino", True), ("anomseg_ros.backends.openvino", False)])
-def test_the_import_reports_nothing(module: str, reports: bool, tmp_path: Path) -> None:
-    # A telemetry package that only leaves a sign; the first case shows that the real one would be called.
+def test_import_sends_no_telemetry(module: str, reports: bool, tmp_path: Path) -> None:
+    # A fake telemetry package that writes a file. The first case shows that openvino imports it.
     package = tmp_path / "openvino_telemetry"
     (package / "backend").mkdir(parents=True)
     (package / "__init__.py").write_text("open(__file__ + '.sign', 'w').close()\nraise ImportError\n")
@@ -227,10 +221,10 @@ def test_the_import_reports_nothing(module: str, reports: bool, tmp_path: Path) 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (package / "__init__.py.sign").exists() == reports
-    assert "openvino" not in done.stdout  # what was left out meanwhile can be imported afterwards
+    assert "openvino" not in done.stdout  # the hidden package can be imported afterwards
 
 
-def test_a_missing_package_is_named_with_its_remedy(tiny_bundle: Path) -> None:
+def test_missing_package_error_states_the_remedy(tiny_bundle: Path) -> None:
     code = (
         "import sys; sys.modules['openvino'] = None; from anomseg_ros import cli; "
         f"sys.exit(cli.main(['run', {str(tiny_bundle)!r}, '.', '--backend', 'openvino', '--output', 'never']))"

@@ -1,26 +1,23 @@
-"""The torch backend: the contract of all, and what it says it runs on. What it refuses: test_torch_archive.py."""
+"""The torch backend: outputs and reported engine. test_torch_archive.py tests the files that it refuses."""
 
 from __future__ import annotations
 
 import shutil
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from backend_contract import BackendContract
+from fitted_networks import fit_on_noise
 
 from anomseg_ros.backends import open_backend, open_detector
 from anomseg_ros.backends import torch as torch_backend
-from anomseg_ros.backends.options import BackendOptions
+from anomseg_ros.backends.backend_options import BackendOptions
 from anomseg_ros.compression.quantize_torch import save_program
 from anomseg_ros.compression.reexport import export_config_of
 from anomseg_ros.core.bundle import CONTRACT_FILE, GRAPH_FILE, TORCH_FILE, Bundle, load_bundle, save_bundle, sha256_of
-from anomseg_ros.core.detector import Backend
 from anomseg_ros.errors import BackendError, BundleError
-from anomseg_ros.export import DetectorGraph
 from anomseg_ros.networks import build_network
 
 pytestmark = pytest.mark.slow
@@ -28,33 +25,7 @@ pytestmark = pytest.mark.slow
 EAGER = BackendOptions(provider="eager")
 
 
-@pytest.fixture(scope="module")
-def torch_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The tiny bundle's network as a program of torch alone, in float."""
-    parent = load_bundle(tiny_bundle)
-    torch.manual_seed(0)
-    graph = DetectorGraph(build_network("mide_net", 20).eval(), export_config_of(parent.contract)).eval()
-    folder = tmp_path_factory.mktemp("torch")
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        program = torch.export.export(graph, (torch.zeros((1, 64, 128, 3), dtype=torch.uint8),))
-    path = save_program(program, folder / TORCH_FILE)
-    return save_bundle(parent.contract, {TORCH_FILE: path}, folder / "bundle")
-
-
-class TestTorch(BackendContract):
-    name = "torch"
-    program_file = TORCH_FILE
-
-    def open(self, bundle: Bundle, **options: object) -> Backend:
-        return super().open(bundle, **{"provider": "eager", **options})
-
-    @pytest.fixture()
-    def bundle(self, torch_bundle: Bundle) -> Bundle:
-        return torch_bundle
-
-
-def test_it_computes_what_the_graph_does(tiny_bundle: Path, torch_bundle: Bundle) -> None:
+def test_program_equals_the_graph(tiny_bundle: Path, torch_bundle: Bundle) -> None:
     frame = np.random.default_rng(0).integers(0, 256, (64, 128, 3), dtype=np.uint8)
     one, two = open_detector(tiny_bundle).detect(frame), open_detector(torch_bundle, "torch", EAGER).detect(frame)
     assert (one.labels == two.labels).mean() > 0.999
@@ -62,19 +33,21 @@ def test_it_computes_what_the_graph_does(tiny_bundle: Path, torch_bundle: Bundle
         np.testing.assert_allclose(two.scores[name], score, atol=1e-3)
 
 
-def test_each_backend_names_the_other(tiny_bundle: Path, torch_bundle: Bundle) -> None:
+def test_error_names_the_backend_that_can_run_the_bundle(tiny_bundle: Path, torch_bundle: Bundle) -> None:
     with pytest.raises(BundleError, match=r"has no model\.onnx: run it with --backend torch"):
         open_backend("onnxruntime", torch_bundle)
     with pytest.raises(BundleError, match=r"has no model\.pt2: run it with --backend onnxruntime"):
         open_backend("torch", load_bundle(tiny_bundle))
 
 
-def test_the_program_is_the_bundles_identity(tiny_bundle: Path, torch_bundle: Bundle) -> None:
+def test_program_digest_identifies_the_bundle(tiny_bundle: Path, torch_bundle: Bundle) -> None:
     assert torch_bundle.contract.program_sha256 == sha256_of(torch_bundle.directory / TORCH_FILE)
     assert load_bundle(tiny_bundle).contract.program_sha256 == sha256_of(tiny_bundle / GRAPH_FILE)
 
 
-def test_without_a_compiler_it_says_so(torch_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_compiler_falls_back_to_eager_and_is_reported(
+    torch_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch_backend, "compiler_works", lambda: False)
     detector = open_detector(torch_bundle, "torch")
     assert detector.backend.requested == "torch:inductor"
@@ -82,19 +55,19 @@ def test_without_a_compiler_it_says_so(torch_bundle: Bundle, monkeypatch: pytest
     assert detector.detect(np.zeros((64, 128, 3), np.uint8)).labels is not None
 
 
-def test_unknown_provider(torch_bundle: Bundle) -> None:
+def test_unknown_provider_is_refused(torch_bundle: Bundle) -> None:
     with pytest.raises(BackendError, match=r"unknown torch provider 'cuda'; known: .*eager"):
         open_backend("torch", torch_bundle, BackendOptions(provider="cuda"))
 
 
-def test_a_program_of_another_size(torch_bundle: Bundle, tmp_path: Path) -> None:
+def test_program_of_another_size_is_refused(torch_bundle: Bundle, tmp_path: Path) -> None:
     wrong = replace(torch_bundle.contract, input=replace(torch_bundle.contract.input, height_px=65))
     bundle = save_bundle(wrong, {TORCH_FILE: torch_bundle.directory / TORCH_FILE}, tmp_path / "wrong")
     with pytest.raises(BackendError, match=r"model\.pt2 is not the program that bundle\.yaml describes"):
         open_backend("torch", bundle, EAGER)
 
 
-def test_a_changed_program_and_a_missing_one(torch_bundle: Bundle, tmp_path: Path) -> None:
+def test_changed_or_missing_program_is_refused(torch_bundle: Bundle, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(torch_bundle.directory, tmp_path / "copy"))
     content = (copy / TORCH_FILE).read_bytes()
     (copy / TORCH_FILE).write_bytes(content[: len(content) // 2])
@@ -110,7 +83,7 @@ def test_a_changed_program_and_a_missing_one(torch_bundle: Bundle, tmp_path: Pat
         load_bundle(copy)
 
 
-def test_outputs_nobody_asks_for_are_not_computed(torch_bundle: Bundle) -> None:
+def test_only_requested_outputs_are_computed(torch_bundle: Bundle) -> None:
     backend = open_backend("torch", torch_bundle, EAGER)
     tensor = np.zeros((1, 64, 128, 3), np.uint8)
     backend.run(tensor, ["labels", "msp"])
@@ -123,7 +96,7 @@ def test_outputs_nobody_asks_for_are_not_computed(torch_bundle: Bundle) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_int8_computes_what_eager_does_with_int8_kernels(
+def test_compiled_int8_equals_eager_and_uses_int8_kernels(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from small_bundles import street_frames
@@ -136,6 +109,7 @@ def test_compiled_int8_computes_what_eager_does_with_int8_kernels(
     contract = load_bundle(tiny_bundle).contract
     torch.manual_seed(0)
     network = build_network("mide_net", 20).eval()
+    fit_on_noise(network, export_config_of(contract))
     frames = street_frames(3)
     tensors = [frame[np.newaxis] for frame in frames]
     config = TorchQuantizeConfig("fx")

@@ -25,7 +25,7 @@ def encoded(suffix: str, pixels: np.ndarray) -> SimpleNamespace:
     return SimpleNamespace(format=suffix, data=cv2.imencode(f".{suffix}", pixels)[1])
 
 
-def test_labels_raw_and_as_png() -> None:
+def test_labels_are_read_from_raw_and_png() -> None:
     np.testing.assert_array_equal(labels_from_message(raw(MASK, "mono8")), MASK)
     np.testing.assert_array_equal(labels_from_message(encoded("png", MASK)), MASK)
 
@@ -39,12 +39,12 @@ def test_labels_raw_and_as_png() -> None:
         raw(np.dstack([MASK] * 3), "rgb8"),
     ],
 )
-def test_labels_that_are_not_one_lossless_byte_are_refused(message: SimpleNamespace) -> None:
+def test_labels_not_lossless_single_channel_are_refused(message: SimpleNamespace) -> None:
     with pytest.raises(FrameError, match=r"expected PNG|cannot be read as one channel|one-channel Image"):
         labels_from_message(message)
 
 
-def test_scores_are_float() -> None:
+def test_scores_are_read_from_32fc1_only() -> None:
     scores = RANDOM.normal(size=(6, 9)).astype(np.float32)
     np.testing.assert_array_equal(scores_from_message(raw(scores, "32FC1")), scores)
     for message in (raw(MASK, "mono8"), encoded("png", MASK)):
@@ -52,7 +52,7 @@ def test_scores_are_float() -> None:
             scores_from_message(message)
 
 
-def test_frames_raw_and_compressed() -> None:
+def test_frames_are_read_from_raw_and_compressed() -> None:
     rgb = RANDOM.integers(0, 256, (6, 9, 3), np.uint8)
     np.testing.assert_array_equal(frame_from_message(raw(rgb[..., ::-1], "bgr8")), rgb)
     np.testing.assert_array_equal(frame_from_message(encoded("png", rgb[..., ::-1])), rgb)

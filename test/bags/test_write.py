@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -9,10 +11,12 @@ import pytest
 
 pytest.importorskip("rosbags", reason="needs the rosbags library: pip install '.[bags]'")
 
+from anomseg_ros.bags.encoded_image import EncodedImage
+from anomseg_ros.bags.pinhole_camera import PinholeCamera
 from anomseg_ros.bags.pixels import frame_from_message
 from anomseg_ros.bags.read import camera_topic, image_topics, open_bag, read_images
-from anomseg_ros.bags.write import BagWriter, EncodedImage, PinholeCamera, write_image_bag, write_labelled_frames
-from anomseg_ros.errors import BagError
+from anomseg_ros.bags.write import BagWriter, write_image_bag, write_labelled_frames
+from anomseg_ros.errors import BagError, OutputError
 
 RANDOM = np.random.default_rng(3)
 
@@ -32,12 +36,12 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def pixels(message: object) -> np.ndarray:
+def pixels(message: Any) -> np.ndarray:
     return np.asarray(message.data).reshape(message.height, message.width, 3)
 
 
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
-def test_frames_come_back_in_natural_order_with_their_stamps(folder: Path, tmp_path: Path, storage: str) -> None:
+def test_images_are_written_in_natural_order_with_stamps(folder: Path, tmp_path: Path, storage: str) -> None:
     output = tmp_path / "deep" / "bag"
     calls: list[tuple[int, int]] = []
     written = write_image_bag(
@@ -47,7 +51,7 @@ def test_frames_come_back_in_natural_order_with_their_stamps(folder: Path, tmp_p
         storage=storage,
         frame_id="front",
         start_time_s=1000.5,
-        progress=lambda done, total: calls.append((done, total)),
+        progress=lambda _, done, total: calls.append((done, total)),
     )
     assert written == 4 and calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert {path.suffix for path in output.iterdir()} == {".yaml", ".mcap" if storage == "mcap" else ".db3"}
@@ -61,7 +65,7 @@ def test_frames_come_back_in_natural_order_with_their_stamps(folder: Path, tmp_p
     assert list(tmp_path.rglob("*.partial")) == []
 
 
-def test_camera_info_has_the_stamp_size_and_field_of_view_of_its_frame(folder: Path, tmp_path: Path) -> None:
+def test_camera_info_matches_stamp_size_and_field_of_view(folder: Path, tmp_path: Path) -> None:
     write_image_bag(folder, tmp_path / "bag", 10.0, fov_deg=90.0, topic="/car/front/image", start_time_s=5.0)
     with open_bag(tmp_path / "bag") as bag:
         infos = [bag.deserialize(record) for record in bag.raw_messages(["/car/front/camera_info"])]
@@ -75,7 +79,7 @@ def test_camera_info_has_the_stamp_size_and_field_of_view_of_its_frame(folder: P
         assert len(info.d) == 5 and not info.d.any() and info.distortion_model == "plumb_bob"
 
 
-def test_compressed_bag_holds_the_files_themselves(folder: Path, tmp_path: Path) -> None:
+def test_compressed_bag_holds_original_file_bytes(folder: Path, tmp_path: Path) -> None:
     write_image_bag(folder, tmp_path / "bag", 10.0, compressed=True)
     with open_bag(tmp_path / "bag") as bag:
         assert [tuple(topic) for topic in image_topics(bag)] == [
@@ -89,7 +93,7 @@ def test_compressed_bag_holds_the_files_themselves(folder: Path, tmp_path: Path)
     np.testing.assert_array_equal(cv2.imdecode(messages[2].data, cv2.IMREAD_COLOR), webp)
 
 
-def test_writer_takes_labels_and_a_camera(tmp_path: Path) -> None:
+def test_writer_stores_labels_and_camera_info(tmp_path: Path) -> None:
     rgb, labels = frame(), RANDOM.integers(0, 20, (12, 20), np.uint8)
     camera = PinholeCamera(20, 12, 30.0, 31.0, 9.0, 5.0, (0.1, 0.0, 0.0, 0.0, 0.0))
     with BagWriter(tmp_path / "bag") as writer:
@@ -106,7 +110,7 @@ def test_writer_takes_labels_and_a_camera(tmp_path: Path) -> None:
         assert (info.k[0], info.k[4], info.k[2], info.k[5], info.d[0]) == (30.0, 31.0, 9.0, 5.0, 0.1)
 
 
-def test_array_in_a_compressed_bag_becomes_a_jpeg(tmp_path: Path) -> None:
+def test_array_in_compressed_bag_is_encoded_as_jpeg(tmp_path: Path) -> None:
     y, x = np.mgrid[:32, :48]
     rgb = np.stack([x * 5, y * 7, x + y], axis=-1).astype(np.uint8)
     with BagWriter(tmp_path / "bag", compressed=True) as writer:
@@ -118,7 +122,7 @@ def test_array_in_a_compressed_bag_becomes_a_jpeg(tmp_path: Path) -> None:
     assert np.abs(read.astype(int) - rgb).mean() < 3
 
 
-def test_nothing_is_left_after_an_error(folder: Path, tmp_path: Path) -> None:
+def test_failed_write_leaves_no_files(folder: Path, tmp_path: Path) -> None:
     (folder / "frame4.jpg").write_bytes((folder / "frame1.jpg").read_bytes()[:-20])
     with pytest.raises(BagError, match=r"frame4\.jpg.*truncated JPEG"):
         write_image_bag(folder, tmp_path / "bag", 10.0)
@@ -128,7 +132,7 @@ def test_nothing_is_left_after_an_error(folder: Path, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"images"}
 
 
-def test_overwriting_is_asked_for_and_spares_what_is_no_bag(folder: Path, tmp_path: Path) -> None:
+def test_overwrite_is_required_and_refused_for_other_folders(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "bag"
     write_image_bag(folder, output, 10.0)
     before = (output / "bag.mcap").read_bytes()
@@ -157,15 +161,15 @@ def test_overwriting_is_asked_for_and_spares_what_is_no_bag(folder: Path, tmp_pa
         ({"images": []}, "no images"),
     ],
 )
-def test_wrong_options_say_what_was_expected(
-    folder: Path, tmp_path: Path, options: dict[str, object], text: str
+def test_wrong_option_error_says_what_is_expected(
+    folder: Path, tmp_path: Path, options: dict[str, Any], text: str
 ) -> None:
     with pytest.raises(BagError, match=text):
         write_image_bag(**{"images": folder, "output": tmp_path / "bag", "rate_hz": 1.0, **options})
     assert not (tmp_path / "bag").exists()
 
 
-def test_folder_without_images(tmp_path: Path) -> None:
+def test_folder_without_images_is_refused(tmp_path: Path) -> None:
     for folder, text in ((tmp_path, "holds no image"), (tmp_path / "absent", "not a folder")):
         with pytest.raises(BagError, match=text):
             write_image_bag(folder, tmp_path / "bag", 1.0)
@@ -181,7 +185,7 @@ def test_wrong_arrays_are_refused(tmp_path: Path) -> None:
             writer.write_frame(1, EncodedImage(b"", "jpeg", 2, 2))
 
 
-def test_command_writes_what_its_options_say(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_options_are_applied(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from anomseg_ros.commands.bag_write import main
 
     output = tmp_path / "bag"
@@ -200,7 +204,7 @@ def test_command_writes_what_its_options_say(folder: Path, tmp_path: Path, capsy
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_ground_truth_has_the_stamps_and_frame_ids_of_its_image(tmp_path: Path, compressed: bool) -> None:
+def test_ground_truth_shares_stamp_and_frame_id_of_image(tmp_path: Path, compressed: bool) -> None:
     class Labelled(NamedTuple):
         image: np.ndarray
         labels: np.ndarray | None
@@ -224,10 +228,58 @@ def test_ground_truth_has_the_stamps_and_frame_ids_of_its_image(tmp_path: Path, 
         np.testing.assert_array_equal(frame_from_message(record.message), written.image)
 
 
-def test_ground_truth_of_a_wrong_kind_is_refused(tmp_path: Path) -> None:
+def test_ground_truth_with_wrong_shape_is_refused(tmp_path: Path) -> None:
     with (
         pytest.raises(BagError, match=r"anomaly of shape \(2, 2\) and dtype float64"),
         BagWriter(tmp_path / "bag") as writer,
     ):
-        writer.write_frame(0, frame(), anomaly=np.zeros((2, 2)))
+        writer.write_frame(0, frame(), anomaly=np.zeros((2, 2)))  # type: ignore[arg-type]
     assert not (tmp_path / "bag").exists()
+
+
+@pytest.mark.parametrize("start_s", [-5.0, float("nan"), 1e12, 1e300])
+def test_start_time_out_of_range_is_refused(start_s: float, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(BagError, match=r"start time of .* s; stamps range from 0 to 2147483647 s after 1970"):
+        write_image_bag(folder, tmp_path / "bag", 10, start_time_s=start_s)
+
+
+def test_stamp_out_of_range_is_refused_and_leaves_no_files(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(BagError, match=r"at 1e-12 Hz frame 1 is 1e\+12 s after the first; .*: give a higher rate"):
+        write_image_bag(folder, tmp_path / "bags" / "bag", 1e-12)
+    assert list((tmp_path / "bags").iterdir()) == []
+
+
+@pytest.mark.parametrize(("storage", "name"), [("sqlite3", "drive#2"), ("sqlite3", "100%"), ("mcap", "fahrt \udcfc")])
+def test_impossible_bag_names_are_refused(storage: str, name: str, tmp_path: Path) -> None:
+    with pytest.raises(BagError, match=r"choose (mcap|another name)"):
+        BagWriter(tmp_path / name, storage=storage)
+
+
+def test_unwritable_output_path_is_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a_file").write_text("")
+    with pytest.raises(OutputError, match=r"cannot write '.*a_file/bag': Not a directory"):
+        write_image_bag(folder, tmp_path / "a_file" / "bag", 10)
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_full_disk_gives_one_error_and_leaves_no_files(storage: str, tmp_path: Path) -> None:
+    code = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from anomseg_ros.bags.write import BagWriter
+from anomseg_ros.errors import BagError, OutputError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
+try:
+    with BagWriter(Path(sys.argv[1]), storage=sys.argv[2]) as bag:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+        for number in range(10):
+            bag.write_frame(number, noise)
+except BagError as error:
+    print(error)
+"""
+    words = [sys.executable, "-c", code, str(tmp_path / "bag"), storage]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.stdout.startswith(f"cannot write the bag '{tmp_path / 'bag'}': ") and done.stderr == ""
+    assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""The picture: well-formed, complete, and with the right front."""
+"""The chart is well-formed and complete and has the right Pareto front."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from anomseg_ros.bench.chart import Goal, pareto_chart, pareto_front
-from anomseg_ros.bench.results import FORMAT_VERSION, Accuracy, BenchReport, Entry
+from anomseg_ros.bench.figures import FORMAT_VERSION, Accuracy, BenchReport, Entry
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -31,7 +31,7 @@ ENTRIES = (
 )
 
 
-def drawn(entries: tuple[Entry, ...], **options: object) -> ElementTree.Element:
+def draw_chart(entries: tuple[Entry, ...], **options: object) -> ElementTree.Element:
     report = BenchReport(FORMAT_VERSION, entries, machine={"cpu": "A & B <1>", "cores": 2})
     return ElementTree.fromstring(pareto_chart(report, **options))  # type: ignore[arg-type]
 
@@ -40,8 +40,8 @@ def titles(root: ElementTree.Element) -> list[str]:
     return [group.get("data-entry", "") for group in root.iter(f"{SVG}g") if group.get("data-entry")]
 
 
-def test_every_candidate_is_drawn_and_listed() -> None:
-    root = drawn(ENTRIES)
+def test_chart_draws_and_lists_every_candidate() -> None:
+    root = draw_chart(ENTRIES)
     assert titles(root) == [one.title for one in ENTRIES]
     said = [node.text for node in root.iter(f"{SVG}text")]
     for one in ENTRIES:
@@ -49,52 +49,52 @@ def test_every_candidate_is_drawn_and_listed() -> None:
     assert "30.00 %" in said and "measured on A & B <1>, 2 core(s)" in said
 
 
-def test_the_front_is_what_nothing_beats() -> None:
+def test_pareto_front_has_the_undominated_candidates() -> None:
     assert [one.name for one in pareto_front(ENTRIES[:3])] == ["fast", "good <b>&"]
     same = (entry("slower, 1", 12, 0.1), entry("faster, 1", 10, 0.1))
     assert [one.name for one in pareto_front(same)] == ["faster"]
 
 
-def test_a_low_false_positive_rate_is_good() -> None:
+def test_pareto_front_minimises_the_false_positive_rate() -> None:
     front = pareto_front([entry("a", 10, 0.2, "fpr95"), entry("b", 20, 0.5, "fpr95"), entry("c", 30, 0.1, "fpr95")])
     assert [one.name for one in front] == ["a", "c"]
 
 
-def test_published_points_are_hollow_and_of_the_same_dataset_only() -> None:
+def test_published_points_are_of_the_same_dataset() -> None:
     def published(root: ElementTree.Element) -> list[ElementTree.Element]:
         return [group for group in root.iter(f"{SVG}g") if group.get("data-published")]
 
-    assert len(published(drawn(ENTRIES))) == 27
-    for group in published(drawn(ENTRIES)):
+    assert len(published(draw_chart(ENTRIES))) == 27
+    for group in published(draw_chart(ENTRIES)):
         said = group.findtext(f"{SVG}title") or ""
         assert group.get("class") == "published" and said.startswith("published: ")
-    assert published(drawn(ENTRIES, published=False)) == []
-    assert published(drawn((entry("a", 10, 0.4, "miou"),))) == []
+    assert published(draw_chart(ENTRIES, published=False)) == []
+    assert published(draw_chart((entry("a", 10, 0.4, "miou"),))) == []
 
 
-def test_without_any_accuracy_the_times_are_drawn() -> None:
-    root = drawn((entry("a", 10, None), entry("b", 10, None)))
+def test_candidates_without_accuracy_are_drawn() -> None:
+    root = draw_chart((entry("a", 10, None), entry("b", 10, None)))
     assert titles(root) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
     "goal", [Goal(max_latency_ms=25.0, chosen="fast, 1 thread", percentile="p95"), Goal(min_accuracy=0.2)]
 )
-def test_a_goal_is_a_line(goal: Goal) -> None:
-    root = drawn(ENTRIES, goal=goal)
+def test_goal_is_drawn_as_a_line(goal: Goal) -> None:
+    root = draw_chart(ENTRIES, goal=goal)
     assert len([line for line in root.iter(f"{SVG}line") if line.get("class") == "limit"]) == 1
     chosen = [ring for ring in root.iter(f"{SVG}circle") if ring.get("class") == "chosen"]
     assert bool(chosen) == (goal.chosen is not None)
 
 
-def test_points_stay_inside_the_picture() -> None:
-    root = drawn((*ENTRIES, entry("slow", 9000, 0.9)))
+def test_points_are_inside_the_chart() -> None:
+    root = draw_chart((*ENTRIES, entry("slow", 9000, 0.9)))
     width, height = float(root.get("width", 0)), float(root.get("height", 0))
     for circle in root.iter(f"{SVG}circle"):
         assert 0 < float(circle.get("cx", -1)) < width and 0 < float(circle.get("cy", -1)) < height
 
 
-def test_it_asks_for_nothing_from_outside_and_has_dark_colours() -> None:
+def test_chart_is_self_contained_and_has_dark_colours() -> None:
     document = pareto_chart(BenchReport(FORMAT_VERSION, ENTRIES))
     assert "prefers-color-scheme: dark" in document
     assert document.count("http") == 1 and "href" not in document and "url(" not in document

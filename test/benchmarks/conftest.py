@@ -1,4 +1,4 @@
-"""The benchmarks are scripts that import one another from their own folder."""
+"""Makes benchmarks/ importable: the benchmarks are scripts that import each other from their folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The record: a small bundle through the whole benchmark, its parts kept, and the page and picture of the rows."""
+"""benchmarks/road_anomaly.py: a small bundle through the whole benchmark, its stored parts, the page and the chart."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ import road_anomaly
 from flat_dataset import write_flat_dataset
 from road_anomaly_table import as_markdown, chart
 
-from anomseg_ros.bench.results import FORMAT_VERSION, BenchReport, Entry
-from anomseg_ros.core.bundle import Bundle, ThresholdTable, load_bundle, save_bundle
+from anomseg_ros.bench.figures import FORMAT_VERSION, BenchReport, Entry
+from anomseg_ros.core.bundle import Bundle, load_bundle, save_bundle
+from anomseg_ros.core.thresholds import ThresholdTable
 from anomseg_ros.evaluation.evaluate import Request, evaluate
 
 SETS = ["road_anomaly_21", "fs_static", "camvid"]
 
 
 def copy_of(bundle: Bundle, output: Path, **changes: Any) -> Path:
-    """Return a copy of a bundle with other words in its contract, and with a digest of its own."""
+    """Return a copy of a bundle with changes in its contract and another digest."""
     graph = onnx.load(bundle.graph_path)
     graph.doc_string = output.name
     changed = output.with_suffix(".onnx")
@@ -35,7 +36,7 @@ def copy_of(bundle: Bundle, output: Path, **changes: Any) -> Path:
 
 @pytest.fixture
 def datasets(tmp_path: Path) -> list[str]:
-    """An anomaly set, and a frame of CamVid."""
+    """An anomaly set and a frame of CamVid, both of noise."""
     for folder in ("val", "valannot"):
         (tmp_path / "camvid" / folder).mkdir(parents=True)
     generator = np.random.default_rng(3)
@@ -44,7 +45,8 @@ def datasets(tmp_path: Path) -> list[str]:
     return [write_flat_dataset(tmp_path / "flat", frames=3), f"camvid={tmp_path / 'camvid'}:val"]
 
 
-def test_a_bundle_is_measured_once_and_written_down(
+@pytest.mark.slow
+def test_bundle_is_measured_once_and_reported(
     tiny_bundle: Path, datasets: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("DATA", "WEIGHTS"):
@@ -88,20 +90,20 @@ def test_a_bundle_is_measured_once_and_written_down(
         road_anomaly.main()
 
 
-def test_a_set_that_cannot_be_measured_is_said(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_failed_measurement_is_an_error_in_the_row(tiny_bundle: Path, tmp_path: Path) -> None:
     bundle = load_bundle(tiny_bundle)
     model = road_anomaly.Model("tiny", "ours", (bundle,))
     nowhere = {"fs_static": f"fs_static={tmp_path}"}
-    row = road_anomaly.row_of(model, bundle, nowhere, tmp_path / "work", None, lambda what, done, total: None)
+    row = road_anomaly.measure_row(model, bundle, nowhere, tmp_path / "work", None, lambda what, done, total: None)
     assert row["sets"] == {} and "fs_static" in row["errors"][0]
 
 
-def test_an_int8_bundle_stands_behind_its_parent(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_int8_bundle_is_listed_after_its_parent(tiny_bundle: Path, tmp_path: Path) -> None:
     whole = load_bundle(tiny_bundle)
     parent = {"parent": {"name": "tiny", "sha256": whole.contract.program_sha256}}
     int8 = copy_of(whole, tmp_path / "int8", precision="int8", compression=parent)
     orphan = copy_of(whole, tmp_path / "orphan", name="orphan", compression={"parent": {"sha256": "f" * 64}})
-    models = road_anomaly.ours([int8, orphan, tiny_bundle, tiny_bundle])
+    models = road_anomaly.our_models([int8, orphan, tiny_bundle, tiny_bundle])
     assert [[b.directory.name for b in model.bundles] for model in models] == [["orphan"], ["tiny", "int8"]]
 
 
@@ -109,7 +111,7 @@ def test_an_int8_bundle_stands_behind_its_parent(tiny_bundle: Path, tmp_path: Pa
     ("words", "said"),
     [(["--dataset", "cityscapes=/x"], "expected NAME=PATH with a name of"), (["--only", "nobody"], "known: ")],
 )
-def test_wrong_words_are_refused(words: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_arguments_are_refused(words: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["road_anomaly.py", *words])
     with pytest.raises(SystemExit, match=said):
         road_anomaly.main()
@@ -139,7 +141,7 @@ def row(name: str, **more: Any) -> dict[str, Any]:
     return base | more
 
 
-def test_the_page_has_ours_and_the_papers_rows() -> None:
+def test_page_has_our_rows_and_those_of_papers() -> None:
     bare = row("bare", precision="int8", sets={"fs_static": {"auprc": 0.1, "fpr95": 0.2}}, times={}, miou=None)
     result = {"rows": [row("net"), bare], "sets": SETS, "frames_timed": (720, 1280), "threads": 0, "target_fpr": 0.01}
     page = as_markdown({**result, "missing": {"X": "not there"}}, {"cpu": "A chip", "cores": 2})
@@ -158,7 +160,7 @@ def test_the_page_has_ours_and_the_papers_rows() -> None:
     assert all(width in (13, 8, 10, 5) for width in widths)
 
 
-def test_the_picture_has_each_bundle_on_its_faster_backend() -> None:
+def test_chart_shows_each_bundle_on_its_faster_backend() -> None:
     def entry(backend: str, latency_ms: float) -> Entry:
         times = {"p50": latency_ms, "p95": latency_ms, "p99": latency_ms}
         return Entry(
@@ -171,6 +173,6 @@ def test_the_picture_has_each_bundle_on_its_faster_backend() -> None:
     assert [group.get("data-entry") for group in groups] == ["net, openvino, 64x128"]
     said = groups[0].find("{http://www.w3.org/2000/svg}title")
     assert said is not None and said.text is not None and "AuPRC 37.50 %" in said.text
-    # The papers' points are means over the same sets.
+    # The points of the papers are means over the same sets.
     published = [group for group in root.iter() if group.get("data-published") == "MiDE-Net"]
     assert len(published) == 1

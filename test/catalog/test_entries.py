@@ -13,7 +13,7 @@ from anomseg_ros.errors import ConfigError
 
 
 def plain_entry(**changes: object) -> dict[str, object]:
-    """The plain data of a valid entry, with changes."""
+    """Return the plain data of a valid entry with changes."""
     entry = CatalogEntry(
         name="tiny",
         network="erfnet",
@@ -38,7 +38,7 @@ def write_catalog(path: Path, *entries: dict[str, object]) -> Path:
     return path
 
 
-def test_the_shipped_catalog_fits_the_networks_of_this_package() -> None:
+def test_shipped_catalog_agrees_with_the_layouts() -> None:
     from anomseg_ros.networks.layouts import LAYOUTS
 
     layouts = {(layout.network, layout.name): layout for layout in LAYOUTS}
@@ -59,8 +59,8 @@ def test_the_shipped_catalog_fits_the_networks_of_this_package() -> None:
         assert entry.licence.url.startswith("https://") and entry.miou is not None
 
 
-def test_every_export_command_is_one_that_export_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Up to the missing checkpoint: options, label set and score names are checked before it is opened."""
+def test_export_commands_of_all_entries_are_valid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command fails at the missing checkpoint, which it opens after checking options, label set and scores."""
     import shlex
 
     from anomseg_ros import cli
@@ -90,13 +90,13 @@ def test_every_export_command_is_one_that_export_takes(tmp_path: Path, capsys: p
         ({"licence": "MIT"}, "licence: expected a mapping"),
     ],
 )
-def test_mistakes_are_named(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+def test_invalid_entry_error_names_the_key(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError) as raised:
         load_catalog(write_catalog(tmp_path / "catalog.yaml", plain_entry(**changes)))
     assert message in str(raised.value) and str(tmp_path / "catalog.yaml") in str(raised.value)
 
 
-def test_doubles_newer_formats_and_broken_files_are_refused(tmp_path: Path) -> None:
+def test_duplicates_newer_formats_and_invalid_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "catalog.yaml"
     with pytest.raises(ConfigError, match="name 'tiny' is there twice"):
         load_catalog(write_catalog(path, plain_entry(), plain_entry(file="other.pth")))
@@ -112,6 +112,6 @@ def test_doubles_newer_formats_and_broken_files_are_refused(tmp_path: Path) -> N
         load_catalog(tmp_path / "missing.yaml")
 
 
-def test_an_unknown_name_lists_the_closest_first() -> None:
+def test_unknown_name_error_suggests_the_closest() -> None:
     with pytest.raises(ConfigError, match="unknown checkpoint 'enet-cityscape'; known: enet-cityscapes, "):
         load_catalog().find("enet-cityscape")

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from file_server import FileServer, running
@@ -51,25 +52,24 @@ def entry(server: FileServer) -> CatalogEntry:
     ("known", "against"),
     [({"sha256": SHA256}, "the sha256 of the catalog"), ({"git_blob_sha1": GIT_ID}, "the git blob id of the catalog")],
 )
-def test_a_published_digest_is_compared(
-    entry: CatalogEntry, tmp_path: Path, known: dict[str, str], against: str
-) -> None:
+def test_published_digest_is_checked(entry: CatalogEntry, tmp_path: Path, known: dict[str, Any], against: str) -> None:
     fetched = fetch(replace(entry, **known), tmp_path, rules=QUICK)
     assert fetched.checked_against == against and fetched.sha256 == SHA256 and fetched.new
     assert fetched.path.read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize(("kind", "length", "actual"), [("sha256", 64, SHA256), ("git_blob_sha1", 40, GIT_ID)])
-def test_another_file_is_removed_and_both_digests_are_named(
+def test_file_with_a_wrong_digest_is_removed(
     entry: CatalogEntry, tmp_path: Path, kind: str, length: int, actual: str
 ) -> None:
+    changed: dict[str, Any] = {kind: "0" * length}
     with pytest.raises(DownloadError) as raised:
-        fetch(replace(entry, **{kind: "0" * length}), tmp_path, rules=QUICK)
+        fetch(replace(entry, **changed), tmp_path, rules=QUICK)
     assert "0" * length in str(raised.value) and f"got {actual}" in str(raised.value)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_digest_that_nobody_publishes_is_recorded_and_compared_later(
+def test_unpublished_digest_is_recorded_and_checked_later(
     entry: CatalogEntry, server: FileServer, tmp_path: Path
 ) -> None:
     first = fetch(entry, tmp_path, rules=QUICK)
@@ -87,7 +87,7 @@ def test_a_digest_that_nobody_publishes_is_recorded_and_compared_later(
     assert "recorded" in fetch(entry, tmp_path, rules=QUICK).checked_against
 
 
-def test_what_is_there_already_is_only_verified(entry: CatalogEntry, server: FileServer, tmp_path: Path) -> None:
+def test_existing_file_is_only_verified(entry: CatalogEntry, server: FileServer, tmp_path: Path) -> None:
     fetch(entry, tmp_path, rules=QUICK)
     again = fetch(entry, tmp_path, rules=QUICK)
     assert not again.new and len(server.requests) == 1
@@ -97,7 +97,7 @@ def test_what_is_there_already_is_only_verified(entry: CatalogEntry, server: Fil
     assert len(server.requests) == 1 and again.path.read_bytes() == b"changed"
 
 
-def test_a_file_that_nothing_vouches_for_is_refused(entry: CatalogEntry, tmp_path: Path) -> None:
+def test_file_without_a_digest_or_record_is_refused(entry: CatalogEntry, tmp_path: Path) -> None:
     (tmp_path / "tiny.pth").write_bytes(CONTENT)
     with pytest.raises(CheckpointError, match="nothing to compare it with"):
         fetch(entry, tmp_path, rules=QUICK)
@@ -108,7 +108,7 @@ def test_a_file_that_nothing_vouches_for_is_refused(entry: CatalogEntry, tmp_pat
         verify(tmp_path / "tiny.pth")
 
 
-def test_the_git_id_is_git_s(tmp_path: Path) -> None:
+def test_git_blob_id_equals_that_of_git(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(CONTENT)
     try:
@@ -118,7 +118,7 @@ def test_the_git_id_is_git_s(tmp_path: Path) -> None:
     assert git_blob_sha1_of(path) == done.stdout.strip() == GIT_ID
 
 
-def test_the_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_checkpoint_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("ANOMSEG_CHECKPOINTS", raising=False)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     assert checkpoint_folder() == tmp_path / "anomseg_ros" / "checkpoints"

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ def bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bag(tmp_path_factory.mktemp("bags") / "drive", frames(count=8))
 
 
-def test_table_json_and_report(tiny_bundle: Path, bag: Path, tmp_path: Path) -> None:
+def test_writes_table_json_and_html(tiny_bundle: Path, bag: Path, tmp_path: Path) -> None:
     files = ["--json", tmp_path / "out.json", "--html", tmp_path / "out.html"]
     done = bag_evaluate(
         bag, tiny_bundle, "--score", "void,msp", "--protocol", "fishyscapes", "--threshold", 0.05, *files
@@ -35,7 +36,9 @@ def test_table_json_and_report(tiny_bundle: Path, bag: Path, tmp_path: Path) -> 
     first, second = load_evaluation(tmp_path / "out.json").results
     assert (first.dataset, first.score, first.protocol, first.frames) == ("drive", "void", "fishyscapes", 8)
     assert first.auprc is not None and first.drive is not None and first.drive.duration_s == pytest.approx(0.8)
-    assert second.score == "msp" and second.drive is None
+    assert second.score == "msp" and second.drive is None and second.consistency is None
+    assert first.consistency is not None and first.consistency.pairs == 7 and first.streaming is None
+    assert "temporal consistency" in done.stdout and "streaming" not in done.stdout
     plain = json.loads((tmp_path / "out.json").read_text())
     assert plain["command"].startswith("anomseg bag evaluate") and plain["settings"]["threshold"] == 0.05
     assert "data:image/jpeg;base64" in (tmp_path / "out.html").read_text()
@@ -51,16 +54,17 @@ def test_table_json_and_report(tiny_bundle: Path, bag: Path, tmp_path: Path) -> 
         (["BAG", "BUNDLE", "--score", "voyd"], "unknown score 'voyd'"),
         (["BAG", "--recorded"], "no recorded scores on '/detector/anomaly/score'"),
         (["BAG", "BUNDLE", "--live", "--keep", "BAG"], "exists; choose another name"),
+        (["BAG", "BUNDLE", "--alarm-frames-n", "3", "--alarm-frames-m", "2"], "alarm_frames_n is 3"),
     ],
 )
-def test_mistakes_are_one_line(words: list[str], message: str, tiny_bundle: Path, bag: Path) -> None:
+def test_wrong_arguments_give_one_line_error(words: list[str], message: str, tiny_bundle: Path, bag: Path) -> None:
     places = {"BAG": str(bag), "BUNDLE": str(tiny_bundle)}
     done = bag_evaluate(*(places.get(word, word) for word in words))
     assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_bad_frame_leaves_what_was_measured(tiny_bundle: Path, tmp_path: Path) -> None:
-    drawn = frames(count=4)
+def test_bad_frame_keeps_results_measured_before(tiny_bundle: Path, tmp_path: Path) -> None:
+    drawn: list[Any] = [*frames(count=4)]
     drawn[2] = Drawn(drawn[2].image, None, drawn[2].anomaly + 30)
     path = write_bag(tmp_path / "drive", drawn)
     done = bag_evaluate(path, tiny_bundle, "--score", "void", "--json", tmp_path / "out.json")
@@ -70,7 +74,7 @@ def test_a_bad_frame_leaves_what_was_measured(tiny_bundle: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_live_through_the_real_node(tiny_bundle: Path, bag: Path, tmp_path: Path) -> None:
+def test_live_evaluation_uses_real_node(tiny_bundle: Path, bag: Path, tmp_path: Path) -> None:
     pytest.importorskip("rclpy", reason="needs ROS 2")
     kept, file = tmp_path / "kept", tmp_path / "out.json"
     words = ["--score", "void", "--protocol", "fishyscapes", "--threshold", 0.05, "--threads", 1]
@@ -89,13 +93,18 @@ def test_live_through_the_real_node(tiny_bundle: Path, bag: Path, tmp_path: Path
     assert told.difference["auprc"] == live.auprc - complete.auprc
     if told.answered == 8:  # nothing was dropped: the node says what the model says
         assert set(told.difference.values()) == {0.0} and live.drive == complete.drive
+        assert live.consistency == complete.consistency
+    assert complete.streaming is None and live.streaming is not None
+    assert live.streaming.frames_before_first_answer >= 1 and live.streaming.median_age_ms >= 100.0
+    assert live.streaming.frames + live.streaming.frames_before_first_answer == 8
+    assert "streaming accuracy" in done.stdout
     with open_bag(kept) as outputs:
         assert outputs.counts == {"/detector/anomaly/score": told.answered, "/detector/labels": told.answered}
     assert "stamp to output, ms" in done.stdout
 
 
 @pytest.mark.slow
-def test_without_ros_live_says_what_is_missing_and_keeps_the_rest(tiny_bundle: Path, bag: Path, tmp_path: Path) -> None:
+def test_live_without_ros_gives_error_and_keeps_other_results(tiny_bundle: Path, bag: Path, tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['rclpy'] = None\n"
         "from anomseg_ros.cli import main\n"

@@ -63,7 +63,9 @@ def check_calibrated(folder: Path, before: dict[str, bytes]) -> None:
     assert kept == {rate: CALIBRATED["void"].by_target_fpr[rate] for rate in (0.001, 0.02, 0.05)}
 
 
-def test_other_thresholds_and_files_are_kept(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_threshold_keeps_other_thresholds_and_files(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     dataset, before = write_flat_dataset(tmp_path / "flat"), contents(bundle)
     assert threshold(bundle, dataset, "--output", str(tmp_path / "copy")) == 0
     assert contents(bundle) == before
@@ -72,12 +74,10 @@ def test_other_thresholds_and_files_are_kept(bundle: Path, tmp_path: Path, capsy
     check_calibrated(bundle, before)
     printed = capsys.readouterr().out
     assert "the thresholds of void were calibrated on different frames and do not fall" in printed
-    assert "calibrate all of them on the same, with --target-fpr 0.001,0.01,0.02,0.03,0.05" in printed
+    assert "calibrate all of them on the same frames with --target-fpr 0.001,0.01,0.02,0.03,0.05" in printed
 
 
-def test_an_output_that_exists_needs_overwrite(
-    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_existing_output_needs_overwrite(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = plain_bundle(tmp_path / "other").directory
     (other / "notes.txt").write_text("mine")
     before = contents(other)
@@ -97,9 +97,7 @@ def shipped_copy(place: Path, bundle: Path) -> Path:
     return Path(shutil.copytree(bundle, place / "models" / "mine"))
 
 
-def test_a_shipped_bundle_is_changed_into_an_output_only(
-    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_shipped_bundle_needs_separate_output(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = write_flat_dataset(tmp_path / "flat")
     shipped = shipped_copy(tmp_path / "share" / "anomseg_ros", bundle)
     before = contents(shipped)
@@ -116,7 +114,7 @@ def test_a_shipped_bundle_is_changed_into_an_output_only(
 
 @pytest.mark.parametrize("command", ["threshold", "temperature"])
 @pytest.mark.parametrize("name", sorted(shipped_bundles()))
-def test_no_shipped_bundle_is_changed(command: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shipped_bundles_are_never_changed(command: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     more = ["--checkpoint", "absent"] if command == "temperature" else []
     before = contents(find_bundle(name))
     assert main(["calibrate", command, name, "--dataset", "camvid=absent", *more]) == 1  # before it looks for frames
@@ -124,16 +122,17 @@ def test_no_shipped_bundle_is_changed(command: str, name: str, capsys: pytest.Ca
     assert contents(find_bundle(name)) == before
 
 
-def test_folders_called_models_are_others_own(bundle: Path, tmp_path: Path) -> None:
+def test_user_folder_named_models_is_not_shipped(bundle: Path, tmp_path: Path) -> None:
     mine = Path(shutil.copytree(bundle, tmp_path / "models" / "mine"))
     assert not is_shipped(mine)
     (tmp_path / "package.xml").write_text("<package><name>my_robot</name></package>")
     assert not is_shipped(mine)
 
 
-def test_what_a_cut_off_change_left_is_found(bundle: Path) -> None:
+def test_bundle_left_by_killed_change_is_reported(bundle: Path) -> None:
     left = bundle.rename(bundle.with_name(f".{bundle.name}.a1b2.host.12.part.replaced"))
-    with pytest.raises(BundleError, match=r"bundle does not exist: a change was cut off; rename .*\.replaced to it"):
+    message = r"bundle does not exist: a change of it was killed; the old bundle is .*\.replaced: rename it back"
+    with pytest.raises(BundleError, match=message):
         find_bundle(bundle)
     assert load_bundle(left)
 
@@ -149,7 +148,7 @@ def int8(contract: Contract) -> Contract:
         (replace, (TORCH_FILE,), "has a model.pt2, which holds the temperature as well"),
     ],
 )
-def test_a_temperature_does_not_turn_a_bundle_into_its_float_parent(
+def test_temperature_is_refused_for_int8_and_torch_bundles(
     change: Callable[[Contract], Contract],
     files: tuple[str, ...],
     complaint: str,
@@ -164,7 +163,7 @@ def test_a_temperature_does_not_turn_a_bundle_into_its_float_parent(
 
 
 @pytest.mark.slow
-def test_a_temperature_leaves_what_it_does_not_enter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_temperature_keeps_tables_of_unaffected_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from labelled_by_itself import write_own_labels
     from pruning_place import CLASSES, make_place
 

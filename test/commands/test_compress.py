@@ -10,7 +10,7 @@ from pruning_place import arguments, make_place
 
 from anomseg_ros.cli import main
 from anomseg_ros.core.bundle import GRAPH_FILE, load_bundle, sha256_of
-from anomseg_ros.node.health import drift_values
+from anomseg_ros.node.diagnostics import drift_values
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +25,7 @@ def write_recipe(path: Path, **steps: object) -> str:
     return str(path)
 
 
-def test_prune_then_quantize(place: Path, tmp_path: Path) -> None:
+def test_recipe_prunes_then_quantizes(place: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "r.yaml", prune={"fraction": 0.25}, quantize={"keep_float": "none"})
     measured = ["--dataset", f"camvid={place / 'camvid'}", "--allow-partial", "--accept-drift"]
     words = ["compress", recipe, *arguments(place, tmp_path / "out", "--rounds", "0", "--allow-few", *measured)]
@@ -47,7 +47,9 @@ def test_prune_then_quantize(place: Path, tmp_path: Path) -> None:
     assert shown["parent_drift_miou_camvid"] == f"{miou[0][0]:.4f} -> {miou[0][1]:.4f}"
 
 
-def test_an_ended_run_goes_on(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failed_run_resumes_from_its_pruned_bundle(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The second step fails; the float bundle that it leaves is no obstacle to the same pruning, but to another."""
     words = [*arguments(place, tmp_path / "out", "--rounds", "0", "--allow-few", "--accept-drift")]
 
@@ -64,7 +66,7 @@ def test_an_ended_run_goes_on(place: Path, tmp_path: Path, capsys: pytest.Captur
     assert load_bundle(tmp_path / "out").contract.precision == "int8"
 
 
-def test_a_bundle_pruned_by_hand_is_not_replaced(
+def test_manually_pruned_bundle_is_not_replaced(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     by_hand = arguments(place, tmp_path / "out-float", "--rounds", "0", "--fraction", "0.25", "--accept-drift")
@@ -74,7 +76,7 @@ def test_a_bundle_pruned_by_hand_is_not_replaced(
     assert "out-float" in capsys.readouterr().err
 
 
-def test_given_bounds_hold_in_the_int8_step(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_drift_options_apply_to_int8_step(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = write_recipe(tmp_path / "r.yaml", quantize={"keep_float": "none"})
     words = ["compress", recipe, *arguments(place, tmp_path / "out", "--allow-few")]
     assert main([*words, "--rank-correlation", "1"]) == 1
@@ -84,16 +86,14 @@ def test_given_bounds_hold_in_the_int8_step(place: Path, tmp_path: Path, capsys:
     assert (bounds["label_agreement"], bounds["rank_correlation"], bounds["miou_points"]) == (0.1, 0.0, 1.0)
 
 
-def test_frames_are_looked_at_before_anything_is_done(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_frames_are_checked_before_any_step(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = write_recipe(tmp_path / "r.yaml", prune={"fraction": 0.25}, quantize={"calibration_frames": 4})
     assert main(["compress", recipe, *arguments(place, tmp_path / "out", "--accept-drift")]) == 1
     assert "--allow-few" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.yaml"]
 
 
-def test_an_int8_bundle_is_refused(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_int8_bundle_is_refused(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = write_recipe(tmp_path / "r.yaml", quantize={"keep_float": "none"})
     words = arguments(place, tmp_path / "out", "--allow-few", "--accept-drift")
     assert main(["compress", recipe, *words]) == 0
@@ -111,12 +111,12 @@ def test_an_int8_bundle_is_refused(place: Path, tmp_path: Path, capsys: pytest.C
         ({"prune": {"fraction": 3}}, "more than 0 and less than 1"),
         ({"prune": {"fration": 0.3}}, "did you mean 'fraction'"),
         ({"quantize": {"calibration": "mean"}}, "quantize.calibration"),
-        ({"quantize": {"percentile": 3.0}}, "quantize.percentile 3"),
+        ({"quantize": {"percentile": 3.0}}, "step quantize: `percentile` 3"),
         ({"quantize": {"calibration_frames": -5}}, "quantize.calibration_frames -5"),
         ({"fine_tune": {"config": "enet-camvid"}, "quantize": {}}, "comes after prune"),
     ],
 )
-def test_wrong_recipes(
+def test_wrong_recipe_is_an_error(
     steps: dict[str, object], words: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = write_recipe(tmp_path / "r.yaml", **steps)

@@ -7,15 +7,15 @@ from coco_tree import coco
 
 from anomseg_ros import cli
 from anomseg_ros.datasets import open_dataset
-from anomseg_ros.datasets.cut_paste_dataset import read_manifest
-from anomseg_ros.datasets.outlier_files import part_of
+from anomseg_ros.datasets.cut_paste import read_manifest
+from anomseg_ros.outliers.files import part_of
 
 
 def run(*words: object) -> int:
     return cli.main(["datasets", "cut-paste", *map(str, words)])
 
 
-def test_writes_a_dataset_that_other_commands_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_writes_dataset_readable_by_other_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "pasted"
     assert run("synthetic=5:2", "--output", out, "--copies", 2, "--seed", 9, "--kinds", "box,ring", "cart") == 0
     captured = capsys.readouterr()
@@ -27,7 +27,7 @@ def test_writes_a_dataset_that_other_commands_read(tmp_path: Path, capsys: pytes
     assert "4 frames of 4 published, 4 readable, 4 with anomalies: ok" in capsys.readouterr().out
 
 
-def test_every_paste_option_arrives(tmp_path: Path) -> None:
+def test_paste_options_are_written_to_manifest(tmp_path: Path) -> None:
     numbers = ["--count", 2, 2, "--scale", 0.7, 1.1, "--max-share", 0.2, "--feather-radius-px", 2, "--min-area-px", 300]
     sizes = ["--low-share", 0.5, "--tone-match", 0, "--object-size-px", 30, 60, "--limit", 1, "--threads", 1]
     assert run("synthetic=5:2", "--output", tmp_path / "out", *numbers, *sizes) == 0
@@ -38,7 +38,7 @@ def test_every_paste_option_arrives(tmp_path: Path) -> None:
     assert made_of.objects.size_px == (30, 60) and made_of.frames == 1
 
 
-def test_every_option_of_the_world_arrives(tmp_path: Path) -> None:
+def test_world_options_are_written_to_manifest(tmp_path: Path) -> None:
     given = {
         "placement": "road",
         "horizon": (0.3, 0.6),
@@ -67,7 +67,7 @@ def test_every_option_of_the_world_arrives(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "preview.jpg").is_file()
 
 
-def test_several_sources_and_their_parts(tmp_path: Path) -> None:
+def test_several_object_sources_and_part_are_used(tmp_path: Path) -> None:
     coco(tmp_path / "coco")
     one = f"{{source: {tmp_path / 'coco'}, weight: 2, erode_share: 0.02}}"
     out, part = tmp_path / "out", part_of("a")
@@ -78,7 +78,7 @@ def test_several_sources_and_their_parts(tmp_path: Path) -> None:
     assert (drawn.name, drawn.weight, drawn.part) == ("procedural", 1.0, "all")
 
 
-def test_objects_of_a_folder_and_excluded_classes(tmp_path: Path) -> None:
+def test_objects_of_folder_without_excluded_classes(tmp_path: Path) -> None:
     coco(tmp_path / "coco")
     out = tmp_path / "out"
     assert run("synthetic=5:1", "--output", out, "--objects", tmp_path / "coco", "--exclude", "car,chair") == 0
@@ -93,8 +93,8 @@ def test_objects_of_a_folder_and_excluded_classes(tmp_path: Path) -> None:
         (["--objects", "COCO", "--kinds", "box"], "--kinds is for drawn objects"),
         (["--objects", "COCO", "--object-size-px", "9", "20"], "--object-size-px is for drawn objects"),
         (["--objects", "nowhere"], "'nowhere' is not a folder"),
-        (["--exclude", "dog"], "--exclude is for a folder of objects"),
-        (["--part", "val"], "--part is for a folder of objects"),
+        (["--exclude", "dog"], "--exclude is for folders of objects"),
+        (["--part", "val"], "--part is for folders of objects"),
         (["--objects", "{source: x, weigth: 2}"], "unknown key 'weigth'; did you mean 'weight'"),
         (["--objects", "{source: ["], "is not YAML"),
         (["--objects", "{source: procedural, part: val}"], "part, erode_share, trim_plain and exclude are for folders"),
@@ -105,7 +105,7 @@ def test_objects_of_a_folder_and_excluded_classes(tmp_path: Path) -> None:
         (["--min-area-px", "99999999"], "has no room for 1 object(s)"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(
+def test_wrong_arguments_give_one_line_error(
     words: list[str], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     coco(tmp_path / "coco")
@@ -115,7 +115,7 @@ def test_what_is_wrong_is_said_in_one_line(
     assert error.startswith("anomseg: error: ") and text in error
 
 
-def test_another_configuration_needs_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_changed_configuration_needs_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert run("synthetic=5:1", "--output", out) == 0
     assert run("synthetic=5:1", "--output", out, "--seed", 1) == 1

@@ -34,7 +34,7 @@ def frames_of(place: Path) -> list[object]:
     return ["--frames", f"folder={place / 'pictures'}", f"camvid={place / 'camvid'}"]
 
 
-def test_writes_a_dataset_that_other_commands_read(
+def test_writes_dataset_readable_by_other_commands(
     place: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = place / "out"
@@ -57,7 +57,7 @@ def test_writes_a_dataset_that_other_commands_read(
     assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
 
 
-def test_a_failing_frame_is_named_and_does_not_stop_others(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failing_frame_is_named_and_others_are_labelled(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "pictures" / "p1.png").write_bytes(b"no picture")
     teacher = ["--teacher", f"mide_net={place / 'mide.safetensors'}"]
     assert run(*frames_of(place), *teacher, "--output", place / "out") == 1
@@ -76,7 +76,7 @@ def test_a_failing_frame_is_named_and_does_not_stop_others(place: Path, capsys: 
         (["--frames", "fodler=PLACE/pictures"], "unknown kind of frames 'fodler'; known: folder"),
         (["--known", "video"], "unknown source 'video'; known: folder"),
         (["--size", "24"], "--size is '24'; expected HEIGHTxWIDTH"),
-        (["--scales", "one"], "--scales holds 'one'"),
+        (["--scales", "one"], "--scales has 'one'"),
         (["--scales", "0"], "scales are (0.0,)"),
         (["--confidence", "7"], "confidence is 7.0"),
         (["--video-step", "0"], "--video-step is 0"),
@@ -84,7 +84,7 @@ def test_a_failing_frame_is_named_and_does_not_stop_others(place: Path, capsys: 
         (["--output", "PLACE/pictures"], "holds other files"),
     ],
 )
-def test_what_cannot_be_is_one_line(
+def test_wrong_arguments_give_one_line_error(
     words: list[str], text: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = {

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -62,18 +63,18 @@ def output(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-def result_of(folder: Path) -> dict[str, object]:
+def result_of(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "result.json").read_text()))
 
 
-def shown_frames(folder: Path) -> list[dict[str, object]]:
+def shown_frames(folder: Path) -> list[dict[str, Any]]:
     data = re.search(r'id="frames">(.*?)</script>', (folder / "index.html").read_text(), re.S)
     assert data is not None
     return list(json.loads(data[1]))
 
 
 @pytest.mark.slow
-def test_counts_add_up(output: Path) -> None:
+def test_result_counts_sum_to_frames(output: Path) -> None:
     result = result_of(output)
     assert result["frames_in"] == FRAMES
     assert sum(result[name] for name in ("published", "dropped", "lost", "bad")) == FRAMES
@@ -85,7 +86,7 @@ def test_counts_add_up(output: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_page_shows_every_answered_frame(output: Path) -> None:
+def test_page_shows_every_published_frame(output: Path) -> None:
     frames = shown_frames(output)
     assert len(frames) == result_of(output)["published"]
     times = [frame["t"] for frame in frames]
@@ -98,7 +99,7 @@ def test_the_page_shows_every_answered_frame(output: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_page_tells_what_is_real_and_what_is_pasted(output: Path) -> None:
+def test_page_says_what_is_real_and_what_is_pasted(output: Path) -> None:
     page = (output / "index.html").read_text()
     assert "Road, light and traffic are real" in page and "CarND-LaneLines-P1" in page
     assert "A chair, an animal, a cart and a tyre are drawn and pasted onto the road" in page
@@ -106,7 +107,7 @@ def test_the_page_tells_what_is_real_and_what_is_pasted(output: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_bag_knows_what_was_pasted(output: Path) -> None:
+def test_bag_holds_ground_truth_of_every_frame(output: Path) -> None:
     with open_bag(output / "drive_bag") as bag:
         assert bag.counts["/camera/image/compressed"] == bag.counts["/camera/ground_truth/anomaly"] == FRAMES
         stamps = [stamp for _, stamp, _ in bag.read_stamped(["/camera/image/compressed"])]
@@ -115,7 +116,7 @@ def test_the_bag_knows_what_was_pasted(output: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width_px", [400, 1300])
-def test_the_page_in_a_real_browser(width_px: int, output: Path, tmp_path: Path) -> None:
+def test_page_works_in_real_browser(width_px: int, output: Path, tmp_path: Path) -> None:
     with chromium() as browser:
         browser.open(output / "index.html", width_px, dark=width_px == 400)
         assert browser.js("document.documentElement.scrollWidth <= innerWidth")
@@ -134,7 +135,7 @@ def test_the_page_in_a_real_browser(width_px: int, output: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_the_user_s_own_bag_in_sqlite3(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_user_bag_in_sqlite3_is_played(tiny_bundle: Path, tmp_path: Path) -> None:
     pytest.importorskip("rclpy", reason="needs ROS 2: pip install '.[ros]'")
     frames = tmp_path / "frames"
     frames.mkdir()
@@ -154,7 +155,7 @@ def test_the_user_s_own_bag_in_sqlite3(tiny_bundle: Path, tmp_path: Path) -> Non
     assert 1 <= len(shown_frames(place)) <= 4
 
 
-def test_each_drive_has_a_shipped_bundle(tmp_path: Path) -> None:
+def test_each_drive_selects_shipped_bundle(tmp_path: Path) -> None:
     shipped = open_drive(None, tmp_path / "shipped", None, 1)
     synthetic = synthetic_drive(tmp_path / "synthetic", 2)
     recorded = open_drive(shipped.bag, tmp_path / "unused", None, None)
@@ -165,14 +166,14 @@ def test_each_drive_has_a_shipped_bundle(tmp_path: Path) -> None:
     assert synthetic.first.shape == (512, 1024, 3) and "drawn" in synthetic.about[0]
 
 
-def test_a_video_becomes_a_drive(tmp_path: Path) -> None:
+def test_video_is_converted_to_drive(tmp_path: Path) -> None:
     drive = open_drive(share_file("demo/drive.mp4"), tmp_path / "bag", None, 3)
     assert (drive.name, drive.frames, drive.truth_topic) == ("drive.mp4", 3, None)
     assert drive.period_s == pytest.approx(1 / 12.5) and drive.first.shape == (540, 960, 3)
     assert drive.about == ("3 frames of a video, at 12.5 Hz.",)
 
 
-def test_the_replay_is_slowed_for_a_slow_network_and_not_for_a_fast_one(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_replay_is_slowed_only_for_slow_network(tiny_bundle: Path, tmp_path: Path) -> None:
     drive, bundle = open_drive(None, tmp_path / "bag", None, 2), load_bundle(find_bundle(tiny_bundle))
     assert fitting_rate(replace(drive, period_s=60.0), bundle, 1) == 1.0
     assert fitting_rate(replace(drive, period_s=0.001), bundle, 1) == 0.25
@@ -193,7 +194,7 @@ def test_the_replay_is_slowed_for_a_slow_network_and_not_for_a_fast_one(tiny_bun
         (["--bundle", "nothing"], "neither a bundle directory"),
     ],
 )
-def test_mistakes_are_one_line(
+def test_wrong_arguments_give_one_line_error(
     arguments: list[str],
     message: str,
     tmp_path: Path,
@@ -213,7 +214,7 @@ def test_mistakes_are_one_line(
     assert not (tmp_path / "out" / "drive_bag").exists()
 
 
-def test_alarms_are_told_by_where_they_are() -> None:
+def test_alarms_are_classified_by_location() -> None:
     labels = np.zeros((60, 100), np.uint8)
     labels[30:] = 3  # road
     labels[2:8, 2:8] = 3  # a mistake: not its largest part
@@ -232,7 +233,7 @@ def test_alarms_are_told_by_where_they_are() -> None:
 RESULT = DemoResult("drive", "tiny", "cpu", 1.0, 80.0, 100, 100, 0, 0, 0, {"p50": 50.0}, {"p50": 55.0})
 
 
-def test_the_pace_is_told_as_it_was() -> None:
+def test_pace_text_matches_result() -> None:
     assert pace(RESULT) == "No frame was dropped. The drive was played in real time, a frame every 80 ms."
     slowed = replace(RESULT, rate=0.5, period_ms=160.0, processing_ms={"p50": 120.0})
     assert "at 0.5 times its speed" in pace(slowed) and "takes about 120 ms a frame" in pace(slowed)
@@ -242,10 +243,10 @@ def test_the_pace_is_told_as_it_was() -> None:
     assert is_too_slow(slow) and "too slow for this drive" in pace(slow) and "60 of 100 were dropped" in pace(slow)
 
 
-def test_names_stay_text_and_a_page_without_frames_says_so(tmp_path: Path) -> None:
+def test_page_escapes_names_and_reports_missing_frames(tmp_path: Path) -> None:
     evil = "</script><script>x</script>"
     frame = ShownFrame(0.0, (f"{evil}1", f"{evil}2", f"{evil}3"), 0, 0, 0)
-    shown = ShownDrive((frame,), None, (0.0, 1.0), None, ())
+    shown = ShownDrive((frame,), (0.0, 1.0), None, ())
     hostile = replace(RESULT, drive=evil, bundle=evil, backend=evil, about=(evil,))
     page = write_page(tmp_path / "page.html", hostile, shown, {"score": evil, "threshold_source": evil}).read_text()
     assert "<script>x" not in page and "&lt;script&gt;x" in page

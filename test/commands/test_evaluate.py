@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flat_dataset import write_flat_dataset
@@ -21,7 +22,7 @@ from anomseg_ros.evaluation.results import Result, load_evaluation
 TIMES = ("inference_ms", "network_ms", "wall_ms")
 
 
-def figures(path: Path) -> list[dict[str, object]]:
+def figures(path: Path) -> list[dict[str, Any]]:
     """Return the results without clock readings."""
     results = json.loads(path.read_text())["results"]
     for result in results:
@@ -31,7 +32,7 @@ def figures(path: Path) -> list[dict[str, object]]:
     return results
 
 
-def test_table_json_and_html(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_writes_table_json_and_html(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = write_flat_dataset(tmp_path / "flat")
     arguments = ["evaluate", str(tiny_bundle), "--dataset", dataset, "--allow-partial", "--score", "void,msp"]
     files = ["--json", str(tmp_path / "e.json"), "--html", str(tmp_path / "e.html")]
@@ -46,7 +47,7 @@ def test_table_json_and_html(tiny_bundle: Path, tmp_path: Path, capsys: pytest.C
     assert not (tmp_path / "e.state").exists()
 
 
-def test_corruptions_are_printed_written_and_kept_apart(
+def test_corruptions_are_printed_and_written_separately(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("imagecorruptions", reason="needs anomseg_ros[corruptions]")
@@ -73,7 +74,7 @@ def test_corruptions_are_printed_written_and_kept_apart(
     ("options", "said"),
     [
         (["--corrupt", "fogg"], "unknown corruption 'fogg'; known: fog"),
-        (["--corrupt", ","], "names nothing"),
+        (["--corrupt", ","], "has no names"),
         (["--severity", "3"], "give --corrupt"),
         (["--corrupt", "fog", "--severity", "6"], "from 1 to 5"),
         (["--corrupt", "fog", "--severity", "4-2"], "from 1 to 5"),
@@ -81,14 +82,16 @@ def test_corruptions_are_printed_written_and_kept_apart(
         (["--corrupt", "fog", "--severity", ""], "from 1 to 5"),
     ],
 )
-def test_corruptions_that_cannot_be(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_corruption_options_are_refused(
+    options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["evaluate", "bundle", "--dataset", "synthetic=4:3", *options]) == 1
     assert said in capsys.readouterr().err
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_killed_run_goes_on_and_says_the_same(workers: str, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_killed_run_resumes_with_same_result(workers: str, tiny_bundle: Path, tmp_path: Path) -> None:
     dataset = write_flat_dataset(tmp_path / "flat", frames=24, height_px=480, width_px=960)
     command = ["evaluate", str(tiny_bundle), "--dataset", dataset, "--allow-partial", "--protocol", "fishyscapes"]
     command += ["--workers", workers, "--save-every", "0", "--json"]
@@ -114,7 +117,8 @@ def test_a_killed_run_goes_on_and_says_the_same(workers: str, tiny_bundle: Path,
     assert figures(resumed) == figures(whole)
 
 
-def test_a_checkpoint_is_evaluated_without_a_bundle(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_checkpoint_is_evaluated_without_bundle(tmp_path: Path) -> None:
     from anomseg_ros.networks import build_network
     from anomseg_ros.networks.checkpoints import save_checkpoint
 
@@ -127,7 +131,9 @@ def test_a_checkpoint_is_evaluated_without_a_bundle(tmp_path: Path) -> None:
     assert load_evaluation(tmp_path / "e.json").results[0].network == "mide_net"
 
 
-def test_what_is_wrong_is_one_line(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_give_one_line_error(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     dataset = write_flat_dataset(tmp_path / "flat")
     assert main(["evaluate", str(tiny_bundle), "--dataset", dataset]) == 1
     assert "6 frames found, 10 published" in capsys.readouterr().err
@@ -137,7 +143,9 @@ def test_what_is_wrong_is_one_line(tiny_bundle: Path, tmp_path: Path, capsys: py
     assert "known: void" in capsys.readouterr().err
 
 
-def test_calibrate_threshold(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_calibrate_threshold_writes_table(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     dataset = write_flat_dataset(tmp_path / "flat")
     arguments = [str(tiny_bundle), "--dataset", dataset, "--allow-partial", "--score", "void"]
     arguments += ["--target-fpr", "0.01,0.05", "--output", str(tmp_path / "out")]
@@ -150,7 +158,9 @@ def test_calibrate_threshold(tiny_bundle: Path, tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.slow
-def test_calibrate_temperature(shared_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_calibrate_temperature_drops_tables_of_affected_scores(
+    shared_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     checkpoint, bundle = shared_weights / "midenet_distilled.pth", tmp_path / "bundle"
     export = ["--network", "mide_net", "--num-classes", "20", "--void-class", "19", "--height", "128", "--width", "256"]
     assert main(["export", "--checkpoint", str(checkpoint), *export, "--output", str(bundle)]) == 0
@@ -167,9 +177,9 @@ def test_calibrate_temperature(shared_weights: Path, tmp_path: Path, capsys: pyt
     assert main([*fit[:4], str(other), *fit[5:]]) == 1
 
 
-def test_rows_compare_with_what_is_known() -> None:
+def test_rows_compare_with_reproduced_values() -> None:
     known = MODELS["erfnet"].reproduced["fs_static"]
     result = Result("erfnet", "fs_static", "void", "seeds", 20, known[0] / 100 + 1e-4, known[1] / 100 + 1e-3, 0.5, None)
     auprc, fpr95 = rows_of([result])
-    assert auprc.within and auprc.difference == pytest.approx(0.01)
-    assert not fpr95.within
+    assert auprc.is_within_tolerance and auprc.difference == pytest.approx(0.01)
+    assert not fpr95.is_within_tolerance

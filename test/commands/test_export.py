@@ -18,7 +18,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_issue_s_command_line(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line_exports_bundle_with_scores(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["--network", "mide_net", "--checkpoint", str(checkpoint), "--num-classes", "20", "--void-class", "19"]
     words += ["--height", "64", "--width", "128", "--scores", "msp,max_logit,void", "--output", str(tmp_path / "out")]
     assert main(["export", *words]) == 0
@@ -42,7 +44,7 @@ def test_the_issue_s_command_line(checkpoint: Path, tmp_path: Path, capsys: pyte
         (["--num-classes", "19"], "20"),
     ],
 )
-def test_mistakes(
+def test_wrong_arguments_are_errors(
     checkpoint: Path, tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = ["export", "--network", "mide_net", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "out")]

@@ -66,7 +66,7 @@ def fetch_words(catalog: Path, *more: str) -> list[str]:
     return ["models", "fetch", "tiny", "--catalog", str(catalog), *more]
 
 
-def test_list_has_bundles_and_checkpoints(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+def test_list_shows_bundles_and_checkpoints(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     folder.mkdir()
     (folder / "enet-cityscapes.pth").write_bytes(b"")
     (folder / "enet-camvid-davidtvs.pth.part").write_bytes(b"")
@@ -81,14 +81,14 @@ def test_list_has_bundles_and_checkpoints(capsys: pytest.CaptureFixture[str], fo
     assert lines["enet-camvid-davidtvs"].endswith(" begun")
 
 
-def test_list_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_json_holds_bundles_and_checkpoints(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert {row["name"] for row in listed["bundles"]} == set(shipped_bundles())
     assert {"name": "bisenet_v2-cityscapes", "classes": "19"}.items() <= listed["checkpoints"][4].items()
 
 
-def test_a_damaged_bundle_is_listed_as_such(
+def test_list_marks_damaged_bundle(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_bundle: Path
 ) -> None:
     shutil.copytree(tiny_bundle, tmp_path / "share/anomseg_ros/models/broken")
@@ -102,7 +102,7 @@ def test_a_damaged_bundle_is_listed_as_such(
     assert "enet-synthetic: ok" in out and "broken: WRONG" in out and "broken/model.onnx does not match" in out
 
 
-def test_show_a_bundle_by_name_and_by_path(capsys: pytest.CaptureFixture[str], tiny_bundle: Path) -> None:
+def test_show_bundle_by_name_and_by_path(capsys: pytest.CaptureFixture[str], tiny_bundle: Path) -> None:
     assert main(["models", "show", "enet-synthetic"]) == 0
     out = capsys.readouterr().out
     assert f"model card: {shipped_bundles()['enet-synthetic'] / 'README.md'}\n" in out
@@ -112,22 +112,24 @@ def test_show_a_bundle_by_name_and_by_path(capsys: pytest.CaptureFixture[str], t
     assert shown["name"] == "tiny" and shown["temperature"] == 1.5 and shown["model_card"] == "none"
 
 
-def test_show_a_checkpoint(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+def test_show_checkpoint_and_unknown_name(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     assert main(["models", "show", "erfnet-cityscapes"]) == 0
     out = capsys.readouterr().out
-    assert "  name: CC-BY-NC-4.0\n" in out and "sha256: not known\n" in out
+    assert "  name: CC-BY-NC-4.0\n" in out and "sha256: unknown\n" in out
     assert f"export command: anomseg export --network erfnet --checkpoint {folder}/erfnet-cityscapes.pth" in out
     assert main(["models", "show", "enet-synthetik"]) == 1
     assert "unknown model 'enet-synthetik'; known: enet-synthetic, " in capsys.readouterr().err
 
 
-def test_the_first_mean_iou_is_found_wherever_it_is() -> None:
+def test_measured_miou_is_found_at_any_depth() -> None:
     assert measured_miou({"seconds": 3, "camvid val": {"pixel_accuracy": 0.9, "miou": 0.55}}) == (0.55, "camvid val")
     assert measured_miou({"miou_percent": 61.5}) == (0.615, "bundle.yaml")
     assert measured_miou({"note": "miou", "done": True}) is None
 
 
-def test_verify_runs_the_graph(capsys: pytest.CaptureFixture[str], tiny_bundle: Path, tmp_path: Path) -> None:
+def test_verify_runs_graph_and_reports_broken_one(
+    capsys: pytest.CaptureFixture[str], tiny_bundle: Path, tmp_path: Path
+) -> None:
     assert main(["models", "verify", str(tiny_bundle), "enet-synthetic"]) == 0
     out = capsys.readouterr().out
     assert "one frame gives labels and void, " in out and "bundle.yaml has no digest of README.md" in out
@@ -142,7 +144,7 @@ def test_verify_runs_the_graph(capsys: pytest.CaptureFixture[str], tiny_bundle: 
     assert f"{broken}: WRONG" in out and "model.onnx" in out and f"{tiny_bundle}: ok" in out
 
 
-def test_verify_compares_labels_with_the_contract(
+def test_verify_compares_labels_with_contract(
     capsys: pytest.CaptureFixture[str], tiny_bundle: Path, tmp_path: Path
 ) -> None:
     other = shutil.copytree(tiny_bundle, tmp_path / "other")
@@ -154,7 +156,7 @@ def test_verify_compares_labels_with_the_contract(
     assert "not in bundle.yaml" in capsys.readouterr().out
 
 
-def test_without_a_terminal_the_licence_must_be_accepted_by_option(
+def test_fetch_without_terminal_needs_accept_licence(
     catalog: Path, server: FileServer, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with open(os.devnull) as nothing:
@@ -168,7 +170,9 @@ def test_without_a_terminal_the_licence_must_be_accepted_by_option(
 
 
 @pytest.mark.parametrize(("answer", "code"), [("yes", 0), ("no", 1)])
-def test_on_a_terminal_it_asks(catalog: Path, server: FileServer, folder: Path, answer: str, code: int) -> None:
+def test_fetch_on_terminal_asks_about_licence(
+    catalog: Path, server: FileServer, folder: Path, answer: str, code: int
+) -> None:
     ours, theirs = pty.openpty()
     words = [sys.executable, "-m", "anomseg_ros.cli", *fetch_words(catalog)]
     process = subprocess.Popen(words, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -183,13 +187,13 @@ def test_on_a_terminal_it_asks(catalog: Path, server: FileServer, folder: Path, 
     assert code == 0 or "was not accepted; nothing was downloaded" in err
 
 
-def test_fetch_verify_and_fetch_again(
+def test_fetch_then_verify_then_fetch_again(
     catalog: Path, server: FileServer, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(fetch_words(catalog, "--accept-licence")) == 0
     out = capsys.readouterr().out
     assert (folder / "tiny.pth").read_bytes() == CONTENT
-    assert f"sha256 {hashlib.sha256(CONTENT).hexdigest()}" in out and "recorded beside it" in out
+    assert f"sha256 {hashlib.sha256(CONTENT).hexdigest()}" in out and "stored beside the file" in out
     assert f"anomseg export --network erfnet --checkpoint {folder}/tiny.pth --num-classes 20" in out
 
     assert main(fetch_words(catalog)) == 0  # no question: the licence was accepted
@@ -206,13 +210,13 @@ def test_fetch_verify_and_fetch_again(
     assert len(server.requests) == 1
 
 
-def test_fetch_into_another_folder(catalog: Path, tmp_path: Path, folder: Path) -> None:
+def test_fetch_with_output_writes_to_that_folder(catalog: Path, tmp_path: Path, folder: Path) -> None:
     assert main(fetch_words(catalog, "--accept-licence", "--output", str(tmp_path / "mine"))) == 0
     assert (tmp_path / "mine" / "tiny.pth").read_bytes() == CONTENT and not folder.exists()
 
 
 @pytest.mark.parametrize("name", ["../tiny", "/etc/passwd", "tiny.pth"])
-def test_only_names_of_the_catalog_are_fetched(
+def test_fetch_of_unknown_name_is_refused(
     catalog: Path, server: FileServer, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["models", "fetch", name, "--catalog", str(catalog), "--accept-licence"]) == 1
@@ -220,7 +224,7 @@ def test_only_names_of_the_catalog_are_fetched(
     assert server.requests == []
 
 
-def test_plain_http_is_refused_before_any_question(
+def test_fetch_over_plain_http_is_refused(
     catalog: Path, server: FileServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     catalog.write_text(catalog.read_text().replace(server.address, "http://models.example"))
@@ -228,7 +232,7 @@ def test_plain_http_is_refused_before_any_question(
     assert "--allow-http takes plain http" in capsys.readouterr().err
 
 
-def test_ctrl_c_keeps_what_there_is(catalog: Path, server: FileServer, folder: Path) -> None:
+def test_fetch_interrupted_by_ctrl_c_keeps_partial_file(catalog: Path, server: FileServer, folder: Path) -> None:
     stopped = threading.Event()
 
     def half_and_wait(handler: Handler, state: FileServer) -> None:
@@ -268,6 +272,6 @@ sys.exit(max(codes))
 """
 
 
-def test_no_other_command_uses_the_network() -> None:
+def test_other_commands_do_not_use_network() -> None:
     done = subprocess.run([sys.executable, "-c", NO_NETWORK], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -21,7 +24,7 @@ def images(tmp_path: Path) -> Path:
     return folder
 
 
-def test_files_are_what_the_detector_says(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
+def test_written_files_equal_detector_outputs(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert main(["run", str(tiny_bundle), str(images), "--output", str(out), "--scores", "void,msp"]) == 0
     assert sorted(path.name for path in out.iterdir()) == sorted(
@@ -34,7 +37,7 @@ def test_files_are_what_the_detector_says(tiny_bundle: Path, images: Path, tmp_p
     assert cv2.imread(str(out / "a_overlay.png")).shape == (90, 160, 3)
 
 
-def test_source_size_and_no_overlay(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
+def test_source_size_and_no_overlay_options(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ["--output", str(out), "--source-size", "--no-overlay", "--scores", "msp"]
     assert main(["run", str(tiny_bundle), str(images / "a.png"), *arguments]) == 0
@@ -42,7 +45,7 @@ def test_source_size_and_no_overlay(tiny_bundle: Path, images: Path, tmp_path: P
     assert not (out / "a_overlay.png").exists()
 
 
-def test_a_bad_image_is_named_and_the_others_are_done(
+def test_bad_image_is_named_and_others_are_written(
     tiny_bundle: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (images / "a0.png").write_bytes(b"\x89PNG broken")
@@ -52,6 +55,58 @@ def test_a_bad_image_is_named_and_the_others_are_done(
     assert (tmp_path / "out" / "a_labels.png").is_file() and (tmp_path / "out" / "b_labels.png").is_file()
 
 
-def test_unknown_score(tiny_bundle: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_score_is_an_error(
+    tiny_bundle: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["run", str(tiny_bundle), str(images), "--output", str(tmp_path / "out"), "--scores", "entropy"]) == 1
     assert "unknown score 'entropy'; known: max_entropy" in capsys.readouterr().err
+
+
+def test_unwritable_files_are_failures_without_partial_files(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
+    (images / "a.png").rename(images / f"{'f' * 248}.png")
+    out = tmp_path / "out"
+    code = """
+import resource, signal, sys
+from anomseg_ros.cli import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+if sys.argv[1] != "0":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+sys.exit(main(["run", *sys.argv[2:]]))
+"""
+    words = [str(tiny_bundle), str(images), "--output", str(out), "--scores", "void"]
+    done = subprocess.run([sys.executable, "-c", code, "0", *words], capture_output=True, text=True)
+    assert done.returncode == 1 and "1 frames written" in done.stderr and "Traceback" not in done.stderr
+    assert f"{'f' * 248}_labels.png': File name too long; choose a shorter name" in done.stderr
+    assert {path.name[:2] for path in out.iterdir()} == {"b_"}
+
+    done = subprocess.run([sys.executable, "-c", code, "20000", *words], capture_output=True, text=True)
+    assert done.returncode == 1 and "0 frames written" in done.stderr and "Traceback" not in done.stderr
+    assert "b_void.npy': File too large; choose a place" in done.stderr
+    assert np.load(out / "b_void.npy").shape == (64, 128)  # of the run before, still whole
+    assert not list(out.glob(".*"))
+
+
+def test_non_utf8_names_work_and_broken_links_are_named(
+    tiny_bundle: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (images / "a.png").rename(images / os.fsdecode(b"caf\xe9.png"))
+    (images / "c.png").symlink_to("nowhere")
+    out = tmp_path / "out"
+    assert main(["run", str(tiny_bundle), str(images), "--output", str(out), "--scores", "void"]) == 1
+    error = capsys.readouterr().err
+    assert "2 frames written" in error and "c.png' is a symbolic link to 'nowhere'" in error
+    assert os.path.exists(os.fsencode(out) + b"/caf\xe9_labels.png")
+    assert np.load(os.fsdecode(os.fsencode(out) + b"/caf\xe9_void.npy")).shape == (64, 128)
+
+
+@pytest.mark.parametrize("threads", ["-3", "100000"])
+def test_threads_out_of_range_are_refused(threads: str, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["run", "enet-synthetic", str(images), "--output", str(images / "out"), "--threads", threads]
+    assert main(words) == 1
+    assert f"threads {threads}: expected 0 (one per core) to 256" in capsys.readouterr().err
+
+
+def test_threshold_nan_is_refused(images: Path) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(["run", "enet-synthetic", str(images), "--output", str(images / "out"), "--threshold", "nan"])
+    assert raised.value.code == 2

@@ -36,7 +36,7 @@ def arguments(config: Path, *more: str) -> list[str]:
     return [str(config), "--output", str(config.parent / "out"), "--no-bundle", *more]
 
 
-def test_a_configuration_and_a_dataset_become_a_checkpoint(
+def test_trains_checkpoint_from_configuration_and_dataset(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_config(tmp_path / "tiny.yaml", "", run={"epochs": 2})
@@ -47,7 +47,7 @@ def test_a_configuration_and_a_dataset_become_a_checkpoint(
     load_checkpoint(tmp_path / "out" / "best.safetensors", "mide_net", 11)
 
 
-def test_a_run_is_continued_or_replaced_only_when_asked(config: Path) -> None:
+def test_existing_run_needs_resume_or_overwrite(config: Path) -> None:
     assert train.main(arguments(config)) == 0
     before = state(config.parent / "out")
     with pytest.raises(ConfigError, match="holds a run; continue it with --resume, or replace it with --overwrite"):
@@ -60,7 +60,7 @@ def test_a_run_is_continued_or_replaced_only_when_asked(config: Path) -> None:
     assert not same_weights(before["network"], state(config.parent / "out")["network"])
 
 
-def test_mistakes_are_named(config: Path, tmp_path: Path) -> None:
+def test_wrong_arguments_name_the_mistake(config: Path, tmp_path: Path) -> None:
     mistakes: list[tuple[list[str], type[AnomsegError], str]] = [
         (["--set", "run.epoch=3"], ConfigError, "unknown key 'epoch'; did you mean 'epochs'"),
         (["--set", "network.name=midenet"], ConfigError, "unknown network 'midenet'; known: mide_net"),
@@ -79,7 +79,7 @@ def test_mistakes_are_named(config: Path, tmp_path: Path) -> None:
         train.main([str(broken)])
 
 
-def test_a_run_that_builds_on_another_trains_that_first(data: Path, tmp_path: Path) -> None:
+def test_initial_run_is_trained_first(data: Path, tmp_path: Path) -> None:
     first = write_config(tmp_path / "first.yaml", data, name="first", run={"epochs": 1})
     second = write_config(tmp_path / "tiny.yaml", data, network={"initial": {"config": str(first)}}, run={"epochs": 1})
     assert train.main(arguments(second)) == 0
@@ -91,7 +91,7 @@ def test_a_run_that_builds_on_another_trains_that_first(data: Path, tmp_path: Pa
 
 
 @pytest.mark.skipif("train" not in cli.COMMANDS, reason="the command is not listed yet")
-def test_an_error_of_the_command_is_one_line(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_error_is_one_line(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", *arguments(config, "--set", "optimizer.kind=adma")]) == 1
     error = capsys.readouterr().err.strip()
     assert "unknown optimizer.kind 'adma'; known: adam" in error and "\n" not in error
@@ -109,7 +109,7 @@ def wait_for(path: Path, process: subprocess.Popen[str], at_least: int, limit_s:
 
 
 @pytest.mark.slow
-def test_after_a_kill_the_run_ends_with_the_same_bits(data: Path, tmp_path: Path) -> None:
+def test_killed_run_resumes_to_identical_weights(data: Path, tmp_path: Path) -> None:
     """SIGKILL amid steps that are each saved; bit for bit on a processor with equal threads (here 1)."""
     changes = {
         "data": {"workers": 1, "cache": "disk"},
@@ -144,7 +144,7 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_network_and_the_first_alone_speaks(tmp_path: Path) -> None:
+def test_two_processes_match_one_process_and_only_first_prints(tmp_path: Path) -> None:
     """Two processes of 2 samples take the steps of one of 4: its gradients are the mean of theirs.
 
     Norms would see 2 frames, not 4, so they are frozen; every frame has as many labelled pixels, so that the mean of
@@ -185,7 +185,7 @@ def test_two_processes_train_one_network_and_the_first_alone_speaks(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_bad_batch_of_one_process_ends_all_of_them(data: Path, tmp_path: Path) -> None:
+def test_bad_batch_in_one_process_ends_all_processes(data: Path, tmp_path: Path) -> None:
     path = write_config(
         tmp_path / "tiny.yaml", data, optimizer={"kind": "sgd", "learning_rate": 1e30}, run={"checkpoint_every": 1}
     )

@@ -19,14 +19,14 @@ import torch
 from flat_dataset import write_flat_dataset
 
 from anomseg_ros.bench.candidates import core_count
-from anomseg_ros.bench.results import load_report
+from anomseg_ros.bench.figures import load_report
 from anomseg_ros.cli import main
 from anomseg_ros.core.bundle import Contract, load_bundle
 from anomseg_ros.core.resources import find_bundle
-from anomseg_ros.datasets.synthetic import SyntheticSequence
 from anomseg_ros.export import ExportConfig, export_checkpoint
 from anomseg_ros.networks import build_network
 from anomseg_ros.networks.checkpoints import save_checkpoint
+from anomseg_ros.scenes.sequence import SyntheticSequence
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +40,7 @@ def tuned(contract: Contract) -> dict[str, object]:
     return found
 
 
-def test_within_a_generous_time_the_more_accurate(
+def test_generous_latency_limit_selects_most_accurate(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
@@ -53,7 +53,7 @@ def test_within_a_generous_time_the_more_accurate(
     assert (output / "model.onnx").read_bytes() == (find_bundle("enet-synthetic") / "model.onnx").read_bytes()
     report = load_report(output / "evidence.json")
     by_name = {entry.name: entry for entry in report.entries}
-    assert by_name["enet-synthetic"].accuracy.value > by_name["tiny"].accuracy.value  # type: ignore[union-attr]
+    assert by_name["enet-synthetic"].accuracy.value > by_name["tiny"].accuracy.value
     assert report.settings["chosen"] == by_name["enet-synthetic"].title
     said = tuned(bundle.contract)
     assert said["asked"] == "the most accurate with a p95 of at most 60000 ms"
@@ -64,7 +64,7 @@ def test_within_a_generous_time_the_more_accurate(
     assert not (tmp_path / "out.tune").exists()
 
 
-def test_within_a_short_time_the_fast_one(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_short_latency_limit_selects_fastest(tiny_bundle: Path, tmp_path: Path) -> None:
     times = tmp_path / "b.json"
     assert main(["bench", str(tiny_bundle), "enet-synthetic", *FEW, "--json", str(times)]) == 0
     tiny, enet = load_report(times).entries
@@ -78,7 +78,7 @@ def test_within_a_short_time_the_fast_one(tiny_bundle: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_above_an_accuracy_the_fastest(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_accuracy_limit_selects_fastest_above_it(tiny_bundle: Path, tmp_path: Path) -> None:
     dataset = write_flat_dataset(tmp_path / "flat", frames=3)
     words = ["tune", "enet-synthetic", "--candidates", str(tiny_bundle), "--min-auprc", "0.0001", "--score", "void"]
     words += ["--dataset", dataset, "--allow-partial", *FEW]
@@ -88,7 +88,7 @@ def test_above_an_accuracy_the_fastest(tiny_bundle: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_without_a_dataset_the_labels_of_the_bundle_count(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_without_dataset_accuracy_is_agreement_with_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
     words = ["tune", str(tiny_bundle), "--candidates", "enet-synthetic", "--max-latency-ms", "60000", *FEW]
     assert main([*words, "--output", str(tmp_path / "out")]) == 0
     bundle = load_bundle(tmp_path / "out")
@@ -96,13 +96,13 @@ def test_without_a_dataset_the_labels_of_the_bundle_count(tiny_bundle: Path, tmp
 
 
 @pytest.mark.slow
-def test_where_nothing_fits_the_nearest_is_named_and_nothing_lost(
+def test_no_fitting_candidate_names_nearest_and_keeps_state(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["tune", "enet-synthetic", "--candidates", str(tiny_bundle), *FEW, "--output", str(tmp_path / "out")]
     assert main([*words, "--max-latency-ms", "0.001"]) == 1
     err = capsys.readouterr().err
-    assert "no candidate has a p95 of at most 0.001 ms: the nearest is tiny" in err and "--size" in err
+    assert "no candidate has a p95 of at most 0.001 ms: the nearest is tiny" in err and "--max-latency-ms" in err
     assert not (tmp_path / "out").exists()
     kept = tmp_path / "out.tune"
     assert load_report(kept / "evidence.json").settings["chosen"] is None
@@ -114,7 +114,7 @@ def test_where_nothing_fits_the_nearest_is_named_and_nothing_lost(
 
 
 @pytest.mark.slow
-def test_sizes_come_from_the_checkpoint(tmp_path: Path) -> None:
+def test_size_candidates_are_exported_from_checkpoint(tmp_path: Path) -> None:
     checkpoint = tmp_path / "own.safetensors"
     torch.manual_seed(1)
     save_checkpoint(checkpoint, build_network("mide_net", 20).eval(), {})
@@ -129,7 +129,7 @@ def test_sizes_come_from_the_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_int8_is_made_and_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quantize_option_adds_measured_int8_candidate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     frames = tmp_path / "frames"
     frames.mkdir()
     words = ["tune", "enet-synthetic", "--quantize", "--frames", str(frames), *FEW, "--output", str(tmp_path / "out")]
@@ -137,7 +137,7 @@ def test_int8_is_made_and_measured(tmp_path: Path, capsys: pytest.CaptureFixture
     for number in range(12):
         if number == 9:
             assert main([*words, "--max-latency-ms", "60000"]) == 1
-            assert "holds 9 frame(s); --quantize needs at least 10" in capsys.readouterr().err
+            assert "holds 9 frame(s); int8 needs at least 10" in capsys.readouterr().err
         image = SyntheticSequence(50 + number // 4).frame(40 * (number % 4)).image
         cv2.imwrite(str(frames / f"{number}.png"), image[:, :, ::-1])
     written = set()
@@ -160,7 +160,7 @@ SENTINEL_MS = 123456.0
 
 
 @pytest.mark.slow
-def test_a_killed_tune_goes_on(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_killed_tune_resumes(tiny_bundle: Path, tmp_path: Path) -> None:
     words = ["tune", "enet-synthetic", "--candidates", str(tiny_bundle), "--max-latency-ms", "60000", "--no-memory"]
     words += ["--backend", "onnxruntime", "--percentile", "50", "--rounds", "60", "--threads", "1"]
     words += ["--output", str(tmp_path / "out")]
@@ -190,7 +190,7 @@ def test_a_killed_tune_goes_on(tiny_bundle: Path, tmp_path: Path) -> None:
     assert [entry.latency_ms["max"] for entry in report.entries] == [SENTINEL_MS, SENTINEL_MS]
 
 
-def test_a_candidate_that_comes_later_is_measured_with_all_others(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_added_candidate_is_measured_with_all_others(tiny_bundle: Path, tmp_path: Path) -> None:
     words = ["tune", str(tiny_bundle), *FEW, "--output", str(tmp_path / "out")]
     assert main([*words, "--max-latency-ms", "0.0001"]) == 1
     state = tmp_path / "out.tune" / "state.json"
@@ -205,7 +205,7 @@ def test_a_candidate_that_comes_later_is_measured_with_all_others(tiny_bundle: P
     assert 0 < enet.speedup[tiny.title].median < 1
 
 
-def test_the_engine_in_use_is_that_of_the_measurement(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_engine_other_than_requested_is_reported(tiny_bundle: Path, tmp_path: Path) -> None:
     words = ["tune", str(tiny_bundle), *FEW, "--output", str(tmp_path / "out")]
     assert main([*words, "--max-latency-ms", "0.0001"]) == 1
     state = tmp_path / "out.tune" / "state.json"
@@ -220,7 +220,7 @@ def test_the_engine_in_use_is_that_of_the_measurement(tiny_bundle: Path, tmp_pat
     assert any("onnxruntime:cuda was asked for, onnxruntime:cpu is in use" in text for text in report.warnings)
 
 
-def test_without_more_every_engine_and_number_of_threads_is_measured(
+def test_default_measures_every_engine_and_thread_count(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["tune", str(tiny_bundle), "--max-latency-ms", "60000", "--output", str(tmp_path / "out")]
@@ -239,7 +239,7 @@ def everything_in(folder: Path) -> dict[Path, bytes | None]:
     return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
-def test_a_state_folder_with_other_things_is_refused(
+def test_state_folder_with_other_files_is_refused(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mine = tmp_path / "models"
@@ -255,7 +255,7 @@ def test_a_state_folder_with_other_things_is_refused(
     assert everything_in(tmp_path) == before
 
 
-def test_what_others_put_into_the_state_folder_stays(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_foreign_files_in_state_folder_are_kept(tiny_bundle: Path, tmp_path: Path) -> None:
     folder = tmp_path / "state"
     words = ["tune", str(tiny_bundle), *FEW, "--output", str(tmp_path / "out"), "--state", str(folder)]
     assert main([*words, "--max-latency-ms", "0.0001"]) == 1
@@ -269,7 +269,7 @@ def test_what_others_put_into_the_state_folder_stays(tiny_bundle: Path, tmp_path
 
 
 @pytest.mark.parametrize("which", ["bundle", "candidate", "output"])
-def test_what_must_stay_is_not_in_the_state_folder(
+def test_inputs_and_output_inside_state_folder_are_refused(
     which: str, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     inside = tmp_path / "state" / "tiny"
@@ -284,7 +284,7 @@ def test_what_must_stay_is_not_in_the_state_folder(
 
 
 @pytest.mark.parametrize("which", ["bundle", "output"])
-def test_the_state_folder_is_in_no_bundle(
+def test_state_folder_inside_bundle_is_refused(
     which: str, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
@@ -295,7 +295,7 @@ def test_the_state_folder_is_in_no_bundle(
     assert everything_in(tmp_path) == before
 
 
-def test_the_same_graph_twice_is_one_candidate(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_identical_graphs_are_one_candidate(tiny_bundle: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(tiny_bundle, tmp_path / "copy")
     words = ["tune", str(tiny_bundle), "--max-latency-ms", "60000", *FEW, "--output", str(tmp_path / "out")]
     assert main([*words, "--candidates", str(copy)]) == 0
@@ -312,19 +312,19 @@ def test_the_same_graph_twice_is_one_candidate(tiny_bundle: Path, tmp_path: Path
         (["--max-latency-ms", "9", "--min-auprc", "0.1"], "not both"),
         (["--max-latency-ms", "0"], "above 0"),
         (["--max-latency-ms", "-3"], "above 0"),
-        (["--min-auprc", "0.1"], "give --dataset"),
+        (["--min-auprc", "0.1"], "give a dataset"),
         (["--max-latency-ms", "9", "--dataset", "nosuch=x"], "unknown dataset"),
         (["--max-latency-ms", "9", "--candidates", "nowhere"], "neither a bundle directory nor a shipped bundle"),
-        (["--max-latency-ms", "9", "--size", "32x64"], "needs --checkpoint"),
-        (["--max-latency-ms", "9", "--quantize"], "needs --frames"),
-        (["--max-latency-ms", "9", "--checkpoint", "x.pth"], "give them as --size HxW, --prune FRACTION"),
+        (["--max-latency-ms", "9", "--size", "32x64"], "need the `checkpoint`"),
+        (["--max-latency-ms", "9", "--quantize"], "int8 needs `frames`"),
+        (["--max-latency-ms", "9", "--checkpoint", "x.pth"], "for other sizes and for pruning; give some"),
         (["--max-latency-ms", "9", "--frames", "nowhere"], "is not a folder"),
         (["--max-latency-ms", "9", "--rounds", "2"], "at least 7"),
         (["--max-latency-ms", "9", "--backend", "torch2"], "known: "),
-        (["--max-latency-ms", "9", "--metric", "miou"], "give --dataset"),
+        (["--max-latency-ms", "9", "--metric", "miou"], "give a dataset"),
     ],
 )
-def test_what_is_wrong_is_one_line_before_anything_runs(
+def test_wrong_arguments_give_one_line_error_before_run(
     extra: list[str], said: str, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["tune", str(tiny_bundle), *extra, "--output", str(tmp_path / "out")]) == 1
@@ -333,7 +333,7 @@ def test_what_is_wrong_is_one_line_before_anything_runs(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dataset_without_anomalies_has_no_auprc(
+def test_min_auprc_with_dataset_without_anomalies_is_refused(
     tiny_bundle: Path, tmp_path: Path, shared_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     camvid = f"camvid={shared_data / 'CamVid'}"
@@ -342,7 +342,7 @@ def test_a_dataset_without_anomalies_has_no_auprc(
     assert "no anomaly masks" in capsys.readouterr().err
 
 
-def test_the_source_and_what_is_there_are_kept(
+def test_source_and_existing_output_are_kept(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["tune", str(tiny_bundle), "--max-latency-ms", "60000", *FEW]

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import shutil
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from pruning_place import make_place
+from small_bundles import with_program
 from tiny_runs import write_config, write_frames
 
-from anomseg_ros.bench.results import BenchReport, load_report
+from anomseg_ros.bench.figures import BenchReport, load_report
 from anomseg_ros.cli import main
-from anomseg_ros.commands.tune_candidates import Maker, add_making_options, usable_backends
-from anomseg_ros.compression.frames import split_frames
-from anomseg_ros.core.bundle import CONTRACT_FILE, load_bundle, save_bundle
+from anomseg_ros.core.bundle import CONTRACT_FILE, Bundle, load_bundle
 
 FEW = ["--rounds", "7", "--threads", "1", "--no-memory", "--backend", "onnxruntime"]
 NOTHING_FITS = ["--max-latency-ms", "0.0001"]
@@ -64,7 +60,9 @@ WHOLE = ["whole", "whole-32x64", "whole-pruned50", "whole-32x64-pruned50"]
 
 
 @pytest.mark.slow
-def test_sizes_pruned_networks_and_int8_of_all(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_candidates_are_sizes_pruned_networks_and_their_int8(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = {path: path.read_bytes() for path in (place / "whole").iterdir()}
     words = arguments(place, tmp_path / "out", *pruning(place), "--size", "32x64")
     state = tmp_path / "out.tune"
@@ -75,7 +73,7 @@ def test_sizes_pruned_networks_and_int8_of_all(place: Path, tmp_path: Path, caps
     assert names(report) == ["whole fp32", "whole-32x64 fp32", "whole int8", "whole-32x64 int8"]
     left = reasons(report)
     assert set(left) == {"whole-pruned50", "whole-32x64-pruned50"}
-    assert "too far from its parent: " in left["whole-pruned50"] and "--accept-drift" in left["whole-pruned50"]
+    assert "too far from its parent: " in left["whole-pruned50"] and "accept_drift" in left["whole-pruned50"]
     assert any("left out: whole-pruned50" in warning for warning in report.warnings)
     first = stamps(state)
     # Accepted, it is measured, with int8 of it; what is there is not made again.
@@ -93,7 +91,7 @@ def test_sizes_pruned_networks_and_int8_of_all(place: Path, tmp_path: Path, caps
 
 
 @pytest.mark.slow
-def test_the_pruned_network_is_chosen_where_only_that_is_fast_enough(place: Path, tmp_path: Path) -> None:
+def test_pruned_network_is_chosen_when_only_it_is_fast_enough(place: Path, tmp_path: Path) -> None:
     words = arguments(place, tmp_path / "out", *pruning(place), "--no-quantize", "--accept-drift", "--size", "32x64")
     assert main([*words, *NOTHING_FITS]) == 1
     state = json.loads((tmp_path / "out.tune" / "state.json").read_text())
@@ -119,7 +117,7 @@ def doctor(bundle: Path, agreement: float) -> None:
 
 
 @pytest.mark.slow
-def test_an_int8_bundle_that_was_accepted_once_is_judged_again(place: Path, tmp_path: Path) -> None:
+def test_accepted_int8_bundle_is_checked_again(place: Path, tmp_path: Path) -> None:
     words = arguments(place, tmp_path / "out", *NOTHING_FITS)
     state = tmp_path / "out.tune"
     assert main([*words, "--accept-drift"]) == 1
@@ -134,17 +132,17 @@ def test_an_int8_bundle_that_was_accepted_once_is_judged_again(place: Path, tmp_
 
 
 @pytest.mark.slow
-def test_a_tune_that_ended_while_bundles_were_made_goes_on(
+def test_tune_interrupted_during_candidates_resumes(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from anomseg_ros.commands import quantize
+    from anomseg_ros.compression import quantize
 
-    def killed(argv: list[str]) -> int:
+    def killed(*_: object) -> Bundle:
         raise KeyboardInterrupt
 
     words = arguments(place, tmp_path / "out", *pruning(place), "--accept-drift")
     with monkeypatch.context() as patch:
-        patch.setattr(quantize, "main", killed)
+        patch.setattr(quantize, "quantize_bundle", killed)
         with contextlib.suppress(KeyboardInterrupt):
             assert main([*words, *NOTHING_FITS]) != 0
     state = tmp_path / "out.tune"
@@ -156,7 +154,7 @@ def test_a_tune_that_ended_while_bundles_were_made_goes_on(
 
 
 @pytest.mark.slow
-def test_a_pruned_network_is_fine_tuned(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pruned_candidate_is_fine_tuned(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     run = {"epochs": 1, "ema_decay": 0.5}
     recipe = write_config(tmp_path / "tune.yaml", "", run=run, optimizer={"kind": "adamw"})
@@ -173,16 +171,14 @@ def test_a_pruned_network_is_fine_tuned(place: Path, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.slow
-def test_frames_bring_int8_only_where_there_are_enough(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_int8_candidate_needs_enough_frames(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = tmp_path / "few"
     few.mkdir()
     for index in range(9):
         shutil.copy(place / "frames" / f"{index}.png", few)
     words = ["tune", str(place / "whole"), *FEW, "--frames", str(few), "--output", str(tmp_path / "out")]
     assert main([*words, "--quantize", *ANYTHING_FITS]) == 1
-    assert "holds 9 frame(s); --quantize needs at least 10" in capsys.readouterr().err
+    assert "holds 9 frame(s); int8 needs at least 10" in capsys.readouterr().err
     assert not (tmp_path / "out.tune").exists()
     assert main([*words, *ANYTHING_FITS]) == 0
     report = evidence(tmp_path / "out")
@@ -192,35 +188,21 @@ def test_frames_bring_int8_only_where_there_are_enough(
     assert "9.png" in capsys.readouterr().err
 
 
-def test_frames_to_judge_int8_by_are_not_those_it_is_calibrated_on(place: Path) -> None:
-    args = argparse.ArgumentParser()
-    add_making_options(args)
-    args.add_argument("--frames", type=Path)
-    args.set_defaults(dataset=[])
-    given = args.parse_args(["--frames", str(place / "frames")])
-    frames = Maker(given, place / "whole", [place / "whole"]).unseen_frames()
-    split = split_frames([str(place / "frames")], 16, 16)
-    assert len(frames) == len(split.held_out) == 3
-    assert not any(np.array_equal(one, other) for one in frames for other in split.calibration)
-    none = args.parse_args(["--frames", str(place / "frames"), "--no-quantize"])
-    assert Maker(none, place / "whole", [place / "whole"]).unseen_frames() == []
-
-
 @pytest.mark.parametrize(
     ("extra", "said"),
     [
-        (["--prune", "0.5"], "--checkpoint"),
+        (["--prune", "0.5"], "`checkpoint`"),
         (["--prune", "30", "--checkpoint", "WEIGHTS"], "more than 0 and less than 1"),
         (["--prune", "0", "--checkpoint", "WEIGHTS"], "more than 0 and less than 1"),
         (["--prune", "0.5", "--checkpoint", "nowhere.pth"], "nowhere.pth does not exist"),
         (["--prune", "0.5", "--checkpoint", "FRAME"], "is not what bundle"),
         (["--size", "32x64", "--checkpoint", "FRAME"], "is not what bundle"),
-        (["--fine-tune", "mide_net-camvid"], "--prune FRACTION"),
-        (["--data", "."], "--fine-tune CONFIG"),
+        (["--fine-tune", "mide_net-camvid"], "for pruned networks"),
+        (["--data", "."], "is for fine-tuning"),
         (["--prune", "0.5", "--checkpoint", "WEIGHTS", "--fine-tune", "mide_net-camvi"], "mide_net-camvid"),
     ],
 )
-def test_what_cannot_be_made_is_one_line_before_anything_is(
+def test_impossible_candidates_give_one_line_error_before_run(
     extra: list[str], said: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     known = {"WEIGHTS": place / "whole.safetensors", "FRAME": place / "frames" / "0.png"}
@@ -231,7 +213,7 @@ def test_what_cannot_be_made_is_one_line_before_anything_is(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_int8_is_not_judged_by_what_it_is_calibrated_on(
+def test_int8_calibration_and_evaluation_frames_are_separate(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     camvid = write_frames(tmp_path / "camvid", validation_frames=12)
@@ -244,41 +226,14 @@ def test_int8_is_not_judged_by_what_it_is_calibrated_on(
     assert names(report) == ["whole"] and "frames to calibrate on" in reasons(report)["int8"]
 
 
-def test_pruning_needs_frames(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pruning_without_frames_is_refused(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["tune", str(place / "whole"), *pruning(place), *ANYTHING_FITS, "--output", str(tmp_path / "out")]
     assert main(words) == 1
-    assert "--prune needs --frames" in capsys.readouterr().err
-
-
-def test_backends_are_those_that_run_a_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
-    pytest.importorskip("openvino")
-    assert usable_backends([tiny_bundle], False) == (("onnxruntime", "openvino"), [])
-    both = with_program(tiny_bundle, tmp_path / "both", b"no program", keep_graph=True)
-    assert usable_backends([tiny_bundle, both], False) == (("onnxruntime", "openvino", "torch"), [])
-    alone = with_program(tiny_bundle, tmp_path / "alone", b"no program", keep_graph=False)
-    assert usable_backends([alone], False) == (("torch",), [])
-    assert usable_backends([alone], True)[0] == ("onnxruntime", "openvino", "torch")
-
-
-def test_a_backend_that_is_not_installed_is_named(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    monkeypatch.delitem(sys.modules, "anomseg_ros.backends.openvino", raising=False)
-    found, (missing,) = usable_backends([tiny_bundle], False)
-    assert found == ("onnxruntime",) and missing.what == "backend openvino" and "pip install" in missing.reason
-
-
-def with_program(bundle: Path, output: Path, program: bytes, keep_graph: bool) -> Path:
-    """Return a copy of a bundle with a model.pt2 of that content."""
-    contract = load_bundle(bundle).contract
-    path = output.with_name("model.pt2")
-    path.write_bytes(program)
-    files = {"model.onnx": bundle / "model.onnx"} if keep_graph else {}
-    save_bundle(contract, {**files, "model.pt2": path}, output)
-    return output
+    assert "pruning needs `frames`" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_a_candidate_that_cannot_run_does_not_end_the_others(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_candidate_that_cannot_run_does_not_stop_others(tiny_bundle: Path, tmp_path: Path) -> None:
     both = with_program(tiny_bundle, tmp_path / "both", b"no program", keep_graph=True)
     words = ["tune", str(both), *ANYTHING_FITS, "--rounds", "7", "--no-memory", "--output", str(tmp_path / "out")]
     assert main([*words, "--backend", "onnxruntime", "torch"]) == 0
@@ -288,7 +243,7 @@ def test_a_candidate_that_cannot_run_does_not_end_the_others(tiny_bundle: Path, 
     assert left and all(", torch, " in what for what in left) and all("model.pt2" in said for said in left.values())
 
 
-def test_no_graphs_are_made_for_a_backend_that_runs_none(
+def test_torch_backend_without_graph_support_makes_no_candidates(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [*arguments(place, tmp_path / "out", *ANYTHING_FITS), "--backend", "torch"]

@@ -1,4 +1,4 @@
-"""The drift guard."""
+"""The drift of a compressed bundle from its parent, and its limits."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from small_bundles import small_bundle, street_frames
 
 from anomseg_ros.compression.drift import (
     Drift,
+    Guard,
     ScoreDrift,
     Tolerance,
     compressed_contract,
@@ -41,7 +42,7 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return small_bundle("erfnet", tmp_path_factory.mktemp("stranger"))
 
 
-def test_rank_correlation_is_scipys() -> None:
+def test_rank_correlation_equals_scipy() -> None:
     from scipy.stats import spearmanr
 
     generator = np.random.default_rng(0)
@@ -51,7 +52,7 @@ def test_rank_correlation_is_scipys() -> None:
     assert np.isnan(rank_correlation(first, np.zeros(500, np.float32)))
 
 
-def test_a_bundle_does_not_drift_from_itself(parent: Bundle) -> None:
+def test_bundle_has_no_drift_from_itself(parent: Bundle) -> None:
     drift = measure_drift(parent, parent, street_frames(2))
     assert drift.label_agreement == 1 and drift.frames == 2
     assert {name: score.rank_correlation for name, score in drift.scores.items()} == {"void": 1.0, "max_logit": 1.0}
@@ -60,12 +61,12 @@ def test_a_bundle_does_not_drift_from_itself(parent: Bundle) -> None:
 
 def test_another_network_is_refused(parent: Bundle, stranger: Bundle) -> None:
     drift = measure_drift(parent, stranger, street_frames(2))
-    with pytest.raises(CompressionError, match=r"labels agree in .* \(at least 97.00%\).*--accept-drift"):
+    with pytest.raises(CompressionError, match=r"labels agree in .* \(at least 97.00%\).*accept_drift"):
         require(drift)
     assert require(drift, accept=True).accepted
 
 
-def test_without_frames(parent: Bundle) -> None:
+def test_drift_without_frames_is_refused(parent: Bundle) -> None:
     with pytest.raises(CompressionError, match="held-out"):
         measure_drift(parent, parent, [])
 
@@ -81,18 +82,18 @@ def test_without_frames(parent: Bundle) -> None:
         ({"datasets": {"d": {"miou": (0.5, 0.4)}}}, "miou on d"),
     ],
 )
-def test_what_is_beyond_the_tolerance_is_said(change: dict[str, object], words: str) -> None:
+def test_drift_beyond_the_tolerance_is_refused(change: dict[str, object], words: str) -> None:
     assert GOOD.excesses() == []
     with pytest.raises(CompressionError, match=words):
         require(replace(GOOD, **change))  # type: ignore[arg-type]
 
 
-def test_better_is_no_drift() -> None:
+def test_improvement_is_not_drift() -> None:
     better = {"d": {"auprc": (0.5, 0.9), "fpr95": (0.5, 0.1), "miou": (0.5, 0.6)}}
     assert replace(GOOD, datasets=better).excesses() == []
 
 
-def test_the_contract_tells_what_was_done(parent: Bundle, tmp_path: Path) -> None:
+def test_contract_records_the_compression(parent: Bundle, tmp_path: Path) -> None:
     tables = {name: ThresholdTable("frames", {0.01: 0.5}) for name in ("void", "max_logit")}
     with_thresholds = replace(parent, contract=replace(parent.contract, thresholds=tables, quality={"d": 1}))
     alarms = {"void": {0.01: (0.010, 0.0105)}, "max_logit": {0.01: (0.01, 0.02)}}
@@ -105,7 +106,7 @@ def test_the_contract_tells_what_was_done(parent: Bundle, tmp_path: Path) -> Non
     assert read.compression["drift"]["datasets"]["d"]["auprc"] == [0.5, 0.495]
 
 
-def test_two_steps_are_told_together(parent: Bundle) -> None:
+def test_contract_records_both_steps_and_the_drift_from_the_original(parent: Bundle) -> None:
     pruned = replace(GOOD, datasets={"d": {"auprc": (0.6, 0.5), "fpr95": (0.1, 0.2)}, "alone": {"miou": (0.7, 0.6)}})
     first = compressed_contract(parent, "fp32", "pruned", {}, pruned)
     second = compressed_contract(replace(parent, contract=first), "int8", "rounded", {}, GOOD)
@@ -117,12 +118,12 @@ def test_two_steps_are_told_together(parent: Bundle) -> None:
     assert told["original"]["drift"]["datasets"] == {"d": {"auprc": [0.6, 0.495]}}
 
 
-def test_two_datasets_of_one_name_are_both_measured(parent: Bundle, stranger: Bundle) -> None:
-    drift = measure_drift(parent, stranger, street_frames(1), ["synthetic=3:2", "synthetic=4:2"])
+def test_two_datasets_of_the_same_name_are_both_measured(parent: Bundle, stranger: Bundle) -> None:
+    drift = measure_drift(parent, stranger, street_frames(1), Guard(datasets=("synthetic=3:2", "synthetic=4:2")))
     assert set(drift.datasets) == {"synthetic=3:2", "synthetic=4:2"}
     assert all({"auprc", "fpr95"} <= set(measures) for measures in drift.datasets.values())
 
 
-def test_alarms() -> None:
+def test_alarm_rates_within_the_tolerance_keep_thresholds() -> None:
     assert keeps_alarms({0.01: (0.010, 0.0109), 0.001: (0.0, 0.00009)})
     assert not keeps_alarms({0.01: (0.010, 0.0112)})

@@ -1,8 +1,7 @@
-"""A bundle's checkpoint in torch as it is, and exported at another size."""
+"""Exporting the checkpoint of a bundle again at another size."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 import torch
 
 from anomseg_ros.backends import open_detector
-from anomseg_ros.bench.candidates import EAGER, candidates_of, open_runner
 from anomseg_ros.compression.reexport import export_at_size, export_config_of
 from anomseg_ros.core.bundle import Bundle, load_bundle
 from anomseg_ros.errors import CheckpointError
@@ -29,13 +27,13 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Path]:
     return bundle, folder / "c.safetensors"
 
 
-def test_the_configuration_is_read_off_the_contract(exported: tuple[Bundle, Path]) -> None:
+def test_export_configuration_is_read_from_the_contract(exported: tuple[Bundle, Path]) -> None:
     config = export_config_of(exported[0].contract)
     assert (config.height_px, config.width_px, config.temperature, config.resize) == (64, 96, 1.5, "area")
     assert config.score_names() == exported[0].contract.score_names
 
 
-def test_another_size_computes_the_same_network(exported: tuple[Bundle, Path], tmp_path: Path) -> None:
+def test_checkpoint_is_exported_at_another_size(exported: tuple[Bundle, Path], tmp_path: Path) -> None:
     bundle, checkpoint = exported
     before = sorted(path.read_bytes() for path in bundle.directory.iterdir())
     made = export_at_size(bundle, checkpoint, 32, 64, tmp_path / "half")
@@ -46,26 +44,10 @@ def test_another_size_computes_the_same_network(exported: tuple[Bundle, Path], t
     assert sorted(path.read_bytes() for path in bundle.directory.iterdir()) == before
 
 
-def test_another_checkpoint_is_refused(exported: tuple[Bundle, Path], tmp_path: Path) -> None:
+def test_checkpoint_of_another_bundle_is_refused(exported: tuple[Bundle, Path], tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "other.safetensors", build_network("mide_net", 20).eval(), {})
     with pytest.raises(CheckpointError, match="is not what bundle 'small' was exported from"):
         export_at_size(exported[0], tmp_path / "other.safetensors", 32, 64, tmp_path / "half")
     with pytest.raises(CheckpointError, match="does not exist"):
         export_at_size(exported[0], tmp_path / "none.safetensors", 32, 64, tmp_path / "half")
     assert not (tmp_path / "half").exists()
-
-
-def test_eager_runs_the_weights_with_its_own_threads(exported: tuple[Bundle, Path]) -> None:
-    bundle, checkpoint = exported
-    (candidate,) = candidates_of([bundle.directory], ["onnxruntime"], [1])
-    before = torch.get_num_threads()
-    try:
-        for threads in (2, 1):
-            eager = replace(candidate, backend=EAGER, threads=threads, checkpoint=str(checkpoint))
-            runner = open_runner(eager)
-            runner(np.zeros((20, 30, 3), np.uint8))
-            assert torch.get_num_threads() == threads and "eager" in runner.actual
-            runner.close()
-        assert eager.program == checkpoint
-    finally:
-        torch.set_num_threads(before)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from plain_bundles import plain_bundle
 
 from anomseg_ros.core.bundle import CONTRACT_FILE, GRAPH_FILE, load_bundle, save_bundle
 from anomseg_ros.core.thresholds import ThresholdTable
@@ -24,7 +25,7 @@ def edit(directory: Path, **changes: object) -> None:
     path.write_text(yaml.safe_dump({key: value for key, value in data.items() if value is not None}))
 
 
-def test_what_was_saved_is_loaded(tiny_bundle: Path) -> None:
+def test_saved_bundle_is_loaded(tiny_bundle: Path) -> None:
     contract = load_bundle(tiny_bundle).contract
     assert contract.score_names[0] == "void"
     assert (contract.input.height_px, contract.input.width_px) == (64, 128)
@@ -32,31 +33,31 @@ def test_what_was_saved_is_loaded(tiny_bundle: Path) -> None:
     assert contract.temperature == 1.5
 
 
-def test_damaged_graph_is_refused_by_name(copy: Path) -> None:
+def test_damaged_graph_error_names_the_file(copy: Path) -> None:
     with (copy / GRAPH_FILE).open("ab") as stream:
         stream.write(b"x")
     with pytest.raises(BundleError, match=r"model\.onnx does not match its digest"):
         load_bundle(copy)
 
 
-def test_missing_graph(copy: Path) -> None:
+def test_missing_graph_is_refused(copy: Path) -> None:
     (copy / GRAPH_FILE).unlink()
     with pytest.raises(BundleError, match=r"model\.onnx is missing"):
         load_bundle(copy)
 
 
-def test_missing_contract_and_missing_directory(tmp_path: Path) -> None:
+def test_missing_contract_or_directory_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(BundleError, match=r"has no bundle\.yaml; `anomseg export`"):
             load_bundle(folder)
 
 
-def test_a_file_is_not_a_bundle(copy: Path) -> None:
+def test_file_instead_of_a_bundle_is_refused(copy: Path) -> None:
     with pytest.raises(BundleError, match="is a file, not a bundle directory"):
         load_bundle(copy / GRAPH_FILE)
 
 
-def test_newer_format_says_upgrade_before_complaining_of_keys(copy: Path) -> None:
+def test_newer_format_error_asks_to_upgrade(copy: Path) -> None:
     edit(copy, format_version=99, key_of_the_future=1)
     with pytest.raises(BundleError, match="bundle format 99, this anomseg_ros reads format 1; upgrade"):
         load_bundle(copy)
@@ -80,13 +81,13 @@ def test_newer_format_says_upgrade_before_complaining_of_keys(copy: Path) -> Non
         ),
     ],
 )
-def test_wrong_contract_is_refused(copy: Path, changes: dict[str, object], message: str) -> None:
+def test_invalid_contract_is_refused(copy: Path, changes: dict[str, object], message: str) -> None:
     edit(copy, **changes)
     with pytest.raises(BundleError, match=message):
         load_bundle(copy)
 
 
-def test_yaml_that_is_not_yaml(copy: Path) -> None:
+def test_invalid_yaml_is_refused(copy: Path) -> None:
     (copy / CONTRACT_FILE).write_text("a: [")
     with pytest.raises(BundleError, match="is not valid YAML"):
         load_bundle(copy)
@@ -100,14 +101,14 @@ def test_files_outside_the_bundle_are_refused(copy: Path, name: str) -> None:
         load_bundle(copy)
 
 
-def test_a_link_out_of_the_bundle_is_refused(copy: Path, tmp_path: Path) -> None:
+def test_link_out_of_the_bundle_is_refused(copy: Path, tmp_path: Path) -> None:
     (copy / GRAPH_FILE).rename(tmp_path / "elsewhere.onnx")
     (copy / GRAPH_FILE).symlink_to(tmp_path / "elsewhere.onnx")
     with pytest.raises(BundleError, match="must be a plain file inside the bundle"):
         load_bundle(copy)
 
 
-def test_saving_refuses_to_overwrite(copy: Path, tmp_path: Path) -> None:
+def test_saving_does_not_overwrite_without_permission(copy: Path, tmp_path: Path) -> None:
     bundle = load_bundle(copy)
     files = {GRAPH_FILE: bundle.graph_path}
     with pytest.raises(BundleError, match="exists; choose another output"):
@@ -119,7 +120,7 @@ def test_saving_refuses_to_overwrite(copy: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "home", "new"]
 
 
-def test_score_names(copy: Path) -> None:
+def test_check_score_returns_default_or_refuses_unknown_names(copy: Path) -> None:
     bundle = load_bundle(copy)
     assert bundle.check_score("") == "void"
     assert bundle.check_score("msp") == "msp"
@@ -127,7 +128,7 @@ def test_score_names(copy: Path) -> None:
         bundle.check_score("mps")
 
 
-def test_thresholds_come_from_the_table(copy: Path) -> None:
+def test_threshold_is_looked_up_in_the_table(copy: Path) -> None:
     edit(copy, thresholds={"max_logit": {"calibrated_on": "some frames", "by_target_fpr": {0.05: -3.0, 0.01: -2.0}}})
     bundle = load_bundle(copy)
     assert bundle.contract.thresholds["max_logit"] == ThresholdTable("some frames", {0.05: -3.0, 0.01: -2.0})
@@ -138,14 +139,11 @@ def test_thresholds_come_from_the_table(copy: Path) -> None:
         bundle.threshold("max_logit", 0.001)
 
 
-def test_thresholds_without_a_table(tiny_bundle: Path) -> None:
-    bundle = load_bundle(tiny_bundle)
-    void = bundle.threshold("void", 0.01)
-    assert void is not None and void.value == 0.5 and not void.calibrated
-    assert bundle.threshold("max_logit", 0.01) is None
+def test_threshold_without_a_table_is_none(tiny_bundle: Path) -> None:
+    assert load_bundle(tiny_bundle).threshold("void", 0.01) is None
 
 
-def test_compression_is_kept_and_must_be_a_mapping(tiny_bundle: Path, copy: Path, tmp_path: Path) -> None:
+def test_compression_is_stored_and_must_be_a_mapping(tiny_bundle: Path, copy: Path, tmp_path: Path) -> None:
     assert "compression" not in (tiny_bundle / CONTRACT_FILE).read_text()
     parent = load_bundle(tiny_bundle)
     done = {"method": "by hand", "drift": {"frames": 3}}
@@ -154,3 +152,26 @@ def test_compression_is_kept_and_must_be_a_mapping(tiny_bundle: Path, copy: Path
     edit(copy, compression="int8")
     with pytest.raises(BundleError, match="compression: expected a mapping"):
         load_bundle(copy)
+
+
+@pytest.mark.parametrize("text", ["[" * 3000, "format_version: 1\nname: 2001-99-99", "a: &a {<<: *a}", "n: !!int ''"])
+def test_hostile_yaml_is_refused(text: str, copy: Path) -> None:
+    (copy / CONTRACT_FILE).write_text(text)
+    with pytest.raises(BundleError, match="is not valid YAML"):
+        load_bundle(copy)
+
+
+def test_contract_with_exponential_references_is_refused(copy: Path) -> None:
+    path = copy / CONTRACT_FILE
+    lists = [f"  a{n}: &a{n} [{', '.join([f'*a{n - 1}' if n else 'x'] * 10)}]" for n in range(9)]
+    text = "\n".join(line for line in path.read_text().splitlines() if not line.startswith("quality"))
+    path.write_text("\n".join([text, "quality:", *lists]))
+    with pytest.raises(BundleError, match="with its references it has"):
+        load_bundle(copy)
+
+
+def test_lfs_pointer_instead_of_a_graph_is_refused(tmp_path: Path) -> None:
+    bundle = plain_bundle(tmp_path / "cloned")
+    (bundle.directory / GRAPH_FILE).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(BundleError, match=r"model\.onnx is a Git LFS pointer, not the file .* with `git lfs pull`"):
+        load_bundle(bundle.directory)

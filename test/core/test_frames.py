@@ -17,12 +17,12 @@ def write(path: Path, value: int) -> Path:
     return path
 
 
-def test_source_of_files_folders_and_videos(tmp_path: Path) -> None:
+def test_source_reads_files_folders_and_videos(tmp_path: Path) -> None:
     first = write(tmp_path / "one.png", 10)
     (tmp_path / "folder").mkdir()
     write(tmp_path / "folder" / "one.png", 20)
     video = tmp_path / "drive.avi"
-    writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*"MJPG"), 10, (32, 16))
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"MJPG"), 10, (32, 16))
     for value in (0, 100, 200):
         writer.write(np.full((16, 32, 3), value, np.uint8))
     writer.release()
@@ -34,12 +34,30 @@ def test_source_of_files_folders_and_videos(tmp_path: Path) -> None:
     assert frames["drive_000001"].mean() == pytest.approx(100, abs=4)
 
 
-def test_absent_inputs(tmp_path: Path) -> None:
+def test_missing_input_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FrameError, match="does not exist"):
         FrameSource([tmp_path / "absent.mp4"])
 
 
-def test_damaged_video(tmp_path: Path) -> None:
+def test_damaged_video_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.mp4").write_bytes(b"nothing" * 100)
     with pytest.raises(FrameError, match=r"bad\.mp4' cannot be opened as a video"):
         list(FrameSource([tmp_path / "bad.mp4"]))
+
+
+def test_frame_names_are_unique(tmp_path: Path) -> None:
+    files = [tmp_path / name / "one.png" for name in "abc"] + [tmp_path / "one-2.png"]
+    for number, path in enumerate(files):
+        path.parent.mkdir(exist_ok=True)
+        write(path, number)
+    names = [name for name, _ in FrameSource([files[0], files[3], files[1], files[2]])]
+    assert names == ["one", "one-2", "one-3", "one-4"]
+
+
+def test_dangling_link_is_reported_as_a_failure(tmp_path: Path) -> None:
+    write(tmp_path / "b.png", 1)
+    (tmp_path / "a.png").symlink_to("nowhere")
+    failures: list[FrameError] = []
+    for source in ([tmp_path], [tmp_path / "a.png", tmp_path / "b.png"]):
+        assert [name for name, _ in FrameSource(source, failures.append)] == ["b"]
+    assert len(failures) == 2 and all("symbolic link to 'nowhere'" in str(failure) for failure in failures)

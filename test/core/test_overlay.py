@@ -12,7 +12,6 @@ from anomseg_ros.core.overlay import (
     label_colors,
     overlay,
     panel,
-    score_range,
 )
 
 COLORS = palette((*CITYSCAPES, VOID))
@@ -23,12 +22,12 @@ def test_mask_is_strictly_above_the_threshold() -> None:
     assert anomaly_mask(scores, 0.5).tolist() == [[0, 0, 255]]
 
 
-def test_label_colors() -> None:
+def test_labels_get_the_colors_of_their_classes() -> None:
     labels = np.array([[0, 13, UNLABELLED]], np.uint8)
     assert label_colors(labels, COLORS).tolist() == [[[128, 64, 128], [0, 0, 142], [0, 0, 0]]]
 
 
-def test_gray_scores_clip_and_scale() -> None:
+def test_gray_scores_are_clipped_and_scaled() -> None:
     scores = np.array([[-30.0, -20.0, -10.0, 0.0, 5.0]], np.float32)
     assert gray_scores(scores, -20.0, 0.0).tolist() == [[0, 0, 127, 255, 255]]
 
@@ -38,7 +37,7 @@ def test_heat_map_goes_from_blue_to_red() -> None:
     assert low[2] > low[0] and high[0] > high[2]
 
 
-def test_overlay_marks_anomalies_and_leaves_unlabelled_pixels() -> None:
+def test_overlay_marks_anomalies_and_keeps_unlabelled_pixels() -> None:
     image = np.full((40, 60, 3), 90, np.uint8)
     labels = np.zeros((20, 30), np.uint8)
     labels[:, 15:] = UNLABELLED
@@ -52,12 +51,6 @@ def test_overlay_marks_anomalies_and_leaves_unlabelled_pixels() -> None:
     assert drawn[30, 5] == pytest.approx(0.55 * 90 + 0.45 * np.array([128, 64, 128]), abs=1)  # road
     assert drawn[14, 46] == pytest.approx(0.35 * 90 + 0.65 * np.array(ANOMALY_COLOR), abs=1)
     assert (drawn[8, 40] == 255).all()  # outline
-
-
-def test_score_ranges() -> None:
-    assert score_range("void", 19) == (0.0, 1.0)
-    assert score_range("max_entropy", 19) == (0.0, pytest.approx(np.log(19)))
-    assert score_range("energy", 19) == (-20.0, 0.0)
 
 
 def test_panel_has_four_tiles_of_the_frame_s_size() -> None:

@@ -1,4 +1,4 @@
-"""The region of the road in label images that are drawn, and in what a detector says."""
+"""The road region in drawn label images and in the outputs of a detector."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REGION = RoadRegion("road", (ROAD,))
 
 
 def road_labels(half_top: int = 30, half_bottom: int = 400) -> np.ndarray:
-    """A straight road, a trapezoid from the horizon to the lower edge, between buildings."""
+    """Return labels of a straight road, a trapezoid from the horizon to the lower edge, between buildings."""
     labels = np.full((HEIGHT, WIDTH), BUILDING, np.uint8)
     middle = WIDTH // 2
     corners = [(middle - half_top, HORIZON), (middle + half_top, HORIZON)]
@@ -30,7 +30,7 @@ def road_labels(half_top: int = 30, half_bottom: int = 400) -> np.ndarray:
     return labels
 
 
-def found(labels: np.ndarray, region: RoadRegion = REGION) -> np.ndarray:
+def find_region(labels: np.ndarray, region: RoadRegion = REGION) -> np.ndarray:
     mask = region.find(labels)
     assert (
         mask is not None and mask.shape == labels.shape and mask.dtype == np.uint8 and set(np.unique(mask)) <= {0, 255}
@@ -38,9 +38,9 @@ def found(labels: np.ndarray, region: RoadRegion = REGION) -> np.ndarray:
     return mask > 0
 
 
-def test_the_road_is_inside_and_what_is_above_or_far_beside_it_is_not() -> None:
+def test_region_has_the_road_without_areas_above_or_far_beside_it() -> None:
     labels = road_labels()
-    inside = found(labels)
+    inside = find_region(labels)
     assert inside[labels == ROAD].all()
     assert not inside[: HORIZON - 20].any() and not inside[: HEIGHT // 2, :100].any()
     assert inside.mean() < 0.5
@@ -56,64 +56,64 @@ def test_the_road_is_inside_and_what_is_above_or_far_beside_it_is_not() -> None:
         ("across the whole road", np.s_[330:380, 0:1024]),
     ],
 )
-def test_an_object_that_interrupts_the_road_is_inside(name: str, box: tuple[slice, slice]) -> None:
+def test_object_on_the_road_is_inside(name: str, box: tuple[slice, slice]) -> None:
     whole = road_labels()
     on_road = np.zeros_like(whole, bool)
     on_road[box] = whole[box] == ROAD
-    for label in (VOID, BUILDING):  # whatever the network takes it for
+    for label in (VOID, BUILDING):  # for any label that the network gives it
         labels = whole.copy()
         labels[box] = label
-        assert found(labels)[on_road].all(), name
+        assert find_region(labels)[on_road].all(), name
 
 
-def test_an_object_is_inside_as_far_as_its_height_says() -> None:
+def test_object_beside_the_road_is_inside_up_to_the_object_height() -> None:
     labels = road_labels()
-    foot, left, right = 400, 150, 200  # beside the road's upper edge in these columns, and on it with its foot
+    foot, left, right = 400, 150, 200  # the foot is on the road, the rest above the road in these columns
     top_row = int(np.flatnonzero(labels[:, right] == ROAD)[0])
     tall = round(OBJECT_HEIGHT * (top_row - HORIZON))
     labels[top_row - tall : foot, left:right] = VOID
-    inside = found(labels)
+    inside = find_region(labels)
     assert inside[top_row - tall + 8 : top_row, right - 4 : right].all()
     assert not inside[: HORIZON - 20, left:right].any()
 
 
-def test_a_road_that_something_blocks_has_a_raised_edge() -> None:
+def test_blocked_road_is_extended_upwards() -> None:
     labels = road_labels()
-    labels[:420] = VOID  # a wall of something, 420 of 512 rows down
-    inside = found(labels)
+    labels[:420] = VOID  # a wall over 420 of the 512 rows
+    inside = find_region(labels)
     assert inside[360:420, 512].all() and not inside[:300].any()
 
 
-def test_several_parts_of_a_road_are_inside_and_specks_are_not() -> None:
+def test_several_road_parts_are_inside_and_specks_are_not() -> None:
     labels = road_labels()
     labels[300:, 640:720] = BUILDING  # a median
     labels[10:20, 900:910] = ROAD
-    inside = found(labels)
+    inside = find_region(labels)
     assert inside[200:][labels[200:] == ROAD].all() and not inside[:100].any()
 
 
-def test_a_sidewalk_is_inside_where_it_is_asked_for() -> None:
+def test_sidewalk_is_inside_if_the_region_includes_it() -> None:
     labels = road_labels(half_bottom=200)
     labels[400:, 800:1000] = SIDEWALK
     both = RoadRegion("road_and_sidewalk", (ROAD, SIDEWALK))
-    assert not found(labels)[450:, 850:950].any() and found(labels, both)[450:, 850:950].all()
+    assert not find_region(labels)[450:, 850:950].any() and find_region(labels, both)[450:, 850:950].all()
 
 
-def test_no_road_is_told_and_no_region_is_made_of_a_speck() -> None:
+def test_no_road_or_a_speck_gives_no_region() -> None:
     labels = np.full((HEIGHT, WIDTH), BUILDING, np.uint8)
     assert REGION.find(labels) is None
-    labels[500:510, 100:200] = ROAD  # a fifth of a percent of the frame
+    labels[500:510, 100:200] = ROAD  # 0.2 % of the frame
     assert REGION.find(labels) is None
-    assert found(np.full((HEIGHT, WIDTH), ROAD, np.uint8)).all()
+    assert find_region(np.full((HEIGHT, WIDTH), ROAD, np.uint8)).all()
 
 
 @pytest.mark.parametrize("size", [(7, 5), (64, 128), (333, 517), (1, GRID_WIDTH_PX), (1080, 1920), (2, 4000)])
-def test_any_size(size: tuple[int, int]) -> None:
+def test_region_has_any_label_size(size: tuple[int, int]) -> None:
     labels = np.full(size, ROAD, np.uint8)
-    assert found(labels).all()
+    assert find_region(labels).all()
 
 
-def test_the_surfaces_of_a_bundle_are_its_classes(painted: Bundle) -> None:
+def test_region_uses_the_road_classes_of_the_bundle(painted: Bundle) -> None:
     contract = painted.contract
     assert road_region("none", contract) is None
     assert road_region("road", contract) == RoadRegion("road", (0,))
@@ -123,7 +123,7 @@ def test_the_surfaces_of_a_bundle_are_its_classes(painted: Bundle) -> None:
     assert road_region("road_and_sidewalk", camvid) == RoadRegion("road_and_sidewalk", (3, 4))
 
 
-def test_a_bundle_without_the_class_and_unknown_names_are_refused(painted: Bundle) -> None:
+def test_missing_class_and_unknown_region_are_refused(painted: Bundle) -> None:
     with pytest.raises(ConfigError, match="bundle 'painted' has no class 'sidewalk' or 'pavement', but road; choose"):
         road_region("road_and_sidewalk", replace(painted.contract, classes=CITYSCAPES[:1]))
     with pytest.raises(ConfigError, match="has no class 'road' or 'road line', but none"):
@@ -132,7 +132,7 @@ def test_a_bundle_without_the_class_and_unknown_names_are_refused(painted: Bundl
         road_region("raod", painted.contract)
 
 
-def test_scores_outside_a_region_are_what_was_given() -> None:
+def test_scores_outside_the_region_get_the_given_value() -> None:
     scores = np.arange(8, dtype=np.float32).reshape(2, 4)
     region = np.array([[255, 0]], np.uint8)
     limited = limited_scores(scores, region, -20.0)
@@ -140,18 +140,19 @@ def test_scores_outside_a_region_are_what_was_given() -> None:
     assert limited_scores(scores, None, -20.0) is scores
 
 
-def test_the_detector_finds_the_road(painted: Bundle) -> None:
+def test_detector_returns_the_road_region(painted: Bundle) -> None:
     detector = open_detector(painted)
     frame, anomaly = street()
     plain = detector.detect(frame)
     assert plain.region is None
     outputs = detector.detect(frame, ("void",), labels=False, road=REGION)
     assert outputs.labels is None and set(outputs.scores) == {"void"}
-    assert (outputs.scores["void"] == plain.scores["void"]).all()  # of the whole frame all the same
+    assert (outputs.scores["void"] == plain.scores["void"]).all()  # scores still cover the whole frame
     assert (
         outputs.region is not None and outputs.region[anomaly > 0].all() and not outputs.region[: HORIZON_PX - 8].any()
     )
-    large = detector.detect(cv2.resize(frame, None, fx=2, fy=2), (), road=REGION, source_size=True)
+    twice = np.asarray(cv2.resize(frame, None, fx=2, fy=2), np.uint8)
+    large = detector.detect(twice, (), road=REGION, source_size=True)
     assert large.labels is not None and large.region is not None and large.region.shape == (256, 512)
     assert large.region[::2, ::2] == pytest.approx(outputs.region)
     assert detector.detect(street(road=False)[0], road=REGION).region is None

@@ -34,7 +34,7 @@ def test_nested_values_are_converted() -> None:
     assert isinstance(value.inner.rate, float)
 
 
-def test_one_value_or_a_list_of_several() -> None:
+def test_union_field_accepts_one_value_or_a_list() -> None:
     one, several = (from_plain(Outer, {**PLAIN, "names": names}, "x") for names in ("a", [{"size": [4, 5]}]))
     assert (one.names, several.names) == ("a", (Inner((4, 5)),))
     for names, message in (([{"siz": 1}], r"x: names\[0\]: unknown key 'siz'"), (3, "x: names: expected str, got 3")):
@@ -42,7 +42,7 @@ def test_one_value_or_a_list_of_several() -> None:
             from_plain(Outer, {**PLAIN, "names": names}, "x")
 
 
-def test_round_trip() -> None:
+def test_to_plain_and_from_plain_round_trip() -> None:
     value = from_plain(Outer, PLAIN, "x.yaml")
     assert from_plain(Outer, to_plain(value), "x.yaml") == value
     assert "note" not in to_plain(value)
@@ -63,6 +63,6 @@ def test_round_trip() -> None:
         ({"inner": 3}, "x.yaml: inner: expected a mapping with the keys of Inner"),
     ],
 )
-def test_wrong_data_says_where(change: dict[str, object], message: str) -> None:
+def test_invalid_data_error_names_the_place(change: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         from_plain(Outer, {**PLAIN, **change}, "x.yaml")

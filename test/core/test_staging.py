@@ -1,4 +1,4 @@
-"""Writing beside, then putting in place."""
+"""Writing to a temporary name, then moving to the final name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def finished_process() -> int:
     return process.pid
 
 
-def test_only_what_gone_processes_left_is_removed(tmp_path: Path) -> None:
+def test_only_leftovers_of_ended_processes_are_removed(tmp_path: Path) -> None:
     host, gone = socket.gethostname(), finished_process()
     names = {
         f".a.x1.{host}.{gone}.part": False,
@@ -37,23 +37,21 @@ def test_only_what_gone_processes_left_is_removed(tmp_path: Path) -> None:
     assert {name: (tmp_path / name).exists() for name in names} == names
 
 
-def test_a_failed_replacement_keeps_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_replacement_keeps_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     replace_text(tmp_path / "file", "old")
 
     def full(path: Path, *_: object, **__: object) -> None:
         path.touch()
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
         replace_text(tmp_path / "file", "new")
     assert (tmp_path / "file").read_text() == "old" and os.listdir(tmp_path) == ["file"]
 
 
 @pytest.mark.parametrize("can_exchange", [True, False])
-def test_a_folder_takes_the_place_of_another(
-    can_exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folder_replaces_another(can_exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not can_exchange:
         monkeypatch.setattr(staging, "_exchanged", lambda one, other: False)
     target = tmp_path / "deep" / "target"
@@ -65,9 +63,7 @@ def test_a_folder_takes_the_place_of_another(
     assert (beside / "file").read_text() == "first"
 
 
-def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_folder_replacement_keeps_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(staging, "_exchanged", lambda one, other: False)
     target = tmp_path / "target"
     target.mkdir()

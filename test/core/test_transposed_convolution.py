@@ -7,7 +7,7 @@ from anomseg_ros.core.transposed_convolution import phase_kernels
 
 
 def transposed(values: np.ndarray, weight: np.ndarray, stride: int, begin: int) -> np.ndarray:
-    """The definition: every input pixel (D, h, w) adds its kernel (D, C, k, k) to the output (C, s h, s w)."""
+    """Compute by definition: every input pixel (D, h, w) adds its kernel (D, C, k, k) to the output (C, s h, s w)."""
     _, height, width = values.shape
     classes, kernel = weight.shape[1:3]
     spread = np.zeros((classes, stride * (height + kernel), stride * (width + kernel)))
@@ -19,7 +19,7 @@ def transposed(values: np.ndarray, weight: np.ndarray, stride: int, begin: int) 
 
 
 @pytest.mark.parametrize(("stride", "kernel", "begin"), [(2, 2, 0), (2, 3, 1), (2, 4, 1), (3, 5, 1), (4, 4, 0)])
-def test_phases_are_the_pixels_of_a_block(stride: int, kernel: int, begin: int) -> None:
+def test_phase_kernels_give_the_transposed_convolution(stride: int, kernel: int, begin: int) -> None:
     generator = np.random.default_rng(kernel)
     values, weight = generator.standard_normal((3, 4, 5)), generator.standard_normal((3, 2, kernel, kernel))
     kernels = phase_kernels(weight, stride, (begin, begin))
@@ -31,5 +31,5 @@ def test_phases_are_the_pixels_of_a_block(stride: int, kernel: int, begin: int) 
     np.testing.assert_allclose(blocks, transposed(values, weight, stride, begin), atol=1e-5)
 
 
-def test_where_the_input_would_have_to_be_cut() -> None:
+def test_phase_kernels_are_none_if_the_input_must_be_cropped() -> None:
     assert phase_kernels(np.zeros((1, 1, 2, 2), np.float32), 2, (2, 2)) is None

@@ -8,9 +8,9 @@ import pytest
 from dataset_trees import INSIDE, OFFICIAL, flat, image, values, write
 
 from anomseg_ros.cli import main
+from anomseg_ros.core.problems import REMEDIES
 from anomseg_ros.datasets import open_dataset, open_named
 from anomseg_ros.datasets.check import CheckReport, check
-from anomseg_ros.datasets.problems import REMEDIES
 from anomseg_ros.errors import DatasetError
 
 
@@ -37,7 +37,7 @@ def only_error(report: CheckReport, kind: str) -> str:
     return errors[0]
 
 
-def test_a_good_dataset(tree: Path) -> None:
+def test_complete_dataset_is_ok(tree: Path) -> None:
     report = report_of(tree)
     assert report.ok() and report.complete
     assert (report.frames, report.readable, report.published, report.anomaly_frames) == (10, 10, 10, 10)
@@ -48,11 +48,11 @@ def test_a_good_dataset(tree: Path) -> None:
 @pytest.mark.parametrize("threads", [1, 3])
 def test_progress_counts_every_frame_in_order(tree: Path, threads: int) -> None:
     seen: list[tuple[int, int]] = []
-    check(open_dataset("road_anomaly_21", tree), threads, lambda done, total: seen.append((done, total)))
+    check(open_dataset("road_anomaly_21", tree), threads, lambda _, done, total: seen.append((done, total)))
     assert seen == [(done, 10) for done in range(1, 11)]
 
 
-def test_fewer_frames_than_published(tree: Path) -> None:
+def test_fewer_frames_than_published_need_allow_partial(tree: Path) -> None:
     for folder in ("images", "labels_masks"):
         (tree / folder / "3.png").unlink()
     report = report_of(tree)
@@ -63,44 +63,44 @@ def test_fewer_frames_than_published(tree: Path) -> None:
     report.require(allow_partial=True)
 
 
-def test_more_frames_than_published(tree: Path) -> None:
+def test_more_frames_than_published_are_an_error(tree: Path) -> None:
     write(tree / "images" / "extra.png", image(1))
     write(tree / "labels_masks" / "extra.png", values(0))
-    assert "11 frames found, 10 published: are frames of another split" in report_of(tree).errors()[0]
+    assert "11 frames found, 10 published: look for frames of another split" in report_of(tree).errors()[0]
 
 
-def test_image_without_labels(tree: Path) -> None:
+def test_image_without_labels_is_an_error(tree: Path) -> None:
     (tree / "labels_masks" / "3.png").unlink()
     assert str(tree / "images" / "3.png") in only_error(report_of(tree), "image without labels")
 
 
-def test_labels_without_an_image(tree: Path) -> None:
+def test_labels_without_an_image_are_an_error(tree: Path) -> None:
     (tree / "images" / "3.png").unlink()
     assert str(tree / "labels_masks" / "3.png") in only_error(report_of(tree), "labels without an image")
 
 
-def test_one_stem_twice(tree: Path) -> None:
+def test_two_images_of_one_stem_are_an_error(tree: Path) -> None:
     write(tree / "images" / "3.jpg", image(1))
     assert "3." in only_error(report_of(tree), "same name twice")
 
 
-def test_labels_of_another_size(tree: Path) -> None:
+def test_labels_of_another_size_are_an_error(tree: Path) -> None:
     write(tree / "labels_masks" / "3.png", values(0, 1)[:, :5])
     assert "5x6, its image 3.png 8x6" in only_error(report_of(tree), "labels of another size")
 
 
-def test_unknown_values(tree: Path) -> None:
+def test_unknown_label_values_are_an_error(tree: Path) -> None:
     write(tree / "labels_masks" / "3.png", values(0, 1, 7, 9))
     text = only_error(report_of(tree), "unknown label values")
     assert "(7, 9; expected 0 known, 1 anomaly, 255 void)" in text
 
 
-def test_colour_labels(tree: Path) -> None:
+def test_colour_labels_are_an_error(tree: Path) -> None:
     write(tree / "labels_masks" / "3.png", image(4))
     assert "a colour image" in only_error(report_of(tree), "unknown label values")
 
 
-def test_16_bit_labels(tree: Path) -> None:
+def test_16_bit_labels_are_read_if_values_are_small(tree: Path) -> None:
     write(tree / "labels_masks" / "3.png", values(0, 1).astype(np.uint16))
     assert report_of(tree).ok()
     write(tree / "labels_masks" / "3.png", values(0, 1).astype(np.uint16) * 300)
@@ -109,7 +109,7 @@ def test_16_bit_labels(tree: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["images", "labels_masks"])
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "flipped bit"])
-def test_damaged_files(tree: Path, folder: str, damage: str) -> None:
+def test_damaged_files_are_unreadable(tree: Path, folder: str, damage: str) -> None:
     path = tree / folder / "3.png"
     data = path.read_bytes()
     position = data.index(b"IDAT") + 8
@@ -120,7 +120,7 @@ def test_damaged_files(tree: Path, folder: str, damage: str) -> None:
     assert report.readable == 9
 
 
-def test_truncated_jpeg_image(tree: Path) -> None:
+def test_truncated_jpeg_is_unreadable(tree: Path) -> None:
     (tree / "images" / "3.png").unlink()
     path = tree / "images" / "3.jpg"
     write(path, image(3))
@@ -129,7 +129,7 @@ def test_truncated_jpeg_image(tree: Path) -> None:
     assert str(path) in only_error(report_of(tree), "unreadable")
 
 
-def test_many_files_are_counted_and_the_first_named(tree: Path) -> None:
+def test_error_counts_all_files_and_lists_the_first(tree: Path) -> None:
     for number in range(8):
         (tree / "labels_masks" / f"{number}.png").unlink()
     text = only_error(report_of(tree), "image without labels")
@@ -137,14 +137,14 @@ def test_many_files_are_counted_and_the_first_named(tree: Path) -> None:
     assert "5.png" not in text
 
 
-def test_problems_travel_between_processes(tree: Path) -> None:
+def test_problem_can_be_pickled(tree: Path) -> None:
     (tree / "images" / "3.png").write_bytes(b"")
     problem = report_of(tree).problems[0]
     again = pickle.loads(pickle.dumps(problem))
     assert (str(again), again.kind, again.file) == (str(problem), problem.kind, problem.file)
 
 
-def test_hidden_labels_are_a_warning(tree: Path) -> None:
+def test_labels_without_any_anomaly_are_a_warning(tree: Path) -> None:
     for path in (tree / "labels_masks").iterdir():
         write(path, values(0))
     report = report_of(tree)
@@ -159,18 +159,18 @@ def test_frames_without_an_anomaly_are_a_warning(tree: Path) -> None:
     assert report.warnings[0].startswith("1 of 10 frames hold no anomaly: 3;")
 
 
-def test_frames_of_void_are_a_warning(tree: Path) -> None:
+def test_frames_of_only_void_are_a_warning(tree: Path) -> None:
     write(tree / "labels_masks" / "3.png", values(255))
-    assert report_of(tree).warnings[0].startswith("1 of 10 frames hold only void pixels and count for nothing: 3")
+    assert report_of(tree).warnings[0].startswith("1 of 10 frames hold only void pixels and are not counted: 3")
 
 
-def test_semantic_datasets_do_not_ask_for_anomalies(tmp_path: Path) -> None:
+def test_semantic_dataset_needs_no_anomalies(tmp_path: Path) -> None:
     OFFICIAL["camvid"](tmp_path)
     report = report_of(tmp_path, "camvid")
     assert report.anomaly_frames is None and report.warnings == ()
 
 
-def test_listed_frame_is_absent(tmp_path: Path) -> None:
+def test_missing_frame_of_the_frame_list_is_an_error(tmp_path: Path) -> None:
     OFFICIAL["road_anomaly"](tmp_path)
     (tmp_path / "RoadAnomaly_jpg/frames/animals2.png").unlink()
     text = "\n".join(report_of(tmp_path, "road_anomaly").errors(allow_partial=True))
@@ -178,14 +178,14 @@ def test_listed_frame_is_absent(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["fs_lost_found", "fs_static"])
-def test_fishyscapes_without_one_of_its_pictures(name: str, tmp_path: Path) -> None:
+def test_fishyscapes_without_a_base_image_is_an_error(name: str, tmp_path: Path) -> None:
     OFFICIAL[name](tmp_path)
     sorted(tmp_path.rglob("*_leftImg8bit.png"))[0].unlink()
     assert "1 × " in only_error(report_of(tmp_path / INSIDE[name], name), "no base image")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "other key", "pickle", "other size"])
-def test_damaged_overlays(tmp_path: Path, damage: str) -> None:
+def test_damaged_overlays_are_unreadable(tmp_path: Path, damage: str) -> None:
     OFFICIAL["fs_static"](tmp_path)
     path = sorted((tmp_path / "fs").glob("*.npz"))[0]
     if damage == "truncated":
@@ -199,7 +199,9 @@ def test_damaged_overlays(tmp_path: Path, damage: str) -> None:
     assert path.name in only_error(report_of(tmp_path / "fs", "fs_static"), "unreadable")
 
 
-def test_command(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_command_prints_reports_and_status(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["datasets", "check", f"road_anomaly_21={tree}"]) == 0
     out = capsys.readouterr().out
     assert "10 frames of 10 published, 10 readable, 10 with anomalies: ok" in out
@@ -211,13 +213,13 @@ def test_command(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "is not of the form NAME=PATH" in capsys.readouterr().out
 
 
-def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_command_prints_splits_and_layouts(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["datasets", "list"]) == 0
     out = capsys.readouterr().out
     assert "street_hazards   train 5125, val 1031, test 1500 (default)" in out and "SEED:FRAMES" in out
 
 
-def test_flat_trees_are_what_the_helper_says(tmp_path: Path) -> None:
+def test_flat_helper_writes_a_valid_dataset(tmp_path: Path) -> None:
     flat(tmp_path, 0, 1)
     assert check(open_named(f"ade_ood={tmp_path}")).anomaly_frames == 2
 
@@ -232,7 +234,7 @@ def test_flat_trees_are_what_the_helper_says(tmp_path: Path) -> None:
         ("camvid", "CamVid:train", 367, None, (360, 480)),
     ],
 )
-def test_real_data(
+def test_real_datasets_pass_the_check(
     shared_data: Path, name: str, folder: str, frames: int, with_anomaly: int | None, size: tuple[int, int]
 ) -> None:
     dataset = open_named(f"{name}={shared_data / folder}")
@@ -245,7 +247,7 @@ def test_real_data(
     assert set(np.unique(truth)) <= ({*range(11), 255} if with_anomaly is None else {0, 1, 255})
 
 
-def test_real_pictures_are_what_pillow_reads(shared_data: Path) -> None:
+def test_real_pictures_equal_those_of_pillow(shared_data: Path) -> None:
     pil = pytest.importorskip("PIL.Image", reason="Pillow is absent; it comes with the extra `dev`")
     cases = (("RoadAnomaly21", "images/3.png"), ("RoadObstacle21", "images/3.webp"), ("fs_static", "images/3.jpg"))
     for folder, picture in cases:

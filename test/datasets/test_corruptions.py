@@ -1,4 +1,4 @@
-"""Common corruptions: what there is, and that a frame's are the same in any thread, process and order."""
+"""Common corruptions: their kinds, and equal results in any thread, process and order of calls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from anomseg_ros.datasets import open_named
-from anomseg_ros.datasets.base import Dataset
+from anomseg_ros.datasets.cached import keep_frames
 from anomseg_ros.datasets.corruptions import (
     GROUPS,
     KINDS,
@@ -24,7 +24,7 @@ from anomseg_ros.datasets.corruptions import (
     corruptions_of,
     library_version,
 )
-from anomseg_ros.datasets.kept import keep_frames
+from anomseg_ros.datasets.dataset import Dataset
 from anomseg_ros.errors import ConfigError, DatasetError
 
 
@@ -35,7 +35,7 @@ def image() -> np.ndarray:
     return np.asarray(cv2.GaussianBlur(noise, (0, 0), 1.5), np.uint8)
 
 
-def test_names_and_groups() -> None:
+def test_corruptions_of_names_and_groups() -> None:
     assert len(KINDS) == 19 and len(set(KINDS)) == 19
     assert len(corruptions_of(["common"], [1, 2, 3, 4, 5])) == 75 and len(corruptions_of(["all"], [2])) == 19
     assert corruptions_of(["fog", "noise", "fog"], [3, 1, 3]) == tuple(
@@ -44,7 +44,7 @@ def test_names_and_groups() -> None:
     assert corruptions_of([], [1]) == () and str(Corruption("fog", 3)) == "fog 3"
 
 
-def test_what_does_not_exist() -> None:
+def test_unknown_kind_or_severity_is_refused() -> None:
     with pytest.raises(ConfigError, match="unknown corruption 'fogg'; known: fog"):
         corruptions_of(["fogg"], [1])
     with pytest.raises(ConfigError, match="unknown corruption 'weather'"):
@@ -54,7 +54,7 @@ def test_what_does_not_exist() -> None:
             Corruption("fog", severity)
 
 
-def test_the_kinds_are_the_librarys(image: np.ndarray) -> None:
+def test_kinds_equal_those_of_the_library(image: np.ndarray) -> None:
     import imagecorruptions
 
     assert tuple(imagecorruptions.get_corruption_names("all")) == KINDS
@@ -63,16 +63,18 @@ def test_the_kinds_are_the_librarys(image: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_repeats_and_grows(kind: str, image: np.ndarray, capsys: pytest.CaptureFixture[str]) -> None:
-    before, state = image.copy(), np.random.get_state()[1].copy()  # type: ignore[union-attr]
+def test_every_kind_is_repeatable_and_grows_with_severity(
+    kind: str, image: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, state = image.copy(), np.random.get_state(legacy=True)[1].copy()
     first, again = (corrupted(image, Corruption(kind, 3), seed=7) for _ in range(2))
     assert first.shape == image.shape and first.dtype == np.uint8
     assert np.array_equal(first, again) and not np.array_equal(first, image)
     assert np.array_equal(image, before) and capsys.readouterr().out == ""
-    assert np.array_equal(np.random.get_state()[1], state)  # type: ignore[index]
+    assert np.array_equal(np.random.get_state()[1], state)
     if kind in (*GROUPS["noise"], "glass_blur", "snow", "frost", "fog", "elastic_transform", "speckle_noise"):
         assert not np.array_equal(first, corrupted(image, Corruption(kind, 3), seed=8))
-    if kind != "saturate":  # its first two severities take colour away, the others add it
+    if kind != "saturate":  # the first two severities remove colour, the others add it
         mild, strong = (corrupted(image, Corruption(kind, severity), seed=7) for severity in (1, 5))
         lost = [float(np.abs(one.astype(int) - image).mean()) for one in (mild, strong)]
         assert lost[0] < lost[1]
@@ -83,13 +85,13 @@ def test_small_images_are_refused(image: np.ndarray) -> None:
         corrupted(np.ascontiguousarray(image[:31]), Corruption("fog", 1), 0)
 
 
-def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_library_error_names_the_requirement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "imagecorruptions", None)
     with pytest.raises(DatasetError, match=r"anomseg_ros\[corruptions\].*--no-deps 'imagecorruptions-imaug>="):
         library_version()
 
 
-def test_a_dataset_under_corruption(image: np.ndarray) -> None:
+def test_corrupted_dataset_is_equal_in_any_thread_process_and_order(image: np.ndarray) -> None:
     plain = open_named("synthetic=4:3")
     noisy = corrupt_dataset(keep_frames(plain, 10**8), Corruption("gaussian_noise", 2))
     other = corrupt_dataset(plain, Corruption("gaussian_noise", 3))
@@ -104,13 +106,13 @@ def test_a_dataset_under_corruption(image: np.ndarray) -> None:
     assert np.array_equal(shipped.image, frames[1].image) and not np.array_equal(clean.image, shipped.image)
     assert clean.labels is not None and np.array_equal(clean.labels, shipped.labels)
     assert not np.array_equal(other.load(1).image, shipped.image)
-    # Two frames have different noise.
+    # The noise differs between frames.
     assert not np.array_equal(
         frames[0].image.astype(int) - plain.load(0).image, frames[1].image.astype(int) - clean.image
     )
 
 
-def test_what_is_installed_is_what_is_asked_for() -> None:
+def test_makefile_and_docs_state_the_requirement() -> None:
     root = Path(__file__).resolve().parents[2]
     for name in ("Makefile", "docs/evaluate.md"):
         assert f"--no-deps '{REQUIREMENT}'" in (root / name).read_text()

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from dataset_trees import INSIDE, OFFICIAL, cityscapes_train_ids, flat, image, values, write
 
-from anomseg_ros.core.labels import CITYSCAPES
-from anomseg_ros.datasets import DATASETS, dataset_type, open_dataset, open_named
-from anomseg_ros.datasets.base import Dataset
+from anomseg_ros.datasets import open_dataset, open_named
+from anomseg_ros.datasets.dataset import Dataset
 from anomseg_ros.errors import DatasetError
 
-# What the first label values of each tree mean: (train ids or None, anomaly or None).
+# Meaning of the first label values of each tree: (train ids or None, anomaly or None).
 MEANING = {
     "cityscapes": ([255, 0, 1, 18, 255, 11], None),
     "camvid": ([0, 10, 255], None),
@@ -54,7 +53,7 @@ def assert_frames(dataset: Dataset, labels: list[int] | None, anomaly: list[int]
 
 
 @pytest.mark.parametrize("name", sorted(OFFICIAL))
-def test_official_layout(name: str, tmp_path: Path) -> None:
+def test_official_layout_is_read(name: str, tmp_path: Path) -> None:
     OFFICIAL[name](tmp_path)
     dataset = open_dataset(name, tmp_path / INSIDE.get(name, ""))
     assert (dataset.layout, dataset.published_count) == ("official", PUBLISHED[name])
@@ -63,7 +62,7 @@ def test_official_layout(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(OFFICIAL))
-def test_flat_layout(name: str, tmp_path: Path) -> None:
+def test_flat_layout_is_read(name: str, tmp_path: Path) -> None:
     semantic = {"cityscapes": ([0, 18, 255],) * 2, "camvid": ([0, 10, 11], [0, 10, 255])}
     given, labels = semantic.get(name, ([0, 1, 255], None))
     flat(tmp_path, *given)
@@ -73,25 +72,25 @@ def test_flat_layout(name: str, tmp_path: Path) -> None:
     assert_frames(dataset, labels, None if labels else [0, 1, 255])
 
 
-def test_flat_road_anomaly_takes_2_for_an_anomaly(tmp_path: Path) -> None:
+def test_flat_road_anomaly_reads_2_as_anomaly(tmp_path: Path) -> None:
     flat(tmp_path, 0, 2, 1, 255)
     assert_frames(open_dataset("road_anomaly", tmp_path), None, [0, 1, 1, 255])
 
 
-def test_official_road_anomaly_takes_1_for_road(tmp_path: Path) -> None:
+def test_official_road_anomaly_reads_1_as_road(tmp_path: Path) -> None:
     OFFICIAL["road_anomaly"](tmp_path)
     for path in tmp_path.rglob("labels_semantic.png"):
         write(path, values(0, 1, 2))
     assert_frames(open_dataset("road_anomaly", tmp_path), None, [0, 0, 1])
 
 
-def test_cityscapes_train_id_files(tmp_path: Path) -> None:
+def test_cityscapes_train_id_files_are_read(tmp_path: Path) -> None:
     cityscapes_train_ids(tmp_path)
     assert_frames(open_dataset("cityscapes", tmp_path), *MEANING["cityscapes"])
 
 
 @pytest.mark.parametrize("label_name", ["gtFine_labelIds", "leftImg8bit"])
-def test_cityscapes_frames_by_themselves(label_name: str, tmp_path: Path) -> None:
+def test_cityscapes_frames_without_the_official_folders_are_read(label_name: str, tmp_path: Path) -> None:
     for id_, seed in (("ulm_000001_000019", 2), ("ulm_000010_000019", 10)):
         sequence = "seq1" if label_name == "leftImg8bit" else "."
         write(tmp_path / "images" / sequence / f"{id_}_leftImg8bit.png", image(seed))
@@ -101,19 +100,7 @@ def test_cityscapes_frames_by_themselves(label_name: str, tmp_path: Path) -> Non
     assert_frames(dataset, *MEANING["cityscapes"])
 
 
-def test_every_name_opens_and_says_its_name(tmp_path: Path) -> None:
-    assert set(DATASETS) == {*OFFICIAL, "synthetic", "cut_paste", "pseudo_label"}
-    for name in OFFICIAL:
-        kind = dataset_type(name)
-        assert kind.default_split in kind.splits and kind.layouts
-        OFFICIAL[name](tmp_path / name)
-        dataset = open_dataset(name, tmp_path / name / INSIDE.get(name, ""))
-        assert dataset.name == name
-        assert (dataset.classes is None) == (dataset.label_set is None)
-    assert open_dataset("synthetic", "1:1").classes == CITYSCAPES
-
-
-def test_split_by_suffix_and_by_argument(tmp_path: Path) -> None:
+def test_split_is_taken_from_suffix_or_argument(tmp_path: Path) -> None:
     for split in ("train", "val"):
         write(tmp_path / split / f"{split}.png", image(1))
         write(tmp_path / f"{split}annot" / f"{split}.png", values(0))
@@ -124,7 +111,7 @@ def test_split_by_suffix_and_by_argument(tmp_path: Path) -> None:
         open_named(f"camvid={tmp_path}:tran")
 
 
-def test_a_folder_with_a_colon_is_a_folder(tmp_path: Path) -> None:
+def test_folder_name_may_contain_a_colon(tmp_path: Path) -> None:
     flat(tmp_path / "odd:name", 0, 1)
     assert len(open_named(f"ade_ood={tmp_path / 'odd:name'}")) == 2
 
@@ -137,7 +124,7 @@ def test_street_hazards_training_has_no_anomaly_mask(tmp_path: Path) -> None:
     assert set(np.unique(frame.labels)) == {0, 12}
 
 
-def test_palette_labels_are_indices_not_colours(tmp_path: Path) -> None:
+def test_palette_labels_are_read_as_indices(tmp_path: Path) -> None:
     pil = pytest.importorskip("PIL.Image", reason="Pillow is absent; it comes with the extra `dev`")
     flat(tmp_path, 0)
     for number, bits in ((2, 8), (10, 2)):
@@ -147,7 +134,7 @@ def test_palette_labels_are_indices_not_colours(tmp_path: Path) -> None:
     assert_frames(open_dataset("ade_ood", tmp_path), None, [0, 1])
 
 
-def test_one_bit_labels_are_0_and_1(tmp_path: Path) -> None:
+def test_one_bit_labels_are_read_as_0_and_1(tmp_path: Path) -> None:
     pil = pytest.importorskip("PIL.Image", reason="Pillow is absent; it comes with the extra `dev`")
     flat(tmp_path, 0)
     for number in (2, 10):
@@ -155,7 +142,7 @@ def test_one_bit_labels_are_0_and_1(tmp_path: Path) -> None:
     assert_frames(open_dataset("ade_ood", tmp_path), None, [0, 1])
 
 
-def test_pictures_are_not_turned_by_their_exif_orientation(tmp_path: Path) -> None:
+def test_exif_orientation_is_ignored(tmp_path: Path) -> None:
     pil = pytest.importorskip("PIL.Image", reason="Pillow is absent; it comes with the extra `dev`")
     flat(tmp_path, 0, 1)
     exif = pil.Exif()
@@ -168,7 +155,7 @@ def test_pictures_are_not_turned_by_their_exif_orientation(tmp_path: Path) -> No
     assert cv2.imread(str(path)).shape[:2] == frame.image.shape[1::-1]
 
 
-def test_static_differences_are_clipped(tmp_path: Path) -> None:
+def test_fishyscapes_static_overlay_sum_is_clipped(tmp_path: Path) -> None:
     OFFICIAL["fs_static"](tmp_path)
     for path in (tmp_path / "fs").glob("*.npz"):
         np.savez(path, rgb=np.full((6, 8, 3), 240, np.int16))
@@ -176,7 +163,7 @@ def test_static_differences_are_clipped(tmp_path: Path) -> None:
     assert np.array_equal(frame.image, np.minimum(image(102).astype(int) + 240, 255))
 
 
-def test_static_with_whole_pictures_needs_no_cityscapes(tmp_path: Path) -> None:
+def test_fishyscapes_static_with_complete_pictures_needs_no_cityscapes(tmp_path: Path) -> None:
     OFFICIAL["fs_static"](tmp_path)
     for path, seed in zip(sorted((tmp_path / "fs").glob("*.npz")), (2, 10), strict=True):
         np.savez(path, rgb=image(seed))
@@ -184,7 +171,7 @@ def test_static_with_whole_pictures_needs_no_cityscapes(tmp_path: Path) -> None:
     assert_frames(open_dataset("fs_static", tmp_path / "fs"), None, [0, 1, 255])
 
 
-def test_synthetic_frames() -> None:
+def test_synthetic_frames_are_reproducible() -> None:
     dataset = open_named("synthetic=3:2")
     frame = dataset.load(1)
     assert (len(dataset), frame.id, dataset.published_count) == (2, "3_000001", None)
@@ -195,19 +182,20 @@ def test_synthetic_frames() -> None:
     assert len(open_dataset("synthetic", "")) == 100
 
 
-def test_synthetic_frames_of_many_drives() -> None:
+def test_synthetic_training_frames_come_from_many_drives() -> None:
     dataset = open_named("synthetic=3:2x3")
     assert [dataset.frame_id(i) for i in range(len(dataset))] == [
         f"{seed}_{number:06d}" for seed in (3, 4) for number in (0, 30, 60)
     ]
-    frame, again = dataset.load(4), open_named("synthetic=4:1x3").load(1)
+    frames = [dataset.load(index) for index in range(6)]
+    frame, again = frames[4], open_named("synthetic=4:1x3").load(1)
     assert np.array_equal(frame.image, again.image) and np.array_equal(frame.anomaly, again.anomaly)
-    assert not np.array_equal(frame.image, dataset.load(1).image)
-    # Training frames have anomalies more often than a drive.
-    assert sum(bool((dataset.load(i).anomaly == 1).any()) for i in range(6)) >= 3
+    assert not np.array_equal(frame.image, frames[1].image)
+    # Training frames have anomalies more often than the frames of a drive.
+    assert sum(bool((frame.anomaly == 1).any()) for frame in frames) >= 3
 
 
-def test_synthetic_folder(tmp_path: Path) -> None:
+def test_synthetic_opens_a_folder(tmp_path: Path) -> None:
     flat(tmp_path, 0, 1)
     dataset = open_dataset("synthetic", tmp_path)
     assert dataset.published_count is None
@@ -220,17 +208,17 @@ def test_synthetic_folder(tmp_path: Path) -> None:
         ("camvdi=/x", "unknown dataset 'camvdi'; known: camvid"),
         ("/data/CamVid", "is not of the form NAME=PATH"),
         ("camvid=/no/such/folder", "'/no/such/folder' is not a folder"),
-        ("synthetic=7:0", "asks for no frame"),
-        ("synthetic=7:2x0", "asks for no frame"),
+        ("synthetic=7:0", "has no frames"),
+        ("synthetic=7:2x0", "has no frames"),
         ("synthetic=7:x3", "is neither SEED:FRAMES"),
         ("synthetic=/no/such/folder", "is neither SEED:FRAMES"),
     ],
 )
-def test_what_cannot_be_opened(spec: str, message: str) -> None:
+def test_invalid_specifications_are_refused(spec: str, message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         open_named(spec)
 
 
-def test_an_empty_folder_names_the_layouts(tmp_path: Path) -> None:
+def test_empty_folder_error_names_the_layouts(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"expected images/X\.jpg with annotations/X_mask\.png, or images/N\.png"):
         open_dataset("ade_ood", tmp_path)

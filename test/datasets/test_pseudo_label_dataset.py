@@ -1,56 +1,40 @@
-"""Writing a dataset that teachers label, and reading it."""
+"""Writing and reading a dataset with labels from teachers."""
 
 from __future__ import annotations
 
 import multiprocessing
 import pickle
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import yaml
+from brightness_teacher import ROAD, SKY, ByBrightness
 from dataset_trees import write
 
 from anomseg_ros.core.labels import CITYSCAPES, KNOWN_UNCERTAIN
 from anomseg_ros.datasets import open_dataset, open_named
 from anomseg_ros.datasets.check import check
-from anomseg_ros.datasets.cut_paste import OUTLIER, PasteConfig
 from anomseg_ros.datasets.cut_paste_write import WriteConfig as PasteWriteConfig
 from anomseg_ros.datasets.cut_paste_write import write_cut_paste
-from anomseg_ros.datasets.outlier_objects import ProceduralObjects
-from anomseg_ros.datasets.pseudo_label import LabelConfig, TeacherInfo
+from anomseg_ros.datasets.pseudo_label import LabelConfig
 from anomseg_ros.datasets.pseudo_label_dataset import Manifest, read_manifest
 from anomseg_ros.datasets.pseudo_label_sources import open_sources
 from anomseg_ros.datasets.pseudo_label_write import WriteConfig, write_pseudo_labels
 from anomseg_ros.datasets.written_folder import PREVIEW
-from anomseg_ros.errors import ConfigError, DatasetError
+from anomseg_ros.errors import ConfigError, DatasetError, OutputError
+from anomseg_ros.outliers.cut_paste import OUTLIER, PasteConfig
+from anomseg_ros.outliers.objects import ProceduralObjects
 
 FRAMES, HEIGHT, WIDTH = 6, 24, 40
-ROAD, BUILDING, SKY, PERSON, CAR = 0, 2, 10, 11, 13
-
-
-class ByBrightness:
-    """A teacher by brightness: dark is road, bright sky, and the less of either, the less sure."""
-
-    def __init__(self, seconds: float = 0, version: str = "1") -> None:
-        self.info, self._seconds = TeacherInfo("brightness", version * 64, f"numpy {version}"), seconds
-
-    def look(
-        self, image: np.ndarray, size_px: tuple[int, int], scales: tuple[float, ...], flip: bool
-    ) -> Iterator[np.ndarray]:
-        time.sleep(self._seconds)
-        bright = cv2.resize(image, size_px[::-1]).mean(axis=2).astype(np.float32) / 255
-        probabilities = np.zeros((19, *size_px), np.float32)
-        probabilities[SKY], probabilities[ROAD] = bright, 1 - bright
-        yield probabilities
+BUILDING, PERSON, CAR = 2, 11, 13
 
 
 @pytest.fixture()
 def source(tmp_path: Path) -> Path:
-    """Pictures that grow bright from left to right, and frames with CamVid's labels."""
+    """Pictures with a ramp from dark to bright, and frames with labels of CamVid."""
     ramp = np.repeat(np.linspace(0, 255, WIDTH)[np.newaxis], HEIGHT, axis=0)
     for number in range(FRAMES):
         picture = np.repeat(np.clip(ramp + number, 0, 255).astype(np.uint8)[:, :, np.newaxis], 3, axis=2)
@@ -62,7 +46,7 @@ def source(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def make(source: Path, folder: Path, config: WriteConfig | None = None, **options: object) -> Manifest:
+def write_dataset(source: Path, folder: Path, config: WriteConfig | None = None, **options: object) -> Manifest:
     sources = open_sources([f"folder={source / 'pictures'}", f"camvid={source / 'camvid'}:train"])
     teachers = options.pop("teachers", [ByBrightness()])
     config = config or WriteConfig(LabelConfig(confidence=0.75))
@@ -73,9 +57,9 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_what_is_written_reads_back(source: Path, tmp_path: Path) -> None:
+def test_written_dataset_reads_back(source: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    manifest = make(source, tmp_path / "out", progress=lambda done, total: seen.append((done, total)))
+    manifest = write_dataset(source, tmp_path / "out", progress=lambda _, done, total: seen.append((done, total)))
     assert seen == [(number, FRAMES + 1) for number in range(1, FRAMES + 2)]
     dataset = pickle.loads(pickle.dumps(open_dataset("pseudo_label", tmp_path / "out")))
     assert (len(dataset), dataset.published_count, dataset.label_set) == (FRAMES + 1, FRAMES + 1, "cityscapes")
@@ -95,16 +79,16 @@ def test_what_is_written_reads_back(source: Path, tmp_path: Path) -> None:
     assert cv2.imread(str(tmp_path / "out" / PREVIEW)).shape == (4 * 252, 2 * 3 * 420, 3)
 
 
-def test_own_labels_restrict_the_teacher(source: Path, tmp_path: Path) -> None:
-    make(source, tmp_path / "out")
+def test_own_labels_restrict_the_teacher_to_their_classes(source: Path, tmp_path: Path) -> None:
+    write_dataset(source, tmp_path / "out")
     labels = open_dataset("pseudo_label", tmp_path / "out").load(0).labels
-    # A pedestrian is a person; nothing of a car's choices is seen; void stays void.
+    # CamVid's pedestrian is Cityscapes' person. The teacher knows no class of "car". Void stays void.
     assert (labels[: HEIGHT // 2] == PERSON).all() and (labels[-1] == 255).all()
     assert (labels[HEIGHT // 2 : -1] == KNOWN_UNCERTAIN).all()
 
 
-def test_the_manifest_counts(source: Path, tmp_path: Path) -> None:
-    manifest = make(source, tmp_path / "out", WriteConfig(LabelConfig(confidence=0.75), ("camvid-*",), 0.34))
+def test_manifest_counts_frames_and_class_shares(source: Path, tmp_path: Path) -> None:
+    manifest = write_dataset(source, tmp_path / "out", WriteConfig(LabelConfig(confidence=0.75), ("camvid-*",), 0.34))
     pictures, frames = manifest.sources["folder"], manifest.sources["camvid"]
     assert (pictures.stated, pictures.written, pictures.validation) == (FRAMES, FRAMES, 2)
     assert (frames.stated, frames.written, frames.validation) == (1, 1, 1)
@@ -117,30 +101,30 @@ def test_the_manifest_counts(source: Path, tmp_path: Path) -> None:
     assert manifest.shares["known, class uncertain"] == pytest.approx((pixels == KNOWN_UNCERTAIN).mean(), abs=1e-5)
 
 
-def test_pixels_whose_class_is_next_to_impossible_count_in_the_means(source: Path, tmp_path: Path) -> None:
-    # Bright pixels are sky, dark ones road, which is no class of scenery: their confidence is next to 0.
+def test_pixels_of_excluded_classes_count_in_the_means(source: Path, tmp_path: Path) -> None:
+    # Bright pixels are sky. Dark pixels are road, which scenery excludes, so their confidence is nearly 0.
     sources = open_sources([f"scenery={source / 'pictures'}"])
     manifest = write_pseudo_labels(sources, [ByBrightness()], tmp_path / "out", WriteConfig())
     assert manifest.sources["scenery"].agreement == 1
     assert manifest.sources["scenery"].confidence == pytest.approx(0.5, abs=0.02)
 
 
-def test_splits_are_disjoint_and_an_empty_one_says_what_to_do(source: Path, tmp_path: Path) -> None:
-    make(source, tmp_path / "out", WriteConfig(validation=("folder-f[12]",), share=0.0))
+def test_splits_are_disjoint_and_an_empty_split_is_refused(source: Path, tmp_path: Path) -> None:
+    write_dataset(source, tmp_path / "out", WriteConfig(validation=("folder-f[12]",), share=0.0))
     train, held_out = (open_named(f"pseudo_label={tmp_path / 'out'}:{split}") for split in ("train", "val"))
     assert [held_out.frame_id(index) for index in range(len(held_out))] == ["folder-f1", "folder-f2"]
     assert (len(train), train.published_count, held_out.published_count) == (5, 5, 2)
-    make(source, tmp_path / "all")
+    write_dataset(source, tmp_path / "all")
     with pytest.raises(DatasetError, match="no frame in its split 'val'; write it again and give --validation"):
         open_dataset("pseudo_label", tmp_path / "all", "val")
 
 
 def write_slowly(source: Path, folder: Path) -> None:
-    make(source, folder, teachers=[ByBrightness(seconds=0.1)])
+    write_dataset(source, folder, teachers=[ByBrightness(seconds=0.1)])
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(source: Path, tmp_path: Path) -> None:
-    make(source, tmp_path / "whole")
+def test_killed_run_resumes_to_the_same_bytes(source: Path, tmp_path: Path) -> None:
+    write_dataset(source, tmp_path / "whole")
     process = multiprocessing.get_context("fork").Process(target=write_slowly, args=(source, tmp_path / "out"))
     process.start()
     deadline = time.monotonic() + 30
@@ -152,49 +136,51 @@ def test_a_killed_run_goes_on_to_the_same_bytes(source: Path, tmp_path: Path) ->
     assert 2 <= len(there) < FRAMES
     with pytest.raises(DatasetError, match="is unfinished; run the same `anomseg datasets pseudo-label` again"):
         open_dataset("pseudo_label", tmp_path / "out")
-    make(source, tmp_path / "out")
+    write_dataset(source, tmp_path / "out")
     assert files_of(tmp_path / "whole") == files_of(tmp_path / "out")
     assert all((tmp_path / "out" / "labels" / name).stat().st_mtime_ns == then for name, then in there.items())
 
 
-def test_a_folder_of_other_options_is_refused_unless_it_is_overwritten(source: Path, tmp_path: Path) -> None:
-    make(source, tmp_path / "out")
+def test_folder_of_other_options_is_refused_without_overwrite(source: Path, tmp_path: Path) -> None:
+    write_dataset(source, tmp_path / "out")
     flipped = WriteConfig(LabelConfig(confidence=0.6, flip=True))
-    with pytest.raises(ConfigError, match=r"made otherwise \(labels.confidence: 0.75 there, 0.6 here; labels.flip"):
-        make(source, tmp_path / "out", flipped)
+    with pytest.raises(
+        ConfigError, match=r"of another specification \(labels.confidence: 0.75 there, 0.6 here; labels.flip"
+    ):
+        write_dataset(source, tmp_path / "out", flipped)
     with pytest.raises(ConfigError, match="teachers: "):
-        make(source, tmp_path / "out", teachers=[ByBrightness(version="2")])
+        write_dataset(source, tmp_path / "out", teachers=[ByBrightness(version="2")])
     write(source / "pictures" / "f0.png", np.zeros((HEIGHT, WIDTH, 3), np.uint8))
     with pytest.raises(ConfigError, match="sources: "):
-        make(source, tmp_path / "out")
-    make(source, tmp_path / "out", flipped, overwrite=True)
+        write_dataset(source, tmp_path / "out")
+    write_dataset(source, tmp_path / "out", flipped, overwrite=True)
     assert read_manifest(tmp_path / "out").made_of.labels.flip
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     with pytest.raises(ConfigError, match="full' holds other files"):
-        make(source, tmp_path / "full", overwrite=True)
+        write_dataset(source, tmp_path / "full", overwrite=True)
 
 
-def test_a_frame_that_fails_is_named_and_tried_again(source: Path, tmp_path: Path) -> None:
+def test_failed_frame_is_listed_and_retried(source: Path, tmp_path: Path) -> None:
     whole = (source / "pictures" / "f2.png").read_bytes()
     (source / "pictures" / "f2.png").write_bytes(whole[:60])
-    manifest = make(source, tmp_path / "out")
+    manifest = write_dataset(source, tmp_path / "out")
     assert len(manifest.failures) == 1 and manifest.failures[0].startswith("folder-f2: unreadable:")
     assert (manifest.count, manifest.sources["folder"].written, manifest.sources["folder"].stated) == (6, 5, 6)
     assert len(open_dataset("pseudo_label", tmp_path / "out")) == 6
     (source / "pictures" / "f2.png").write_bytes(whole)
-    assert make(source, tmp_path / "out").failures == ()
-    make(source, tmp_path / "never_failed")
+    assert write_dataset(source, tmp_path / "out").failures == ()
+    write_dataset(source, tmp_path / "never_failed")
     assert files_of(tmp_path / "out") == files_of(tmp_path / "never_failed")
 
 
-def test_a_folder_that_cannot_be_written(source: Path, tmp_path: Path) -> None:
+def test_file_in_place_of_the_folder_is_refused(source: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(ConfigError, match=r"cannot write .*file': .*give another folder"):
-        make(source, tmp_path / "file")
+    with pytest.raises(OutputError, match=r"cannot write .*file': File exists; .*give another path"):
+        write_dataset(source, tmp_path / "file")
 
 
-def test_nothing_to_write(source: Path, tmp_path: Path) -> None:
+def test_no_readable_frame_or_no_teacher_is_refused(source: Path, tmp_path: Path) -> None:
     for file in (source / "pictures").glob("*.png"):
         file.write_bytes(b"no picture")
     sources = open_sources([f"folder={source / 'pictures'}"])
@@ -214,33 +200,33 @@ def test_nothing_to_write(source: Path, tmp_path: Path) -> None:
         ({"share": 1.0}, "validation share is 1.0"),
     ],
 )
-def test_hold_outs_that_cannot_be(config: dict[str, object], text: str, source: Path, tmp_path: Path) -> None:
+def test_invalid_validation_options_are_refused(
+    config: dict[str, object], text: str, source: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=text):
-        make(source, tmp_path / "out", WriteConfig(**config))  # type: ignore[arg-type]
+        write_dataset(source, tmp_path / "out", WriteConfig(**config))  # type: ignore[arg-type]
 
 
-def test_reading_what_is_no_pseudo_labelled_dataset(source: Path, tmp_path: Path) -> None:
+def test_reading_other_folders_is_refused(source: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="nowhere' is not a folder"):
         open_dataset("pseudo_label", tmp_path / "nowhere")
     with pytest.raises(DatasetError, match=r"no pseudo_label.yaml in"):
         open_dataset("pseudo_label", source)
-    make(source, tmp_path / "out")
+    write_dataset(source, tmp_path / "out")
     with pytest.raises(DatasetError, match="has no split 'test'"):
         open_dataset("pseudo_label", tmp_path / "out", "test")
     path = tmp_path / "out" / "pseudo_label.yaml"
     data = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump({**data, "made_of": {**data["made_of"], "format": 9}}))
-    with pytest.raises(DatasetError, match="it is of format 9, this version reads 1"):
+    with pytest.raises(DatasetError, match="its format is 9, this version reads 1"):
         open_dataset("pseudo_label", tmp_path / "out")
     path.write_text("made_of: [")
     with pytest.raises(DatasetError, match="cannot be used"):
         open_dataset("pseudo_label", tmp_path / "out")
 
 
-def test_uncertain_pixels_stay_known_when_objects_are_pasted_and_when_they_are_labelled_again(
-    source: Path, tmp_path: Path
-) -> None:
-    make(source, tmp_path / "out")
+def test_uncertain_pixels_stay_known_after_pasting_and_relabelling(source: Path, tmp_path: Path) -> None:
+    write_dataset(source, tmp_path / "out")
     dataset = open_dataset("pseudo_label", tmp_path / "out")
     paste = PasteConfig(min_area_px=30, feather_radius_px=0.5)
     write_cut_paste(dataset, ProceduralObjects(), tmp_path / "pasted", PasteWriteConfig(paste=paste))
@@ -252,5 +238,5 @@ def test_uncertain_pixels_stay_known_when_objects_are_pasted_and_when_they_are_l
     sources = open_sources([f"pseudo_label={tmp_path / 'out'}"])
     write_pseudo_labels(sources, [ByBrightness()], tmp_path / "again", WriteConfig(LabelConfig(confidence=0.75)))
     again = open_dataset("pseudo_label", tmp_path / "again").load(0)
-    # Any known class is possible there, and the dark pixels look like road.
+    # Every known class is possible there, and the teacher labels dark pixels as road.
     assert (again.labels[dataset.load(0).labels == KNOWN_UNCERTAIN] == ROAD).all()

@@ -21,7 +21,7 @@ def video(path: Path, frames: int = 7) -> Path:
     return path
 
 
-def test_datasets_bring_their_own_labels(tmp_path: Path) -> None:
+def test_datasets_provide_their_own_labels(tmp_path: Path) -> None:
     camvid(tmp_path / "a")
     cityscapes(tmp_path / "b")
     coarse, fine = open_sources([f"camvid={tmp_path / 'a'}:val", f"cityscapes={tmp_path / 'b'}"])
@@ -34,13 +34,13 @@ def test_datasets_bring_their_own_labels(tmp_path: Path) -> None:
     assert frame.choices[18].sum() == 1 and not frame.choices[255].any()
 
 
-def test_an_anomaly_mask_leaves_what_is_known_free(tmp_path: Path) -> None:
+def test_anomaly_mask_leaves_known_pixels_free(tmp_path: Path) -> None:
     flat(tmp_path, 0, 1, 255)
     (source,) = open_sources([f"road_anomaly_21={tmp_path}"])
     assert source.load(0).codes.reshape(-1)[:3].tolist() == [FREE, UNLABELLED, UNLABELLED]
 
 
-def test_pictures_and_what_to_leave_out(tmp_path: Path) -> None:
+def test_ignore_masks_exclude_pixels_of_pictures(tmp_path: Path) -> None:
     write(tmp_path / "b10.png", image(1))
     write(tmp_path / "b2.png", image(2))
     write(tmp_path / "ignore" / "b2.png", values(0, 255))
@@ -54,14 +54,14 @@ def test_pictures_and_what_to_leave_out(tmp_path: Path) -> None:
         first.load(1)
 
 
-def test_every_nth_frame_of_a_video_in_any_order(tmp_path: Path) -> None:
+def test_every_nth_video_frame_is_read_in_any_order(tmp_path: Path) -> None:
     (source,) = open_sources([f"video={video(tmp_path / 'drive.avi')}"], every=3)
     assert list(source.frame_names) == ["drive_000000", "drive_000003", "drive_000006"]
     for index in (0, 2, 1, 1):
         assert source.load(index).image.mean() == pytest.approx(60 * index, abs=3)
 
 
-def test_a_video_that_was_cut_short_says_so(tmp_path: Path) -> None:
+def test_truncated_video_error_states_the_frames(tmp_path: Path) -> None:
     path = video(tmp_path / "drive.avi", frames=30)
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
@@ -71,7 +71,7 @@ def test_a_video_that_was_cut_short_says_so(tmp_path: Path) -> None:
         source.load(29)
 
 
-def test_sources_of_one_kind_are_numbered_and_told_apart(tmp_path: Path) -> None:
+def test_sources_of_one_kind_get_numbered_names_and_digests(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         write(tmp_path / name / "x.png", image(seed))
     specs = [source.describe() for source in open_sources([f"folder={tmp_path / name}" for name in "abc"])]
@@ -79,13 +79,13 @@ def test_sources_of_one_kind_are_numbered_and_told_apart(tmp_path: Path) -> None
     assert specs[0].sha256 == specs[1].sha256 != specs[2].sha256
 
 
-def test_sources_that_show_nothing_unknown_are_named(tmp_path: Path) -> None:
+def test_known_option_selects_sources_by_name(tmp_path: Path) -> None:
     write(tmp_path / "x.png", image(1))
     sources = open_sources([f"folder={tmp_path}", f"folder={tmp_path}", f"scenery={tmp_path}"], known=["folder2"])
     assert [source.describe().known for source in sources] == [False, True, True]
 
 
-def test_a_first_frame_that_is_damaged_is_told_when_it_is_read(tmp_path: Path) -> None:
+def test_damaged_first_frame_fails_on_load(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"no picture")
     (source,) = open_sources([f"folder={tmp_path}"])
     assert source.describe().frames == 1
@@ -107,7 +107,7 @@ def test_a_first_frame_that_is_damaged_is_told_when_it_is_read(tmp_path: Path) -
         ("folder=HERE/twice", "names differ only by folder or file ending"),
     ],
 )
-def test_sources_that_cannot_be(text: str, message: str, tmp_path: Path) -> None:
+def test_invalid_sources_are_refused(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.mp4").write_text("no video")
     write(tmp_path / "twice" / "x.png", image(1))
@@ -116,6 +116,6 @@ def test_sources_that_cannot_be(text: str, message: str, tmp_path: Path) -> None
         open_sources([text.replace("HERE", str(tmp_path))])
 
 
-def test_no_source_at_all() -> None:
+def test_no_source_is_refused() -> None:
     with pytest.raises(DatasetError, match="no frames to label"):
         open_sources([])

@@ -25,13 +25,13 @@ def road(count: int) -> list[np.ndarray]:
 
 
 def box(anomaly: np.ndarray) -> tuple[int, int, int, int]:
-    """First and last row, first and last column."""
+    """Return first and last row, first and last column of the anomaly."""
     rows, columns = np.flatnonzero(anomaly.any(axis=1)), np.flatnonzero(anomaly.any(axis=0))
     return int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1])
 
 
 @pytest.mark.parametrize("index", [20, 35, 45, 52])
-def test_objects_stand_where_a_pinhole_camera_sees_them(index: int) -> None:
+def test_objects_are_placed_by_the_pinhole_model(index: int) -> None:
     frame = list(paste_on_road(road(index + 1), RATE_HZ, SCENE))[index]
     distance_m = 10 * (6.0 - index / RATE_HZ)
     top, bottom, left, right = box(frame.anomaly)
@@ -40,7 +40,7 @@ def test_objects_stand_where_a_pinhole_camera_sees_them(index: int) -> None:
     assert max(bottom - top, right - left) == pytest.approx(400 * 1.0 / distance_m, abs=2.5)
 
 
-def test_an_object_stays_on_its_place_when_the_camera_moves_sideways() -> None:
+def test_object_shifts_when_the_camera_moves_sideways() -> None:
     moving = replace(SCENE, camera=replace(CAMERA, path=((0.0, 0.0), (4.0, 0.8))))
     still, moved = (list(paste_on_road(road(46), RATE_HZ, scene))[45].anomaly for scene in (SCENE, moving))
     shift_px = (sum(box(still)[2:]) - sum(box(moved)[2:])) / 2
@@ -62,7 +62,7 @@ def test_only_the_object_and_its_shadow_change_the_frame() -> None:
 
 
 @pytest.mark.parametrize("passed_at_s", [0.0, 13.0])
-def test_what_is_behind_or_too_far_is_not_there(passed_at_s: float) -> None:
+def test_objects_behind_or_too_far_are_not_pasted(passed_at_s: float) -> None:
     scene = replace(SCENE, objects=(replace(BOX, passed_at_s=passed_at_s),))
     (frame,) = paste_on_road(road(1), RATE_HZ, scene)
     assert not frame.anomaly.any() and np.array_equal(frame.image, road(1)[0])
@@ -75,13 +75,13 @@ def test_near_objects_hide_far_ones() -> None:
     )
     rows, columns = np.nonzero(alone.anomaly)
     inside = alone.anomaly.copy()
-    inside[rows.max() - 3 :] = 0  # where both have a shadow
-    # The place's brightness, to which an object's is moved, is another with the far one there.
+    inside[rows.max() - 3 :] = 0  # both objects have a shadow there
+    # The near object adapts to the brightness of its surroundings, which the far object changes.
     assert np.abs(both.image[inside == 1].astype(int) - alone.image[inside == 1]).max() < 30
     assert columns.size and both.anomaly.sum() >= alone.anomaly.sum()
 
 
-def test_the_shipped_scene_belongs_to_the_shipped_video() -> None:
+def test_shipped_scene_fits_the_shipped_video() -> None:
     scene, video = load_road_scene(share_file("demo/drive.yaml")), Video(share_file("demo/drive.mp4"))
     first = next(paste_on_road(video, video.rate_hz, scene))
     assert first.anomaly.shape == (540, 960)
@@ -92,7 +92,7 @@ def test_the_shipped_scene_belongs_to_the_shipped_video() -> None:
         assert "Udacity" in share_file(f"demo/{name}").read_text()
 
 
-def test_frames_of_another_size() -> None:
+def test_frames_of_another_size_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"frame 0 is 80x60, the scene's camera 400x200; give the video"):
         next(paste_on_road([np.zeros((60, 80, 3), np.uint8)], RATE_HZ, SCENE))
 
@@ -109,7 +109,7 @@ def test_frames_of_another_size() -> None:
         ("objects:=>objects: [", "cannot be read"),
     ],
 )
-def test_wrong_scenes(change: str, message: str, tmp_path: Path) -> None:
+def test_invalid_scenes_are_refused(change: str, message: str, tmp_path: Path) -> None:
     old, _, new = change.partition("=>")
     text = share_file("demo/drive.yaml").read_text()
     assert old in text
@@ -118,6 +118,6 @@ def test_wrong_scenes(change: str, message: str, tmp_path: Path) -> None:
         load_road_scene(tmp_path / "scene.yaml")
 
 
-def test_an_absent_scene(tmp_path: Path) -> None:
+def test_missing_scene_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"road scene .*scene\.yaml' cannot be read"):
         load_road_scene(tmp_path / "scene.yaml")

@@ -9,11 +9,11 @@ from anomseg_ros.datasets.warps import HORIZON, Part, Points, draw_lens, draw_mo
 PADDING = (124, 116, 104)
 
 
-def same(points: Points, height: float) -> Points:
+def identity(points: Points, height: float) -> Points:
     return points
 
 
-def moved(points: Points, height: float) -> Points:
+def move_down(points: Points, height: float) -> Points:
     return np.asarray(points + np.array([0.0, 0.1], np.float32)[:, None, None], np.float32)
 
 
@@ -29,31 +29,33 @@ def grid(height: float = 0.5) -> Points:
 
 
 @pytest.mark.parametrize("part", [Part(10, 20, 40, 60, False), Part(0, 0, 80, 120, True), Part(8, 4, 64, 112, True)])
-def test_without_a_warp_a_part_is_only_resized(part: Part) -> None:
+def test_part_without_a_warp_is_only_resized(part: Part) -> None:
     image, labels = frame()
-    smooth, nearest, horizon = warped_part(image, labels, part, (40, 60), [same], PADDING, 253)
+    smooth, nearest, horizon = warped_part(image, labels, part, (40, 60), [identity], PADDING, 253)
     cut = (slice(part.top, part.top + part.height), slice(part.left, part.left + part.width))
     way = cv2.INTER_AREA if part.averaged else cv2.INTER_LINEAR
     expected = cv2.resize(np.ascontiguousarray(image[cut]), (60, 40), interpolation=way)
     assert np.abs(smooth.astype(int) - expected).max() <= 2
     exact = cv2.resize(np.ascontiguousarray(labels[cut]), (60, 40), interpolation=cv2.INTER_NEAREST_EXACT)
-    assert (nearest != exact).mean() < 0.3  # a place midway between two pixels may go either way
+    assert (nearest != exact).mean() < 0.3  # a position midway between two pixels may be rounded either way
     assert horizon == pytest.approx((HORIZON * 80 - part.top) * 40 / part.height, abs=0.6)
 
 
-def test_what_lies_outside_is_padded_in_both() -> None:
+def test_pixels_outside_the_frame_are_padded() -> None:
     image, labels = frame()
-    smooth, nearest, horizon = warped_part(image, labels, Part(0, 0, 80, 120, False), (80, 120), [moved], PADDING, 253)
-    # The view is moved down by a tenth of the width, 12 rows.
+    smooth, nearest, horizon = warped_part(
+        image, labels, Part(0, 0, 80, 120, False), (80, 120), [move_down], PADDING, 253
+    )
+    # The view moves down by a tenth of the width, 12 rows.
     assert (nearest[68:] == 253).all() and (nearest[:68] == labels[12:]).all()
     assert (smooth[69:] == PADDING).all() and np.abs(smooth[:67].astype(int) - image[12:79]).max() <= 1
     assert horizon == pytest.approx(HORIZON * 80 - 12, abs=0.6)
     far = Part(500, 500, 20, 30, False)
-    smooth, nearest, _ = warped_part(image, labels, far, (20, 30), [same], PADDING, 253)
+    smooth, nearest, _ = warped_part(image, labels, far, (20, 30), [identity], PADDING, 253)
     assert (nearest == 253).all() and (smooth == PADDING).all()
 
 
-def test_a_single_pixel() -> None:
+def test_single_pixel_frame_is_warped() -> None:
     image, labels = frame(1, 1)
     smooth, nearest, _ = warped_part(
         image, labels, Part(0, 0, 1, 1, False), (1, 1), [draw_lens(np.random.default_rng(0))], PADDING, 253
@@ -61,7 +63,7 @@ def test_a_single_pixel() -> None:
     assert smooth.shape == (1, 1, 3) and nearest.shape == (1, 1)
 
 
-def test_a_lens_bends_radially_and_keeps_the_middle_of_the_sides() -> None:
+def test_lens_distorts_radially_and_keeps_the_middle_of_the_sides() -> None:
     points = grid()
     for seed in range(5):
         bent = draw_lens(np.random.default_rng(seed))(points, 0.5)
@@ -70,7 +72,7 @@ def test_a_lens_bends_radially_and_keeps_the_middle_of_the_sides() -> None:
         assert np.allclose(cross, 0, atol=1e-6) and not np.allclose(bent, points)
 
 
-def test_a_mount_keeps_straight_lines_above_the_horizon_and_order_below() -> None:
+def test_mount_keeps_lines_straight_and_the_order_of_points() -> None:
     points = grid()
     for seed in range(20):
         turned = draw_mount(np.random.default_rng(seed))(points, 0.5)
@@ -80,7 +82,7 @@ def test_a_mount_keeps_straight_lines_above_the_horizon_and_order_below() -> Non
         assert np.allclose(np.polyval(line, top[0]), top[1], atol=1e-4)
 
 
-def test_mounts_move_the_horizon_both_ways() -> None:
+def test_mounts_move_the_horizon_in_both_directions() -> None:
     image, labels = frame()
     part = Part(0, 0, 80, 120, False)
     horizons = [

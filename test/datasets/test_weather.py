@@ -34,7 +34,7 @@ def contrast(image: np.ndarray, rows: slice) -> float:
 @pytest.mark.parametrize("name", [*WEATHER, *LIGHT])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (31, 77)])
 @pytest.mark.parametrize("horizon_px", [-300.0, 0.0, 15.0, 900.0])
-def test_any_size_and_horizon(name: str, shape: tuple[int, int], horizon_px: float) -> None:
+def test_weather_and_light_accept_any_size_and_horizon(name: str, shape: tuple[int, int], horizon_px: float) -> None:
     image = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
     before = image.copy()
     for seed in range(3):
@@ -43,7 +43,7 @@ def test_any_size_and_horizon(name: str, shape: tuple[int, int], horizon_px: flo
     assert np.array_equal(image, before)
 
 
-def test_fog_hides_the_far_ground_most() -> None:
+def test_fog_reduces_the_contrast_of_far_ground_most() -> None:
     image = scene()
     for seed in range(5):
         foggy = add_fog(image, HORIZON, np.random.default_rng(seed))
@@ -52,7 +52,7 @@ def test_fog_hides_the_far_ground_most() -> None:
         assert far < 0.9 * near and near < 1.0
 
 
-def test_haze_hides_near_things_too() -> None:
+def test_haze_reduces_the_contrast_of_near_ground() -> None:
     image = scene()
     assert contrast(add_haze(image, HORIZON, np.random.default_rng(0)), slice(88, 96)) < 0.95 * contrast(
         image, slice(88, 96)
@@ -60,15 +60,15 @@ def test_haze_hides_near_things_too() -> None:
 
 
 @pytest.mark.parametrize("effect", [add_rain, add_snow])
-def test_rain_and_snow_fall_in_front_of_dark_ground(effect: Callable[..., np.ndarray]) -> None:
+def test_rain_and_snow_brighten_some_pixels_of_dark_ground(effect: Callable[..., np.ndarray]) -> None:
     dark = np.full((HEIGHT, WIDTH, 3), 40, np.uint8)
     for seed in range(5):
-        fallen = effect(dark, -1e6, np.random.default_rng(seed))  # all of it near: no mist
+        fallen = effect(dark, -1e6, np.random.default_rng(seed))  # horizon far above the frame: no mist
         bright = (fallen[..., 1] > 55).mean()
         assert 0.002 < bright < 0.95
 
 
-def test_night_is_dark_and_the_sky_darkest() -> None:
+def test_night_darkens_the_sky_more_than_the_ground() -> None:
     image = scene()
     dark = mean_of(make_night, image, HORIZON)
     sky, ground = (slice(0, 30), slice(50, 96))
@@ -76,7 +76,7 @@ def test_night_is_dark_and_the_sky_darkest() -> None:
     assert dark[sky].mean() / image[sky].mean() < 0.6 * dark[ground].mean() / image[ground].mean()
 
 
-def test_glare_only_brightens() -> None:
+def test_glare_never_darkens() -> None:
     for level in (20, 120):
         image = np.full((HEIGHT, WIDTH, 3), level, np.uint8)
         for seed in range(6):
@@ -84,7 +84,7 @@ def test_glare_only_brightens() -> None:
             assert (lit >= level - 1).all() and lit.max() > level + 40
 
 
-def test_grain_has_the_deviation_asked_for_and_no_bias() -> None:
+def test_grain_has_the_given_deviation_and_no_bias() -> None:
     grey = np.full((200, 200, 3), 128, np.uint8)
     noisy = add_grain(grey, 6.0, np.random.default_rng(0)).astype(np.float64)
     assert noisy.std() == pytest.approx(6.0, rel=0.03) and noisy.mean() == pytest.approx(128.0, abs=0.2)
@@ -92,7 +92,7 @@ def test_grain_has_the_deviation_asked_for_and_no_bias() -> None:
 
 @pytest.mark.parametrize("effect", [blur_motion, change_response, compress_jpeg, sharpen, shift_colours])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (31, 77)])
-def test_cameras_take_any_size(effect: Callable[..., np.ndarray], shape: tuple[int, int]) -> None:
+def test_camera_effects_accept_any_size(effect: Callable[..., np.ndarray], shape: tuple[int, int]) -> None:
     image = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
     before = image.copy()
     for seed in range(3):
@@ -101,7 +101,7 @@ def test_cameras_take_any_size(effect: Callable[..., np.ndarray], shape: tuple[i
     assert np.array_equal(image, before)
 
 
-def test_cameras_do_what_they_say() -> None:
+def test_camera_effects_change_contrast_and_colours_as_named() -> None:
     image = scene()
     rng = np.random.default_rng
     ground = slice(50, 96)
@@ -112,13 +112,13 @@ def test_cameras_do_what_they_say() -> None:
         assert np.array_equal(shifted[..., 1], image[..., 1]) and not np.array_equal(shifted[..., 0], image[..., 0])
         jpeg = compress_jpeg(image, rng(seed)).astype(int)
         assert abs(jpeg.mean() - image.mean()) < 2 and not np.array_equal(jpeg, image)
-    # Red stays red: an encoder that takes RGB for BGR would blur it like blue, a wrong order swap the channels.
+    # Red stays red. With RGB and BGR confused, JPEG would blur it like blue or swap the channels.
     red = np.zeros((32, 32, 3), np.uint8)
     red[..., 0] = 200
     assert np.abs(compress_jpeg(red, rng(0)).astype(int) - red).max() < 12
 
 
-def test_curves_rise_and_greys_can_be_tinted() -> None:
+def test_response_curves_rise_and_may_tint_grey() -> None:
     ramp = np.tile(np.arange(256, dtype=np.uint8)[None, :, None], (2, 1, 3))
     for seed in range(20):
         curved = change_response(ramp, np.random.default_rng(seed)).astype(int)

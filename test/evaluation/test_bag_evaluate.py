@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,14 +12,16 @@ pytest.importorskip("rosbags", reason="needs the rosbags library: pip install '.
 from bag_scenes import FRAMES, Drawn, frames, image_message, stamp_ns, write_bag, write_flat
 
 from anomseg_ros.backends import open_detector
-from anomseg_ros.backends.options import BackendOptions
+from anomseg_ros.backends.backend_options import BackendOptions
 from anomseg_ros.bags.write import BagWriter
 from anomseg_ros.commands.bag_write import main as bag_write
 from anomseg_ros.core.bundle import Bundle, load_bundle
+from anomseg_ros.core.temporal_filter import EXPONENTIAL, NO_FILTER, FilterSpec
 from anomseg_ros.errors import BagError, ConfigError, MetricError
-from anomseg_ros.evaluation.bag_evaluate import BagRequest, differences, evaluate_bags
-from anomseg_ros.evaluation.bag_measure import BagSource, RecordedSource
+from anomseg_ros.evaluation.bag_evaluate import differences, evaluate_bags
+from anomseg_ros.evaluation.bag_plan import BagRequest, BagSource
 from anomseg_ros.evaluation.evaluate import Request, evaluate
+from anomseg_ros.evaluation.recorded import RecordedSource
 from anomseg_ros.evaluation.results import Evaluation, Result, load_evaluation, save_evaluation
 
 DRAWN = frames()
@@ -32,45 +35,57 @@ def bundle(tiny_bundle: Path) -> Bundle:
     return load_bundle(tiny_bundle)
 
 
-def request_of(path: Path, bundle: Bundle | None, **changed: object) -> BagRequest:
+def request_of(path: Path, bundle: Bundle | None, **changed: Any) -> BagRequest:
     made = {"bags": (BagSource(str(path)),), "scores": SCORES, "protocols": PROTOCOLS, "threshold": 0.05, **changed}
     return BagRequest(bundle=bundle, options=ONE_THREAD, **made)
 
 
-def figures(result: Result) -> Result:
-    """The result without names and clocks."""
+def comparable(result: Result) -> Result:
+    """Return a result without names and times, and without the figures that only bags have."""
     rows = tuple(replace(frame, frame_id="", inference_ms=None, network_ms=None) for frame in result.per_frame)
-    bare = {"dataset": "", "inference_ms": None, "network_ms": None, "wall_ms": None, "backend": None, "drive": None}
+    bare: dict[str, Any] = {
+        "dataset": "",
+        "inference_ms": None,
+        "network_ms": None,
+        "wall_ms": None,
+        "backend": None,
+        "drive": None,
+        "consistency": None,
+        "streaming": None,
+    }
     return replace(result, per_frame=rows, **bare)
 
 
-def of_dataset(bundle: Bundle, dataset: str) -> list[Result]:
+def dataset_results(bundle: Bundle, dataset: str) -> list[Result]:
     outcome = evaluate(Request((bundle.directory,), (dataset,), SCORES, PROTOCOLS, options=ONE_THREAD))
     assert not outcome.errors
-    return [figures(result) for result in outcome.results]
+    return [comparable(result) for result in outcome.results]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
-def test_a_bag_gives_the_figures_of_its_images_to_the_last_digit(tmp_path: Path, bundle: Bundle, storage: str) -> None:
+def test_bag_gives_exactly_the_figures_of_its_images(tmp_path: Path, bundle: Bundle, storage: str) -> None:
     source = f"synthetic={write_flat(tmp_path / 'flat', DRAWN)}"
     words = ["--dataset", source, "--output", str(tmp_path / "drive"), "--storage", storage]
     assert bag_write([*words, *(["--compressed"] if storage == "mcap" else [])]) == 0
     outcome = evaluate_bags(request_of(tmp_path / "drive", bundle))
     assert not outcome.errors
-    assert [figures(result) for result in outcome.results] == of_dataset(bundle, source)
+    assert [comparable(result) for result in outcome.results] == dataset_results(bundle, source)
     assert all(result.auprc is not None and result.frames == FRAMES for result in outcome.results)
-    assert outcome.results[0].drive is not None and outcome.results[1].drive is None  # the first score makes alarms
+    assert outcome.results[0].drive is not None and outcome.results[1].drive is None  # alarms come from the first score
     assert {result.components is not None for result in outcome.results if result.protocol == "smiyc"} == {True}
 
 
-def test_semantic_figures_too(tmp_path: Path, bundle: Bundle) -> None:
+@pytest.mark.slow
+def test_labelled_bag_gives_exactly_the_semantic_figures(tmp_path: Path, bundle: Bundle) -> None:
     assert bag_write(["--dataset", "synthetic=7:2", "--output", str(tmp_path / "drive")]) == 0
     results = evaluate_bags(request_of(tmp_path / "drive", bundle)).results
-    assert [figures(result) for result in results] == of_dataset(bundle, "synthetic=7:2")
+    assert [comparable(result) for result in results] == dataset_results(bundle, "synthetic=7:2")
     assert all(result.miou is not None for result in results)
 
 
-def test_what_the_labels_mean_must_be_known(tmp_path: Path, bundle: Bundle) -> None:
+@pytest.mark.slow
+def test_miou_needs_a_label_set(tmp_path: Path, bundle: Bundle) -> None:
     path = write_bag(tmp_path / "drive", DRAWN[:2])
     result = evaluate_bags(request_of(path, bundle)).results[0]
     assert result.miou is None and any("--label-set" in note for note in result.notes)
@@ -81,8 +96,25 @@ def test_what_the_labels_mean_must_be_known(tmp_path: Path, bundle: Bundle) -> N
         assert measured or any("classes are not those" in note for note in result.notes)
 
 
-def record(path: Path, bundle: Bundle, drawn: list, kept: list[int], labels: bool = True) -> Path:
-    """Write a bag as if recorded beside a running node: frames, ground truth, and the outputs of those `kept`."""
+@pytest.mark.slow
+def test_filter_and_alarm_frames_change_the_results(tmp_path: Path, bundle: Bundle) -> None:
+    path = write_bag(tmp_path / "drive", DRAWN)
+    asked = request_of(path, bundle, scores=("void",), protocols=("seeds", "fishyscapes"), threshold=0.0492)
+    plain = evaluate_bags(asked).results
+    slow = FilterSpec(EXPONENTIAL, 0.5)
+    smooth = evaluate_bags(replace(asked, filter=slow, options=BackendOptions(threads=1))).results
+    assert [one.auprc for one in plain] != [one.auprc for one in smooth]
+    assert all(one.consistency is not None and one.consistency.pairs == FRAMES - 1 for one in (*plain, *smooth))
+    assert evaluate_bags(replace(asked, filter=FilterSpec(NO_FILTER, 3.0))).results[1].auprc == plain[1].auprc
+    several = evaluate_bags(replace(asked, alarm_frames=(2, 3))).results[0].drive
+    assert several is not None and plain[0].drive is not None and several.alarm_frames == (2, 3)
+    assert several.alarms <= plain[0].drive.alarms
+    with pytest.raises(ConfigError, match="alarm_frames_n is 4, alarm_frames_m 3"):
+        replace(asked, alarm_frames=(4, 3))
+
+
+def record_bag(path: Path, bundle: Bundle, drawn: list[Any], kept: list[int], labels: bool = True) -> Path:
+    """Write a bag as recorded with a running node: frames, ground truth, and the outputs for the frames in `kept`."""
     detector = open_detector(bundle, "onnxruntime", ONE_THREAD)
     with BagWriter(path) as bag:
         for index, frame in enumerate(drawn):
@@ -101,22 +133,22 @@ def record(path: Path, bundle: Bundle, drawn: list, kept: list[int], labels: boo
     return path
 
 
-def test_recorded_outputs_give_what_the_model_gives(tmp_path: Path, bundle: Bundle) -> None:
-    path = record(tmp_path / "drive", bundle, DRAWN, list(range(FRAMES)))
+def test_recorded_outputs_give_the_figures_of_the_model(tmp_path: Path, bundle: Bundle) -> None:
+    path = record_bag(tmp_path / "drive", bundle, DRAWN, list(range(FRAMES)))
     source = BagSource(str(path), topic="/camera/image", label_set="cityscapes")
     asked = request_of(path, bundle, bags=(source,), scores=("void",), protocols=("fishyscapes",))
     (model,) = evaluate_bags(asked).results
     recorded = RecordedSource(str(path), "")
     (read,) = evaluate_bags(replace(asked, recorded=recorded)).results
-    assert figures(read) == figures(model) and read.drive == model.drive
+    assert comparable(read) == comparable(model) and read.drive == model.drive
     assert read.inference_ms is None and read.per_frame[0].inference_ms is None and read.backend == "recorded"
     (alone,) = evaluate_bags(replace(asked, bundle=None, scores=(), recorded=recorded)).results
     assert (alone.bundle, alone.score, alone.network) == ("recorded", "recorded", None)
     assert (alone.auprc, alone.miou, alone.drive) == (model.auprc, model.miou, model.drive)
 
 
-def test_frames_without_a_recorded_output_are_told_and_left_out(tmp_path: Path, bundle: Bundle) -> None:
-    path = record(tmp_path / "drive", bundle, DRAWN, [0, 2, 3])
+def test_frames_without_a_recorded_output_are_noted_and_not_counted(tmp_path: Path, bundle: Bundle) -> None:
+    path = record_bag(tmp_path / "drive", bundle, DRAWN, [0, 2, 3])
     asked = request_of(path, bundle, scores=("void",), protocols=("fishyscapes",))
     asked = replace(asked, bags=(BagSource(str(path), topic="/camera/image"),))
     (some,) = evaluate_bags(replace(asked, recorded=RecordedSource(str(path), ""))).results
@@ -128,7 +160,7 @@ def test_frames_without_a_recorded_output_are_told_and_left_out(tmp_path: Path, 
     assert told["auprc"] == some.auprc - full.auprc and set(told) >= {"fpr95", "auroc", "alarms_per_minute"}
 
 
-def test_a_bag_without_recorded_scores_names_its_topics(tmp_path: Path, bundle: Bundle) -> None:
+def test_missing_recorded_scores_error_lists_the_topics(tmp_path: Path, bundle: Bundle) -> None:
     path = write_bag(tmp_path / "drive", DRAWN[:1])
     with pytest.raises(
         BagError, match=r"no recorded scores on '/detector/anomaly/score'.*/camera/image.*--score-topic"
@@ -138,7 +170,8 @@ def test_a_bag_without_recorded_scores_names_its_topics(tmp_path: Path, bundle: 
         request_of(path, None)
 
 
-def test_what_was_measured_before_a_bad_frame_is_told(tmp_path: Path, bundle: Bundle) -> None:
+@pytest.mark.slow
+def test_figures_of_frames_before_a_bad_frame_are_kept(tmp_path: Path, bundle: Bundle) -> None:
     bad = Drawn(DRAWN[3].image, None, np.full_like(DRAWN[3].anomaly, 9))
     path = write_bag(tmp_path / "drive", [*DRAWN[:3], bad, DRAWN[4]])
     outcome = evaluate_bags(request_of(path, bundle))
@@ -152,7 +185,8 @@ def test_what_was_measured_before_a_bad_frame_is_told(tmp_path: Path, bundle: Bu
         evaluate_bags(request_of(write_bag(tmp_path / "worst", [bad]), bundle))
 
 
-def test_the_threshold_comes_from_the_bundle_or_from_the_user(tmp_path: Path, bundle: Bundle) -> None:
+@pytest.mark.slow
+def test_threshold_comes_from_bundle_or_request(tmp_path: Path, bundle: Bundle) -> None:
     path = write_bag(tmp_path / "drive", DRAWN[:2])
     asked = request_of(path, bundle, protocols=("seeds",), threshold=None)
     drive = evaluate_bags(asked).results[0].drive
@@ -163,7 +197,7 @@ def test_the_threshold_comes_from_the_bundle_or_from_the_user(tmp_path: Path, bu
     assert low is not None and low.objects_detected == len(low.objects) > 0
 
 
-def test_results_are_read_back(tmp_path: Path, bundle: Bundle) -> None:
+def test_results_of_bags_read_back(tmp_path: Path, bundle: Bundle) -> None:
     results = evaluate_bags(request_of(write_bag(tmp_path / "drive", DRAWN[:3]), bundle)).results
     save_evaluation(Evaluation(1, results), tmp_path / "out.json")
     assert load_evaluation(tmp_path / "out.json").results == results

@@ -1,4 +1,4 @@
-"""Several bags: pooled like one dataset, the same over processes and Ray; what fails is told and loses nothing else."""
+"""Several bags are pooled like one dataset, also with processes and Ray. A failure is reported and affects one bag."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,14 +15,15 @@ pytest.importorskip("rosbags", reason="needs the rosbags library: pip install '.
 
 from bag_scenes import frames, image_message, stamp_ns, write_bag, write_flat
 
-from anomseg_ros.backends.options import BackendOptions
+from anomseg_ros.backends.backend_options import BackendOptions
 from anomseg_ros.bags.write import BagWriter
 from anomseg_ros.commands.bag_evaluate import main
 from anomseg_ros.core.bundle import Bundle, load_bundle
 from anomseg_ros.errors import BackendError, ConfigError, MetricError
-from anomseg_ros.evaluation.bag_evaluate import BagOutcome, BagRequest, evaluate_bags
-from anomseg_ros.evaluation.bag_measure import BagSource, RecordedSource
+from anomseg_ros.evaluation.bag_evaluate import BagOutcome, evaluate_bags
+from anomseg_ros.evaluation.bag_plan import BagRequest, BagSource
 from anomseg_ros.evaluation.evaluate import Request, evaluate
+from anomseg_ros.evaluation.recorded import RecordedSource
 from anomseg_ros.evaluation.results import Result, load_evaluation
 from anomseg_ros.evaluation.workers import LOCAL_RAY, Workers
 
@@ -31,8 +33,8 @@ DEADLY = '''
 import os, signal
 from dataclasses import dataclass
 from pathlib import Path
-from anomseg_ros.evaluation.bag import BagDataset
-from anomseg_ros.evaluation.bag_measure import BagSource
+from anomseg_ros.datasets.bag import BagDataset
+from anomseg_ros.evaluation.bag_plan import BagSource
 
 class DeadlyDataset(BagDataset):
     def load(self, index):
@@ -67,21 +69,21 @@ def bags(tmp_path_factory: pytest.TempPathFactory) -> tuple[BagSource, ...]:
 
 
 @pytest.fixture
-def deadly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def deadly_bag_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     (tmp_path / "deadly_bag.py").write_text(DEADLY)
-    monkeypatch.syspath_prepend(tmp_path)  # spawned workers get this process's path, Ray's the environment's
+    monkeypatch.syspath_prepend(tmp_path)  # spawned workers inherit sys.path, Ray's workers the environment
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.delitem(__import__("sys").modules, "deadly_bag", raising=False)
     return __import__("deadly_bag")
 
 
-def request_of(bags: tuple[BagSource, ...], bundle: Bundle | None, **changed: object) -> BagRequest:
+def request_of(bags: tuple[BagSource, ...], bundle: Bundle | None, **changed: Any) -> BagRequest:
     made = {"scores": ("void",), "protocols": ("seeds", "smiyc"), "threshold": 0.05, "options": ONE_THREAD, **changed}
     return BagRequest(bags, bundle, **made)
 
 
-def figures(outcome: BagOutcome) -> list[Result]:
-    """The results without clocks."""
+def results_without_times(outcome: BagOutcome) -> list[Result]:
+    """Return the results without times."""
     assert not outcome.errors
     bare = {"inference_ms": None, "network_ms": None, "wall_ms": None}
     return [
@@ -99,7 +101,7 @@ def test_bags_are_pooled_like_one_dataset(tmp_path: Path, bags: tuple[BagSource,
     source = f"synthetic={write_flat(tmp_path / 'flat', [frame for drawn in DRAWN for frame in drawn])}"
     whole = evaluate(Request((bundle.directory,), (source,), ("void",), ("seeds", "smiyc"), options=ONE_THREAD))
     assert len(outcome.results) == len(whole.results) == 2
-    for pooled, dataset in zip(figures(outcome), whole.results, strict=True):
+    for pooled, dataset in zip(results_without_times(outcome), whole.results, strict=True):
         assert (pooled.auprc, pooled.fpr95, pooled.auroc) == (dataset.auprc, dataset.fpr95, dataset.auroc)
         assert pooled.auprc is not None and pooled.components == dataset.components and pooled.frames == 9
         assert [f.auprc for f in pooled.per_frame] == [f.auprc for f in dataset.per_frame]
@@ -107,7 +109,7 @@ def test_bags_are_pooled_like_one_dataset(tmp_path: Path, bags: tuple[BagSource,
     assert outcome.results[1].components is not None and outcome.results[0].dataset == "drive0+drive1+drive2"
 
 
-def test_drives_add_up(tmp_path: Path) -> None:
+def test_drives_of_bags_are_pooled(tmp_path: Path) -> None:
     paths = [recorded_bag(tmp_path / f"drive{n}", drawn, None, shade=0.8) for n, drawn in enumerate(DRAWN)]
     bags = tuple(BagSource(str(path), topic="/camera/image") for path in paths)
     asked = {"protocols": ("seeds",), "threshold": 0.6, "recorded": RecordedSource("", "")}
@@ -116,7 +118,7 @@ def test_drives_add_up(tmp_path: Path) -> None:
     pooled = outcome.results[0].drive
     assert pooled is not None and [part.drive for part in outcome.bags] == alone
     assert pooled.duration_s == pytest.approx(0.9) and pooled.frames == 9
-    assert pooled.alarms == sum(drive.alarms for drive in alone) == 3  # one that lasts, in each bag
+    assert pooled.alarms == sum(drive.alarms for drive in alone) == 3  # one lasting alarm in each bag
     assert pooled.alarm_onsets_s == pytest.approx((0.0, 0.4, 0.6))
     assert pooled.alarms_per_minute == pytest.approx(3 * 60 / 0.9)
     assert len(pooled.objects) == sum(len(drive.objects) for drive in alone)
@@ -126,21 +128,24 @@ def test_drives_add_up(tmp_path: Path) -> None:
     assert sum(size.detected for size in pooled.sizes) == sum(seen.frames_detected for seen in pooled.objects) > 0
 
 
-def test_a_killed_worker_loses_and_doubles_nothing(
-    tmp_path: Path, bags: tuple[BagSource, ...], bundle: Bundle, deadly: ModuleType
+@pytest.mark.slow
+def test_killed_worker_loses_and_duplicates_nothing(
+    tmp_path: Path, bags: tuple[BagSource, ...], bundle: Bundle, deadly_bag_module: ModuleType
 ) -> None:
-    here = figures(evaluate_bags(request_of(bags, bundle)))
-    dying = deadly.DeadlySource(bags[0].path, marker=str(tmp_path / "died"), planner=os.getpid())
+    here = results_without_times(evaluate_bags(request_of(bags, bundle)))
+    dying = deadly_bag_module.DeadlySource(bags[0].path, marker=str(tmp_path / "died"), planner=os.getpid())
     asked = request_of((dying, *bags[1:]), bundle, workers=Workers(2))
-    assert figures(evaluate_bags(asked)) == here
+    assert results_without_times(evaluate_bags(asked)) == here
     assert (tmp_path / "died").exists()
 
 
 @pytest.mark.slow
-def test_a_bag_that_always_kills_leaves_the_others(
-    tmp_path: Path, bags: tuple[BagSource, ...], bundle: Bundle, deadly: ModuleType
+def test_bag_that_always_kills_its_worker_does_not_stop_others(
+    tmp_path: Path, bags: tuple[BagSource, ...], bundle: Bundle, deadly_bag_module: ModuleType
 ) -> None:
-    dying = deadly.DeadlySource(bags[0].path, marker=str(tmp_path / "died"), planner=os.getpid(), always=True)
+    dying = deadly_bag_module.DeadlySource(
+        bags[0].path, marker=str(tmp_path / "died"), planner=os.getpid(), always=True
+    )
     with pytest.raises(BackendError, match="died 3 times"):
         evaluate_bags(request_of((dying,), bundle, workers=Workers(2)))
     asked = request_of((dying, *bags[1:]), bundle, workers=Workers(2), protocols=("seeds",))
@@ -153,21 +158,22 @@ def test_a_bag_that_always_kills_leaves_the_others(
 
 
 @pytest.mark.slow
-def test_ray_gives_the_same_though_a_worker_is_killed(
-    tmp_path: Path, bags: tuple[BagSource, ...], bundle: Bundle, deadly: ModuleType
+def test_ray_gives_the_same_results_despite_a_killed_worker(
+    tmp_path: Path, bags: tuple[BagSource, ...], bundle: Bundle, deadly_bag_module: ModuleType
 ) -> None:
     ray = pytest.importorskip("ray")
-    here = figures(evaluate_bags(request_of(bags, bundle)))
-    dying = deadly.DeadlySource(bags[0].path, marker=str(tmp_path / "died"), planner=os.getpid())
+    here = results_without_times(evaluate_bags(request_of(bags, bundle)))
+    dying = deadly_bag_module.DeadlySource(bags[0].path, marker=str(tmp_path / "died"), planner=os.getpid())
     try:
         asked = request_of((dying, *bags[1:]), bundle, workers=Workers(2, LOCAL_RAY))
-        assert figures(evaluate_bags(asked)) == here
+        assert results_without_times(evaluate_bags(asked)) == here
         assert (tmp_path / "died").exists()
     finally:
         ray.shutdown()
 
 
-def test_a_bag_that_fails_is_named_and_the_others_are_measured(
+@pytest.mark.slow
+def test_failing_bag_is_reported_and_others_are_measured(
     tmp_path: Path, bags: tuple[BagSource, ...], tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cut = write_bag(tmp_path / "cut", DRAWN[0])
@@ -193,8 +199,8 @@ def test_a_bag_that_fails_is_named_and_the_others_are_measured(
     assert (tmp_path / "out.html").read_text().count("data:image/jpeg;base64") >= 7
 
 
-def recorded_bag(path: Path, drawn: list, bad: int | None, shade: float = 0.5) -> Path:
-    """A bag with recorded scores; those of frame `bad` hold a NaN at a known pixel."""
+def recorded_bag(path: Path, drawn: list[Any], bad: int | None, shade: float = 0.5) -> Path:
+    """Write a bag with recorded scores. The scores of frame `bad` hold a NaN at a known pixel."""
     with BagWriter(path) as bag:
         for index, frame in enumerate(drawn):
             bag.write_frame(stamp_ns(index), frame.image, anomaly=frame.anomaly)
@@ -208,14 +214,15 @@ def recorded_bag(path: Path, drawn: list, bad: int | None, shade: float = 0.5) -
     return path
 
 
-def test_scores_that_are_nan_leave_the_frames_before_them(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_frames_before_nan_scores_are_counted(tmp_path: Path) -> None:
     drawn = frames(count=6)
     asked = {"scores": (), "protocols": ("fishyscapes", "smiyc", "seeds"), "recorded": RecordedSource("", "")}
     source = {"topic": "/camera/image"}
     bad = BagSource(str(recorded_bag(tmp_path / "bad", drawn, bad=2)), **source)
     before = BagSource(str(recorded_bag(tmp_path / "before", drawn[:2], bad=None)), **source)
     other = BagSource(str(recorded_bag(tmp_path / "other", drawn[3:], bad=None)), **source)
-    for _ in range(3):  # frames after the bad one are read ahead; none may slip in
+    for _ in range(3):  # frames after the bad one are read ahead, but must not be counted
         outcome = evaluate_bags(request_of((bad,), None, **asked))
         assert outcome.errors[0].startswith("2 of 6 frames were measured, then: frame '100.200000000'")
         assert "1 NaN" in outcome.errors[0] and "not finite" in outcome.errors[0]
@@ -231,7 +238,7 @@ def test_scores_that_are_nan_leave_the_frames_before_them(tmp_path: Path) -> Non
         )
 
 
-def test_recorded_bags_need_no_bundle_and_take_one(
+def test_recorded_bags_can_be_evaluated_with_or_without_a_bundle(
     tmp_path: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = [str(recorded_bag(tmp_path / name, frames(seed, 2), None)) for name, seed in (("one", 1), ("two", 2))]
@@ -244,8 +251,8 @@ def test_recorded_bags_need_no_bundle_and_take_one(
     assert (named.bundle, named.auprc, named.drive) == ("tiny", alone.auprc, alone.drive)
 
 
-def test_mistakes_are_refused(bags: tuple[BagSource, ...], tiny_bundle: Path) -> None:
+def test_duplicate_bags_and_live_with_several_bags_are_refused(bags: tuple[BagSource, ...], tiny_bundle: Path) -> None:
     with pytest.raises(ConfigError, match="--live plays one bag, 2 are given"):
         main([bags[0].path, bags[1].path, str(tiny_bundle), "--live"])
-    with pytest.raises(ConfigError, match="was given before"):
+    with pytest.raises(ConfigError, match="is given twice"):
         main([bags[0].path, bags[0].path, str(tiny_bundle)])

@@ -40,7 +40,7 @@ def evaluation(*results: Result) -> Evaluation:
     return Evaluation(1, results)
 
 
-def test_figures_and_which_way_is_better() -> None:
+def test_figures_have_differences_and_a_direction() -> None:
     after = replace(ONE, auprc=0.65, fpr95=0.35, inference_ms={"p50": 15.0}, miou=0.7, components=None)
     (pair,) = compare(evaluation(ONE), evaluation(after)).pairs
     figures = {change.name: change for change in pair.figures}
@@ -53,7 +53,7 @@ def test_figures_and_which_way_is_better() -> None:
     assert pair.auprc is figures["AuPRC"]
 
 
-def test_means_under_corruptions_are_compared_where_they_are_of_the_same(tmp_path: Path) -> None:
+def test_corrupted_means_are_compared_only_for_equal_corruptions(tmp_path: Path) -> None:
     def under(auprc: float, *severities: int) -> Evaluation:
         cells = tuple(CorruptedFigures("fog", severity, 4, Figures(auprc)) for severity in severities)
         one = Robustness(*ONE.key, Figures(0.6), Figures(auprc, None, 0.5), Figures(auprc / 0.6), cells)
@@ -65,12 +65,12 @@ def test_means_under_corruptions_are_compared_where_they_are_of_the_same(tmp_pat
     assert figures["mIoU, corrupted"].delta == 0 and figures["AuPRC"].delta == 0 and pair.notes == ()
     (pair,) = compare(under(0.3, 1, 3), under(0.4, 1)).pairs
     assert "different corruptions" in pair.notes[0] and "AuPRC, corrupted" not in {c.name for c in pair.figures}
-    # What was measured under corruptions never stands beside what was measured without.
+    # Figures with and without corruptions are never compared.
     (pair,) = compare(evaluation(ONE), under(0.1, 1)).pairs
     assert pair.auprc.delta == 0 and all("corrupted" not in change.name for change in pair.figures)
 
 
-def test_frames_with_the_largest_change_come_first_and_lone_ones_are_named() -> None:
+def test_frames_are_sorted_by_change_and_unmatched_ones_listed() -> None:
     changed = (
         replace(FRAMES[0], auprc=0.51),
         replace(FRAMES[1], fpr95=0.6),
@@ -86,7 +86,7 @@ def test_frames_with_the_largest_change_come_first_and_lone_ones_are_named() -> 
     assert not any(frame.changed for frame in same.frames) and same.notes == ()
 
 
-def test_pairing_by_key() -> None:
+def test_results_are_paired_by_key() -> None:
     other = replace(ONE, dataset="ro21")
     comparison = compare(evaluation(ONE, other), evaluation(replace(ONE, score="msp"), ONE))
     assert [pair.key_before for pair in comparison.pairs] == [ONE.key]
@@ -94,7 +94,7 @@ def test_pairing_by_key() -> None:
     assert comparison.only_after == (("net", "ra21", "msp", "seeds"),)
 
 
-def test_two_single_results_are_paired_and_what_differs_is_said() -> None:
+def test_two_single_results_are_paired_with_notes_on_differences() -> None:
     after = replace(ONE, bundle="small", protocol="smiyc", precision="int8", known_px=7)
     (pair,) = compare(evaluation(ONE), evaluation(after)).pairs
     assert pair.notes == (
@@ -105,7 +105,7 @@ def test_two_single_results_are_paired_and_what_differs_is_said() -> None:
     )
 
 
-def test_one_bundle_against_another_over_several_datasets() -> None:
+def test_two_bundles_are_paired_by_dataset() -> None:
     before = (ONE, replace(ONE, dataset="ro21"), replace(ONE, dataset="fs"))
     after = tuple(replace(result, bundle="small") for result in before[:2])
     comparison = compare(evaluation(*before), evaluation(*after))
@@ -116,7 +116,7 @@ def test_one_bundle_against_another_over_several_datasets() -> None:
     assert comparison.only_before == (before[2].key,)
 
 
-def test_a_changed_model_of_the_same_name_is_noted() -> None:
+def test_different_digest_of_the_same_bundle_is_noted() -> None:
     (pair,) = compare(evaluation(replace(ONE, bundle_sha256="1")), evaluation(replace(ONE, bundle_sha256="2"))).pairs
     assert pair.notes == ("the bundle's digest differs: it is not the same model",)
 
@@ -134,7 +134,9 @@ def test_a_changed_model_of_the_same_name_is_noted() -> None:
         ((ONE,), (ONE, ONE), "the second evaluation has"),
     ],
 )
-def test_what_cannot_be_compared(before: tuple[Result, ...], after: tuple[Result, ...], message: str) -> None:
+def test_incomparable_evaluations_are_refused(
+    before: tuple[Result, ...], after: tuple[Result, ...], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         compare(evaluation(*before), evaluation(*after))
 
@@ -143,17 +145,17 @@ def test_what_cannot_be_compared(before: tuple[Result, ...], after: tuple[Result
     ("auprc", "drop", "failures"),
     [(0.55, 0.05, 0), (0.5499, 0.05, 1), (0.6, 0.0, 0), (0.5999, 0.0, 1), (0.9, 0.0, 0), (None, 0.5, 1)],
 )
-def test_a_fall_of_the_auprc(auprc: float | None, drop: float, failures: int) -> None:
+def test_auprc_drop_beyond_the_limit_fails(auprc: float | None, drop: float, failures: int) -> None:
     comparison = compare(evaluation(ONE), evaluation(replace(ONE, auprc=auprc)))
     assert len(auprc_failures(comparison, drop)) == failures
 
 
-def test_a_result_that_went_missing_fails() -> None:
+def test_missing_result_fails() -> None:
     comparison = compare(evaluation(ONE, replace(ONE, dataset="ro21")), evaluation(ONE))
     assert auprc_failures(comparison, 0.5) == ["net, void on ro21 (seeds): is missing from the second evaluation"]
 
 
-def test_json(tmp_path: Path) -> None:
+def test_comparison_is_saved_as_json(tmp_path: Path) -> None:
     save_comparison(compare(evaluation(ONE), evaluation(replace(ONE, auprc=0.5))), tmp_path / "new" / "c.json")
     data = json.loads((tmp_path / "new" / "c.json").read_text())
     assert data["pairs"][0]["figures"][0] == {
@@ -169,7 +171,7 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
-def test_the_page(browser: Browser, tmp_path: Path) -> None:
+def test_comparison_page_is_escaped_and_fits_the_screen(browser: Browser, tmp_path: Path) -> None:
     evil = replace(ONE, bundle="<img src=x onerror=alert(1)>", auprc=0.5, per_frame=FRAMES[1:])
     before, after = evaluation(ONE, replace(ONE, score="msp")), evaluation(evil, replace(evil, score="msp"))
     write_comparison(compare(before, after), before, after, tmp_path / "c.html")

@@ -1,4 +1,4 @@
-"""Bundles on datasets from Python: one process, several and Ray agree; what is wrong is said, the rest is measured."""
+"""evaluate(): one process, several and Ray give equal results; a failing part does not stop the others."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import pytest
 from flat_dataset import write_flat_dataset
 
 from anomseg_ros.backends import open_detector
-from anomseg_ros.core.bundle import ThresholdTable, load_bundle, save_bundle
+from anomseg_ros.core.bundle import load_bundle, save_bundle
 from anomseg_ros.core.labels import CAMVID, CITYSCAPES
+from anomseg_ros.core.thresholds import ThresholdTable
 from anomseg_ros.datasets import open_named
 from anomseg_ros.errors import DatasetError
 from anomseg_ros.evaluation.evaluate import Outcome, Request, evaluate
 from anomseg_ros.evaluation.results import Result
-from anomseg_ros.evaluation.state import JobState
+from anomseg_ros.evaluation.saved_state import JobState
 from anomseg_ros.evaluation.workers import LOCAL_RAY, Workers
 
 ALL = ("seeds", "fishyscapes", "smiyc")
@@ -29,7 +30,7 @@ def request_(tiny_bundle: Path, tmp_path: Path) -> Request:
     return Request((tiny_bundle,), (dataset, "synthetic=4:3"), ("void", "msp"), ALL, allow_partial=True)
 
 
-def timeless(outcome: Outcome) -> list[Result]:
+def results_without_times(outcome: Outcome) -> list[Result]:
     bare = {"inference_ms": None, "network_ms": None}
     return [
         replace(result, wall_ms=None, **bare, per_frame=tuple(replace(frame, **bare) for frame in result.per_frame))
@@ -37,7 +38,8 @@ def timeless(outcome: Outcome) -> list[Result]:
     ]
 
 
-def test_everything_is_measured_in_one_run(request_: Request) -> None:
+@pytest.mark.slow
+def test_all_datasets_scores_and_protocols_are_measured_in_one_run(request_: Request) -> None:
     outcome = evaluate(replace(request_, pictures=True))
     assert outcome.errors == ()
     assert [result.key[1:] for result in outcome.results] == [
@@ -54,26 +56,33 @@ def test_everything_is_measured_in_one_run(request_: Request) -> None:
     assert flat.ece is not None and flat.network_ms is not None and flat.wall_ms is not None
     drawn = next(r for r in outcome.results if r.key[1:] == ("synthetic", "msp", "smiyc"))
     assert drawn.miou is not None and drawn.iou is not None and drawn.ece is not None
-    picture = outcome.pictures[(*flat.key, flat.per_frame[0].frame_id)]
+    key = (*flat.key, flat.per_frame[0].frame_id)
+    picture = outcome.pictures[key]
     assert cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR).shape == (320, 640, 3)
 
 
 @pytest.mark.slow
-def test_processes_give_the_same_to_the_last_digit(request_: Request) -> None:
-    assert timeless(evaluate(replace(request_, workers=Workers(2)))) == timeless(evaluate(request_))
+def test_processes_give_exactly_the_same_results(request_: Request) -> None:
+    assert results_without_times(evaluate(replace(request_, workers=Workers(2)))) == results_without_times(
+        evaluate(request_)
+    )
 
 
 @pytest.mark.slow
-def test_ray_gives_the_same_to_the_last_digit(request_: Request) -> None:
+def test_ray_gives_exactly_the_same_results(request_: Request) -> None:
     ray = pytest.importorskip("ray")
     try:
-        assert timeless(evaluate(replace(request_, workers=Workers(2, LOCAL_RAY)))) == timeless(evaluate(request_))
+        assert results_without_times(
+            evaluate(replace(request_, workers=Workers(2, LOCAL_RAY)))
+        ) == results_without_times(evaluate(request_))
     finally:
         ray.shutdown()
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_goes_on(request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_run_resumes_from_its_state(
+    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     saved = replace(request_, state=tmp_path / "state", save_every_s=0.0)
     keep, snapshots = JobState.save, []
 
@@ -90,11 +99,11 @@ def test_an_interrupted_run_goes_on(request_: Request, tmp_path: Path, monkeypat
     seen: list[int] = []
     outcome = evaluate(saved, lambda what, done, total: seen.append(done) if what.endswith("road_anomaly_21") else None)
     assert 5 in seen and 1 not in seen[6:]
-    assert timeless(outcome) == timeless(evaluate(request_))
+    assert results_without_times(outcome) == results_without_times(evaluate(request_))
     assert not (tmp_path / "state").exists()
 
 
-def test_a_dataset_that_fails_does_not_lose_the_others(request_: Request, tmp_path: Path) -> None:
+def test_failing_dataset_does_not_stop_the_others(request_: Request, tmp_path: Path) -> None:
     blank = tmp_path / "blank"
     write_flat_dataset(blank, frames=2)
     for path in (blank / "labels_masks").iterdir():
@@ -105,7 +114,7 @@ def test_a_dataset_that_fails_does_not_lose_the_others(request_: Request, tmp_pa
     assert str(blank) in error and "0 anomaly pixels" in error
 
 
-def test_a_label_of_another_size_stops_before_work_and_names_the_file(request_: Request, tmp_path: Path) -> None:
+def test_label_of_another_size_is_refused_before_work_starts(request_: Request, tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "flat/labels_masks/3.png"), np.zeros((10, 10), np.uint8))
     with pytest.raises(DatasetError, match=r"3\.png"):
         evaluate(request_)
@@ -121,7 +130,7 @@ def write_camvid(folder: Path) -> str:
     return f"camvid={folder}"
 
 
-def renamed(bundle: Path, output: Path) -> Path:
+def bundle_with_renamed_class(bundle: Path, output: Path) -> Path:
     """Return a copy of a bundle whose first class has another name."""
     opened = load_bundle(bundle)
     first, *others = opened.contract.classes
@@ -129,14 +138,14 @@ def renamed(bundle: Path, output: Path) -> Path:
     return save_bundle(contract, {"model.onnx": opened.graph_path}, output).directory
 
 
-def test_classes_that_do_not_fit_are_said(request_: Request, tmp_path: Path) -> None:
-    bundle = renamed(request_.bundles[0], tmp_path / "renamed")
+def test_incompatible_classes_are_an_error(request_: Request, tmp_path: Path) -> None:
+    bundle = bundle_with_renamed_class(request_.bundles[0], tmp_path / "renamed")
     outcome = evaluate(replace(request_, bundles=(bundle,), datasets=(write_camvid(tmp_path / "camvid"),)))
     (error,) = outcome.errors
     assert "19 classes are not the 11 of camvid" in error and "--label-set camvid" in error
 
 
-def test_finer_classes_are_mapped_to_those_of_the_dataset(request_: Request, tmp_path: Path) -> None:
+def test_finer_classes_are_mapped_to_the_dataset_classes(request_: Request, tmp_path: Path) -> None:
     dataset = write_camvid(tmp_path / "camvid")
     request_ = replace(request_, datasets=(dataset,), protocols=("fishyscapes",), require_miou=True)
     outcome = evaluate(request_)
@@ -160,7 +169,8 @@ def test_finer_classes_are_mapped_to_those_of_the_dataset(request_: Request, tmp
     assert void.miou == pytest.approx(np.mean(ious))
 
 
-def test_the_threshold_of_the_bundle_is_tried(request_: Request, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_rates_at_the_threshold_of_the_bundle_are_measured(request_: Request, tmp_path: Path) -> None:
     opened = load_bundle(request_.bundles[0])
     image = open_named(request_.datasets[0]).load(0).image  # type: ignore[arg-type]
     middle = float(np.median(open_detector(opened).detect(image, ("void",)).scores["void"]))
@@ -169,10 +179,11 @@ def test_the_threshold_of_the_bundle_is_tried(request_: Request, tmp_path: Path)
     bundle = save_bundle(contract, {"model.onnx": opened.graph_path}, tmp_path / "calibrated").directory
     datasets = (request_.datasets[0], write_camvid(tmp_path / "camvid"))
     request_ = replace(request_, bundles=(bundle,), datasets=datasets, target_fpr=0.05)
-    results = evaluate(request_).results
-    assert timeless(evaluate(replace(request_, workers=Workers(2)))) == timeless(evaluate(request_))
+    outcome = evaluate(request_)
+    results = outcome.results
+    assert results_without_times(evaluate(replace(request_, workers=Workers(2)))) == results_without_times(outcome)
     detector = open_detector(bundle)
-    for name in datasets:
+    for name in map(str, datasets):
         dataset, pixels = open_named(name), []
         for index in range(len(dataset)):
             frame = dataset.load(index)
@@ -185,13 +196,13 @@ def test_the_threshold_of_the_bundle_is_tried(request_: Request, tmp_path: Path)
             assert found is not None and (found.threshold, found.source) == (middle, "target_fpr 0.05 on elsewhere")
             assert found.fpr == (scores[truth == 0] > middle).mean()
             assert found.tpr == ((scores[truth == 1] > middle).mean() if dataset.has_anomalies else None)
-        assert 0 < own[0].at_threshold.fpr < 1  # type: ignore[union-attr]
+        assert 0 < own[0].at_threshold.fpr < 1
         assert all(one.at_threshold is None for one in own if one.score == "msp"), "its default 0.5 is not calibrated"
-    # A rate below every calibrated one has no threshold.
+    # There is no threshold for a rate below every calibrated one.
     assert all(one.at_threshold is None for one in evaluate(replace(request_, target_fpr=0.001)).results)
 
 
-def test_network_only_measures_time_alone(request_: Request) -> None:
+def test_network_only_measures_only_times(request_: Request) -> None:
     outcome = evaluate(replace(request_, network_only=True, datasets=("synthetic=4:3",)))
     assert all(result.auprc is None and result.network_ms for result in outcome.results)
     assert {result.frames for result in outcome.results} == {3}

@@ -13,7 +13,7 @@ from anomseg_ros.metrics.pixel_curves import PixelCurves
 @pytest.mark.parametrize("rule", sorted(FPR_RULES))
 @pytest.mark.parametrize("levels", [3, 40, 100_000])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_equals_the_accumulator_also_with_ties(rule: str, levels: int, dtype: type) -> None:
+def test_frame_figures_equal_the_accumulator_also_with_ties(rule: str, levels: int, dtype: type) -> None:
     for seed in range(8):
         generator = np.random.default_rng(seed)
         scores = (generator.integers(0, levels, (30, 50)) / levels).astype(dtype)
@@ -25,5 +25,5 @@ def test_equals_the_accumulator_also_with_ties(rule: str, levels: int, dtype: ty
         assert fpr95 == pytest.approx(curves.curve().fpr_at_recall(0.95, rule).value, abs=1e-12)  # type: ignore[arg-type]
 
 
-def test_a_frame_of_one_kind_has_none() -> None:
+def test_frame_without_anomaly_pixels_has_no_figures() -> None:
     assert frame_auprc_fpr95(np.ones((2, 2), np.float32), np.zeros((2, 2), np.uint8), "interpolated") == (None, None)

@@ -1,4 +1,4 @@
-"""Measures: merged in any split and reloaded, they are the same."""
+"""Measures are the same when merged from any split and when reloaded."""
 
 from __future__ import annotations
 
@@ -32,50 +32,54 @@ def add_frame(measures: Measures, index: int, *, broken: bool = False) -> None:
     measures.add(index, f"f{index}", [(view, TimedOutputs(outputs, 2.0)) for view in views])
 
 
-def whole(count: int = 6) -> Measures:
+def measures_of(count: int) -> Measures:
     measures = Measures(SPEC)
     for index in range(count):
         add_frame(measures, index)
     return measures
 
 
+@pytest.fixture(scope="module")
+def whole() -> Measures:
+    return measures_of(6)
+
+
 @pytest.mark.parametrize("split", [[[0, 1, 2], [3, 4, 5]], [[5], [1, 3], [0, 2, 4]]])
-def test_any_split_merges_to_the_same(split: list[list[int]]) -> None:
+def test_any_split_merges_to_the_same_measures(split: list[list[int]], whole: Measures) -> None:
     union = Measures(SPEC)
-    for part in split:
+    for indices in split:
         measures = Measures(SPEC)
-        for index in part:
+        for index in indices:
             add_frame(measures, index)
         union = union.merge(measures)
-    assert without_times(union) == without_times(whole())
+    assert without_times(union) == without_times(whole)
     assert [frame.frame_id for frame in union.frame_results(("void", "fishyscapes"))] == [f"f{i}" for i in range(6)]
 
 
-def test_seeds_leaves_out_frames_without_anomaly_others_do_not() -> None:
-    measures = whole()
-    assert measures.skipped == {"seeds": 1, "fishyscapes": 0, "smiyc": 0}
-    assert [len(measures.rows["void", name]) for name in ("seeds", "fishyscapes", "smiyc")] == [5, 6, 6]
-    assert measures.curves["void", "seeds"].frames == 5
+def test_only_protocol_seeds_skips_frames_without_anomaly(whole: Measures) -> None:
+    assert whole.skipped == {"seeds": 1, "fishyscapes": 0, "smiyc": 0}
+    assert [len(whole.rows["void", name]) for name in ("seeds", "fishyscapes", "smiyc")] == [5, 6, 6]
+    assert whole.curves["void", "seeds"].frames == 5
 
 
-def test_saved_and_loaded_it_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    half = whole(3)
+def test_loaded_measures_continue_like_the_original(tmp_path: Path, whole: Measures) -> None:
+    half = measures_of(3)
     half.save(tmp_path)
     loaded = Measures.load(SPEC, tmp_path)
     assert loaded == half
     for index in range(3, 6):
         add_frame(loaded, index)
-    assert without_times(loaded) == without_times(whole())
+    assert without_times(loaded) == without_times(whole)
 
 
-def test_a_frame_counts_once() -> None:
-    measures = whole(2)
+def test_frame_cannot_be_counted_twice() -> None:
+    measures = measures_of(2)
     with pytest.raises(MetricError, match="counted before"):
         add_frame(measures, 1)
     with pytest.raises(MetricError, match="share frames"):
-        whole(2).merge(whole(1))
+        measures_of(2).merge(measures_of(1))
 
 
-def test_a_bad_score_names_frame_and_score() -> None:
+def test_non_finite_score_error_names_frame_and_score() -> None:
     with pytest.raises(MetricError, match=r"frame 'f4', .*score 'msp'.*not finite"):
         add_frame(Measures(SPEC), 4, broken=True)

@@ -12,9 +12,10 @@ from chromium import Browser, chromium
 from sample_evaluation import HOSTILE, evaluation, overlays
 
 from anomseg_ros.evaluation.report import write_report
-from anomseg_ros.evaluation.report_charts import MAX_POINTS
+from anomseg_ros.evaluation.report_charts import BOX, MAX_POINTS
 from anomseg_ros.evaluation.results import (
     Components,
+    Consistency,
     Curves,
     Drive,
     DriveObject,
@@ -23,13 +24,14 @@ from anomseg_ros.evaluation.results import (
     FrameResult,
     Live,
     Result,
+    Streaming,
 )
 
 BARE = Result("tiny", "synthetic", "msp", "seeds", frames=1, auprc=None, fpr95=None, auroc=None, miou=None)
 
 
 class Tags(HTMLParser):
-    """Collects tags with attributes, text, and checks that what is opened is closed in order."""
+    """Collects the tags with attributes and the text of a document, and checks that tags are closed in order."""
 
     VOID = ("meta", "link", "img", "input", "br", "circle", "rect", "line", "path")
 
@@ -72,12 +74,12 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
-def written(results: tuple[Result, ...], folder: Path) -> str:
+def render(results: tuple[Result, ...], folder: Path) -> str:
     write_report(Evaluation(1, results), folder / "r.html")
     return (folder / "r.html").read_text()
 
 
-def test_one_file_that_names_no_address(path: Path) -> None:
+def test_report_is_one_file_without_external_addresses(path: Path) -> None:
     assert [other.name for other in path.parent.iterdir()] == ["report.html"]
     document = path.read_text()
     assert not re.search(r"https?:|@import|url\(|fetch\(|XMLHttp|WebSocket|import\(", document)
@@ -86,7 +88,7 @@ def test_one_file_that_names_no_address(path: Path) -> None:
         assert tag == "script" or source is None or source.startswith(("data:", "#")), (tag, source)
 
 
-def test_a_hostile_bundle_name_stays_text(path: Path) -> None:
+def test_html_in_a_bundle_name_is_escaped(path: Path) -> None:
     document = path.read_text()
     assert HOSTILE not in document and "<img src=x" not in document
     page = Tags(document)
@@ -95,7 +97,7 @@ def test_a_hostile_bundle_name_stays_text(path: Path) -> None:
     assert sum(tag == "script" for tag, _ in page.tags) == 1
 
 
-def test_every_untrusted_text_is_escaped(tmp_path: Path) -> None:
+def test_html_in_any_text_is_escaped(tmp_path: Path) -> None:
     evil = '"><script>x</script>&'
     frame = FrameResult(evil, 9, 1, 0.5, 0.5, 1.0, 1.0)
     result = replace(
@@ -112,7 +114,7 @@ def test_every_untrusted_text_is_escaped(tmp_path: Path) -> None:
     assert sum(tag == "script" for tag, _ in Tags(document).tags) == 1
 
 
-def test_the_summary_marks_the_best_of_each_column(path: Path) -> None:
+def test_summary_marks_the_best_value_of_each_column(path: Path) -> None:
     table = re.search(r'<table class="summary">.*?</table>', path.read_text(), re.S)
     assert table is not None
     marked = re.findall(r'class="[^"]*best[^"]*">([\d.]+)', table[0])
@@ -125,15 +127,15 @@ def test_the_summary_marks_the_best_of_each_column(path: Path) -> None:
     assert table[0].count("Protocol seeds") == 1 and table[0].count("mIoU") == 1
 
 
-def test_protocols_have_a_table_each_and_are_named_with_every_chart(tmp_path: Path) -> None:
+def test_each_protocol_has_a_table_and_is_named_in_its_charts(tmp_path: Path) -> None:
     one = evaluation().results[0]
-    document = written((one, replace(one, protocol="smiyc")), tmp_path)
+    document = render((one, replace(one, protocol="smiyc")), tmp_path)
     assert re.findall(r"<caption><span>Protocol (\w+)", document) == ["seeds", "smiyc"]
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", document)
     assert len(captions) == 10 and all("protocol seeds" in c or "protocol smiyc" in c for c in captions)
 
 
-def test_frames_are_sorted_worst_first_with_their_overlay(path: Path) -> None:
+def test_frames_are_sorted_worst_first_with_their_overlays(path: Path) -> None:
     result = evaluation().results[0]
     table = re.search(r'<table class="frames">.*?</table>', path.read_text(), re.S)
     assert table is not None
@@ -142,10 +144,11 @@ def test_frames_are_sorted_worst_first_with_their_overlay(path: Path) -> None:
     assert order == [frame.frame_id for frame in worst]
     assert worst[-1].auprc is None
     pictures = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', table[0])
-    assert [base64.b64decode(data) for data in pictures] == [overlays()[(*result.key, name)] for name in order]
+    keys = [(*result.key, name) for name in order]
+    assert [base64.b64decode(data) for data in pictures] == [overlays()[key] for key in keys]
 
 
-def test_tables_and_charts_say_what_they_are(path: Path) -> None:
+def test_tables_charts_and_images_have_accessible_names(path: Path) -> None:
     page = Tags(path.read_text())
     assert all(attrs.get("scope") for attrs in page.all("th"))
     charts = [attrs for attrs in page.all("svg") if attrs.get("role") == "img"]
@@ -154,63 +157,90 @@ def test_tables_and_charts_say_what_they_are(path: Path) -> None:
     assert page.tags[0] == ("html", {"lang": "en"})
 
 
-def test_curves_in_either_direction_are_drawn_alike_and_thinned(tmp_path: Path) -> None:
+def test_curves_of_either_direction_are_drawn_equally_and_thinned(tmp_path: Path) -> None:
     recall = tuple(i / 5000 for i in range(5001))
     curves = Curves(
         recall=recall, precision=tuple(1 - r * r for r in recall), fpr=recall, tpr=tuple(r**0.2 for r in recall)
     )
     back = Curves(**{name: getattr(curves, name)[::-1] for name in ("recall", "precision", "fpr", "tpr")})
     one = replace(BARE, auprc=0.6, fpr95=0.1, curves=curves)
-    forth, reverse = written((one,), tmp_path), written((replace(one, curves=back),), tmp_path)
-    for document in (forth, reverse):
-        steps, lines = (d for d in re.findall(r' d="(M[^"]+)"', document) if "V" in d or d.count("L") > 1)
-        assert all(MAX_POINTS / 2 < number <= MAX_POINTS for number in (steps.count("V"), lines.count("L")))
-        assert steps.startswith("M48.0 12.0V") and steps.endswith("V258.0H406.0")
-        assert lines.startswith("M48.0 258.0L") and lines.endswith("L406.0 12.0")
+    forth, reverse = render((one,), tmp_path), render((replace(one, curves=back),), tmp_path)
+    assert curves_drawn(forth) == curves_drawn(reverse)
+    for drawn, (first, last) in zip(curves_drawn(forth), (((0, 1), (1, 0)), ((0, 0), (1, 1))), strict=True):
+        assert drawn[0] == pytest.approx(first, abs=0.002) and drawn[-1] == pytest.approx(last, abs=0.002)
+        assert MAX_POINTS / 2 < len({x for x, _ in drawn}) <= MAX_POINTS
 
 
 def test_precision_is_not_interpolated_between_thresholds(tmp_path: Path) -> None:
     curves = Curves(recall=(0.0, 0.5, 1.0), precision=(1.0, 0.2, 0.1))
-    document = written((replace(BARE, auprc=0.15, curves=curves),), tmp_path)
-    assert 'd="M48.0 12.0V208.8H227.0V233.4H406.0"' in document
+    (drawn,) = curves_drawn(render((replace(BARE, auprc=0.15, curves=curves),), tmp_path))
+    expected = [(0, 1), (0, 0.2), (0.5, 0.2), (0.5, 0.1), (1, 0.1)]
+    assert [coordinate for point in drawn for coordinate in point] == pytest.approx(
+        [coordinate for point in expected for coordinate in point], abs=0.001
+    )
 
 
-def test_equal_figures_are_not_called_best(tmp_path: Path) -> None:
+def curves_drawn(document: str) -> list[list[tuple[float, float]]]:
+    """Return the points of each curve of the charts, as shares of the axes."""
+    paths = re.findall(r'<g data-series="\d">\s*<path class="series" [^>]*d="([^"]+)"', document)
+    return [[_shares(point) for point in _points(path)] for path in paths]
+
+
+def _points(path: str) -> Iterator[tuple[float, float]]:
+    """Yield the points of a path of absolute moves and lines."""
+    x = y = 0.0
+    for command, values in re.findall(r"([MLHV])([^MLHV]+)", path):
+        numbers = [float(number) for number in values.split()]
+        x = x if command == "V" else numbers[0]
+        y = y if command == "H" else numbers[-1]
+        yield x, y
+
+
+def _shares(point: tuple[float, float]) -> tuple[float, float]:
+    x, y = point
+    return (x - BOX.left) / (BOX.right - BOX.left), (BOX.bottom - y) / (BOX.bottom - BOX.top)
+
+
+def test_equal_values_are_not_marked_as_best(tmp_path: Path) -> None:
     results = tuple(replace(BARE, bundle=name, auprc=0.5, fpr95=fpr95) for name, fpr95 in (("a", 0.1), ("b", 0.2)))
-    document = written(results, tmp_path)
+    document = render(results, tmp_path)
     assert re.findall(r'class="[^"]*best[^"]*">([\d.]+)', document) == ["10.00"]
 
 
-def test_a_dataset_without_anomalies_has_no_empty_columns(tmp_path: Path) -> None:
-    document = written((replace(BARE, miou=0.5), replace(BARE, dataset="ra21", auprc=0.4, fpr95=0.3)), tmp_path)
+def test_dataset_without_anomalies_has_no_empty_columns(tmp_path: Path) -> None:
+    document = render((replace(BARE, miou=0.5), replace(BARE, dataset="ra21", auprc=0.4, fpr95=0.3)), tmp_path)
     assert re.findall(r'<th scope="col"[^>]*>(\w+) [↑↓]', document) == ["mIoU", "AuPRC", "FPR95"]
 
 
-def test_overlays_without_frame_figures_are_shown(tmp_path: Path) -> None:
+def test_overlays_without_figures_of_the_frame_are_shown(tmp_path: Path) -> None:
     write_report(Evaluation(1, (BARE,)), tmp_path / "r.html", {(*BARE.key, "frame_3"): b"jpeg"})
     document = (tmp_path / "r.html").read_text()
     assert "frame_3" in document and base64.b64encode(b"jpeg").decode() in document
 
 
-def test_a_bag_s_drive_and_live_run(tmp_path: Path) -> None:
+def test_drive_and_live_figures_of_a_bag_are_shown(tmp_path: Path) -> None:
     sizes = (DriveSize(0, 1000, 8, 2), DriveSize(1000, None, 4, 4))
     objects = (DriveObject(0.1, 5, 900, 3, 0.2), DriveObject(2.0, 7, 90, 0, None))
     drive = Drive(0.5, "calibrated <1 %", 50, 0.1, 40, 12.0, 6, 30.0, (1.0,), objects, 1, 0.2, sizes)
     live = Live(2.0, 40, 36, 3, 1, 0, {"p50": 21.0}, {"p99": 19.0}, {"auprc": -0.0125})
-    result = replace(BARE, drive=drive, live=live, notes=("mIoU <not> measured",))
+    drive = replace(drive, alarm_frames=(3, 5))
+    same, now = Consistency(0.5, 39, 0.625, None, 0.875), Streaming(38, 2, 130.0, 0.4321, 0.25, 0.75)
+    notes = ("mIoU <not> measured",)
+    result = replace(BARE, drive=drive, live=live, notes=notes, consistency=same, streaming=now)
     settings = {"errors": ["x <is> broken"], "warnings": []}
     write_report(Evaluation(1, (result,), settings=settings), tmp_path / "r.html")
     words = " ".join(Tags((tmp_path / "r.html").read_text()).words)
-    expected = ("30.00", "6 in 12.0 s", "1 of 2", "0 to 999", "25.0", "1\u2009000 or more", "100.0", "calibrated <1 %")
+    expected = ["30.00", "6 in 12.0 s", "1 of 2", "0 to 999", "25.0", "1\u2009000 or more", "100.0", "calibrated <1 %"]
+    expected += ["3 of 5", "62.50", "87.50", "IoU of 39 pairs of masks", "Streaming accuracy", "43.21", "130"]
     for word in (*expected, "36", "Latency p50, ms", "-0.012500", "mIoU <not> measured", "error: x <is> broken"):
         assert word in words, word
 
 
-def test_a_result_with_nothing_measured_still_gives_a_page(tmp_path: Path) -> None:
-    document = written((BARE,), tmp_path)
+def test_result_without_figures_gives_a_page(tmp_path: Path) -> None:
+    document = render((BARE,), tmp_path)
     page = Tags(document)
     assert not page.all("figure") and "–" in document and "NaN" not in document
-    assert "0 bundles" in written((), tmp_path)
+    assert "0 bundles" in render((), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -223,16 +253,16 @@ def test_a_result_with_nothing_measured_still_gives_a_page(tmp_path: Path) -> No
         (Curves(recall=(0.5,), precision=(0.5,), fpr=(0.0,), tpr=(0.0,)), 2),
     ],
 )
-def test_odd_curves_are_drawn_without_fault(curves: Curves, charts: int, tmp_path: Path) -> None:
-    document = written((replace(BARE, curves=curves),), tmp_path)
+def test_degenerate_curves_are_drawn_without_nan(curves: Curves, charts: int, tmp_path: Path) -> None:
+    document = render((replace(BARE, curves=curves),), tmp_path)
     assert len(Tags(document).all("figure")) == charts
     assert not re.search(r"\b(nan|inf)\b", document)
 
 
-def test_components_and_speed_appear_only_when_measured(tmp_path: Path) -> None:
+def test_components_and_times_are_shown_only_if_measured(tmp_path: Path) -> None:
     without, with_them = (
-        written((BARE,), tmp_path),
-        written((replace(BARE, components=Components(0.1, 0.2, 0.3, 0.4), inference_ms={"p50": 12.34}),), tmp_path),
+        render((BARE,), tmp_path),
+        render((replace(BARE, components=Components(0.1, 0.2, 0.3, 0.4), inference_ms={"p50": 12.34}),), tmp_path),
     )
     assert "sIoU" not in without and "Time, ms" not in without
     assert "sIoU" in with_them and ">12.3</text>" in with_them
@@ -240,7 +270,9 @@ def test_components_and_speed_appear_only_when_measured(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("width_px", "dark"), [(390, False), (390, True), (1400, False), (1400, True)])
-def test_it_fits_the_screen_silently(path: Path, browser: Browser, width_px: int, dark: bool, tmp_path: Path) -> None:
+def test_page_fits_the_screen_without_complaints(
+    path: Path, browser: Browser, width_px: int, dark: bool, tmp_path: Path
+) -> None:
     browser.complaints.clear()
     browser.requests.clear()
     browser.open(path, width_px, dark=dark)
@@ -256,14 +288,14 @@ def test_it_fits_the_screen_silently(path: Path, browser: Browser, width_px: int
     assert sum(url.startswith("file:") for url in browser.requests) == 1
 
 
-def test_the_policy_blocks_the_network_and_other_scripts(path: Path, browser: Browser) -> None:
+def test_content_policy_blocks_network_and_inline_scripts(path: Path, browser: Browser) -> None:
     browser.open(path, 1400)
     assert browser.js("fetch('file:///etc/hostname').then(() => 'open', () => 'closed')") == "closed"
     browser.js("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.evil = 1\">')")
     assert browser.js("new Promise((done) => setTimeout(() => done(window.evil === undefined), 200))")
 
 
-def test_sorting_filtering_and_showing_all(path: Path, browser: Browser) -> None:
+def test_frame_table_can_be_sorted_filtered_and_expanded(path: Path, browser: Browser) -> None:
     browser.open(path, 1400)
     box = "document.querySelectorAll('.frame-box')[4]"  # thirty frames
     shown = f"[...{box}.querySelectorAll('tbody tr:not([hidden])')]"
@@ -272,7 +304,7 @@ def test_sorting_filtering_and_showing_all(path: Path, browser: Browser) -> None
     assert browser.js(f"{shown}.length") == 30
     browser.js(f"{box}.querySelectorAll('thead button')[1].click()")
     values = browser.js(f"{shown}.map((row) => row.cells[2].dataset.v ?? null)")
-    assert values[-1] is None  # not measured comes last either way
+    assert values[-1] is None  # missing values come last in both directions
     numbers = [float(value) for value in values[:-1]]
     assert numbers == sorted(numbers, reverse=True)
     assert browser.js(f"{box}.querySelectorAll('thead th')[2].getAttribute('aria-sort')") == "descending"
@@ -281,7 +313,7 @@ def test_sorting_filtering_and_showing_all(path: Path, browser: Browser) -> None
     assert browser.js(f"{box}.querySelector('.found').textContent") == "1 of 30 frames shown"
 
 
-def test_an_overlay_is_enlarged_and_stepped_through(path: Path, browser: Browser) -> None:
+def test_overlay_viewer_opens_steps_and_closes(path: Path, browser: Browser) -> None:
     browser.open(path, 390)
     browser.js("document.querySelector('.thumb').click()")
     assert browser.js("viewer.open && viewer.querySelector('img').naturalWidth") == 512
@@ -293,7 +325,7 @@ def test_an_overlay_is_enlarged_and_stepped_through(path: Path, browser: Browser
     assert browser.js("viewer.open") is False
 
 
-def test_curves_are_read_by_touch_and_keyboard(path: Path, browser: Browser) -> None:
+def test_curves_can_be_read_by_touch_and_keyboard(path: Path, browser: Browser) -> None:
     browser.open(path, 390)
     result = evaluation().results[0]
     browser.js("document.querySelector('svg.plot').scrollIntoView({ block: 'center' })")
@@ -310,13 +342,13 @@ def test_curves_are_read_by_touch_and_keyboard(path: Path, browser: Browser) -> 
 
 
 @pytest.mark.slow
-def test_it_prints(path: Path, browser: Browser) -> None:
+def test_page_can_be_printed_as_pdf(path: Path, browser: Browser) -> None:
     browser.open(path, 1400)
     assert browser.pdf().startswith(b"%PDF")
 
 
 @pytest.mark.parametrize("scheme", ["LIGHT", "DARK"])
-def test_contrasts(scheme: str) -> None:
+def test_colours_have_enough_contrast(scheme: str) -> None:
     from anomseg_ros.evaluation import report_style
 
     colors = dict(re.findall(r"--(\w+): (#\w{6})", getattr(report_style, scheme)))

@@ -25,14 +25,14 @@ RESULT = Result(
 )  # fmt: skip
 
 
-def test_round_trip(tmp_path: Path) -> None:
+def test_saved_evaluation_is_loaded(tmp_path: Path) -> None:
     evaluation = Evaluation(FORMAT_VERSION, (RESULT,), "2026-01-01", "anomseg evaluate", {"cores": 2}, {"numpy": "2"})
     save_evaluation(evaluation, tmp_path / "a.json")
     assert load_evaluation(tmp_path / "a.json") == evaluation
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_what_was_not_measured_is_null(tmp_path: Path) -> None:
+def test_missing_figures_are_null_in_json(tmp_path: Path) -> None:
     save_evaluation(Evaluation(FORMAT_VERSION, (RESULT,)), tmp_path / "a.json")
     (row,) = json.loads((tmp_path / "a.json").read_text())["results"]
     assert row["miou"] is None and row["auprc"] == 0.1126
@@ -40,13 +40,13 @@ def test_what_was_not_measured_is_null(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format_version": 99}', '{"format_version": 1, "resluts": []}'])
-def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
+def test_invalid_files_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(ConfigError, match=r"a\.json"):
         load_evaluation(tmp_path / "a.json")
 
 
-def test_nan_is_not_written(tmp_path: Path) -> None:
+def test_nan_is_refused_when_saving(tmp_path: Path) -> None:
     bad = Result("a", "b", "c", "d", 1, float("nan"), None, None, None)
     with pytest.raises(ValueError, match="JSON"):
         save_evaluation(Evaluation(FORMAT_VERSION, (bad,)), tmp_path / "a.json")

@@ -1,8 +1,9 @@
-"""Alarms limited to the road, measured beside alarms everywhere: on datasets, on bags, and by the commands."""
+"""Alarms limited to the road compared with alarms everywhere: on datasets, on bags, and in the commands."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -30,11 +31,11 @@ def write_streets(folder: Path, roads: tuple[bool, ...] = (True, True)) -> str:
     return f"road_obstacle_21={folder}"
 
 
-def request_of(bundle: Path, dataset: str, protocols: tuple[str, ...] = NATIVE, **changed: object) -> Request:
+def request_of(bundle: Path, dataset: str, protocols: tuple[str, ...] = NATIVE, **changed: Any) -> Request:
     return Request((bundle,), (dataset,), ("void",), protocols, exact=True, allow_partial=True, **changed)
 
 
-def test_both_are_measured_each_under_its_name(painted: Bundle, tmp_path: Path) -> None:
+def test_protocols_with_and_without_region_are_both_measured(painted: Bundle, tmp_path: Path) -> None:
     outcome = evaluate(request_of(painted.directory, write_streets(tmp_path / "streets"), pictures=True))
     assert outcome.errors == () and outcome.warnings == ()
     results = {result.protocol: result for result in outcome.results}
@@ -48,14 +49,16 @@ def test_both_are_measured_each_under_its_name(painted: Bundle, tmp_path: Path) 
     assert results["smiyc"].components is not None and results["smiyc"].components.ppv == pytest.approx(0.5)
     assert results["smiyc+road"].components is not None and results["smiyc+road"].components.ppv == 1.0
     pictures = [
-        cv2.imdecode(np.frombuffer(outcome.pictures[(*results[name].key, "0")], np.uint8), cv2.IMREAD_COLOR)
-        for name in ("fishyscapes", "fishyscapes+road")
+        cv2.imdecode(np.frombuffer(outcome.pictures[key], np.uint8), cv2.IMREAD_COLOR)
+        for key in ((*results[name].key, "0") for name in ("fishyscapes", "fishyscapes+road"))
     ]
-    hot = [int(picture[65, 90, 2]) - int(picture[65, 90, 0]) for picture in pictures]  # red less blue, on the patch
+    hot = [
+        int(picture[65, 90, 2]) - int(picture[65, 90, 0]) for picture in pictures
+    ]  # red minus blue in the region of the anomaly
     assert hot[0] > hot[1] + 50
 
 
-def test_frames_without_a_road_count_as_they_are_and_are_told(painted: Bundle, tmp_path: Path) -> None:
+def test_frames_without_a_road_are_not_limited_and_noted(painted: Bundle, tmp_path: Path) -> None:
     dataset = write_streets(tmp_path / "streets", (True, False, True))
     everywhere, on_road = evaluate(request_of(painted.directory, dataset, ("seeds", "seeds+road"))).results
     assert on_road.notes == ("no road was found in 1 of 3 frames: there, scores are not limited to it",)
@@ -67,7 +70,7 @@ def test_frames_without_a_road_count_as_they_are_and_are_told(painted: Bundle, t
     )
 
 
-def test_what_cannot_be_limited_is_said(painted: Bundle, tmp_path: Path) -> None:
+def test_bundle_without_road_class_and_several_regions_are_refused(painted: Bundle, tmp_path: Path) -> None:
     dataset = write_streets(tmp_path / "streets", (True,))
     outcome = evaluate(request_of(without_road(painted, tmp_path / "lawn"), dataset, ("seeds", "seeds+road")))
     assert outcome.results == () and "bundle 'painted' has no class 'road'" in outcome.errors[0]
@@ -76,7 +79,7 @@ def test_what_cannot_be_limited_is_said(painted: Bundle, tmp_path: Path) -> None
     assert road_of(painted.contract, ("seeds", "smiyc")) is None
 
 
-def test_frames_without_a_road_are_kept_merged_and_told_apart(tmp_path: Path) -> None:
+def test_roadless_frames_are_saved_loaded_and_merged(tmp_path: Path) -> None:
     spec = MeasureSpec(("void",), ("seeds",))
     first, second = Measures(spec, {0, 1}, roadless={1}), Measures(spec, {2}, roadless={2})
     first.save(tmp_path)
@@ -86,7 +89,9 @@ def test_frames_without_a_road_are_kept_merged_and_told_apart(tmp_path: Path) ->
         first.merge(Measures(MeasureSpec(("void",), ("seeds+road",))))
 
 
-def test_evaluate_command(painted: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_command_limits_alarms_to_the_region(
+    painted: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["evaluate", str(painted.directory), "--dataset", write_streets(tmp_path / "streets"), "--allow-partial"]
     words += ["--score", "void", "--road-region", "road_and_sidewalk", "--json", str(tmp_path / "out.json")]
     assert main(words) == 0
@@ -96,7 +101,9 @@ def test_evaluate_command(painted: Bundle, tmp_path: Path, capsys: pytest.Captur
     assert protocols == ["seeds", "seeds+road_and_sidewalk"]
 
 
-def test_bag_evaluate_command(painted: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bag_evaluate_command_limits_alarms_to_the_region(
+    painted: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("rosbags", reason="needs the rosbags library: pip install '.[bags]'")
     from bag_scenes import Drawn, write_bag
 
@@ -118,12 +125,14 @@ def test_bag_evaluate_command(painted: Bundle, tmp_path: Path, capsys: pytest.Ca
     assert "protocol 'seeds+road' needs a model's labels" in capsys.readouterr().err
 
 
-def test_run_command(painted: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_command_limits_alarms_to_the_region(
+    painted: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_streets(tmp_path / "streets", (True, False))
     words = ["run", str(painted.directory), str(tmp_path / "streets" / "images"), "--threshold", "0.5"]
     for region in ([], ["--road-region", "road"]):
         assert main([*words, *region, "--output", str(tmp_path / f"out{len(region)}")]) == 0
-    assert "no road was found in 1 of 2 frames: there, alarms are everywhere" in capsys.readouterr().err
+    assert "no road was found in 1 of 2 frames; alarms in them are not limited" in capsys.readouterr().err
     before, after = tmp_path / "out0", tmp_path / "out2"
     scores = [np.load(folder / "0_void.npy") for folder in (before, after)]
     assert scores[0][25, 35] > 0.9 and scores[1][25, 35] == 0.0 and scores[0][95, 125] == scores[1][95, 125] > 0.9

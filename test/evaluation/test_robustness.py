@@ -1,9 +1,10 @@
-"""Figures under corruptions: means and ratios, jobs that resume, and that clean results stay what they were."""
+"""Figures under corruptions: means and ratios, resuming jobs, and unchanged clean results."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,14 +21,14 @@ from anomseg_ros.evaluation.results import (
     save_evaluation,
 )
 from anomseg_ros.evaluation.robustness import kinds_of, robustness_of, severities_of
-from anomseg_ros.evaluation.state import JobState
+from anomseg_ros.evaluation.saved_state import JobState
 from anomseg_ros.evaluation.workers import Workers
 
 CLEAN = Result("net", "ra21", "void", "seeds", 4, 0.8, 0.2, 0.9, None)
 CORRUPTIONS = (Corruption("gaussian_noise", 1), Corruption("gaussian_noise", 5), Corruption("fog", 5))
 
 
-def test_means_and_ratios() -> None:
+def test_robustness_has_means_and_ratios_to_clean() -> None:
     other = replace(CLEAN, score="msp", auprc=0.5, fpr95=0.0)
     measured = {
         CORRUPTIONS[0]: (replace(other, fpr95=0.1), replace(CLEAN, auprc=0.6, fpr95=0.3, frames=3)),
@@ -35,14 +36,14 @@ def test_means_and_ratios() -> None:
     }
     void, msp = robustness_of((CLEAN, other), measured)
     assert void.key == CLEAN.key and void.clean == Figures(0.8, 0.2, None)
-    assert void.mean == Figures(pytest.approx(0.4), pytest.approx(0.4), None)
-    assert void.ratio == Figures(pytest.approx(0.5), pytest.approx(2.0), None)
+    assert (void.mean.auprc, void.mean.fpr95, void.mean.miou) == (pytest.approx(0.4), pytest.approx(0.4), None)
+    assert (void.ratio.auprc, void.ratio.fpr95, void.ratio.miou) == (pytest.approx(0.5), pytest.approx(2.0), None)
     assert [(c.kind, c.severity, c.frames) for c in void.corruptions] == [
         ("gaussian_noise", 1, 3),
         ("gaussian_noise", 5, 4),
     ]
     assert kinds_of(void) == ("gaussian_noise",) and severities_of(void) == (1, 5)
-    # A mean over fewer corruptions would mean something else, and nothing is a multiple of 0.
+    # A mean needs all corruptions, and a ratio to 0 is undefined.
     assert msp.mean.auprc is None and msp.ratio.auprc is None
     assert msp.mean.fpr95 == pytest.approx(0.05) and msp.ratio.fpr95 is None
 
@@ -53,11 +54,13 @@ def request_(tiny_bundle: Path) -> Request:
     return Request((tiny_bundle,), ("synthetic=4:2",), ("void", "msp"))
 
 
-def timeless(results: tuple[Result, ...]) -> list[Result]:
+def results_without_times(results: tuple[Result, ...]) -> list[Result]:
     return [replace(result, inference_ms=None, network_ms=None, wall_ms=None, per_frame=()) for result in results]
 
 
-def test_jobs_under_corruption(request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_corrupted_jobs_resume_and_keep_clean_results(
+    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clean = evaluate(request_)
     asked = replace(request_, corruptions=CORRUPTIONS, state=tmp_path / "state", save_every_s=0.0)
     runs: list[str] = []
@@ -72,17 +75,21 @@ def test_jobs_under_corruption(request_: Request, tmp_path: Path, monkeypatch: p
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(engine, "_run", stop_at_the_last)
         evaluate(asked)
-    # Figures of finished corruptions are kept, their counts are not.
+    # The figures of finished corruptions are kept, their counts are deleted.
     assert len(list((tmp_path / "state").glob("*/results.json"))) == 2
     assert len(list((tmp_path / "state").glob("*/0*"))) == 1
 
+    def noted(*given: Any) -> Any:
+        runs.append(str(given[1].corruption))
+        return run(*given)
+
     runs.clear()
     with monkeypatch.context() as patched:
-        patched.setattr(engine, "_run", lambda *given: (runs.append(str(given[1].corruption)), run(*given))[1])
+        patched.setattr(engine, "_run", noted)
         outcome = evaluate(asked)
     assert runs == ["None", "fog 5"]
     assert outcome.errors == () and not (tmp_path / "state").exists()
-    assert timeless(outcome.results) == timeless(clean.results)
+    assert results_without_times(outcome.results) == results_without_times(clean.results)
     assert outcome.robustness == evaluate(replace(asked, state=None)).robustness
     assert outcome.settings["corruptions"] == ["gaussian_noise 1", "gaussian_noise 5", "fog 5"]
 
@@ -98,12 +105,12 @@ def test_jobs_under_corruption(request_: Request, tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.slow
-def test_processes_give_the_same_to_the_last_digit(request_: Request) -> None:
+def test_processes_give_exactly_the_same_results(request_: Request) -> None:
     asked = replace(request_, corruptions=CORRUPTIONS[1:])
     assert evaluate(replace(asked, workers=Workers(2))).robustness == evaluate(asked).robustness
 
 
-def test_a_damaged_file_of_figures_is_measured_again(tmp_path: Path) -> None:
+def test_damaged_result_file_counts_as_missing(tmp_path: Path) -> None:
     state = JobState(tmp_path, {"job": 1}, 1.0)
     assert state.finished() is None
     state.finish([CLEAN])
@@ -114,12 +121,12 @@ def test_a_damaged_file_of_figures_is_measured_again(tmp_path: Path) -> None:
     assert JobState(None, {}, 1.0).finished() is None
 
 
-def test_times_are_not_taken_under_corruption(request_: Request) -> None:
+def test_network_only_with_corruptions_is_refused(request_: Request) -> None:
     with pytest.raises(ConfigError, match="network_only"):
         evaluate(replace(request_, corruptions=CORRUPTIONS, network_only=True))
 
 
-def test_the_report_shades_what_is_lost() -> None:
+def test_report_shades_cells_by_the_loss() -> None:
     clean = replace(CLEAN, bundle="<i>net")
     measured = {CORRUPTIONS[0]: (clean,), CORRUPTIONS[1]: (replace(clean, auprc=0.0, fpr95=1.0),)}
     robustness = robustness_of((clean,), measured)

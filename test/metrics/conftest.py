@@ -1,4 +1,4 @@
-"""Frames whose official figures are known."""
+"""Frames with figures of the official implementations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Frame = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]
 
 @pytest.fixture(scope="session")
 def official_frames() -> list[Frame]:
-    """Three frames on which the official Fishyscapes and SegmentMeIfYouCan code was run; the tests have its figures."""
+    """Three frames with known figures of the official Fishyscapes and SegmentMeIfYouCan code."""
     y, x = np.mgrid[:96, :160]
     frames = []
     for i in range(3):

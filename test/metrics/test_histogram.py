@@ -1,6 +1,8 @@
-"""Keys keep the order of scores, bins hold what their edges say."""
+"""Keys preserve the order of scores, and bins count the scores between their edges."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from anomseg_ros.errors import MetricError
 from anomseg_ros.metrics import histogram as module
-from anomseg_ros.metrics.histogram import ScoreHistogram, keys_from_scores, scores_from_keys
+from anomseg_ros.metrics.histogram import ScoreHistogram, bin_edges, keys_from_scores, scores_from_keys
 
 SCORES = hnp.arrays(
     np.float32, st.integers(1, 100), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -20,7 +22,7 @@ LIMITS = settings(max_examples=80, deadline=None, derandomize=True)
 
 @LIMITS
 @given(SCORES)
-def test_keys_keep_order_and_values(scores) -> None:
+def test_keys_preserve_order_and_values(scores: Any) -> None:
     keys = keys_from_scores(scores)
     np.testing.assert_array_equal(scores_from_keys(keys), scores)
     order = np.argsort(keys, kind="stable")
@@ -30,21 +32,21 @@ def test_keys_keep_order_and_values(scores) -> None:
 
 @LIMITS
 @given(SCORES, st.integers(2, 20))
-def test_bins_hold_the_scores_between_their_edges(scores, max_bins: int) -> None:
+def test_bins_count_the_scores_between_their_edges(scores: Any, max_bins: int) -> None:
     histogram = ScoreHistogram(max_bins)
     histogram.add_keys(keys_from_scores(scores))
-    lowest, highest = histogram.lowest_scores(), histogram.highest_scores()
+    lowest, highest = bin_edges(histogram.keys, histogram.shift)
     assert np.isfinite(lowest).all()
     assert np.isfinite(highest).all()
     counts = [np.count_nonzero((scores >= low) & (scores <= high)) for low, high in zip(lowest, highest, strict=True)]
     np.testing.assert_array_equal(histogram.counts, counts)
     assert histogram.total == scores.size
-    # The finest that fits: with one bit more, there would be too many bins.
+    # The shift is minimal: a shift smaller by one gives too many bins.
     if histogram.shift:
         assert np.unique(keys_from_scores(scores) >> (histogram.shift - 1)).size > max_bins
 
 
-def test_chunks_larger_than_the_buffer_and_counts_given_directly(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_beyond_the_buffer_and_counts_give_equal_histograms(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_PENDING_KEYS", 64)
     keys = keys_from_scores(np.random.default_rng(0).integers(-50, 50, 1000).astype(np.float32))
     by_keys, by_counts = ScoreHistogram(None), ScoreHistogram(None)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from sklearn.metrics import jaccard_score
@@ -10,7 +13,7 @@ from anomseg_ros.errors import MetricError
 from anomseg_ros.metrics.miou import ConfusionMatrix
 
 
-def random_pair(seed: int, classes: int = 5):
+def random_pair(seed: int, classes: int = 5) -> Any:
     generator = np.random.default_rng(seed)
     truth = generator.integers(0, classes, (30, 40)).astype(np.uint8)
     predicted = np.where(generator.random(truth.shape) < 0.6, truth, generator.integers(0, classes, truth.shape))
@@ -19,7 +22,7 @@ def random_pair(seed: int, classes: int = 5):
     return predicted.astype(np.uint8), truth
 
 
-def test_figures_are_those_of_scikit_learn() -> None:
+def test_figures_equal_scikit_learn() -> None:
     matrix = ConfusionMatrix(5)
     pairs = [random_pair(seed) for seed in range(3)]
     for predicted, truth in pairs:
@@ -31,10 +34,9 @@ def test_figures_are_those_of_scikit_learn() -> None:
     assert metrics.iou == pytest.approx(expected, abs=1e-12)
     assert metrics.miou == pytest.approx(expected.mean(), abs=1e-12)
     assert metrics.pixel_accuracy == pytest.approx((truth == predicted)[labelled].mean(), abs=1e-12)
-    assert metrics.labelled_px == labelled.sum()
 
 
-def test_void_predictions_are_wrong_and_absent_classes_do_not_count() -> None:
+def test_void_predictions_are_wrong_and_absent_classes_ignored() -> None:
     matrix = ConfusionMatrix(4)
     truth = np.array([[0, 0, 1, 1, 255, 255]], np.uint8)
     predicted = np.array([[0, 255, 1, 2, 0, 255]], np.uint8)
@@ -46,7 +48,7 @@ def test_void_predictions_are_wrong_and_absent_classes_do_not_count() -> None:
     assert metrics.pixel_accuracy == 0.5
 
 
-def test_merging_and_saving(tmp_path) -> None:
+def test_matrices_merge_in_any_order_and_are_saved(tmp_path: Path) -> None:
     parts = []
     for seed in range(3):
         parts.append(ConfusionMatrix(5))
@@ -62,7 +64,7 @@ def test_merging_and_saving(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(("which", "text"), [(0, r"predicted labels contain \[7\]"), (1, r"true labels contain \[7\]")])
-def test_values_of_no_class_are_named_and_nothing_is_counted(which: int, text: str) -> None:
+def test_unknown_label_value_is_refused_and_nothing_counted(which: int, text: str) -> None:
     pair = [np.zeros((2, 3), np.uint8), np.zeros((2, 3), np.uint8)]
     pair[which][0, 0] = 7
     matrix = ConfusionMatrix(5)
@@ -71,7 +73,7 @@ def test_values_of_no_class_are_named_and_nothing_is_counted(which: int, text: s
     assert matrix == ConfusionMatrix(5)
 
 
-def test_shapes_class_counts_and_emptiness_are_checked() -> None:
+def test_invalid_shapes_class_counts_and_empty_matrix_are_refused() -> None:
     with pytest.raises(MetricError, match=r"\(2, 3\)"):
         ConfusionMatrix(5).add(np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint8))
     with pytest.raises(MetricError, match="num_classes is 0"):
@@ -83,4 +85,4 @@ def test_shapes_class_counts_and_emptiness_are_checked() -> None:
 def test_uncertain_pixels_are_not_counted() -> None:
     matrix = ConfusionMatrix(3)
     matrix.add(np.array([[0, 1, 2]], np.uint8), np.array([[0, 252, 1]], np.uint8))
-    assert matrix.metrics().labelled_px == 2
+    assert matrix.counts.sum() == 2

@@ -1,10 +1,11 @@
-"""The accumulator against scikit-learn, and its promises: mergeable, savable, constant memory, honest bounds."""
+"""The accumulator compared with scikit-learn; merging, saving, constant memory and valid bounds."""
 
 from __future__ import annotations
 
 import itertools
 import pickle
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,21 +15,23 @@ from hypothesis.extra import numpy as hnp
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from anomseg_ros.errors import MetricError
-from anomseg_ros.metrics.curve import FPR_RULES
+from anomseg_ros.metrics.curve import FPR_RULES, FprRule
 from anomseg_ros.metrics.pixel_curves import PixelCurves
 
 LIMITS = settings(max_examples=80, deadline=None, derandomize=True)
 FLOAT32 = st.one_of(
-    st.floats(width=32, allow_nan=False, allow_infinity=False),  # any size, denormal and negative zero included
+    st.floats(
+        width=32, allow_nan=False, allow_infinity=False
+    ),  # any magnitude, with denormal numbers and negative zero
     st.floats(0, 1, width=32),
     st.sampled_from([0.0, -0.0, 0.25, 0.5, 1.0, -3.0]),  # ties
 )
 
 
 @st.composite
-def frames(draw: st.DrawFn, both: bool = True):
-    """float32 scores and labels (1, N), with at least one known and one anomalous pixel."""
-    size = draw(st.integers(2, 200))
+def frames(draw: st.DrawFn, both: bool = True) -> Any:
+    """Draw scores float32 and labels (1, N). both: with at least one known and one anomalous pixel."""
+    size = draw(st.integers(2, 80))
     kind = draw(st.sampled_from(["mixed", "ties", "constant"]))
     values = {"mixed": FLOAT32, "ties": st.sampled_from([-1.0, 0.0, 0.5]), "constant": st.just(0.5)}[kind]
     scores = draw(hnp.arrays(np.float32, (1, size), elements=values))
@@ -38,14 +41,14 @@ def frames(draw: st.DrawFn, both: bool = True):
     return scores, labels
 
 
-def curves_of(*pairs, **options) -> PixelCurves:
+def curves_of(*pairs: Any, **options: Any) -> PixelCurves:
     curves = PixelCurves(**options)
     for scores, labels in pairs:
         curves.add(scores, labels)
     return curves
 
 
-def random_frames(count: int, size: tuple[int, int] = (30, 40), seed: int = 0):
+def random_frames(count: int, size: tuple[int, int] = (30, 40), seed: int = 0) -> Any:
     generator = np.random.default_rng(seed)
     for _ in range(count):
         labels = generator.choice(np.array([0, 1, 255], np.uint8), size, p=[0.8, 0.1, 0.1])
@@ -53,9 +56,9 @@ def random_frames(count: int, size: tuple[int, int] = (30, 40), seed: int = 0):
         yield (1 / (1 + np.exp(-logits))).astype(np.float32), labels
 
 
-def sklearn_figures(scores, labels) -> dict[str, float]:
+def sklearn_figures(scores: Any, labels: Any) -> dict[str, float]:
     counted = labels <= 1
-    # Double precision, where scikit-learn compares single ones as they are.
+    # Double precision, because scikit-learn does not convert single precision.
     truth, values = labels[counted], scores[counted].astype(np.float64)
     fpr, tpr, _ = roc_curve(truth, values, drop_intermediate=False)
     true, false = tpr * (truth == 1).sum(), fpr * (truth == 0).sum()
@@ -69,15 +72,15 @@ def sklearn_figures(scores, labels) -> dict[str, float]:
     }
 
 
-def our_figures(curves: PixelCurves):
+def our_figures(curves: PixelCurves) -> Any:
     curve = curves.curve()
-    rules = {rule: curve.fpr_at_recall(rule=rule) for rule in FPR_RULES if rule != "nearest"}
+    rules = {rule: curve.fpr_at_recall(rule=rule) for rule in get_args(FprRule) if rule != "nearest"}
     return {"auprc": curve.average_precision(), "auroc": curve.auroc(), "f1": curve.best_f1(), **rules}
 
 
 @LIMITS
 @given(frames())
-def test_figures_are_those_of_scikit_learn(frame) -> None:
+def test_figures_equal_scikit_learn(frame: Any) -> None:
     ours = our_figures(curves_of(frame))
     for name, value in sklearn_figures(*frame).items():
         assert ours[name].value == pytest.approx(value, abs=1e-12), name
@@ -86,7 +89,7 @@ def test_figures_are_those_of_scikit_learn(frame) -> None:
 
 @LIMITS
 @given(frames())
-def test_float16_figures_are_exact(frame) -> None:
+def test_float16_figures_are_exact(frame: Any) -> None:
     scores = np.clip(frame[0], -60000, 60000).astype(np.float16)
     half = curves_of((scores, frame[1]))
     assert half == curves_of((scores.astype(np.float32), frame[1]))
@@ -96,7 +99,7 @@ def test_float16_figures_are_exact(frame) -> None:
 
 @LIMITS
 @given(frames(), st.integers(2, 40))
-def test_the_exact_figure_is_within_the_bound(frame, max_bins: int) -> None:
+def test_exact_figure_is_within_the_bound(frame: Any, max_bins: int) -> None:
     curves = curves_of(frame, max_bins=max_bins)
     assert curves.known.keys.size <= max_bins
     ours = our_figures(curves)
@@ -105,7 +108,7 @@ def test_the_exact_figure_is_within_the_bound(frame, max_bins: int) -> None:
 
 
 @pytest.mark.parametrize("rule", FPR_RULES)
-def test_every_fpr_rule_is_within_its_bound(rule: str) -> None:
+def test_every_fpr_rule_is_within_its_bound(rule: Any) -> None:
     pairs = list(random_frames(8))
     exact = curves_of(*pairs, exact=True).curve().fpr_at_recall(rule=rule)
     for max_bins in (20, 200, 2000):
@@ -114,7 +117,7 @@ def test_every_fpr_rule_is_within_its_bound(rule: str) -> None:
         assert abs(coarse.value - exact.value) <= coarse.bound + 1e-12
 
 
-def test_ties_at_the_recall_tell_the_rules_apart() -> None:
+def test_fpr_rules_differ_for_ties_at_the_recall() -> None:
     labels = np.array([[1] * 20 + [0] * 20], np.uint8)
     scores = np.array([[0.9, 0.8, 0.7, 0.6] * 5 + [0.85, 0.65, 0.6, 0.1] * 5], np.float32)
     curve = curves_of((scores, labels)).curve()
@@ -122,10 +125,10 @@ def test_ties_at_the_recall_tell_the_rules_apart() -> None:
     assert curve.fpr_at_recall(rule="first_at_least").value == pytest.approx(0.75)
 
 
-def test_merging_is_associative_and_commutative_whatever_the_split() -> None:
+def test_merging_is_associative_and_commutative_for_any_split() -> None:
     pairs = list(random_frames(7))
     whole = curves_of(*pairs, max_bins=100)
-    assert whole.known.shift > 0  # so that coarsening really happened
+    assert whole.known.shift > 0  # the bins were coarsened
     for order in itertools.islice(itertools.permutations(range(7)), 0, 5040, 500):
         a, b, c = (curves_of(*(pairs[i] for i in part), max_bins=100) for part in (order[:1], order[1:3], order[3:]))
         assert a.merge(b).merge(c) == a.merge(b.merge(c)) == c.merge(a).merge(b) == whole
@@ -133,7 +136,7 @@ def test_merging_is_associative_and_commutative_whatever_the_split() -> None:
     assert whole != curves_of(*pairs[:6], max_bins=100)
 
 
-def test_merging_leaves_the_parts_alone_and_keeps_accepting_frames() -> None:
+def test_merging_keeps_the_parts_and_accepts_more_frames() -> None:
     one, two, three = ((s, y) for s, y in random_frames(3))
     a, b = curves_of(one), curves_of(two)
     union = a.merge(b)
@@ -143,7 +146,7 @@ def test_merging_leaves_the_parts_alone_and_keeps_accepting_frames() -> None:
     assert union == curves_of(one, two, three)
 
 
-def test_a_read_between_frames_changes_nothing() -> None:
+def test_reading_between_frames_changes_nothing() -> None:
     pairs = list(random_frames(4))
     curves = PixelCurves(max_bins=64)
     for count, pair in enumerate(pairs, 1):
@@ -152,13 +155,25 @@ def test_a_read_between_frames_changes_nothing() -> None:
     assert curves == curves_of(*pairs, max_bins=64)
 
 
-def test_modes_do_not_merge() -> None:
+def test_weighted_frames_count_like_repeated_frames() -> None:
+    scores, labels = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4), np.array([[0, 0, 1, 0]] * 3, np.uint8)
+    one, three = PixelCurves(), PixelCurves()
+    one.add(scores, labels)
+    for _ in range(3):
+        three.add(scores, labels)
+    weighted = one.times(3)
+    assert (weighted.known_px, weighted.anomaly_px, weighted.frames) == (three.known_px, three.anomaly_px, 1)
+    assert np.array_equal(weighted.known.counts, three.known.counts) and one.known_px == 9
+    assert weighted.curve().average_precision() == three.curve().average_precision()
+
+
+def test_accumulators_of_different_modes_do_not_merge() -> None:
     with pytest.raises(MetricError, match="max_bins None and 64"):
         PixelCurves(exact=True).merge(PixelCurves(max_bins=64))
 
 
 @pytest.mark.parametrize("options", [{}, {"exact": True}, {"max_bins": 50}])
-def test_saved_and_pickled_accumulators_are_equal_and_go_on(tmp_path: Path, options) -> None:
+def test_saved_and_pickled_accumulators_are_equal_and_continue(tmp_path: Path, options: Any) -> None:
     first, second = random_frames(2)
     curves = curves_of(first, **options)
     curves.save(tmp_path / "curves.npz")
@@ -169,7 +184,7 @@ def test_saved_and_pickled_accumulators_are_equal_and_go_on(tmp_path: Path, opti
     assert [path.name for path in tmp_path.iterdir()] == ["curves.npz"]
 
 
-def test_a_damaged_or_other_file_is_named(tmp_path: Path) -> None:
+def test_damaged_or_foreign_file_error_names_it(tmp_path: Path) -> None:
     path = tmp_path / "curves.npz"
     with pytest.raises(MetricError, match=r"no file .*curves\.npz"):
         PixelCurves.load(path)
@@ -195,7 +210,8 @@ def test_memory_does_not_grow_with_frames() -> None:
     assert max(sizes) < 2 * 5000 * 12 + 2000
 
 
-def test_default_bounds_are_below_1e5_on_a_million_distinct_probabilities() -> None:
+@pytest.mark.slow
+def test_default_bounds_are_below_1e_5_for_a_million_scores() -> None:
     pairs = list(random_frames(3, (1000, 1000)))
     curves = curves_of(*pairs)
     assert curves.known.shift > 0
@@ -210,10 +226,10 @@ def test_exact_mode_keeps_every_distinct_score() -> None:
     curves = curves_of((scores, np.zeros_like(scores, np.uint8)), exact=True)
     assert curves.known.shift == 0
     assert curves.known.keys.size == 3_000_000
-    np.testing.assert_array_equal(curves.known.lowest_scores(), scores.ravel())
+    np.testing.assert_array_equal(curves.known.highest_scores(), scores.ravel())
 
 
-def test_best_f1_threshold_selects_the_pixels_it_speaks_of() -> None:
+def test_best_f1_threshold_gives_the_best_f1() -> None:
     scores, labels = next(random_frames(1))
     best = curves_of((scores, labels)).curve().best_f1()
     flagged = scores >= best.threshold
@@ -224,7 +240,7 @@ def test_best_f1_threshold_selects_the_pixels_it_speaks_of() -> None:
 
 @pytest.mark.parametrize(("value", "text"), [(np.nan, "2 NaN, 0 infinite"), (-np.inf, "0 NaN, 2 infinite")])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_scores_that_are_not_finite_are_refused_and_nothing_is_counted(value, text, dtype) -> None:
+def test_non_finite_scores_are_refused_and_nothing_counted(value: Any, text: Any, dtype: Any) -> None:
     scores = np.zeros((20, 30), dtype)
     scores[3, 5] = scores[19, 29] = value
     curves = PixelCurves()
@@ -242,12 +258,12 @@ def test_scores_that_are_not_finite_are_refused_and_nothing_is_counted(value, te
         (np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8), r"\(0, 3\)"),
     ],
 )
-def test_arrays_of_other_kinds_are_refused(scores, labels, text: str) -> None:
+def test_arrays_of_other_types_or_shapes_are_refused(scores: Any, labels: Any, text: str) -> None:
     with pytest.raises(MetricError, match=text):
         PixelCurves().add(scores, labels)
 
 
-def test_without_pixels_of_a_side_the_error_says_so() -> None:
+def test_missing_known_or_anomalous_pixels_are_an_error() -> None:
     scores = np.zeros((2, 3), np.float32)
     with pytest.raises(MetricError, match="0 anomalous pixels"):
         curves_of((scores, np.zeros((2, 3), np.uint8))).curve().average_precision()

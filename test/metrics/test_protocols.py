@@ -1,9 +1,11 @@
-"""The official figures of the fixture, protocol by protocol, and what protocols do to frames."""
+"""The official figures of each protocol, and the preparation of frames."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from anomseg_ros.metrics.pixel_curves import PixelCurves
 from anomseg_ros.metrics.protocols import PROTOCOLS, PixelMetrics, on_road, protocol
 
 
-def measured(name: str, frames, score_dtype: str | None = None) -> PixelMetrics:
+def metrics_of(name: str, frames: Any, score_dtype: str | None = None) -> PixelMetrics:
     chosen = protocol(name)
     if score_dtype is not None:
         chosen = dataclasses.replace(chosen, score_dtype=score_dtype)
@@ -38,8 +40,10 @@ def measured(name: str, frames, score_dtype: str | None = None) -> PixelMetrics:
         ("smiyc", None, {"auprc": 0.73478471, "fpr95": 0.34696362}),
     ],
 )
-def test_official_figures(official_frames, name: str, score_dtype: str | None, expected: dict[str, float]) -> None:
-    metrics = measured(name, official_frames, score_dtype)
+def test_metrics_equal_the_official_figures(
+    official_frames: Any, name: str, score_dtype: str | None, expected: dict[str, float]
+) -> None:
+    metrics = metrics_of(name, official_frames, score_dtype)
     for field, value in expected.items():
         assert getattr(metrics, field) == pytest.approx(value, abs=1e-7), field
     assert (metrics.frames, metrics.known_px, metrics.anomaly_px) == (3, 33_675, 4_725)
@@ -47,7 +51,7 @@ def test_official_figures(official_frames, name: str, score_dtype: str | None, e
     assert metrics.protocol == name
 
 
-def test_a_protocol_on_the_road_is_the_same_but_for_its_name_and_region() -> None:
+def test_protocol_with_a_region_differs_only_in_name_and_region() -> None:
     limited = protocol(on_road("smiyc", "road_and_sidewalk"))
     assert limited == dataclasses.replace(
         PROTOCOLS["smiyc"], name="smiyc+road_and_sidewalk", road_region="road_and_sidewalk"
@@ -63,21 +67,19 @@ def test_unknown_regions_are_refused(name: str, message: str) -> None:
         protocol(name)
 
 
-def test_trapezoid_and_per_image_conventions(official_frames) -> None:
-    pooled = PixelCurves.merged(one_frame(*frame) for frame in official_frames).curve()
-    assert pooled.trapezoid_auprc() == pytest.approx(0.73499796, abs=1e-7)
-    curves = [one_frame(*frame).curve() for frame in official_frames]
+def test_mean_of_per_image_figures_equals_the_official_figures(official_frames: Any) -> None:
+    curves = [curves_of_frame(*frame).curve() for frame in official_frames]
     assert np.mean([c.average_precision().value for c in curves]) == pytest.approx(0.73423835, abs=1e-7)
     assert np.mean([c.fpr_at_recall(rule="nearest").value for c in curves]) == pytest.approx(0.35230883, abs=1e-7)
 
 
-def one_frame(scores, labels) -> PixelCurves:
+def curves_of_frame(scores: Any, labels: Any) -> PixelCurves:
     curves = PixelCurves()
     curves.add(scores, labels)
     return curves
 
 
-def test_seeds_skips_frames_without_an_anomaly_and_the_others_do_not(official_frames) -> None:
+def test_only_protocol_seeds_skips_frames_without_anomaly(official_frames: Any) -> None:
     scores, labels = official_frames[0]
     known_only = np.where(labels == 1, 0, labels).astype(np.uint8)
     for name in PROTOCOLS:
@@ -87,9 +89,9 @@ def test_seeds_skips_frames_without_an_anomaly_and_the_others_do_not(official_fr
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_accumulators_merge_and_survive_saving(official_frames, name: str, tmp_path) -> None:
+def test_accumulators_merge_in_any_order_and_are_saved(official_frames: Any, name: str, tmp_path: Path) -> None:
     chosen = protocol(name)
-    parts = []
+    parts: list[Any] = []
     for index, (scores, labels) in enumerate(official_frames):
         part = chosen.new_accumulator(exact=True)
         chosen.add(part, scores, labels)
@@ -98,11 +100,11 @@ def test_accumulators_merge_and_survive_saving(official_frames, name: str, tmp_p
         assert parts[-1] == part
     a, b, c = parts
     assert a.merge(b).merge(c) == a.merge(b.merge(c)) == c.merge(b).merge(a) == type(a).merged([b, a, c])
-    assert chosen.read(a.merge(b).merge(c)) == measured(name, official_frames)
+    assert chosen.read(a.merge(b).merge(c)) == metrics_of(name, official_frames)
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_bad_frames_and_empty_accumulators_are_refused(name: str) -> None:
+def test_invalid_frames_and_empty_accumulators_are_refused(name: str) -> None:
     chosen = protocol(name)
     accumulator = chosen.new_accumulator()
     with pytest.raises(MetricError, match="not finite"):
@@ -117,6 +119,6 @@ def test_scores_that_overflow_float16_are_refused() -> None:
         chosen.add(chosen.new_accumulator(), np.array([[1e6, 0]], np.float32), np.array([[1, 0]], np.uint8))
 
 
-def test_an_unknown_protocol_lists_the_known() -> None:
+def test_unknown_protocol_error_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"unknown protocol 'seed'; known: seeds"):
         protocol("seed")

@@ -1,4 +1,4 @@
-"""Counts of single layers worked out by hand, and the figures that a published table has in fvcore's convention."""
+"""Manual counts of single layers, and the figures of a published table in the convention of fvcore."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import torch
 from torch import Tensor, nn
 
 from anomseg_ros.networks import build_network
-from anomseg_ros.networks.base import SegmentationNetwork
-from anomseg_ros.networks.counting import count_multiply_adds, count_parameters
+from anomseg_ros.networks.counting import count_multiply_adds
+from anomseg_ros.networks.network import SegmentationNetwork
 
 
 class OneLayer(SegmentationNetwork):
     name = "one_layer"
     stride = 1
+    feature_names = ("images",)
     class_parameter = ("layer.weight", 0)
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__(1)
         self.layer = layer
 
-    def classify(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.layer(images)
-        return logits
+    def encode(self, images: Tensor) -> dict[str, Tensor]:
+        return {"images": images}
 
 
 @pytest.mark.parametrize(
@@ -40,11 +40,11 @@ class OneLayer(SegmentationNetwork):
         (nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2)), 0),
     ],
 )
-def test_one_layer(layer, expected):
+def test_multiply_adds_of_one_layer_equal_the_manual_count(layer, expected):
     assert count_multiply_adds(OneLayer(layer), 16, 24) == expected
 
 
-def test_counting_leaves_the_network_as_it_was():
+def test_counting_does_not_change_the_network():
     network = build_network("bisenet_v2", 19).train()
     before = {key: value.clone() for key, value in network.state_dict().items()}
     count_multiply_adds(network, 64, 96)
@@ -53,15 +53,8 @@ def test_counting_leaves_the_network_as_it_was():
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
-def test_auxiliary_heads_count_only_on_request():
-    network = build_network("bisenet_v1", 19)
-    heads = sum(parameter.numel() for parameter in network.auxiliary_heads.parameters())
-    assert heads > 0
-    assert count_parameters(network, auxiliary=True) - count_parameters(network) == heads
-
-
 @pytest.mark.parametrize(("name", "published"), [("erfnet", 26.74e9), ("enet", 4.27e9), ("mide_net", 2.45e9)])
-def test_table_5_of_the_mide_net_report(name, published):
+def test_multiply_adds_equal_table_5_of_the_mide_net_report(name, published):
     network = build_network(name, 20).to("meta").eval()
     operations = count_multiply_adds(network, 512, 1024)
     normalised: list[int] = []

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 as a backbone: its published weights and what they compute."""
+"""EfficientNet-Lite0 as a backbone: its published weights and their features."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from anomseg_ros.networks.efficientnet_lite import CHANNELS, PUBLISHED_HEAD, Eff
 from anomseg_ros.training.backbones import fill_efficientnet_lite0  # noqa: E402
 
 STRIDED = {0: 1, 1: 2, 3: 2, 5: 2, 11: 2}
-"""Published block -> stride, where a stage begins."""
+"""First block of each stage in the published network -> stride."""
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def published() -> dict[str, Tensor]:
 
 
 def published_features(state: dict[str, Tensor], images: Tensor) -> list[Tensor]:
-    """The published network, written from its weights alone, with strided layers padded alike on both sides."""
+    """Compute the features of the published network from its weights. Strided layers are padded on both sides."""
 
     def norm(values: Tensor, name: str) -> Tensor:
         mean, var, weight, bias = (state[f"{name}.{k}"] for k in ("running_mean", "running_var", "weight", "bias"))
@@ -48,7 +48,7 @@ def published_features(state: dict[str, Tensor], images: Tensor) -> list[Tensor]
     return [features[block] for block in (2, 4, 10, 15)]
 
 
-def test_published_weights_load_strictly_and_give_the_published_features(published):
+def test_published_weights_give_the_published_features(published):
     backbone = EfficientNetLite0().eval()
     fill_efficientnet_lite0(backbone, published)
     images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -63,7 +63,7 @@ def test_published_weights_load_strictly_and_give_the_published_features(publish
 
 
 @pytest.mark.parametrize("damage", ["missing", "misshapen"])
-def test_weights_that_do_not_fit_are_named_and_change_nothing(published, damage):
+def test_mismatched_weights_are_refused_and_change_nothing(published, damage):
     backbone, state, key = EfficientNetLite0(), dict(published), "_blocks.3._bn1.weight"
     if damage == "missing":
         del state[key]
@@ -75,7 +75,7 @@ def test_weights_that_do_not_fit_are_named_and_change_nothing(published, damage)
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
 
 
-def test_parameters_are_the_papers_without_the_head(published):
+def test_parameters_equal_the_published_number_without_the_head(published):
     learned = {key: value.numel() for key, value in published.items() if key.endswith((".weight", ".bias"))}
     assert sum(learned.values()) == pytest.approx(4.65e6, rel=0.01)  # EfficientNet-Lite0's published count: 4.7 M
     head = sum(count for key, count in learned.items() if key.startswith(PUBLISHED_HEAD))

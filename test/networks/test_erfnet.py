@@ -1,15 +1,15 @@
-"""ERFNet and its encoder: the contract, and the published weights in float and after FX quantization."""
+"""ERFNet and its encoder: published figures, and the published weights in float and after FX quantization."""
 
 from __future__ import annotations
 
 import torch
-from network_contract import NetworkContract, random_images
+from network_contract import NetworkFigures, random_images
 
 from anomseg_ros.networks import build_network
 from anomseg_ros.networks.checkpoints import load_checkpoint
 
 
-class TestERFNet(NetworkContract):
+class TestERFNet(NetworkFigures):
     name = "erfnet"
     num_classes = 20
     parameters = 2.06e6  # Romera et al., Table I and text, for 19 classes; one more class adds 65
@@ -17,7 +17,7 @@ class TestERFNet(NetworkContract):
     logit_stride = 1
 
 
-class TestERFNetEncoder(NetworkContract):
+class TestERFNetEncoder(NetworkFigures):
     name = "erfnet_encoder"
     num_classes = 19
     # Table I's layers, added up by hand: 396 + 7,088 + 5 x 49,664 + 37,184 + 8 x 197,632, and 2,451 of the classifier.
@@ -27,7 +27,7 @@ class TestERFNetEncoder(NetworkContract):
     logit_stride = 8
 
 
-def test_the_encoder_is_erfnets_own():
+def test_encoder_equals_the_encoder_of_erfnet():
     network, encoder = build_network("erfnet", 19), build_network("erfnet_encoder", 19)
     network.encoder.load_state_dict(encoder.encoder.state_dict(), strict=True)
     images = random_images(64, 96)
@@ -35,7 +35,7 @@ def test_the_encoder_is_erfnets_own():
         assert torch.equal(network.eval().encoder(images), encoder.eval().encoder(images))
 
 
-def test_quantized_weights_load_as_the_dequantized_ones(shared_weights):
+def test_quantized_checkpoint_equals_the_dequantized_one(shared_weights):
     plain = load_checkpoint(shared_weights / "erfnet_void20_dequantized.safetensors", "erfnet", 20)
     quantized = load_checkpoint(shared_weights / "erfnet_finetuned_quantized_fx.pth", "erfnet", 20)
     assert plain.source_layout == "Eromera/erfnet_pytorch"

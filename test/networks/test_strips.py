@@ -13,7 +13,7 @@ from anomseg_ros.networks.strips import STRIP_ROWS, StripClassifier, StripUpsamp
     ("scale", "height", "width"),
     [(8, 16, 32), (8, 9, 17), (8, 1, 1), (4, 37, 5), (2, 33, 16), (1, 70, 20), (128, 2, 3)],
 )
-def test_upsampling_equals_bilinear_interpolation(scale: int, height: int, width: int) -> None:
+def test_upsampling_in_strips_equals_bilinear_interpolation(scale: int, height: int, width: int) -> None:
     logits = torch.randn((1, 5, height, width), generator=torch.Generator().manual_seed(height))
     layer = StripUpsampler(scale, height, width)
     strips = list(layer(logits))
@@ -35,7 +35,7 @@ def test_upsampling_equals_bilinear_interpolation(scale: int, height: int, width
     ids=str,
 )
 @pytest.mark.parametrize("height", [3, 33, 64])
-def test_a_classifier_in_strips_equals_the_whole(layer: nn.ConvTranspose2d, height: int) -> None:
+def test_classifier_in_strips_equals_the_whole_layer(layer: nn.ConvTranspose2d, height: int) -> None:
     features = torch.randn((1, 6, height, 7), generator=torch.Generator().manual_seed(1))
     strips_layer = StripClassifier(layer)
     with torch.inference_mode():
@@ -55,7 +55,7 @@ def test_a_classifier_in_strips_equals_the_whole(layer: nn.ConvTranspose2d, heig
     ],
     ids=str,
 )
-def test_other_layers_are_refused(layer: nn.ConvTranspose2d) -> None:
+def test_unsupported_transposed_convolutions_are_refused(layer: nn.ConvTranspose2d) -> None:
     with pytest.raises(ConfigError, match="no transposed convolution that enlarges by its stride"):
         StripClassifier(layer)
 

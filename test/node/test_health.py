@@ -1,139 +1,279 @@
+"""Health with a simulated clock: each fault is an ERROR within 5 s of its beginning, and cleared within 10 s."""
+
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
-from diagnostic_msgs.msg import DiagnosticStatus
 
-from anomseg_ros.node.health import Counts, Health, Limits, Snapshot, camera_status, drift_values, percentiles
+from anomseg_ros.node.health import (
+    BAD,
+    DROPPED,
+    IDLE,
+    PUBLISHED,
+    STATE_CHECKS,
+    Counts,
+    FrameResult,
+    Health,
+    Level,
+    Limits,
+    State,
+    current_states,
+    percentiles,
+)
 
-LIMITS = Limits(camera_timeout_s=2.0, max_image_age_s=1.0, max_processing_ms=100.0)
-RUNNING = Snapshot(Counts(received=10, published=10), {50: 30.0, 95: 40.0, 99: 50.0}, {50: 20.0, 95: 30.0, 99: 40.0})
+GOOD = FrameResult(PUBLISHED, latency_ms=30.0, processing_ms=20.0, network_ms=15.0, size=(160, 90))
+RATE_HZ = 10
+TICK_S = 1.0
+"""Time between two diagnostics."""
 
 
-def status(snapshot: Snapshot, active: bool = True, limits: Limits = LIMITS) -> DiagnosticStatus:
-    return camera_status("/detector", snapshot, limits, active)
+class Run:
+    """Health of a camera at RATE_HZ that is reported once a second, as by the node."""
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.now = 1000.0
+        self.health = Health(limits, lambda: self.now)
+        self.publishers = 1
+        self.reports: list[tuple[float, State]] = []
+        self._next_tick = self.now + TICK_S
+
+    def frame(self, result: FrameResult = GOOD, age_s: float | None = 0.01) -> None:
+        self.health.received(age_s, "front")
+        self.health.started()
+        self.health.finished(result)
+
+    def go(self, seconds: float, frame: Callable[[int], None] | None = None) -> None:
+        """Let time pass, with a frame at every beat; the default is a good one."""
+        for index in range(round(seconds * RATE_HZ)):
+            (frame or (lambda _: self.frame()))(index)
+            self.now += 1 / RATE_HZ
+            if self.now >= self._next_tick - 1e-6:
+                self._next_tick += TICK_S
+                self.reports.append((self.now, self.states[0]))
+
+    @property
+    def states(self) -> list[State]:
+        return current_states(self.health.snapshot(self.publishers), self.health.limits)
+
+    @property
+    def counts(self) -> Counts:
+        return self.health.snapshot().counts
+
+    def seconds_to(self, level: Level, since: float) -> float:
+        """Seconds from a moment to the first diagnostics of this level."""
+        return next(at for at, state in self.reports if at > since and state.level == level) - since
 
 
-def test_percentiles() -> None:
+def nothing(_: int) -> None:
+    """Send no frame."""
+
+
+def faulty(run: Run, result: FrameResult = GOOD, age_s: float | None = 0.01) -> Callable[[int], None]:
+    return lambda _: run.frame(result, age_s)
+
+
+def hang(run: Run) -> Callable[[int], None]:
+    """Take the first frame and never finish it; later frames replace each other."""
+
+    def frame(index: int) -> None:
+        run.health.received(0.01)
+        if index == 0:
+            run.health.started()
+        elif index > 1:
+            run.health.dropped()
+
+    return frame
+
+
+def never_taken(run: Run) -> Callable[[int], None]:
+    """Receive frames that no worker takes."""
+
+    def frame(index: int) -> None:
+        run.health.received(0.01)
+        if index:
+            run.health.dropped()
+
+    return frame
+
+
+FAULTS: dict[str, tuple[Callable[[Run], Callable[[int], None]], str]] = {
+    "stuck": (hang, "restart the node"),
+    "starved": (never_taken, "restart the node"),
+    "silent": (lambda run: nothing, "check that it sends and that its QoS is compatible"),
+    "unusable": (lambda run: faulty(run, FrameResult(BAD, "no step")), "the last one: no step"),
+    "unstamped": (lambda run: faulty(run, age_s=None), "fill header.stamp"),
+    "future": (lambda run: faulty(run, age_s=-3600.0), "by 3600.00 s: synchronise the clocks"),
+    "past": (lambda run: faulty(run, age_s=3600.0), "by 3600.00 s: synchronise the clocks"),
+    "rate": (lambda run: lambda index: run.frame() if index % 4 == 0 else None, "check the camera"),
+    "output": (lambda run: faulty(run, replace(GOOD, failed={"~/overlay": "no encoder"})), "~/overlay: no encoder"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_fault_raises_error_within_5_s_and_clears_within_10_s(name: str) -> None:
+    make, remedy = FAULTS[name]
+    run = Run(Limits(min_rate_hz=8.0))
+    run.go(70)  # long good running hides nothing
+    assert {state.level for _, state in run.reports[3:]} == {Level.OK}
+    began = run.now
+    run.go(15, make(run))
+    assert run.seconds_to(Level.ERROR, began) <= 5.0
+    assert all(state.level == Level.ERROR for at, state in run.reports if at > began + 5.0)
+    assert name in {state.name for state in run.states}
+    (message,) = (state.message for state in run.states if state.name == name)
+    assert remedy in message
+    over = run.now
+    if name in ("stuck", "starved"):
+        run.health.finished(FrameResult(PUBLISHED, latency_ms=6e4, processing_ms=6e4))
+    run.go(15)
+    assert run.seconds_to(Level.OK, over) <= 10.0
+    assert all(state.level == Level.OK for at, state in run.reports if at > over + 10.0)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_fault_from_first_frame_raises_error(name: str) -> None:
+    run = Run(Limits(min_rate_hz=8.0))
+    run.go(10, FAULTS[name][0](run))
+    assert run.seconds_to(Level.ERROR, 1000.0) <= 5.0
+    assert name in {state.name for state in run.states}
+
+
+def test_faults_cover_every_error_state() -> None:
+    assert set(FAULTS) | {"slow", "behind", "roadless", "sizes", "publishers"} == set(STATE_CHECKS)
+
+
+WARNINGS: dict[str, tuple[FrameResult, str]] = {
+    "slow": (replace(GOOD, processing_ms=600.0), "processing takes 600 ms (p95)"),
+    "behind": (replace(GOOD, latency_ms=1200.0), "1.20 s behind"),
+    "roadless": (replace(GOOD, roadless=True), "no road found in 100% of the frames"),
+}
+
+
+@pytest.mark.parametrize("name", WARNINGS)
+def test_slow_late_and_roadless_answers_raise_warning(name: str) -> None:
+    result, message = WARNINGS[name]
+    run = Run()
+    run.go(5, faulty(run, result))
+    (state,) = run.states
+    assert (state.level, state.name) == (Level.WARN, name) and message in state.message
+    run.go(4)
+    assert run.states[0].name == "running"
+
+
+@pytest.mark.parametrize("name", ["unusable", "unstamped", "future", "past", "output"])
+def test_single_faulty_frame_raises_temporary_warning(name: str) -> None:
+    run = Run()
+    run.go(5)
+    FAULTS[name][0](run)(0)
+    run.go(1)
+    assert (run.states[0].level, run.states[0].name) == (Level.WARN, name)
+    run.go(3)
+    assert run.states[0].name == "running"
+
+
+def test_mixed_sizes_and_two_publishers_raise_warnings() -> None:
+    run = Run()
+    run.go(4, lambda index: run.frame(replace(GOOD, size=((160, 90), (100, 40))[index % 2])))
+    assert (run.states[0].level, run.states[0].name) == (Level.WARN, "sizes")
+    assert "2 sizes within 3 s (100x40, 160x90)" in run.states[0].message
+    run.publishers = 2
+    assert [state.name for state in run.states] == ["sizes", "publishers"]
+    run.publishers = 1
+    run.go(4)
+    assert run.states[0].name == "running"
+
+
+def test_lost_frames_are_not_reported_as_silent_camera() -> None:
+    run = Run()
+    run.go(5, nothing)
+    run.publishers = 0
+    assert "the image topic has no publisher" in run.states[0].message
+    run.health.lost(7)
+    assert "7 frames were sent but lost in transport" in run.states[0].message
+
+
+def test_rate_error_distinguishes_slow_network_from_slow_camera() -> None:
+    run = Run(Limits(min_rate_hz=8.0))
+
+    def every_fourth(index: int) -> None:
+        if index % 4 == 0:
+            run.frame()
+        else:
+            run.health.received(0.01)
+            run.health.dropped()
+
+    run.go(6, every_fourth)
+    (state,) = run.states
+    assert state.name == "rate" and "8 are expected" in state.message
+    assert "arrive: use a smaller network" in state.message
+
+
+def test_waiting_and_idle_states_are_ok() -> None:
+    run = Run()
+    assert run.states[0][:2] == (Level.OK, "waiting")
+    run.go(3, faulty(run, FrameResult(IDLE)))
+    assert run.states[0][:2] == (Level.OK, "idle") and "no output has a subscriber" in run.states[0].message
+
+
+def test_limits_of_zero_disable_checks() -> None:
+    off = Limits(*[0.0] * 6)
+    for name in ("stuck", "starved", "silent", "future", "past", "rate"):
+        run = Run(off)
+        run.go(10, FAULTS[name][0](run))
+        assert run.states[0].level == Level.OK, name
+    run = Run(off)
+    run.go(5, faulty(run, replace(GOOD, processing_ms=1e6, latency_ms=1e6)))
+    assert run.states[0].level == Level.OK and run.counts.late == 0
+
+
+def test_each_frame_is_counted_exactly_once() -> None:
+    run = Run()
+    results = (GOOD, FrameResult(BAD, "x"), FrameResult(IDLE), FrameResult(DROPPED))
+    for index in range(200):
+        run.health.received(0.0)
+        if index % 3 == 0:
+            run.health.dropped()
+        else:
+            run.health.started()
+            assert run.counts.in_work == 1
+            run.health.finished(results[index % 4])
+        counts = run.counts
+        assert counts.received == counts.published + counts.dropped + counts.bad + counts.idle + counts.in_work
+    assert run.counts.in_work == 0 and min(vars(run.counts)[name] for name in ("published", "bad", "idle")) > 20
+
+
+def test_snapshot_holds_counts_and_latencies() -> None:
+    run = Run()
+    for latency_ms in (10.0, 20.0, -5.0, None):
+        run.frame(replace(GOOD, latency_ms=latency_ms, processing_ms=8.0, network_ms=5.0))
+    run.frame(FrameResult(BAD, "truncated"))
+    run.frame(replace(GOOD, latency_ms=1500.0, failed={"~/overlay": "no encoder", "~/labels": "none"}))
+    snapshot = run.health.snapshot()
+    assert snapshot.counts == Counts(received=6, published=5, bad=1, late=1, failed=2)
+    assert snapshot.latency_ms[50] == 20.0  # of 10, 20 and 1500: below zero is no latency, and no stamp is none
+    assert snapshot.processing_ms[50] == 8.0 and snapshot.network_ms[50] == 5.0
+    assert (snapshot.last_error, snapshot.last_failure, snapshot.frame_id) == ("truncated", "~/labels: none", "front")
+
+
+def test_percentiles_cover_last_minute_only() -> None:
+    run = Run()
+    run.go(30, faulty(run, replace(GOOD, latency_ms=4e9)))
+    run.go(61)
+    assert run.health.snapshot().latency_ms == {50: 30.0, 95: 30.0, 99: 30.0}
+    assert run.health.snapshot().rate_hz == pytest.approx(RATE_HZ)
+
+
+def test_percentiles_of_range_and_empty_list() -> None:
     assert percentiles(range(101)) == {50: 50.0, 95: 95.0, 99: 99.0}
     assert percentiles([]) == {}
 
 
-def test_counts_and_latencies_add_up() -> None:
-    health = Health()
-    for latency in (10.0, 20.0, -5.0):
-        health.received()
-        health.published(latency, 8.0, 5.0, LIMITS)
-    health.received()
-    health.bad("truncated")
-    health.add(lost=3, idle=1)
-    snapshot = health.snapshot(dropped=2)
-    assert snapshot.counts == Counts(received=4, published=3, dropped=2, bad=1, idle=1, lost=3)
-    assert snapshot.latency_ms[50] == 15.0  # the negative one is not a latency
-    assert snapshot.processing_ms[99] == 8.0 and snapshot.network_ms[50] == 5.0
-    assert snapshot.last_error == "truncated"
-    health.reset()
-    assert health.snapshot(0).counts == Counts()
-
-
-def test_late_frames_are_counted() -> None:
-    health = Health()
-    health.published(1500.0, 8.0, 5.0, LIMITS)
-    health.published(10.0, 150.0, 5.0, LIMITS)
-    health.published(10.0, 8.0, 5.0, LIMITS)
-    health.published(1e9, 1e9, 5.0, Limits(0.0, 0.0, 0.0))
-    assert health.snapshot(0).counts.late == 2
-
-
-def test_frames_without_a_road_are_a_share_of_the_last_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    health = Health()
-    assert health.snapshot(0).roadless_share == 0.0
-    for roadless in (True, False, False, False):
-        health.published(10.0, 8.0, 5.0, LIMITS, roadless=roadless)
-    assert (health.snapshot(0).counts.roadless, health.snapshot(0).roadless_share) == (1, 0.25)
-    now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + 11.0)
-    health.published(10.0, 8.0, 5.0, LIMITS)
-    assert (health.snapshot(0).counts.roadless, health.snapshot(0).roadless_share) == (1, 0.0)
-
-
-def test_a_clock_that_jumps_back_forgets_latencies() -> None:
-    health = Health()
-    health.published(10.0, 8.0, 5.0, LIMITS)
-    health.clock_jumped()
-    snapshot = health.snapshot(0)
+def test_clock_jump_back_clears_latencies() -> None:
+    run = Run()
+    run.go(1)
+    run.health.clock_jumped()
+    snapshot = run.health.snapshot()
     assert snapshot.counts.clock_jumps == 1 and snapshot.latency_ms == {} and snapshot.processing_ms
-
-
-@pytest.mark.parametrize(
-    ("snapshot", "level", "message"),
-    [
-        (RUNNING, DiagnosticStatus.OK, "running"),
-        (Snapshot(Counts()), DiagnosticStatus.OK, "waiting for the first frame"),
-        (Snapshot(Counts(), silent_s=2.5), DiagnosticStatus.ERROR, "camera silent for 2.5 s"),
-        (
-            Snapshot(Counts(received=3, bad=3), last_error="no step"),
-            DiagnosticStatus.ERROR,
-            "every frame is unusable: no step",
-        ),
-        (Snapshot(Counts(received=3, bad=1), last_error="no step"), DiagnosticStatus.WARN, "1 unusable frames"),
-        (Snapshot(Counts(received=3, idle=3)), DiagnosticStatus.OK, "nobody subscribes"),
-        (Snapshot(Counts(received=3), processing_ms={95: 120.0}), DiagnosticStatus.WARN, "processing takes 120 ms"),
-        (
-            Snapshot(Counts(received=3), roadless_share=0.25),
-            DiagnosticStatus.WARN,
-            "no road found in 25% of the frames: there, alarms are everywhere",
-        ),
-        (Snapshot(Counts(received=3), latency_ms={50: 1200.0}), DiagnosticStatus.WARN, "1.20 s behind"),
-    ],
-)
-def test_levels(snapshot: Snapshot, level: bytes, message: str) -> None:
-    found = status(snapshot)
-    assert found.level == level and message in found.message
-
-
-def test_an_inactive_node_does_not_complain_of_silence() -> None:
-    assert status(Snapshot(Counts(), silent_s=100.0), active=False).level == DiagnosticStatus.OK
-
-
-def test_watchdogs_can_be_switched_off() -> None:
-    off = Limits(0.0, 0.0, 0.0)
-    late = Snapshot(Counts(received=1), {50: 1e6}, {95: 1e6}, silent_s=100.0)
-    assert status(late, limits=off).level == DiagnosticStatus.OK
-
-
-def test_values_are_all_there() -> None:
-    values = {pair.key: pair.value for pair in status(RUNNING).values}
-    assert values["received"] == "10" and values["latency_ms_p95"] == "40.00" and values["processing_ms_p50"] == "20.00"
-
-
-def test_the_drift_of_a_compressed_bundle_is_shown() -> None:
-    drift = {
-        "label_agreement": 0.98123,
-        "scores": {"void": {"rank_correlation": 0.99, "max_difference": 0.5}},
-        "datasets": {"fs_static": {"auprc": [0.20702, 0.2]}},
-    }
-    assert drift_values({"method": "int8 static", "drift": drift}) == {
-        "compression": "int8 static",
-        "drift_label_agreement": "0.9812",
-        "drift_rank_correlation_void": "0.9900",
-        "drift_auprc_fs_static": "0.2070 -> 0.2000",
-    }
-    assert drift_values({}) == {}
-    assert drift_values({"tuned": {"goal": "p50 of at most 50 ms"}}) == {}  # a float bundle that tune chose
-
-
-def test_the_drift_of_every_step_is_shown() -> None:
-    steps = {
-        "method": "channels removed; then int8",
-        "drift": {"label_agreement": 0.99},
-        "parent": {"compression": {"method": "channels removed", "drift": {"label_agreement": 0.9}}},
-        "original": {"drift": {"label_agreement": 0.89}},
-    }
-    assert drift_values(steps) == {
-        "compression": "channels removed; then int8",
-        "drift_label_agreement": "0.9900",
-        "parent_drift_label_agreement": "0.9000",
-        "original_drift_label_agreement": "0.8900",
-    }
+    assert run.states[0].name == "running"

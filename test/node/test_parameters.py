@@ -19,14 +19,14 @@ def same(one: object, other: object) -> bool:
     return one == other and type(one) is type(other)
 
 
-def test_the_shipped_file_holds_every_parameter_with_its_default() -> None:
+def test_shipped_file_lists_every_parameter_with_default() -> None:
     path = share_file("config/detector.yaml")
     shipped = yaml.safe_load(path.read_text())["/**"]["ros__parameters"]
     assert list(shipped) == list(DEFAULTS)
     assert all(same(value, DEFAULTS[name]) for name, value in shipped.items())
 
 
-def test_the_shipped_file_comments_every_parameter() -> None:
+def test_shipped_file_comments_every_parameter() -> None:
     lines = Path(share_file("config/detector.yaml")).read_text().splitlines()
     for parameter in PARAMETERS:
         index = next(i for i, line in enumerate(lines) if line.startswith(f"    {parameter.name}:"))
@@ -38,11 +38,11 @@ def test_defaults_are_valid() -> None:
     assert fixed_parameters(DEFAULTS).backend == "onnxruntime"
 
 
-def test_every_parameter_says_what_it_is() -> None:
+def test_descriptors_have_description_constraints_and_range() -> None:
     for parameter in PARAMETERS:
         descriptor = parameter.descriptor()
         assert descriptor.description.endswith(".")
-        assert descriptor.read_only is not parameter.live
+        assert ("unconfigured" in descriptor.additional_constraints) is not parameter.live
         if isinstance(parameter.default, (int, float)) and not isinstance(parameter.default, bool):
             assert parameter.limits or math.isnan(parameter.default), f"{parameter.name} has no range"
 
@@ -54,13 +54,17 @@ def test_every_parameter_says_what_it_is() -> None:
         ("score_encoding", "mono16", "known: mono8, 32FC1"),
         ("output_size", "camera", "known: network, source"),
         ("threshold", math.inf, "'threshold' is inf"),
+        ("build_engine", "always", "'always'; known: configure, never"),
+        ("fallback_backend", "onnx", "'onnx'; known: onnxruntime"),
         ("region_of_interest", [0.0, 0.0, 1.0], "left, top, right, bottom"),
         ("region_of_interest", [0.5, 0.0, 0.5, 1.0], "left < right"),
         ("region_of_interest", [0.0, 0.0, 1.0, 1.1], "bottom <= 1"),
         ("road_region", "street", "'street'; known: "),
         ("image_transport", "theora", "known: raw, compressed"),
+        ("temporal_filter", "kalman", "'kalman'; known: "),
+        ("alarm_frames_n", 2, "alarm_frames_n is 2, alarm_frames_m 1; expected n of m"),
     ],
 )
-def test_wrong_values_say_what_is_allowed(name: str, value: object, message: str) -> None:
+def test_wrong_value_error_says_what_is_allowed(name: str, value: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         live_parameters({**DEFAULTS, name: value})

@@ -10,10 +10,10 @@ from anomseg_ros.node import transport
 
 def shared_memory_of(monkeypatch: pytest.MonkeyPatch, free_bytes: int) -> None:
     usage = shutil.disk_usage("/")._replace(free=free_bytes)
-    monkeypatch.setattr(transport.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
 
 
-def test_profile_is_used_where_it_fits_and_nothing_else_was_chosen(
+def test_shared_memory_profile_is_set_only_when_it_fits_and_none_is_set(
     no_transport_chosen: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shared_memory_of(monkeypatch, 64 * 2**20)  # a container

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 
@@ -8,17 +8,16 @@ pytest.importorskip("std_msgs.msg", reason="needs the ROS message packages: pip 
 
 from std_msgs.msg import Header
 
+from anomseg_ros.core.connected_components import Component
 from anomseg_ros.core.labels import CITYSCAPES, VOID
+from anomseg_ros.core.tracks import Alarm
 from anomseg_ros.errors import ConfigError
 from anomseg_ros.node import vision
 
-
-def component(**changes: float) -> SimpleNamespace:
-    values = {"x_px": 10, "y_px": 20, "width_px": 5, "height_px": 1, "area_px": 4, "score": 0.75}
-    return SimpleNamespace(**{**values, **changes})
+COMPONENT = Component(10, 20, 5, 1, 4, 0.75)
 
 
-def test_available_agrees_with_import() -> None:
+def test_available_matches_import_of_vision_msgs() -> None:
     try:
         import vision_msgs.msg  # noqa: F401
     except ImportError:
@@ -27,16 +26,17 @@ def test_available_agrees_with_import() -> None:
         assert vision.available()
 
 
-def test_detections_have_the_box_and_score_of_their_component() -> None:
+def test_detections_hold_box_score_and_track_number() -> None:
     pytest.importorskip("vision_msgs")
     header = Header(frame_id="camera")
-    message = vision.detections_message([component(), component(x_px=0, score=0.5)], header)
+    alarms = [Alarm(17, COMPONENT), Alarm(3, replace(COMPONENT, x_px=0, score=0.5))]
+    message = vision.detections_message(alarms, header)
     assert message.header == header and len(message.detections) == 2
     first = message.detections[0]
     assert (first.bbox.center.position.x, first.bbox.center.position.y) == (12.0, 20.0)
     assert (first.bbox.size_x, first.bbox.size_y) == (5.0, 1.0)
     assert first.results[0].hypothesis.class_id == "anomaly" and first.results[0].hypothesis.score == 0.75
-    assert first.id == "area_px=4"
+    assert [detection.id for detection in message.detections] == ["17", "3"]
     assert message.detections[1].bbox.center.position.x == 2.0
 
 

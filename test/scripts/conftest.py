@@ -1,4 +1,4 @@
-"""The scripts import one another from their own folder."""
+"""Makes scripts/ importable: the scripts import each other from their folder."""
 
 from __future__ import annotations
 

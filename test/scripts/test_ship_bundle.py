@@ -1,4 +1,4 @@
-"""Shipping: a bundle of Cityscapes' classes, its 8-bit sibling and a run without outliers become bundles with cards."""
+"""scripts/ship_bundle.py: a bundle and its 8-bit version are written with model cards."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import pytest
 import ship_bundle
 import yaml
 from flat_dataset import write_flat_dataset
-from pictures import spread
+from pictures import spread_evenly
 
-from anomseg_ros.core.bundle import ThresholdTable, load_bundle, save_bundle
+from anomseg_ros.core.bundle import load_bundle, save_bundle
+from anomseg_ros.core.thresholds import ThresholdTable
+from anomseg_ros.errors import DatasetError
 
 
 def write_data(folder: Path) -> None:
@@ -37,7 +39,7 @@ def write_data(folder: Path) -> None:
 
 
 def write_run(folder: Path, bundle: Path, name: str, **changes: object) -> Path:
-    """Write a run's folder: a copy of a bundle, weights, a configuration and how long it took."""
+    """Write the folder of a run: a copy of a bundle, weights, configuration and duration."""
     opened = load_bundle(bundle)
     folder.mkdir(parents=True)
     graph = onnx.load(opened.graph_path)
@@ -52,7 +54,8 @@ def write_run(folder: Path, bundle: Path, name: str, **changes: object) -> Path:
     return folder
 
 
-def test_a_bundle_its_sibling_and_their_cards(
+@pytest.mark.slow
+def test_float_and_int8_bundles_are_shipped_with_cards(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, models = tmp_path / "data", tmp_path / "models"
@@ -82,7 +85,7 @@ def test_a_bundle_its_sibling_and_their_cards(
     assert {"camvid val", "cityscapes_aachen", "road_anomaly_21"} <= set(quality)
     rate = quality["road_anomaly_21"]["fpr_at_threshold_0.01"]
     assert f"| void, this bundle | {100 * quality['road_anomaly_21']['auprc']:.2f} / " in card
-    table = card.partition("## At the threshold for 1 %")[2]
+    table = card.partition("## Rates at the threshold for 1 %")[2]
     assert f"| void, this bundle | {100 * rate:.2f} / " in table and "void, in 8 bits" not in table
     sibling = load_bundle(models / "lite-int8")
     assert sibling.contract.name == "lite-int8" and sibling.contract.precision == "int8"
@@ -93,14 +96,14 @@ def test_a_bundle_its_sibling_and_their_cards(
     assert (models / "lite/checkpoint.safetensors").read_bytes() == b"weights"
 
 
-def test_no_anomaly_set_is_an_error(tiny_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(ship_bundle.DatasetError, match="has none of RoadAnomaly21"):
-        ship_bundle.measured(load_bundle(tiny_bundle), tmp_path)
+def test_missing_anomaly_sets_are_an_error(tiny_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="has none of RoadAnomaly21"):
+        ship_bundle.measure(load_bundle(tiny_bundle), tmp_path)
 
 
-def test_frames_of_a_sheet_are_of_varied_origin() -> None:
+def test_spread_takes_files_evenly_from_all_groups() -> None:
     groups = [[Path(f"{name}{number}") for number in range(size)] for name, size in (("a", 100), ("b", 2), ("c", 9))]
-    found = [str(path) for path in spread(groups, 12)]
+    found = [str(path) for path in spread_evenly(groups, 12)]
     assert [sum(name.startswith(letter) for name in found) for letter in "abc"] == [5, 2, 5]
     assert found[:5] == ["a10", "a30", "a50", "a70", "a90"] and len(set(found)) == 12
-    assert len(spread(groups[1:], 30)) == 11
+    assert len(spread_evenly(groups[1:], 30)) == 11

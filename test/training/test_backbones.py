@@ -1,4 +1,4 @@
-"""ImageNet weights for BiSeNet v1: the mapping, and what happens without timm and without a network."""
+"""ImageNet weights for BiSeNet v1: their mapping, and the behaviour without timm and without internet."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import importlib
 import importlib.util
 import logging
 import socket
+import sys
 import time
 import types
 import urllib.request
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +28,7 @@ STAGES = ((64, 1), (128, 2), (256, 2), (512, 2))
 
 
 def published_resnet18(seed: int = 0) -> dict[str, Tensor]:
-    """Random weights under the names that torchvision and timm publish."""
+    """Return random weights with the names of torchvision and timm."""
     generator = torch.Generator().manual_seed(seed)
     state: dict[str, Tensor] = {}
 
@@ -59,7 +62,7 @@ def published_resnet18(seed: int = 0) -> dict[str, Tensor]:
 
 
 def reference_features(state: dict[str, Tensor], images: Tensor) -> list[Tensor]:
-    """ResNet-18 after He et al. (CVPR 2016), figure 3 and table 1, written down anew: features at 1/4 to 1/32."""
+    """Return the features of ResNet-18 at 1/4 to 1/32, implemented from He et al. (CVPR 2016), figure 3 and table 1."""
 
     def norm(name: str, x: Tensor) -> Tensor:
         mean, var = state[name + ".running_mean"], state[name + ".running_var"]
@@ -81,21 +84,21 @@ def reference_features(state: dict[str, Tensor], images: Tensor) -> list[Tensor]
 
 
 def our_features(network: BiSeNetV1, images: Tensor) -> list[Tensor]:
-    """Features at 1/8, 1/16 and 1/32 of the context path."""
+    """Return the features of the context path at 1/8, 1/16 and 1/32."""
     backbone = network.context_path.backbone
     with torch.no_grad():
         features8 = backbone.layer2(backbone.layer1(backbone.pool(backbone.stem(images))))
         return [features8, *backbone(images)]
 
 
-def bisenet() -> BiSeNetV1:
+def build_bisenet() -> BiSeNetV1:
     network = build_network("bisenet_v1", 11)
     assert isinstance(network, BiSeNetV1)
     return network.eval()
 
 
-def test_the_mapped_backbone_computes_what_the_published_one_does():
-    network, state = bisenet(), published_resnet18()
+def test_mapped_backbone_equals_the_published_network() -> None:
+    network, state = build_bisenet(), published_resnet18()
     images = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(1))
     fill_resnet18(network.context_path.backbone, state)
     expected = reference_features(state, images)[1:]
@@ -104,11 +107,11 @@ def test_the_mapped_backbone_computes_what_the_published_one_does():
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-def test_the_mapped_backbone_computes_what_timm_does():
-    pytest.importorskip("timm", reason="the extra `backbones` is not installed", exc_type=Exception)
+def test_mapped_backbone_equals_timm() -> None:
+    pytest.importorskip("timm", reason="the extra `backbones` is not installed", exc_type=Exception)  # type: ignore[arg-type]
     import timm
 
-    network, state = bisenet(), published_resnet18()
+    network, state = build_bisenet(), published_resnet18()
     theirs = timm.create_model("resnet18", pretrained=False).eval()
     theirs.load_state_dict(state, strict=True)
     features = timm.create_model("resnet18", pretrained=False, features_only=True).eval()
@@ -122,8 +125,8 @@ def test_the_mapped_backbone_computes_what_timm_does():
 
 
 @pytest.mark.parametrize("damage", ["missing", "unexpected", "misshapen"])
-def test_weights_that_do_not_fit_are_named_and_change_nothing(damage):
-    network, state = bisenet(), published_resnet18()
+def test_mismatched_weights_are_refused_and_change_nothing(damage: Any) -> None:
+    network, state = build_bisenet(), published_resnet18()
     key = "layer3.0.downsample.1.bias"
     if damage == "missing":
         del state[key]
@@ -139,40 +142,40 @@ def test_weights_that_do_not_fit_are_named_and_change_nothing(damage):
 
 
 @pytest.mark.parametrize("name", ["enet", "bisenet_v2", "erfnet"])
-def test_a_network_without_such_a_backbone_is_told_which_have_one(name):
+def test_network_without_a_backbone_error_lists_those_with_one(name: Any) -> None:
     with pytest.raises(ConfigError, match=f"'{name}' has no ImageNet backbone; those with one: bisenet_v1"):
         load_imagenet_backbone(build_network(name, 11), "timm")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed")
-def test_without_timm_the_command_to_install_it_is_given():
+def test_missing_timm_error_gives_the_install_command() -> None:
     with pytest.raises(ConfigError, match=r"pip install 'anomseg_ros\[backbones\]', or set network.backbone=none"):
-        load_imagenet_backbone(bisenet(), "timm")
+        load_imagenet_backbone(build_bisenet(), "timm")
 
 
 class _Model(nn.Module):
-    """As timm returns it: a module with the published state."""
+    """A module with the published state, as timm returns it."""
 
     def state_dict(self, *_: object, **__: object) -> dict[str, Tensor]:  # type: ignore[override]
         return published_resnet18()
 
 
-def standing_in_for_timm(create_model: object) -> types.ModuleType:
+def fake_timm(create_model: object) -> types.ModuleType:
     module = types.ModuleType("timm")
     module.create_model = create_model  # type: ignore[attr-defined]
     return module
 
 
-def test_downloaded_weights_are_taken_with_their_normalisation(monkeypatch):
+def test_downloaded_weights_set_the_normalisation(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def create_model(name: str, pretrained: bool) -> nn.Module:
         asked.append((name, pretrained))
         return _Model()
 
-    monkeypatch.setitem(importlib.import_module("sys").modules, "timm", standing_in_for_timm(create_model))
+    monkeypatch.setitem(sys.modules, "timm", fake_timm(create_model))
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    network = bisenet()
+    network = build_bisenet()
     assert load_imagenet_backbone(network, "timm") is True
     assert asked == [("resnet18.tv_in1k", True)]
     assert network.source_layout == "timm resnet18.tv_in1k, backbone"
@@ -181,36 +184,38 @@ def test_downloaded_weights_are_taken_with_their_normalisation(monkeypatch):
     assert torch.equal(state["context_path.backbone.stem.conv.weight"], published_resnet18()["conv1.weight"])
 
 
-def test_offline_the_run_goes_on_from_scratch_and_says_so(monkeypatch, caplog):
+def test_offline_training_starts_from_scratch_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def create_model(name: str, pretrained: bool) -> nn.Module:
-        urllib.request.urlopen("http://127.0.0.1:9/weights", timeout=5)  # the discard port: nobody listens
+        urllib.request.urlopen("http://127.0.0.1:9/weights", timeout=5)  # the discard port, on which nothing listens
         raise AssertionError("something listens on port 9")
 
-    monkeypatch.setitem(importlib.import_module("sys").modules, "timm", standing_in_for_timm(create_model))
+    monkeypatch.setitem(sys.modules, "timm", fake_timm(create_model))
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    network = bisenet()
+    network = build_bisenet()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     with caplog.at_level(logging.WARNING):
         assert load_imagenet_backbone(network, "timm") is False
     assert "the backbone of bisenet_v1 is trained from scratch" in caplog.text
     assert network.source_layout is None
-    # Begun offline, continued online: the normalisation must not depend on it.
+    # A run may start offline and continue online, so the normalisation must be the same.
     assert network.mean == (0.485, 0.456, 0.406)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
-def test_offline_the_real_timm_gives_up_fast(monkeypatch, tmp_path):
-    pytest.importorskip("timm", reason="the extra `backbones` is not installed", exc_type=Exception)
+def test_offline_timm_gives_up_quickly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("timm", reason="the extra `backbones` is not installed", exc_type=Exception)  # type: ignore[arg-type]
     hub = importlib.import_module("huggingface_hub.constants")
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     start = time.monotonic()
-    assert load_imagenet_backbone(bisenet(), "timm") is False
+    assert load_imagenet_backbone(build_bisenet(), "timm") is False
     assert time.monotonic() - start < 20
     assert hub.HF_HUB_OFFLINE is False
 
 
-def test_a_server_is_found_out_to_be_reachable_or_not(monkeypatch):
+def test_reachability_of_a_server_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(variable, raising=False)
     with socket.create_server(("127.0.0.1", 0)) as server:

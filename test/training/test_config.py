@@ -8,14 +8,15 @@ import yaml
 
 torch = pytest.importorskip("torch")
 
-from tiny_runs import ROOT, tiny_plain, write_config  # noqa: E402
+from tiny_runs import tiny_plain, write_config  # noqa: E402
 
-from anomseg_ros.datasets.outlier_mixture import ObjectsConfig  # noqa: E402
 from anomseg_ros.errors import ConfigError  # noqa: E402
+from anomseg_ros.outliers.mixture import ObjectsConfig  # noqa: E402
 from anomseg_ros.training.config import config_text, load_config, parse_config  # noqa: E402
+from anomseg_ros.training.segmentation_loss import LossConfig  # noqa: E402
 
 
-def test_a_saved_configuration_reads_back_as_itself(tmp_path: Path) -> None:
+def test_saved_configuration_reads_back_unchanged(tmp_path: Path) -> None:
     path = write_config(
         tmp_path / "a.yaml",
         "7:4",
@@ -31,24 +32,18 @@ def test_a_saved_configuration_reads_back_as_itself(tmp_path: Path) -> None:
     assert "betas" in config_text(config)  # the defaults are saved, too
 
 
-def test_shipped_configurations_load() -> None:
-    files = sorted((ROOT / "config" / "train").glob("*.yaml"))
-    assert files
-    for path in files:
-        assert load_config(path).name == path.stem
-
-
 def test_changes_are_read_as_yaml(tmp_path: Path) -> None:
     path = write_config(tmp_path / "a.yaml", "x")
     changes = ["run.epochs=3", "optimizer.learning_rate=1e-3", "loss.class_weights_c=1.1", "augment.scale=[0.5, 2]"]
     config = load_config(path, [*changes, "data.path=7:4", "run.devices=2", "schedule.kind=cosine"])
+    assert isinstance(config.loss, LossConfig)
     assert (config.run.epochs, config.optimizer.learning_rate, config.loss.class_weights_c) == (3, 0.001, 1.1)
     assert config.augment.scale == (0.5, 2.0)
     assert (config.data.path, config.run.devices, config.schedule.kind) == ("7:4", "2", "cosine")
-    assert load_config(path, ["loss.class_weights_c=null"]).loss.class_weights_c is None
+    assert load_config(path, ["loss.class_weights_c=null"]).loss == LossConfig(class_weights_c=None)
 
 
-def test_sources_of_objects_are_one_or_a_list_that_can_be_changed(tmp_path: Path) -> None:
+def test_object_sources_can_be_a_list_and_changed_by_index(tmp_path: Path) -> None:
     sources = [{"source": "procedural"}, {"source": "a", "weight": 2, "part": "train", "erode_share": 0.05}]
     path = write_config(tmp_path / "a.yaml", "x", data={"cut_paste": {"probability": 0.5, "objects": sources}})
     config = load_config(path, ["data.cut_paste.objects.1.source=/b/c", "data.cut_paste.objects.0.weight=3"])
@@ -68,7 +63,7 @@ def test_sources_of_objects_are_one_or_a_list_that_can_be_changed(tmp_path: Path
             load_config(path, [change])
 
 
-def test_a_rate_without_a_point_is_a_number_in_files_too(tmp_path: Path) -> None:
+def test_number_in_exponent_form_without_a_point_is_a_float(tmp_path: Path) -> None:
     text = yaml.safe_dump(tiny_plain("x")).replace("learning_rate: 0.005", "learning_rate: 5e-3")
     assert "5e-3" in text
     (tmp_path / "a.yaml").write_text(text)
@@ -87,19 +82,19 @@ def test_a_rate_without_a_point_is_a_number_in_files_too(tmp_path: Path) -> None
         (["run.epochs=2.5"], "epochs: expected int, got 2.5"),
     ],
 )
-def test_changes_that_are_wrong(tmp_path: Path, changes: list[str], message: str) -> None:
+def test_invalid_changes_are_refused(tmp_path: Path, changes: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(write_config(tmp_path / "a.yaml", "x"), changes)
 
 
-def test_a_key_in_a_file_that_does_not_exist_names_file_and_closest(tmp_path: Path) -> None:
+def test_unknown_key_error_names_the_file_and_the_closest_key(tmp_path: Path) -> None:
     path = write_config(tmp_path / "mine.yaml", "x", optimizer={"learning_rat": 1.0})
     with pytest.raises(ConfigError, match=r"mine.yaml: optimizer: unknown key 'learning_rat'; did you mean 'learning_"):
         load_config(path)
 
 
 @pytest.mark.parametrize("content", ["- 1\n", "", "a: [1\n"])
-def test_files_that_are_no_configuration(tmp_path: Path, content: str) -> None:
+def test_files_that_are_not_a_configuration_are_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "a.yaml").write_text(content)
     with pytest.raises(ConfigError, match=r"a\.yaml"):
         load_config(tmp_path / "a.yaml")
@@ -131,6 +126,6 @@ def test_files_that_are_no_configuration(tmp_path: Path, content: str) -> None:
         ("teachers", [{"network": "enet"}], "either checkpoint"),
     ],
 )
-def test_values_that_cannot_be(group: str, values: dict[str, Any], message: str) -> None:
+def test_invalid_values_are_refused(group: str, values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_config(tiny_plain("x", **{group: values}), "here")

@@ -12,8 +12,8 @@ from tiny_runs import tiny_config, write_frames  # noqa: E402
 
 from anomseg_ros.core.labels import CAMVID  # noqa: E402
 from anomseg_ros.datasets import open_dataset  # noqa: E402
-from anomseg_ros.datasets.cut_paste import OUTLIER  # noqa: E402
 from anomseg_ros.errors import AnomsegError, ConfigError  # noqa: E402
+from anomseg_ros.outliers.cut_paste import OUTLIER  # noqa: E402
 from anomseg_ros.training.config import TrainConfig  # noqa: E402
 from anomseg_ros.training.data import (  # noqa: E402
     PADDED,
@@ -29,18 +29,17 @@ from anomseg_ros.training.frame_cache import Frames, cached_frames  # noqa: E402
 PASTING = {"probability": 0.7, "paste": {"min_area_px": 20, "feather_radius_px": 1.0}}
 
 
-def plan(**changes: int) -> Plan:
-    return Plan(
-        **{**{"frames": 7, "seed": 3, "batch_size": 2, "accumulate": 1, "processes": 1, "epochs": 3}, **changes}
-    )
+def plan(**changes: Any) -> Plan:
+    settings: dict[str, Any] = {"frames": 7, "seed": 3, "batch_size": 2, "accumulate": 1, "processes": 1, "epochs": 3}
+    return Plan(**{**settings, **changes})
 
 
 def row(some: Plan, first: int = 0) -> list[tuple[int, int]]:
-    """Return what all processes take, in the order of the row."""
+    """Return the samples of all processes in the order of the plan."""
     return sorted(key for process in range(some.processes) for batch in some.batches(first, process) for key in batch)
 
 
-def test_every_epoch_has_every_frame_once_in_a_new_order() -> None:
+def test_every_epoch_has_every_frame_once_in_another_order() -> None:
     taken = [frame for _, frame in row(plan())][: 3 * 7]
     epochs = [taken[start : start + 7] for start in (0, 7, 14)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
@@ -48,7 +47,7 @@ def test_every_epoch_has_every_frame_once_in_a_new_order() -> None:
     assert [frame for _, frame in row(plan(seed=4))][:7] != epochs[0]
 
 
-def test_steps_epochs_and_positions() -> None:
+def test_plan_counts_steps_epochs_and_positions() -> None:
     some = plan(accumulate=2, processes=2)  # 8 samples a step, 21 in all
     assert (some.step_samples, some.steps) == (8, 3)
     assert [some.epoch_of(step) for step in range(4)] == [0, 1, 2, 3]
@@ -57,12 +56,12 @@ def test_steps_epochs_and_positions() -> None:
 
 
 @pytest.mark.parametrize(("accumulate", "processes"), [(1, 1), (2, 1), (1, 2), (2, 2)])
-def test_a_resumed_plan_goes_on_where_it_was(accumulate: int, processes: int) -> None:
+def test_resumed_plan_continues_with_the_next_samples(accumulate: int, processes: int) -> None:
     some = plan(accumulate=accumulate, processes=processes, epochs=5)
     assert row(some, 2) == row(some)[2 * some.step_samples :]
 
 
-def test_accumulation_and_processes_take_the_samples_of_one_large_batch() -> None:
+def test_accumulation_and_processes_split_one_large_batch() -> None:
     whole = [sorted(batch) for batch in plan(batch_size=4).batches(0, 0)]
     halves = list(plan(accumulate=2).batches(0, 0))
     assert [sorted(a + b) for a, b in zip(halves[::2], halves[1::2], strict=True)] == whole
@@ -88,7 +87,7 @@ def batches(frames: Frames, config: TrainConfig, first: int = 0, void_class: int
     return list(training_batches(frames, config, some, void_class, first, 0))
 
 
-def equal(ours: list[Batch], theirs: list[Batch]) -> bool:
+def same_batches(ours: list[Batch], theirs: list[Batch]) -> bool:
     return len(ours) == len(theirs) and all(
         torch.equal(a.images, b.images) and torch.equal(a.target, b.target) and a.names == b.names
         for a, b in zip(ours, theirs, strict=True)
@@ -103,15 +102,15 @@ def test_batches_are_uint8_frames_and_int64_targets(frames: Frames, tmp_path: Pa
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_number_of_workers_does_not_change_a_sample(frames: Frames, tmp_path: Path, workers: int) -> None:
+def test_number_of_workers_does_not_change_samples(frames: Frames, tmp_path: Path, workers: int) -> None:
     pasting = {"cut_paste": PASTING, "workers": 0}
     alone = batches(frames, config(tmp_path, data=pasting))
-    assert equal(batches(frames, config(tmp_path, data={**pasting, "workers": workers})), alone)
+    assert same_batches(batches(frames, config(tmp_path, data={**pasting, "workers": workers})), alone)
     resumed = batches(frames, config(tmp_path, data={**pasting, "workers": workers}), first=5)
-    assert equal(resumed, alone[5:])
+    assert same_batches(resumed, alone[5:])
 
 
-def test_a_frame_is_another_sample_in_each_epoch(frames: Frames, tmp_path: Path) -> None:
+def test_frame_gives_another_sample_in_each_epoch(frames: Frames, tmp_path: Path) -> None:
     samples = TrainingSamples(frames, config(tmp_path), None)
     first, again, later = samples[0, 2], samples[0, 2], samples[6, 2]
     assert not isinstance(first, AnomsegError) and not isinstance(again, AnomsegError)
@@ -120,7 +119,7 @@ def test_a_frame_is_another_sample_in_each_epoch(frames: Frames, tmp_path: Path)
     assert not torch.equal(first[0], later[0])
 
 
-def test_objects_stand_on_the_road_of_a_crop_and_distractors_are_known(frames: Frames, tmp_path: Path) -> None:
+def test_objects_and_distractors_are_pasted_repeatably(frames: Frames, tmp_path: Path) -> None:
     paste = {"min_area_px": 8, "feather_radius_px": 0.5, "placement": "road", "distractor_share": 1.0, "shadow": 1.0}
     pasting = {"probability": 1.0, "paste": paste, "objects": [{"source": "procedural"}, {"source": "procedural"}]}
     samples = TrainingSamples(frames, config(tmp_path, data={"cut_paste": pasting}), None)
@@ -133,7 +132,7 @@ def test_objects_stand_on_the_road_of_a_crop_and_distractors_are_known(frames: F
         assert bool((target == OUTLIER).any()) and not bool((plain[key][1] == OUTLIER).any())  # type: ignore[index]
 
 
-def test_outliers_are_pasted_into_the_share_asked_for(frames: Frames, tmp_path: Path) -> None:
+def test_outliers_are_pasted_into_their_share_of_frames(frames: Frames, tmp_path: Path) -> None:
     samples = TrainingSamples(frames, config(tmp_path, data={"cut_paste": PASTING}), None)
     pasted = [bool((samples[position, position % 6][1] == OUTLIER).any()) for position in range(100)]  # type: ignore[index]
     assert 0.55 < np.mean(pasted) < 0.85
@@ -148,14 +147,14 @@ def test_outliers_are_pasted_into_the_share_asked_for(frames: Frames, tmp_path: 
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_in_a_worker_is_one_line(frames: Frames, tmp_path: Path, workers: int) -> None:
+def test_worker_error_is_one_line(frames: Frames, tmp_path: Path, workers: int) -> None:
     pasting = {"probability": 1.0, "paste": {"min_area_px": 5000}}
     with pytest.raises(ConfigError, match="has no room for 1 object") as caught:
         batches(frames, config(tmp_path, data={"cut_paste": pasting, "workers": workers}))
     assert "\n" not in str(caught.value)
 
 
-def test_targets_of_each_source_of_void() -> None:
+def test_target_table_of_each_void_setting() -> None:
     values = [0, 10, PADDED, OUTLIER, 255]
     assert target_table("none", None)[values].tolist() == [0, 10, 255, OUTLIER, 255]
     assert target_table("outliers", 11)[values].tolist() == [0, 10, 255, 11, 255]
@@ -172,7 +171,7 @@ def test_padding_is_never_the_void_class(frames: Frames, tmp_path: Path) -> None
         assert (batch.target == 11).any()  # the frames' own unlabelled pixels
 
 
-def test_class_shares(frames: Frames, tmp_path: Path) -> None:
+def test_class_shares_follow_the_void_setting(frames: Frames, tmp_path: Path) -> None:
     counts = frames.counts
     none = class_shares(frames, config(tmp_path), None)
     assert none.shape == (11,) and none.sum() == pytest.approx(1)

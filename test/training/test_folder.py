@@ -20,25 +20,25 @@ def config(tmp_path: Path) -> TrainConfig:
     return tiny_config(tmp_path, "somewhere")
 
 
-def claimed(folder: Path, config: TrainConfig) -> Path:
-    """Return a folder with a run that has a state."""
+def folder_with_run(folder: Path, config: TrainConfig) -> Path:
+    """Return a folder with a run and its state."""
     claim_folder(folder, config, resume=False)
     (folder / "state.pt").write_bytes(b"state")
     return folder
 
 
-def test_a_claimed_folder_holds_the_whole_configuration(tmp_path: Path, config: TrainConfig) -> None:
+def test_claimed_folder_contains_the_complete_configuration(tmp_path: Path, config: TrainConfig) -> None:
     claim_folder(tmp_path / "a" / "b", config, resume=False)
     assert load_config(tmp_path / "a" / "b" / "config.yaml") == config
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["config.yaml"]
 
 
-def test_a_run_is_not_replaced_unasked(tmp_path: Path, config: TrainConfig) -> None:
-    folder = claimed(tmp_path / "a", config)
+def test_existing_run_is_not_replaced_without_permission(tmp_path: Path, config: TrainConfig) -> None:
+    folder = folder_with_run(tmp_path / "a", config)
     with pytest.raises(ConfigError, match="holds a run; continue it with --resume, or replace it with --overwrite"):
         claim_folder(folder, config, resume=False)
     claim_folder(folder, config, resume=True)
-    (folder / "config.yaml").unlink()  # a state alone is a run, too
+    (folder / "config.yaml").unlink()  # a state without configuration also counts as a run
     with pytest.raises(ConfigError, match="holds a run"):
         claim_folder(folder, config, resume=False)
 
@@ -52,17 +52,17 @@ def test_a_run_is_not_replaced_unasked(tmp_path: Path, config: TrainConfig) -> N
         ("augment", "flip", 0.25, "augment.flip=0.5, not 0.25"),
     ],
 )
-def test_another_configuration_says_which_key(
+def test_resuming_with_another_configuration_names_the_key(
     tmp_path: Path, config: TrainConfig, group: str, key: str, value: object, message: str
 ) -> None:
-    folder = claimed(tmp_path / "a", config)
+    folder = folder_with_run(tmp_path / "a", config)
     with pytest.raises(ConfigError, match=message):
         claim_folder(folder, tiny_config(tmp_path, "somewhere", **{group: {key: value}}), resume=True)
     assert load_config(folder / "config.yaml") == config
 
 
-def test_where_and_how_fast_may_differ(tmp_path: Path, config: TrainConfig) -> None:
-    folder = claimed(tmp_path / "a", config)
+def test_resuming_may_change_paths_and_speed_settings(tmp_path: Path, config: TrainConfig) -> None:
+    folder = folder_with_run(tmp_path / "a", config)
     other = tiny_config(
         tmp_path,
         "elsewhere",
@@ -74,24 +74,24 @@ def test_where_and_how_fast_may_differ(tmp_path: Path, config: TrainConfig) -> N
     assert load_config(folder / "config.yaml") == other
 
 
-def test_settings_of_deployment_that_are_no_more_do_not_matter(tmp_path: Path, config: TrainConfig) -> None:
-    folder = claimed(tmp_path / "a", config)
+def test_resuming_ignores_unknown_deploy_settings(tmp_path: Path, config: TrainConfig) -> None:
+    folder = folder_with_run(tmp_path / "a", config)
     plain = yaml.safe_load((folder / "config.yaml").read_text())
     plain["deploy"] = {"of_an_older_version": 1}
     (folder / "config.yaml").write_text(yaml.safe_dump(plain))
     claim_folder(folder, config, resume=True)
 
 
-def test_what_a_kill_left_half_written_is_removed(tmp_path: Path, config: TrainConfig) -> None:
-    folder = claimed(tmp_path / "a", config)
+def test_partial_files_of_a_killed_run_are_removed(tmp_path: Path, config: TrainConfig) -> None:
+    folder = folder_with_run(tmp_path / "a", config)
     for name in ("state.pt.12.part", "last.safetensors.12.part"):
         (folder / name).write_bytes(b"half")
     claim_folder(folder, config, resume=True)
     assert {path.name for path in folder.iterdir()} == {"config.yaml", "state.pt"}
 
 
-def test_clearing_takes_the_run_and_leaves_the_rest(tmp_path: Path, config: TrainConfig) -> None:
-    folder = claimed(tmp_path / "a", config)
+def test_clearing_removes_only_the_files_of_the_run(tmp_path: Path, config: TrainConfig) -> None:
+    folder = folder_with_run(tmp_path / "a", config)
     (folder / "notes.txt").write_text("mine")
     (folder / "tensorboard").mkdir()
     (folder / "tensorboard" / "events").write_bytes(b"")
@@ -101,19 +101,19 @@ def test_clearing_takes_the_run_and_leaves_the_rest(tmp_path: Path, config: Trai
 
 
 def test_only_the_first_process_writes(tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = claimed(tmp_path / "a", config)
+    folder = folder_with_run(tmp_path / "a", config)
     monkeypatch.setenv("RANK", "1")
     clear_folder(folder)
     assert (folder / "state.pt").is_file()
     claim_folder(tmp_path / "b", config, resume=False)
     assert not (tmp_path / "b").exists()
     monkeypatch.delenv("RANK")
-    monkeypatch.setenv("LOCAL_RANK", "1")  # as Fabric starts processes itself
+    monkeypatch.setenv("LOCAL_RANK", "1")  # set by processes that Fabric starts
     clear_folder(folder)
     assert (folder / "state.pt").is_file()
 
 
-def test_an_output_that_cannot_be_written(tmp_path: Path, config: TrainConfig) -> None:
+def test_unwritable_output_is_refused(tmp_path: Path, config: TrainConfig) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainingError, match=r"cannot write to .*file.*; choose another --output"):
         claim_folder(tmp_path / "file" / "run", config, resume=False)
@@ -123,8 +123,8 @@ def test_an_output_that_cannot_be_written(tmp_path: Path, config: TrainConfig) -
             claim_folder(tmp_path / "locked" / "run", config, resume=False)
 
 
-def test_a_disk_that_fills_up_leaves_the_files_whole(tmp_path: Path, config: TrainConfig) -> None:
-    folder = claimed(tmp_path / "a", config)
+def test_full_disk_keeps_the_old_files(tmp_path: Path, config: TrainConfig) -> None:
+    folder = folder_with_run(tmp_path / "a", config)
     keep_result(folder, {"miou": 0.5})
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with files_of_at_most(10):
@@ -135,6 +135,6 @@ def test_a_disk_that_fills_up_leaves_the_files_whole(tmp_path: Path, config: Tra
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_decoded_frames_are_kept_in_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoded_frames_are_stored_in_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert kept_frames_folder() == tmp_path / "anomseg_ros" / "frames"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def found(miou: float = 0.5) -> Validation:
 
 
 def clock() -> Stopwatch:
-    watch = Stopwatch(torch.device("cpu"))
+    watch = Stopwatch()
     with watch("forward"):
         pass
     watch.lap()
@@ -48,7 +49,7 @@ def events(folder: Path) -> Any:
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    """Return log.jsonl, in which NaN would be no JSON."""
+    """Return the entries of log.jsonl. NaN is refused, because it is not valid JSON."""
 
     def refuse(name: str) -> None:
         raise AssertionError(name)
@@ -56,7 +57,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line, parse_constant=refuse) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def test_steps_and_validations_are_in_both_logs(tmp_path: Path) -> None:
+def test_steps_and_validations_are_written_to_both_logs(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.go_on_from(0)
     write_steps(journal, *range(1, 21))
@@ -91,13 +92,14 @@ def test_panels_show_image_truth_and_prediction(tmp_path: Path) -> None:
     assert (panel[:, 12:] == 0).all()
 
 
-def test_going_on_forgets_what_lies_beyond_the_state(tmp_path: Path) -> None:
+def test_resuming_discards_entries_after_the_state(tmp_path: Path) -> None:
     first = Journal(tmp_path)
     first.go_on_from(0)
     write_steps(first, 10, 20, 30)
-    first.flush()  # killed here: never closed
+    first.flush()  # killed here, so it is never closed
     with (tmp_path / "log.jsonl").open("a") as log:
         log.write('{"step": 40, "lo')
+    time.sleep(1.1)  # TensorBoard orders files by the second of their creation
     second = Journal(tmp_path)
     second.go_on_from(20)
     write_steps(second, 30, 40)
@@ -117,7 +119,7 @@ def test_other_processes_write_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert not list(tmp_path.iterdir())
 
 
-def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
+def test_unwritable_log_raises_training_error(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.go_on_from(0)
     with (
@@ -127,7 +129,7 @@ def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
         write_steps(journal, 10)
 
 
-def test_a_killed_and_resumed_run_has_every_step_once(tmp_path: Path) -> None:
+def test_killed_and_resumed_run_logs_every_step_once(tmp_path: Path) -> None:
     data = write_frames(tmp_path / "data")
     config = tiny_config(tmp_path, data, run={"epochs": 15, "checkpoint_every": 8, "validate_every": 5})
     with pytest.raises(Killed):

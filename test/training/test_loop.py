@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from tiny_runs import (  # noqa: E402
 from anomseg_ros.networks import build_network  # noqa: E402
 from anomseg_ros.networks.checkpoints import load_checkpoint, save_checkpoint  # noqa: E402
 from anomseg_ros.training import loop  # noqa: E402
-from anomseg_ros.training.loop import Progress  # noqa: E402
+from anomseg_ros.training.loop import TrainingStatus  # noqa: E402
+from anomseg_ros.training.validation import validate  # noqa: E402
 
 PASTING = {"probability": 0.5, "paste": {"min_area_px": 20, "feather_radius_px": 1.0}}
 
@@ -35,13 +37,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def steps(output: Path) -> list[dict[str, Any]]:
-    """Return the log's entries of steps."""
+    """Return the log entries of training steps."""
     lines = (output / "log.jsonl").read_text().splitlines()
     return [entry for entry in map(json.loads, lines) if "loss" in entry]
 
 
-def test_a_run_leaves_weights_state_log_and_configuration(data: Path, tmp_path: Path) -> None:
-    seen: list[Progress] = []
+def test_run_writes_weights_state_log_and_configuration(data: Path, tmp_path: Path) -> None:
+    seen: list[TrainingStatus] = []
     result = run(tiny_config(tmp_path, data), tmp_path / "out", seen.append)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *("best.safetensors", "config.yaml", "last.safetensors", "log.jsonl", "result.json", "state.pt", "tensorboard")
@@ -62,7 +64,7 @@ def test_a_run_leaves_weights_state_log_and_configuration(data: Path, tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("void", [False, True])
-def test_a_network_learns_the_frames(data: Path, tmp_path: Path, void: bool) -> None:
+def test_network_learns_the_frames(data: Path, tmp_path: Path, void: bool) -> None:
     losses: list[float] = []
     changes: dict[str, Any] = {"data": {"void": "outliers", "cut_paste": PASTING}} if void else {}
     config = tiny_config(
@@ -75,8 +77,8 @@ def test_a_network_learns_the_frames(data: Path, tmp_path: Path, void: bool) -> 
 
 
 @pytest.mark.slow
-def test_shuffled_labels_are_not_learnt(data: Path, tmp_path: Path) -> None:
-    """The figure of the test above is not one that any run reaches."""
+def test_random_labels_are_not_learnt(data: Path, tmp_path: Path) -> None:
+    """A run on random labels does not reach the mIoU of the test above."""
     write_frames(tmp_path / "data")
     for number, path in enumerate(sorted((tmp_path / "data" / "trainannot").iterdir())):
         noise = np.random.default_rng(number).integers(0, 11, (32, 48), dtype=np.uint8)
@@ -87,7 +89,6 @@ def test_shuffled_labels_are_not_learnt(data: Path, tmp_path: Path) -> None:
 
 
 RESUMED: dict[str, dict[str, Any]] = {
-    "plain": {},
     "mid-epoch, accumulated, averaged": {
         "run": {"accumulate": 2, "batch_size": 2, "ema_decay": 0.9, "epochs": 8, "checkpoint_every": 3}
     },
@@ -102,11 +103,11 @@ RESUMED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("changes", RESUMED.values(), ids=list(RESUMED))
-def test_a_resumed_run_ends_with_the_same_bits(data: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
-    """Bit for bit on a processor, the number of threads being equal (here 1)."""
+def test_resumed_run_ends_with_the_same_bits(data: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    """On a CPU the results are equal bit for bit with the same number of threads (here 1)."""
     config = tiny_config(tmp_path, data, **changes)
     whole = run(config, tmp_path / "whole")
-    stop = config.run.checkpoint_every * 2 - 1  # one step after nothing, one before a save: the last state is older
+    stop = config.run.checkpoint_every * 2 - 1  # one step before the second save, so the last saved state is older
     assert stop < whole.steps and stop % config.run.checkpoint_every
     with pytest.raises(Killed):
         run(config, tmp_path / "killed", killed_at(stop))
@@ -127,7 +128,7 @@ def test_a_resumed_run_ends_with_the_same_bits(data: Path, tmp_path: Path, chang
     assert first == second
 
 
-def test_a_finished_run_is_taken_as_it_is(data: Path, tmp_path: Path) -> None:
+def test_finished_run_is_not_trained_again(data: Path, tmp_path: Path) -> None:
     config = tiny_config(tmp_path, data)
     first = run(config, tmp_path / "out")
     before = (tmp_path / "out" / "state.pt").read_bytes()
@@ -138,13 +139,13 @@ def test_a_finished_run_is_taken_as_it_is(data: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "state.pt").read_bytes() == before
 
 
-def test_another_seed_is_another_run(data: Path, tmp_path: Path) -> None:
+def test_different_seed_gives_different_weights(data: Path, tmp_path: Path) -> None:
     run(tiny_config(tmp_path, data), tmp_path / "a")
     run(tiny_config(tmp_path, data, run={"seed": 1}), tmp_path / "b")
     assert not same_weights(weights(tmp_path / "a"), weights(tmp_path / "b"))
 
 
-def gradients(data: Path, folder: Path, batch_size: int, accumulate: int, name: str) -> dict[str, Any]:
+def weights_after_one_step(data: Path, folder: Path, batch_size: int, accumulate: int, name: str) -> dict[str, Any]:
     """Return weights after one step of plain SGD on 4 samples, norms in evaluation mode."""
     torch.manual_seed(0)
     save_checkpoint(folder / "start.safetensors", build_network("mide_net", 11), {})
@@ -154,18 +155,18 @@ def gradients(data: Path, folder: Path, batch_size: int, accumulate: int, name: 
         network={"initial": {"checkpoint": str(folder / "start.safetensors")}, "trained": "classifier"},
         optimizer={"kind": "sgd", "learning_rate": 0.1, "momentum": 0.0, "weight_decay": 0.0},
         run={"epochs": 1, "batch_size": batch_size, "accumulate": accumulate},
-        # Frames without void, whole: each batch's mean is over as many pixels.
+        # Complete frames without void, so that each batch has the same number of counted pixels.
         augment={"crop_height_px": 16, "crop_width_px": 48, "scale": [1, 1]},
     )
     run(config, folder / name, initial=folder / "start.safetensors")
     return weights(folder / name)
 
 
-def test_accumulated_gradients_are_those_of_the_large_batch(tmp_path: Path) -> None:
+def test_accumulated_gradients_equal_those_of_a_large_batch(tmp_path: Path) -> None:
     tree = write_frames(tmp_path / "data", train_frames=4)
     for path in (tree / "trainannot").iterdir():
         write(path, np.repeat(np.arange(8, dtype=np.uint8), 4)[:, None] * np.ones((1, 48), np.uint8))
-    large, small = (gradients(tree, tmp_path, *sizes, name=f"{sizes}") for sizes in ((4, 1), (2, 2)))
+    large, small = (weights_after_one_step(tree, tmp_path, *sizes, name=f"{sizes}") for sizes in ((4, 1), (2, 2)))
     start = load_checkpoint(tmp_path / "start.safetensors", "mide_net", 11).state_dict()
     moved = (large["classifier.weight"] - start["classifier.weight"]).abs().max()
     assert moved > 1e-4
@@ -175,7 +176,7 @@ def test_accumulated_gradients_are_those_of_the_large_batch(tmp_path: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ema", [None, 0.9])
-def test_frozen_parts_stay_bit_for_bit(data: Path, tmp_path: Path, ema: float | None) -> None:
+def test_frozen_parts_are_unchanged(data: Path, tmp_path: Path, ema: float | None) -> None:
     torch.manual_seed(0)
     save_checkpoint(tmp_path / "start.safetensors", build_network("enet", 11), {})
     config = tiny_config(
@@ -195,7 +196,7 @@ def test_frozen_parts_stay_bit_for_bit(data: Path, tmp_path: Path, ema: float | 
 
 
 @pytest.mark.slow
-def test_a_compiled_run_saves_the_same_keys_and_can_be_continued_without(data: Path, tmp_path: Path) -> None:
+def test_compiled_run_can_be_resumed_without_compilation(data: Path, tmp_path: Path) -> None:
     compiled = tiny_config(tmp_path, data, run={"compile": True, "epochs": 2, "ema_decay": 0.9})
     with pytest.raises(Killed):
         run(compiled, tmp_path / "out", killed_at(5))
@@ -218,7 +219,7 @@ def test_mixed_precision_with_clipping_learns(data: Path, tmp_path: Path, precis
 
 @pytest.mark.slow
 @pytest.mark.parametrize("auxiliary_weight", [0.0, 1.0])
-def test_auxiliary_heads_learn_where_they_count(data: Path, tmp_path: Path, auxiliary_weight: float) -> None:
+def test_auxiliary_heads_learn_only_with_a_weight(data: Path, tmp_path: Path, auxiliary_weight: float) -> None:
     config = tiny_config(
         tmp_path,
         data,
@@ -235,11 +236,11 @@ def test_auxiliary_heads_learn_where_they_count(data: Path, tmp_path: Path, auxi
     assert any(not torch.equal(fresh[key], after[key]) for key in heads) == bool(auxiliary_weight)
 
 
-def test_a_teacher_is_followed_and_does_not_change(data: Path, tmp_path: Path) -> None:
+def test_student_follows_the_teacher_which_does_not_change(data: Path, tmp_path: Path) -> None:
     torch.manual_seed(4)
     teacher = build_network("mide_net", 11)
     with torch.no_grad():
-        teacher.get_parameter("classifier.bias")[5] = 50.0  # a teacher who only knows class 5
+        teacher.get_parameter("classifier.bias")[5] = 50.0  # a teacher that always predicts class 5
     save_checkpoint(tmp_path / "teacher.safetensors", teacher, {})
     before = (tmp_path / "teacher.safetensors").read_bytes()
     config = tiny_config(
@@ -258,22 +259,21 @@ def test_a_teacher_is_followed_and_does_not_change(data: Path, tmp_path: Path) -
     assert steps(tmp_path / "out")[0]["loss"]["distillation"] > 0
 
 
-def test_early_stop_ends_after_as_many_worse_validations(
+def test_early_stop_ends_after_the_given_number_of_worse_validations(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = iter([0.3, 0.5, 0.4, 0.5, 0.45, 0.2, 0.1])
-    validate = loop.validate
 
     def scripted(*arguments: Any) -> Any:
-        return loop.replace(validate(*arguments), miou=next(found))
+        return replace(validate(*arguments), miou=next(found))
 
     monkeypatch.setattr(loop, "validate", scripted)
     config = tiny_config(tmp_path, data, run={"early_stop": 3, "epochs": 30, "validate_every": 1})
     result = run(config, tmp_path / "out")
-    assert (result.steps, result.miou) == (5 * 3, 0.5)  # 3 steps an epoch; equal is not better
+    assert (result.steps, result.miou) == (5 * 3, 0.5)  # 3 steps per epoch; an equal value is not better
     assert state(tmp_path / "out")["position"]["best_step"] == 6
     assert load_checkpoint(result.checkpoint, "mide_net", 11).checkpoint_metadata["step"] == 6
-    assert run(config, tmp_path / "out").steps == 15  # and it stays ended
+    assert run(config, tmp_path / "out").steps == 15  # it does not continue
 
 
 def test_synthetic_frames_need_no_folder(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_synthetic_frames_need_no_folder(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_real_frames_are_learnt(shared_data: Path, tmp_path: Path) -> None:
-    """24 of CamVid's frames, 60 steps of MiDE-Net: sky, road and trees are told apart."""
+    """MiDE-Net learns to distinguish sky, road and trees from 24 frames of CamVid in 60 steps."""
     import os
 
     for split, count in (("train", 24), ("val", 6)):

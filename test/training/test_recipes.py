@@ -1,4 +1,4 @@
-"""Every shipped training configuration: it loads, what it builds on fits, and it trains."""
+"""Every shipped training configuration loads, fits the runs it builds on, and trains."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from anomseg_ros.catalog.store import checkpoint_folder
 from anomseg_ros.cli import main
 from anomseg_ros.core.labels import CAMVID, CITYSCAPES
 from anomseg_ros.networks import build_network, network_class
-from anomseg_ros.networks.base import IMAGENET_MEAN, IMAGENET_STD, SegmentationNetwork
 from anomseg_ros.networks.checkpoints import load_checkpoint, save_checkpoint
+from anomseg_ros.networks.network import IMAGENET_MEAN, IMAGENET_STD, SegmentationNetwork
 from anomseg_ros.training.backbones import BACKBONES
 from anomseg_ros.training.config import TrainConfig, load_config
-from anomseg_ros.training.loop import Progress, Sources, train
+from anomseg_ros.training.loop import Sources, TrainingStatus, train
+from anomseg_ros.training.segmentation_loss import LossConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = {"enet-camvid-void", "mide_net-distilled", "erfnet_encoder-camvid"}
-"""Those that the fast tests train, too: pasted outliers, a teacher, one stage of two."""
+"""Recipes that the fast tests train, too: with pasted outliers, with a teacher, and the first of two stages."""
 
 RECIPES = {path.stem: path for path in sorted((ROOT / "config" / "train").glob("*.yaml"))}
 KNOWN = {"camvid": len(CAMVID)} | dict.fromkeys(("cityscapes", "synthetic", "pseudo_label"), len(CITYSCAPES))
@@ -36,12 +37,17 @@ def load(name: str, *changes: str) -> TrainConfig:
     return load_config(RECIPES[name], changes)
 
 
-def outputs(config: TrainConfig) -> int:
+def loss_of(config: TrainConfig) -> LossConfig:
+    assert isinstance(config.loss, LossConfig)
+    return config.loss
+
+
+def num_outputs(config: TrainConfig) -> int:
     return KNOWN[config.data.dataset] + (config.data.void != "none")
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_it_loads_under_its_files_name(name: str) -> None:
+def test_recipe_has_the_name_of_its_file(name: str) -> None:
     config = load(name)
     assert config.name == name
     assert config.data.dataset in KNOWN
@@ -49,7 +55,7 @@ def test_it_loads_under_its_files_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_runs_that_it_builds_on_exist_and_fit(name: str) -> None:
+def test_initial_runs_exist_and_fit(name: str) -> None:
     seen, config = [name], load(name)
     while config.network.initial is not None and config.network.initial.config is not None:
         initial, later = config.network.initial, config
@@ -59,32 +65,30 @@ def test_the_runs_that_it_builds_on_exist_and_fit(name: str) -> None:
         whole = initial.part in ("all", "features")
         assert config.network.name in ((later.network.name,) if whole else (f"{later.network.name}_{initial.part}",))
         assert (config.network.mean, config.network.std) == (later.network.mean, later.network.std)
-        # What start_network expects in that checkpoint.
-        assert (initial.num_classes or KNOWN[later.data.dataset]) == outputs(config)
+        # start_network expects this in the checkpoint.
+        assert (initial.num_classes or KNOWN[later.data.dataset]) == num_outputs(config)
         if initial.part == "all":
-            assert outputs(config) <= outputs(later)
+            assert num_outputs(config) <= num_outputs(later)
             assert KNOWN[config.data.dataset] == KNOWN[later.data.dataset]
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if load(name).teachers])
-def test_the_teacher_has_the_students_classes(name: str) -> None:
+def test_teacher_has_the_classes_of_the_student(name: str) -> None:
     student = load(name)
-    assert student.loss.distillation_weight > 0
+    assert loss_of(student).distillation_weight > 0
     for given in student.teachers:
-        assert (given.num_classes or outputs(student)) == outputs(student)
+        assert (given.num_classes or num_outputs(student)) == num_outputs(student)
         if given.checkpoint is not None:
             continue
         assert given.config in RECIPES
         teacher = load(given.config)
         assert teacher.network.name == given.network
         assert teacher.data.dataset == student.data.dataset
-        assert outputs(teacher) == outputs(student)
+        assert num_outputs(teacher) == num_outputs(student)
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_checkpoints_that_it_starts_from_are_where_fetch_saves_those_of_the_catalogue(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_initial_checkpoints_have_the_paths_of_models_fetch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ANOMSEG_CHECKPOINTS", raising=False)
     monkeypatch.delenv("XDG_DATA_HOME", raising=False)
     config, published = load(name), {entry.file: entry for entry in load_catalog().checkpoints}
@@ -103,37 +107,37 @@ def test_checkpoints_that_it_starts_from_are_where_fetch_saves_those_of_the_cata
     ("distilled", "alone"),
     [("mide_net-distilled", "mide_net-camvid"), ("mide_net-distilled-cityscapes", "mide_net-cityscapes")],
 )
-def test_distillation_is_all_that_differs_from_training_alone(distilled: str, alone: str) -> None:
+def test_distilled_recipe_differs_only_in_the_distillation(distilled: str, alone: str) -> None:
     with_teacher, without = load(distilled), load(alone)
-    assert (with_teacher.loss.distillation_weight, without.loss.distillation_weight) == (1.0, 0.0)
+    assert (loss_of(with_teacher).distillation_weight, loss_of(without).distillation_weight) == (1.0, 0.0)
     loss = replace(
-        with_teacher.loss,
+        loss_of(with_teacher),
         distillation_weight=0.0,
-        distillation_temperature=without.loss.distillation_temperature,
+        distillation_temperature=loss_of(without).distillation_temperature,
         distillation_class_weights=False,
     )
     assert replace(with_teacher, name=alone, teachers=(), loss=loss) == without
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if load(name).network.backbone == "timm"])
-def test_an_imagenet_backbone_comes_with_its_normalisation(name: str) -> None:
+def test_recipe_with_an_imagenet_backbone_has_its_normalisation(name: str) -> None:
     network = load(name).network
     assert network.name in BACKBONES
     assert (network.mean, network.std) == (IMAGENET_MEAN, IMAGENET_STD)
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if load(name).data.void != "none"])
-def test_a_void_classifier_is_deployed_with_its_score(name: str) -> None:
+def test_recipe_with_a_void_class_deploys_the_void_score(name: str) -> None:
     config = load(name)
     scores = config.deploy.scores
     assert not scores or "void" in scores
-    # The papers' void classifiers are judged by that score.
+    # The papers evaluate void classifiers with that score.
     assert config.data.void != "unlabelled" or scores[0] == "void"
 
 
 @pytest.fixture(scope="module")
 def trees(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Two frames to train on and one to validate on, of each dataset; every class and unlabelled pixels occur."""
+    """Two training frames and one validation frame of each dataset, with all classes and unlabelled pixels."""
     root = tmp_path_factory.mktemp("trees")
     for split, count in (("train", 2), ("val", 1)):
         for number in range(count):
@@ -151,12 +155,12 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "camvid": str(root / "camvid"),
         "cityscapes": str(root / "cityscapes"),
         "synthetic": SYNTHETIC,
-        "pseudo_label": str(labelled(root / "cityscapes", root / "labelled")),
+        "pseudo_label": str(write_pseudo_labels(root / "cityscapes", root / "labelled")),
     }
 
 
-def labelled(cityscapes: Path, output: Path) -> Path:
-    """The frames of both splits as `datasets pseudo-label` writes them; their own labels leave a teacher no choice."""
+def write_pseudo_labels(cityscapes: Path, output: Path) -> Path:
+    """Write the frames of both splits with `datasets pseudo-label`. Their own labels leave no choice to the teacher."""
     teacher = build_network("mide_net", len(CITYSCAPES)).eval()
     save_checkpoint(output.with_suffix(".safetensors"), teacher, {})
     words = ["datasets", "pseudo-label", "--output", str(output), "--validation", "cityscapes2-*"]
@@ -165,8 +169,8 @@ def labelled(cityscapes: Path, output: Path) -> Path:
     return output
 
 
-def tiny(name: str, data: str) -> TrainConfig:
-    """The recipe for two steps of two small frames."""
+def shorten(name: str, data: str) -> TrainConfig:
+    """Return the recipe, shortened to two steps with two small frames."""
     height, width = SIZE_PX
     changes = [f"data.path={data}", f"data.height_px={height}", f"data.width_px={width}", "data.workers=0"]
     changes += ["data.cache=memory", "data.allow_partial=true", "network.backbone=none"]
@@ -174,13 +178,13 @@ def tiny(name: str, data: str) -> TrainConfig:
     changes += ["run.epochs=2", "run.batch_size=2", "run.precision=32-true", "run.compile=false", "run.threads=1"]
     changes += ["run.accelerator=cpu", "run.validate_every=2", "run.accumulate=1"]
     changes += ["data.validation_path=9:1"] if data == SYNTHETIC else []
-    if not isinstance(load(name).data.cut_paste.objects, str):  # folders of a user's own
+    if not isinstance(load(name).data.cut_paste.objects, str):  # folders that the user provides
         changes.append("data.cut_paste.objects=procedural")
     return load(name, *changes)
 
 
 def fresh_checkpoint(path: Path, network: SegmentationNetwork, of: TrainConfig | None) -> Path:
-    """A checkpoint such as the run that comes first would leave."""
+    """Write a checkpoint like that of the previous run `of`."""
     if of is not None:
         network.set_normalisation(of.network.mean, of.network.std)
     save_checkpoint(path, network, {})
@@ -188,7 +192,7 @@ def fresh_checkpoint(path: Path, network: SegmentationNetwork, of: TrainConfig |
 
 
 def sources_of(config: TrainConfig, folder: Path) -> Sources:
-    """What the recipe builds on, with random weights."""
+    """Write the checkpoints that the recipe builds on, with random weights."""
     initial = None
     if config.network.initial is not None:
         given = config.network.initial
@@ -201,7 +205,7 @@ def sources_of(config: TrainConfig, folder: Path) -> Sources:
     teachers = [
         fresh_checkpoint(
             folder / f"teacher-{number}.safetensors",
-            network_class(teacher.network)(teacher.num_classes or outputs(config)),
+            network_class(teacher.network)(teacher.num_classes or num_outputs(config)),
             None if teacher.config is None else load(teacher.config),
         )
         for number, teacher in enumerate(config.teachers)
@@ -212,27 +216,29 @@ def sources_of(config: TrainConfig, folder: Path) -> Sources:
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES]
 )
-def test_it_trains(name: str, trees: dict[str, str], tmp_path: Path) -> None:
-    config = tiny(name, trees[load(name).data.dataset])
+def test_recipe_trains_two_steps(name: str, trees: dict[str, str], tmp_path: Path) -> None:
+    config = shorten(name, trees[load(name).data.dataset])
     sources = sources_of(config, tmp_path)
     losses: list[float] = []
 
-    def note(now: Progress) -> None:
+    def note(now: TrainingStatus) -> None:
         if now.stage == "train" and now.loss is not None:
             losses.append(now.loss)
 
     result = train(config, tmp_path / "run", sources, note)
     assert result.steps == len(losses) == 2
     assert all(math.isfinite(loss) and loss > 0 for loss in losses)
-    assert result.num_classes == outputs(config)
+    assert result.num_classes == num_outputs(config)
     trained = load_checkpoint(tmp_path / "run" / "last.safetensors", config.network.name, result.num_classes)
     assert all(value.isfinite().all() for value in trained.state_dict().values())
     if config.network.trained == "classifier":
         assert sources.initial is not None
-        only_the_classifier_changed(trained, load_checkpoint(sources.initial, config.network.name, outputs(config) - 1))
+        assert_only_the_classifier_changed(
+            trained, load_checkpoint(sources.initial, config.network.name, num_outputs(config) - 1)
+        )
 
 
-def only_the_classifier_changed(trained: SegmentationNetwork, before: SegmentationNetwork) -> None:
+def assert_only_the_classifier_changed(trained: SegmentationNetwork, before: SegmentationNetwork) -> None:
     key, dimension = trained.class_parameter
     last = key.rpartition(".")[0] + "."
     ours, theirs = trained.state_dict(), before.state_dict()

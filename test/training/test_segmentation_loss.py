@@ -1,9 +1,10 @@
-"""The sum of the losses, as training uses it."""
+"""The objective `segmentation`: its terms and their sum."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor  # noqa: E402
 
 from anomseg_ros.core.labels import KNOWN_UNCERTAIN  # noqa: E402
 from anomseg_ros.errors import ConfigError  # noqa: E402
+from anomseg_ros.networks.prediction import PixelPrediction  # noqa: E402
 from anomseg_ros.training.losses import (  # noqa: E402
     OUTLIER,
     cross_entropy,
@@ -28,6 +30,7 @@ from anomseg_ros.training.losses import (  # noqa: E402
     not_void,
     ohem_cross_entropy,
 )
+from anomseg_ros.training.objectives import Answer, Task  # noqa: E402
 from anomseg_ros.training.segmentation_loss import LossConfig, SegmentationLoss  # noqa: E402
 
 EVERYTHING = LossConfig(
@@ -41,15 +44,29 @@ EVERYTHING = LossConfig(
 FREQUENCIES = np.array([0.4, 0.3, 0.2, 0.08, 0.02])
 
 
+class PlainLoss(SegmentationLoss):
+    """The objective, called with the logits of all heads instead of a network."""
+
+    def __init__(self, config: LossConfig, frequencies: Any, void_class: int | None) -> None:
+        super().__init__(config, Task(frequencies, void_class, steps=1))
+
+    def __call__(
+        self, logits: tuple[Tensor, ...], target: Tensor, teachers: Sequence[Tensor] = ()
+    ) -> dict[str, Tensor]:
+        size = (logits[0].shape[-2], logits[0].shape[-1])
+        prediction = PixelPrediction(size_px=size, padded_px=size, logits=logits[0])
+        return self.loss(Answer(prediction, logits[1:]), target, teachers, step=0)
+
+
 def heads(logits: Tensor) -> tuple[Tensor, ...]:
     return (logits, logits[..., ::2, ::2] + 1, logits[..., ::3, ::3] - 1)
 
 
-def test_the_total_is_the_sum_of_the_weighted_terms() -> None:
+def test_total_is_the_sum_of_the_weighted_terms() -> None:
     logits, target = batch()
     target[0, 1] = KNOWN_UNCERTAIN
     teacher, second = (batch(seed)[0] for seed in (1, 2))
-    terms = SegmentationLoss(EVERYTHING, FREQUENCIES, VOID)(heads(logits), target, [teacher, second])
+    terms = PlainLoss(EVERYTHING, FREQUENCIES, VOID)(heads(logits), target, [teacher, second])
     mean = mean_probability([teacher, second], EVERYTHING.distillation_temperature)
     weight = enet_class_weights(FREQUENCIES)
     upsampled = [
@@ -67,7 +84,7 @@ def test_the_total_is_the_sum_of_the_weighted_terms() -> None:
     assert list(terms) == [*expected, "total"]
     for name, value in expected.items():
         assert terms[name].item() == pytest.approx(value.item()), name
-    assert terms["total"].item() == pytest.approx(sum(value.item() for value in expected.values()))
+    assert terms["total"].item() == pytest.approx(math.fsum(value.item() for value in expected.values()))
     terms["total"].backward()
     assert logits.grad.isfinite().all()
     assert teacher.grad is None
@@ -82,33 +99,33 @@ def test_the_total_is_the_sum_of_the_weighted_terms() -> None:
         (LossConfig(logit_norm_temperature=0.04), lambda x, t: cross_entropy(logit_norm(x, 0.04), t)),
     ],
 )
-def test_the_kind_and_its_options_are_used(config: LossConfig, function: Callable[..., Tensor]) -> None:
+def test_loss_kind_and_options_are_used(config: LossConfig, function: Callable[..., Tensor]) -> None:
     logits, target = batch()
-    terms = SegmentationLoss(config, None, None)((logits,), target)
+    terms = PlainLoss(config, None, None)((logits,), target)
     assert list(terms) == ["classification", "total"]
     assert terms["total"].item() == pytest.approx(function(logits, target).item())
     assert terms["total"].item() != pytest.approx(cross_entropy(logits, target).item())
 
 
-def test_auxiliary_heads_may_be_judged_at_every_nth_pixel() -> None:
+def test_auxiliary_stride_samples_every_nth_pixel() -> None:
     target = torch.arange(4).reshape(1, 2, 2).repeat_interleave(4, 1).repeat_interleave(4, 2)
     small = torch.nn.functional.one_hot(target[:, ::4, ::4], 4).movedim(-1, 1) * 20.0
-    terms = SegmentationLoss(LossConfig(auxiliary_stride=4), None, None)((small, small), target)
+    terms = PlainLoss(LossConfig(auxiliary_stride=4), None, None)((small, small), target)
     assert terms["auxiliary"].item() < 1e-6, "each sampled pixel belongs to its own block"
     assert terms["classification"].item() > 1e-3, "blurred class borders, once upsampled"
 
 
-def test_the_sampled_pixel_is_the_middle_of_its_block() -> None:
+def test_auxiliary_stride_samples_the_middle_of_a_block() -> None:
     target = torch.zeros(1, 8, 8, dtype=torch.long)
     target[:, 2::4, 2::4] = 1
     small = torch.tensor([0.0, 20.0]).reshape(1, 2, 1, 1).expand(1, 2, 2, 2)
-    terms = SegmentationLoss(LossConfig(auxiliary_stride=4), None, None)((small, small), target)
+    terms = PlainLoss(LossConfig(auxiliary_stride=4), None, None)((small, small), target)
     assert terms["auxiliary"].item() < 1e-6 < 1 < terms["classification"].item()
 
 
-def test_without_auxiliary_weight_auxiliary_heads_are_left_out() -> None:
+def test_auxiliary_weight_0_omits_the_auxiliary_term() -> None:
     logits, target = batch()
-    assert "auxiliary" not in SegmentationLoss(LossConfig(auxiliary_weight=0.0), None, None)(heads(logits), target)
+    assert "auxiliary" not in PlainLoss(LossConfig(auxiliary_weight=0.0), None, None)(heads(logits), target)
 
 
 @pytest.mark.parametrize(
@@ -118,23 +135,23 @@ def test_without_auxiliary_weight_auxiliary_heads_are_left_out() -> None:
         (LossConfig(class_weights_c=1.02, void_weight=1.0), 1.0),  # paper MiDE
     ],
 )
-def test_the_void_class_is_weighted_by_frequency_or_fixed(config: LossConfig, last: float) -> None:
-    weight = SegmentationLoss(config, FREQUENCIES, VOID).class_weight
+def test_void_class_weight_is_from_frequency_or_fixed(config: LossConfig, last: float) -> None:
+    weight = PlainLoss(config, FREQUENCIES, VOID).class_weight
     assert weight.tolist() == pytest.approx([1 / math.log(1.02 + p) for p in FREQUENCIES[:-1]] + [last])
 
 
-def test_the_void_class_alone_may_be_weighted() -> None:
-    loss = SegmentationLoss(LossConfig(void_weight=0.5), None, VOID)
+def test_only_the_void_class_can_be_weighted() -> None:
+    loss = PlainLoss(LossConfig(void_weight=0.5), None, VOID)
     assert loss.class_weight.tolist() == [1, 1, 1, 1, 0.5]
     assert not loss.state_dict(), "weights are configuration, not state"
-    assert SegmentationLoss(LossConfig(), FREQUENCIES, VOID).class_weight is None
+    assert PlainLoss(LossConfig(), FREQUENCIES, VOID).class_weight is None
 
 
 @pytest.mark.parametrize("kind", ["cross_entropy", "ohem", "focal"])
 @pytest.mark.parametrize("temperature", [None, 0.04])
-def test_under_bfloat16_autocast_losses_are_computed_in_float32(kind: str, temperature: float | None) -> None:
-    settings = {"entropy_weight": 0.5, "energy_weight": 0.1, "distillation_weight": 1.0, "class_weights_c": 1.02}
-    loss = SegmentationLoss(LossConfig(kind=kind, logit_norm_temperature=temperature, **settings), FREQUENCIES, VOID)
+def test_losses_are_computed_in_float32_under_bfloat16_autocast(kind: str, temperature: float | None) -> None:
+    settings: Any = {"entropy_weight": 0.5, "energy_weight": 0.1, "distillation_weight": 1.0, "class_weights_c": 1.02}
+    loss = PlainLoss(LossConfig(kind=kind, logit_norm_temperature=temperature, **settings), FREQUENCIES, VOID)
     _, target = batch()
     torch.manual_seed(0)
     classifier = torch.nn.Conv2d(3, CLASSES, 1)
@@ -150,10 +167,10 @@ def test_under_bfloat16_autocast_losses_are_computed_in_float32(kind: str, tempe
     assert classifier.weight.grad.any()
 
 
-def test_training_on_the_sum_separates_outliers_from_known_pixels() -> None:
+def test_training_separates_outliers_from_known_pixels() -> None:
     _, target = batch()
     logits = torch.zeros(2, CLASSES, 6, 7, requires_grad=True)
-    loss = SegmentationLoss(LossConfig(entropy_weight=0.5, energy_weight=0.1), None, None)
+    loss = PlainLoss(LossConfig(entropy_weight=0.5, energy_weight=0.1), None, None)
     optimizer = torch.optim.Adam([logits], 0.2)
     for _ in range(200):
         optimizer.zero_grad()
@@ -189,23 +206,23 @@ def test_training_on_the_sum_separates_outliers_from_known_pixels() -> None:
         ({"distillation_temperature": 0.0}, "distillation_temperature"),
     ],
 )
-def test_bad_settings_are_named(settings: dict[str, object], message: str) -> None:
+def test_invalid_setting_error_names_it(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         LossConfig(**settings)
 
 
-def test_what_does_not_fit_together_is_named() -> None:
+def test_inconsistent_settings_are_refused() -> None:
     logits, target = batch()
     weighted = LossConfig(class_weights_c=1.02)
     with pytest.raises(ConfigError, match="no void class"):
-        SegmentationLoss(LossConfig(void_weight=1.0), None, None)
+        PlainLoss(LossConfig(void_weight=1.0), None, None)
     with pytest.raises(ConfigError, match="needs the class frequencies"):
-        SegmentationLoss(weighted, None, None)
+        PlainLoss(weighted, None, None)
     with pytest.raises(ConfigError, match="5 class frequencies; expected 6"):
-        SegmentationLoss(weighted, FREQUENCIES, 5)
+        PlainLoss(weighted, FREQUENCIES, 5)
     with pytest.raises(ConfigError, match="5 outputs, the void class is 5"):
-        SegmentationLoss(LossConfig(), None, 5)((logits,), target)
+        PlainLoss(LossConfig(), None, 5)((logits,), target)
     with pytest.raises(ConfigError, match="5 outputs, but there are 4"):
-        SegmentationLoss(weighted, np.full(4, 0.25), None)((logits,), target)
+        PlainLoss(weighted, np.full(4, 0.25), None)((logits,), target)
     with pytest.raises(ConfigError, match="give a teacher"):
-        SegmentationLoss(LossConfig(distillation_weight=1.0), None, None)((logits,), target)
+        PlainLoss(LossConfig(distillation_weight=1.0), None, None)((logits,), target)

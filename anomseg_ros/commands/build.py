@@ -1,0 +1,141 @@
+"""`anomseg build`: make TensorRT engines of a bundle for this machine's GPU, or check that they can be made."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from anomseg_ros.backends.engine_cache import EngineCache, Found
+from anomseg_ros.backends.tensorrt_build import EVERYTHING, LABELS, MEBIBYTE, BuildOptions
+from anomseg_ros.commands import options
+from anomseg_ros.commands.progress_lines import ProgressLines
+from anomseg_ros.compression.checked_engines import (
+    SYNTHETIC_FRAMES,
+    EngineRequest,
+    ThisMachine,
+    check_graph_builds,
+    engine_states,
+    provide_engines,
+)
+from anomseg_ros.core.bundle import load_bundle
+from anomseg_ros.core.resources import find_bundle
+from anomseg_ros.errors import ConfigError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Build, check or list the engines of a bundle; returns 0."""
+    args = _parser().parse_args(argv)
+    request = _request(args)
+    if args.check:
+        _check(request)
+    elif args.dry_run:
+        _list(request, args.device)
+    else:
+        _build(request, args.device)
+    return 0
+
+
+def _request(args: argparse.Namespace) -> EngineRequest:
+    if args.workspace is not None and args.workspace < 1:
+        raise ConfigError(f"--workspace {args.workspace}: expected MiB, 1 or more; leave it out for no limit")
+    workspace = None if args.workspace is None else args.workspace * MEBIBYTE
+    return EngineRequest(
+        load_bundle(find_bundle(args.bundle)),
+        tuple(args.outputs),
+        BuildOptions(workspace_bytes=workspace),
+        tuple(args.frames),
+        args.output,
+    )
+
+
+def _check(request: EngineRequest) -> None:
+    with ProgressLines() as lines:
+        library, built = check_graph_builds(request, lines)
+    contract = request.bundle.contract
+    title = f"{library.title} parses and builds {contract.name} ({contract.precision}); nothing was written"
+    _print_engines(title, {name: one.facts for name, one in built.items()})
+
+
+def _list(request: EngineRequest, device: int) -> None:
+    machine = ThisMachine(device)
+    console = Console()
+    where = f"{machine.library.title} on {machine.gpu.name}, cache {EngineCache(request.cache).root}"
+    console.print(where, soft_wrap=True, highlight=False, markup=False)
+    for one in engine_states(request, machine):
+        state = "is in the cache" if isinstance(one.state, Found) else f"would be built: {one.state.reason}"
+        console.print(f"{one.name} ({one.key.digest[:12]}) {state}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _build(request: EngineRequest, device: int) -> None:
+    machine = ThisMachine(device)
+    with ProgressLines() as lines:
+        for one in engine_states(request, machine):
+            if not isinstance(one.state, Found):
+                lines.tell(f"{one.name}: {one.state.reason}")
+        provided = provide_engines(request, machine, lines)
+    title = f"{machine.library.title}: engines of {request.bundle.contract.name} on {machine.gpu.name}"
+    _print_engines(title, provided)
+    Console().print(f"in {EngineCache(request.cache).root}", soft_wrap=True, highlight=False)
+
+
+def _print_engines(title: str, engines: Mapping[str, Mapping[str, Any]]) -> None:
+    headings = {"built in": _seconds, "size": _size, "layers": _layers}
+    if any("check" in facts for facts in engines.values()):
+        headings |= {"labels that agree": _agreement, "least rank correlation": _correlation}
+    table = Table()
+    table.add_column("engine")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for name, facts in engines.items():
+        table.add_row(name, *(text(facts) for text in headings.values()))
+    console = Console()
+    console.print(title, soft_wrap=True, highlight=False, markup=False)
+    console.print(table)
+
+
+def _seconds(facts: Mapping[str, Any]) -> str:
+    return f"{facts['build_s']:.1f} s"
+
+
+def _size(facts: Mapping[str, Any]) -> str:
+    return f"{facts['plan_bytes'] / MEBIBYTE:.1f} MiB"
+
+
+def _layers(facts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{device} {sum(kinds.values())}" for device, kinds in facts["layers_by_device"].items())
+
+
+def _agreement(facts: Mapping[str, Any]) -> str:
+    return f"{facts['check']['drift']['label_agreement']:.2%}"
+
+
+def _correlation(facts: Mapping[str, Any]) -> str:
+    return f"{min(score['rank_correlation'] for score in facts['check']['drift']['scores'].values()):.4f}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = options.parser(
+        "build",
+        "Build TensorRT engines of a bundle for this machine's GPU and put them into the cache that the backend "
+        "tensorrt reads. An engine is kept only if it computes what the bundle does.",
+    )
+    parser.add_argument("bundle", help="bundle directory or name of a shipped bundle, exported with --target gpu")
+    what = parser.add_mutually_exclusive_group()
+    check_help = "only parse and build, with TensorRT or TensorRT-RTX, on any computer; nothing is written"
+    what.add_argument("--check", action="store_true", help=check_help)
+    what.add_argument("--dry-run", action="store_true", help="only say which engines are in the cache, and why not")
+    outputs_help = "engines to build: labels with the default score, or all scores (default: both)"
+    parser.add_argument("--outputs", nargs="+", default=(), choices=(LABELS, EVERYTHING), help=outputs_help)
+    workspace_help = "most scratch memory of a layer (default: no limit)"
+    parser.add_argument("--workspace", type=int, metavar="MIB", help=workspace_help)
+    parser.add_argument("--device", type=int, default=0, metavar="N", help="number of the GPU")
+    output_help = "folder of the cache (default: $XDG_CACHE_HOME/anomseg_ros/tensorrt)"
+    parser.add_argument("--output", type=options.output_folder, metavar="FOLDER", help=output_help)
+    frames_help = "what the camera sees, to check the engines on: folders of images, or datasets as NAME=PATH "
+    frames_help += "(default: generated scenes)"
+    parser.add_argument("--frames", nargs="+", default=SYNTHETIC_FRAMES, metavar="FOLDER|NAME=PATH", help=frames_help)
+    return parser

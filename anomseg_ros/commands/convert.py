@@ -1,0 +1,50 @@
+"""`anomseg convert`: make a bundle of half precision of a float one, for engines on GPUs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from anomseg_ros.commands import options
+from anomseg_ros.commands.drift_options import add_guard, guard_of, print_compressed
+from anomseg_ros.commands.progress_lines import ProgressLines
+from anomseg_ros.commands.prune import FRAMES_HELP
+from anomseg_ros.compression.half import HALF
+from anomseg_ros.compression.half_bundle import TOLERANCES, HalfRequest, convert_bundle
+from anomseg_ros.core.bundle import load_bundle
+from anomseg_ros.core.resources import find_bundle
+
+GUARD_TEXT = "What the bundle may lose against its parent; beyond it nothing is written."
+
+
+def main(argv: Sequence[str]) -> int:
+    """Convert, measure, and write the bundle if it is close enough to its parent; returns 0."""
+    args = _parser().parse_args(argv)
+    request = options.request_of(
+        HalfRequest,
+        args,
+        bundle=load_bundle(find_bundle(args.bundle)),
+        guard=guard_of(args, TOLERANCES[args.precision]),
+    )
+    with ProgressLines() as lines:
+        bundle = convert_bundle(request, lines)
+    print_compressed(bundle, "float", args.precision)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = options.parser(
+        "convert",
+        "Turn a float bundle into one of half precision, with the types in its graph, for engines on GPUs. Give one "
+        "that was exported with --target gpu.",
+    )
+    parser.add_argument("bundle", help="float bundle: directory, or name of a shipped one")
+    parser.add_argument("--precision", choices=tuple(HALF), default="fp16", help="type of half precision")
+    parser.add_argument("--frames", nargs="+", required=True, metavar="FOLDER|NAME=PATH", help=FRAMES_HELP)
+    parser.add_argument("--output", type=options.output_folder, required=True, help="directory of the new bundle")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
+    parser.add_argument("--held-out-frames", type=int, default=16, help="frames to measure on, at most")
+    parser.add_argument("--seed", type=int, default=0, help="which frames are drawn")
+    parser.add_argument("--threads", type=int, default=0, help="processor threads for measuring; 0 = one per core")
+    add_guard(parser, None, GUARD_TEXT)
+    return parser

@@ -1,0 +1,172 @@
+"""Engines of a bundle for this machine: built where the cache has none, and stored once they have been checked."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from anomseg_ros.backends.engine_cache import EngineCache, EngineKey, Found, Miss
+from anomseg_ros.backends.tensorrt_build import (
+    BuildOptions,
+    Built,
+    Gpu,
+    build_engine,
+    engine_key,
+    engine_outputs,
+    provide_engine,
+)
+from anomseg_ros.backends.tensorrt_library import Library, load_library
+from anomseg_ros.compression.calibration_frames import drawn_frames
+from anomseg_ros.compression.engine_check import DRIFT, check_engine
+from anomseg_ros.core.bundle import Bundle
+from anomseg_ros.core.detector import Backend
+from anomseg_ros.core.progress import Progress, no_progress
+from anomseg_ros.core.types import RgbImage
+from anomseg_ros.errors import ConfigError, unknown_name
+
+MOST_FRAMES = 16
+SYNTHETIC_FRAMES = ("synthetic=1000105:8",)
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """Which engines to provide.
+
+    engines: names of engine_outputs; empty for all. frames: folders of images, or datasets as NAME=PATH, to check the
+    engines on. cache: folder of the cache, None for the user's own.
+    """
+
+    bundle: Bundle
+    engines: tuple[str, ...] = ()
+    options: BuildOptions = field(default_factory=BuildOptions)
+    frames: tuple[str, ...] = SYNTHETIC_FRAMES
+    cache: Path | None = None
+    seed: int = 0
+
+    def outputs(self) -> dict[str, tuple[str, ...]]:
+        """Return name -> outputs of the engines that are asked for. Raises ConfigError for an unknown name."""
+        known = engine_outputs(self.bundle.contract)
+        for name in self.engines:
+            if name not in known:
+                raise ConfigError(unknown_name("engine", name, known))
+        return {name: known[name] for name in self.engines or known}
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """An engine before anything is built. state: that it is in the cache, or why it is not."""
+
+    name: str
+    key: EngineKey
+    state: Found | Miss
+
+
+class Machine(Protocol):
+    """A GPU with TensorRT."""
+
+    @property
+    def library(self) -> Library: ...
+    @property
+    def gpu(self) -> Gpu: ...
+
+    def entered(self) -> AbstractContextManager[object]:
+        """Make the GPU the current one of this thread."""
+        ...
+
+    def open_plan(self, bundle: Bundle, plan: bytes, outputs: Sequence[str]) -> Backend:
+        """Return a backend that runs an engine which is not in the cache."""
+        ...
+
+
+class ThisMachine:
+    """The installed TensorRT and one GPU of this computer."""
+
+    def __init__(self, device: int) -> None:
+        """device: number of the GPU, as CUDA counts. Raises BackendError."""
+        self.library = load_library()
+        self._cuda: Any = importlib.import_module("anomseg_ros.backends.cuda").open_cuda(device)
+        self.gpu: Gpu = self._cuda.device
+
+    def entered(self) -> AbstractContextManager[object]:
+        """See Machine."""
+        entered: AbstractContextManager[object] = self._cuda.entered()
+        return entered
+
+    def open_plan(self, bundle: Bundle, plan: bytes, outputs: Sequence[str]) -> Backend:
+        """See Machine."""
+        backend: Backend = importlib.import_module("anomseg_ros.backends.tensorrt").open_plan(
+            bundle, plan, outputs, self.library, self._cuda
+        )
+        return backend
+
+
+@dataclass
+class _Frames:
+    """Frames that are read when the first engine needs them."""
+
+    request: EngineRequest
+    progress: Progress
+    read: list[RgbImage] = field(default_factory=list)
+
+    def get(self) -> list[RgbImage]:
+        request = self.request
+        self.read = self.read or drawn_frames(request.frames, MOST_FRAMES, seed=request.seed, progress=self.progress)
+        return self.read
+
+
+def engine_states(request: EngineRequest, machine: Machine) -> list[EngineState]:
+    """Return, for each engine that is asked for, whether the cache has it. Raises BackendError or ConfigError."""
+    cache, states = EngineCache(request.cache), []
+    for name, outputs in request.outputs().items():
+        key = engine_key(request.bundle, outputs, machine.library, machine.gpu, request.options)
+        states.append(EngineState(name, key, cache.find(key)))
+    return states
+
+
+def provide_engines(
+    request: EngineRequest, machine: Machine, progress: Progress = no_progress
+) -> dict[str, Mapping[str, Any]]:
+    """Build, check and store the engines that the cache lacks; return name -> facts of all that are asked for.
+
+    Raises BackendError where one cannot be built, CompressionError where it does not compute what the bundle does.
+    """
+    cache, frames = EngineCache(request.cache), _Frames(request, progress)
+    provided: dict[str, Mapping[str, Any]] = {}
+    for name, outputs in request.outputs().items():
+        key = engine_key(request.bundle, outputs, machine.library, machine.gpu, request.options)
+
+        def build(timings: bytes, name: str = name, outputs: tuple[str, ...] = outputs) -> Built:
+            named = _named(progress, name)
+            with machine.entered():
+                return build_engine(machine.library, request.bundle, outputs, request.options, timings, named)
+
+        def check(built: Built, outputs: tuple[str, ...] = outputs) -> Mapping[str, Any]:
+            def open_engine() -> Backend:
+                return machine.open_plan(request.bundle, built.plan, outputs)
+
+            return check_engine(request.bundle, outputs, open_engine, frames.get(), progress=progress)
+
+        provided[name] = provide_engine(cache, key, build, check, needs=(DRIFT,)).facts
+    return provided
+
+
+def check_graph_builds(request: EngineRequest, progress: Progress = no_progress) -> tuple[Library, dict[str, Built]]:
+    """Parse and build the engines with whatever library there is, on a computer without a GPU as well; keep nothing.
+
+    Raises BackendError where no library is installed, or where it refuses the graph.
+    """
+    library = load_library(parse_only=True)
+    built = {
+        name: build_engine(library, request.bundle, outputs, request.options, progress=_named(progress, name))
+        for name, outputs in request.outputs().items()
+    }
+    return library, built
+
+
+def _named(progress: Progress, name: str) -> Progress:
+    """Return a report of progress that says which engine it is about."""
+    return lambda what, done, total: progress(f"{name}: {what}", done, total)

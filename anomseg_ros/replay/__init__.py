@@ -1,0 +1,1 @@
+"""Play recorded drives through the real node and record its outputs."""

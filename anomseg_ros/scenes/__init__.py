@@ -1,0 +1,1 @@
+"""The synthetic drive: seeded, procedural driving scenes with dense labels and anomaly masks."""

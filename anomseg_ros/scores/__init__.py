@@ -1,0 +1,111 @@
+"""The table of anomaly scores. Each score is one file; the rest of the package asks the table and knows no names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from anomseg_ros.core.bundle import Bundle
+from anomseg_ros.core.table import class_of
+from anomseg_ros.core.thresholds import Threshold
+from anomseg_ros.core.types import ScoreMap
+from anomseg_ros.errors import ConfigError
+from anomseg_ros.scores.score import MISTAKE, Array, FeatureMaps, Fit, Given, Score, ScoreFacts
+
+SCORES: dict[str, str] = {
+    "msp": "anomseg_ros.scores.msp:Msp",
+    "max_logit": "anomseg_ros.scores.max_logit:MaxLogit",
+    "max_entropy": "anomseg_ros.scores.max_entropy:MaxEntropy",
+    "energy": "anomseg_ros.scores.energy:Energy",
+    "void": "anomseg_ros.scores.void:Void",
+    "sml": "anomseg_ros.scores.sml:Sml",
+    "cdnp": "anomseg_ros.scores.cdnp:Cdnp",
+}
+"""Score name -> "module:Class"."""
+
+RECORDED = ScoreFacts()
+"""The facts of a map that somebody else computed."""
+
+
+def find_score(name: str) -> Score:
+    """Return a score of the table; ConfigError for an unknown name, closest names first."""
+    score: Score = class_of("score", name, SCORES)()
+    return score
+
+
+def score_facts(name: str) -> ScoreFacts:
+    """Return the facts of a score, or those of a recorded map, whose name is the recorder's."""
+    return find_score(name) if name in SCORES else RECORDED
+
+
+def default_scores(with_void: bool) -> tuple[str, ...]:
+    """Return the scores that export uses when none are asked for, the default score first."""
+    ranks = {name: find_score(name).default_rank for name in SCORES if with_void or not find_score(name).needs_void}
+    return tuple(sorted((name for name, rank in ranks.items() if rank is not None), key=lambda name: ranks[name] or 0))
+
+
+def confidence_score() -> str:
+    """Return the score that is 1 - confidence in the predicted class."""
+    return next(name for name in SCORES if find_score(name).probability_of == MISTAKE)
+
+
+def check_scores(names: tuple[str, ...], void_class: int | None) -> None:
+    """Raise ConfigError for an unknown score, or if a score needs a void class and there is none."""
+    for name in names:
+        if find_score(name).needs_void and void_class is None:
+            raise ConfigError(f"score {name!r} needs a void class: say which output it is (--void-class 19)")
+
+
+def fitted_names() -> list[str]:
+    """Return the scores that have tensors to fit."""
+    return [name for name in SCORES if find_score(name).start_fit(1) is not None]
+
+
+def start_fits(names: Sequence[str], known: int) -> dict[str, Fit]:
+    """Return a Fit per score, for `known` classes; ConfigError for a score without fitted tensors."""
+    fits = {}
+    for name in names:
+        fit = find_score(name).start_fit(known)
+        if fit is None:
+            raise ConfigError(f"score {name!r} has nothing to fit; those that have: {', '.join(fitted_names())}")
+        fits[name] = fit
+    return fits
+
+
+def threshold_of(bundle: Bundle, name: str, target_fpr: float) -> Threshold | None:
+    """Return the bundle's calibrated threshold, else the score's natural one, if it has one.
+
+    Raises ConfigError if every calibrated rate is above `target_fpr`.
+    """
+    natural = find_score(name).natural_threshold
+    fallback = None if natural is None else Threshold(natural, f"default {natural:g}, not calibrated", False)
+    return bundle.threshold(name, target_fpr) or fallback
+
+
+def reference_score(
+    name: str,
+    logits: Array,
+    void_class: int | None = None,
+    temperature: float = 1.0,
+    fitted: Mapping[str, Array] | None = None,
+    features: FeatureMaps[Array] | None = None,
+) -> ScoreMap:
+    """Return one score, float32 (H, W), by its numpy reference.
+
+    Args:
+        name: a score of the table.
+        logits: float (C, H, W) of all classes.
+        void_class: index of the void class, if there is one.
+        temperature: T of softmax(z / T).
+        fitted: the score's fitted tensors.
+        features: the feature maps that the score chose.
+
+    Raises:
+        ConfigError: the score is unknown, or needs a void class and there is none.
+    """
+    check_scores((name,), void_class)
+    known = logits if void_class is None else np.delete(logits, void_class, axis=0)
+    void = None if void_class is None else logits[void_class]
+    given = Given(known, void, temperature, fitted or {}, features or FeatureMaps())
+    return find_score(name).reference(given).astype(np.float32)

@@ -1,0 +1,1 @@
+"""Measuring and making of bundles: against their checkpoints, at other sizes, and the choice among candidates."""

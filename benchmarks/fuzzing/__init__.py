@@ -1,0 +1,1 @@
+"""Hostile inputs for everything that comes from outside: `benchmarks/fuzz.py` runs them, a test runs some of them."""

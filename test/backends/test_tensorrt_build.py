@@ -1,0 +1,242 @@
+"""Engines of a bundle: what the builder is told, what it answers, and what becomes of it."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import fake_tensorrt
+import onnx
+import pytest
+from fake_tensorrt import read_plan
+
+from anomseg_ros.backends.engine_cache import EngineCache, EngineKey, Found, Miss
+from anomseg_ros.backends.tensorrt_build import (
+    BuildOptions,
+    Built,
+    build_engine,
+    engine_key,
+    engine_outputs,
+    provide_engine,
+)
+from anomseg_ros.backends.tensorrt_library import Library, load_library
+from anomseg_ros.core.bundle import Bundle, load_bundle
+from anomseg_ros.errors import BackendError, BundleError
+
+
+@dataclass(frozen=True)
+class Gpu:
+    name: str = "Orin"
+    compute_capability: str = "8.7"
+    multiprocessors: int = 16
+    integrated: bool = True
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path) -> Bundle:
+    return load_bundle(tiny_bundle)
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> Library:
+    fake_tensorrt.install(monkeypatch)
+    return load_library()
+
+
+def builds(library: Library) -> list[Any]:
+    found: list[Any] = library.module.builds  # type: ignore[attr-defined]
+    return found
+
+
+def test_there_are_two_engines(bundle: Bundle) -> None:
+    contract = bundle.contract
+    engines = engine_outputs(contract)
+    assert engines["labels"] == ("labels", "void") or engines["labels"] == (contract.score_names[0], "labels")
+    assert set(engines["all"]) == {"labels", *contract.score_names} and list(engines["all"]) == sorted(engines["all"])
+    one_score = replace(contract, outputs=tuple(o for o in contract.outputs if o.name in engines["labels"]))
+    assert list(engine_outputs(one_score)) == ["labels"]
+
+
+def test_an_engine_computes_its_outputs_and_no_more(library: Library, bundle: Bundle) -> None:
+    built = build_engine(library, bundle, ("labels", "void"), BuildOptions())
+    header, model = read_plan(built.plan)
+    assert header["outputs"] == ["labels", "void"]
+    graph = onnx.load_model_from_string(model).graph
+    assert {output.name for output in graph.output} == {"labels", "void"}
+    assert len(graph.node) < len(onnx.load(bundle.graph_path).graph.node)
+    assert built.facts["layers"] == len(graph.node) == sum(built.facts["layers_by_device"]["GPU"].values())
+    assert built.facts["plan_bytes"] == len(built.plan) and built.facts["precision"] == "fp32"
+    assert built.facts["build_s"] >= 0 and built.facts["bundle"] == bundle.contract.name
+
+
+def test_tf32_is_off_unless_asked_for(library: Library, bundle: Bundle) -> None:
+    for tf32, flags in ((False, []), (True, ["TF32"])):
+        header, _ = read_plan(build_engine(library, bundle, ["labels"], BuildOptions(tf32=tf32)).plan)
+        assert header["flags"] == flags and header["strongly_typed"]
+
+
+def test_what_the_builder_is_told(library: Library, bundle: Bundle) -> None:
+    options = BuildOptions(workspace_bytes=1 << 20, optimization_level=5, dla_core=1, version_compatible=True)
+    built = build_engine(library, bundle, ["labels"], options)
+    header, _ = read_plan(built.plan)
+    assert header["flags"] == ["GPU_FALLBACK", "VERSION_COMPATIBLE"]
+    assert (header["workspace"], header["optimization_level"], header["dla_core"]) == (1 << 20, 5, 1)
+    by_device = built.facts["layers_by_device"]
+    assert set(by_device["DLA"]) == {"convolution"} and "convolution" not in by_device["GPU"]
+
+
+def test_timings_are_used_and_given_back(library: Library, bundle: Bundle) -> None:
+    built = build_engine(library, bundle, ["labels"], BuildOptions(), b"before")
+    assert builds(library)[-1][1] == b"before" and built.timings == b"before+timings"
+
+
+def test_timings_that_the_library_does_not_take_are_left_out(library: Library, bundle: Bundle) -> None:
+    built = build_engine(library, bundle, ["labels"], BuildOptions(), b"of another GPU")
+    assert builds(library)[-1][1] == b"" and built.timings == b"+timings"
+
+
+def test_rtx_has_no_timings(library: Library, bundle: Bundle) -> None:
+    built = build_engine(replace(library, name="tensorrt_rtx"), bundle, ["labels"], BuildOptions(), b"before")
+    assert builds(library)[-1][1] is None and built.timings == b""
+
+
+def test_progress_rises_to_a_hundred(library: Library, bundle: Bundle) -> None:
+    told: list[tuple[str, int, int | None]] = []
+    build_engine(library, bundle, ["labels"], BuildOptions(), progress=lambda *report: told.append(report))
+    shares = [done for _, done, _ in told]
+    assert shares == sorted(set(shares)) and shares[-1] == 100 and len(shares) > 3
+    assert {(what, total) for what, _, total in told} == {("building the engine, per cent", 100)}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_progress_cancels(library: Library, bundle: Bundle, error: type[BaseException]) -> None:
+    def progress(what: str, done: int, total: int | None) -> None:
+        raise error("enough")
+
+    with pytest.raises(error, match="enough"):
+        build_engine(library, bundle, ["labels"], BuildOptions(), progress=progress)
+    assert builds(library) == []
+
+
+@pytest.mark.parametrize("words", [fake_tensorrt.NO_IMPLEMENTATION, "Error Code 2: OutOfMemory (Requested size was 9)"])
+@pytest.mark.parametrize(("workspace", "given"), [(None, "no limit was set"), (64 << 20, "64 MiB")])
+def test_too_little_memory(library: Library, bundle: Bundle, words: str, workspace: int | None, given: str) -> None:
+    library.module.faults.build_error = words  # type: ignore[attr-defined]
+    with pytest.raises(BackendError) as raised:
+        build_engine(library, bundle, ["labels"], BuildOptions(workspace_bytes=workspace))
+    for part in (words, "free memory of the GPU", f"--workspace ({given})", "swap", bundle.contract.name):
+        assert part in str(raised.value)
+
+
+def test_another_failure_is_told_in_the_builders_words(library: Library, bundle: Bundle) -> None:
+    library.module.faults.build_error = "Error Code 9: something else"  # type: ignore[attr-defined]
+    with pytest.raises(BackendError, match=r"cannot build an engine of bundle 'tiny': Error Code 9: something else; "):
+        build_engine(library, bundle, ["labels"], BuildOptions())
+
+
+def test_a_graph_of_another_form_is_refused(library: Library, bundle: Bundle) -> None:
+    contract = replace(bundle.contract, input=replace(bundle.contract.input, height_px=32))
+    with pytest.raises(BackendError, match="is not an anomseg graph"):
+        build_engine(library, Bundle(bundle.directory, contract), ["labels"], BuildOptions())
+
+
+def test_the_key_has_what_the_engine_depends_on(library: Library, bundle: Bundle) -> None:
+    def key(changed: Bundle = bundle, gpu: Gpu = Gpu(), **options: Any) -> EngineKey:
+        return engine_key(changed, ["void", "labels"], library, gpu, BuildOptions(**options))
+
+    first = key()
+    assert first.program_sha256 == bundle.contract.program_sha256 and first.outputs == ("labels", "void")
+    assert (first.library, first.version, first.gpu_name) == ("tensorrt", "10.3.0", "Orin")
+    other = Bundle(bundle.directory, replace(bundle.contract, files={"model.onnx": "0" * 64}))
+    digests = {
+        one.digest
+        for one in (
+            first,
+            key(other),
+            key(gpu=Gpu(multiprocessors=8)),
+            key(gpu=Gpu(name="A2")),
+            key(gpu=Gpu(compute_capability="9.0")),
+            key(gpu=Gpu(integrated=False)),
+            key(tf32=True),
+            key(workspace_bytes=1),
+            key(optimization_level=1),
+            key(dla_core=0),
+            key(version_compatible=True),
+        )
+    }
+    assert len(digests) == 11
+    with pytest.raises(BundleError, match=r"has no model\.onnx"):
+        key(Bundle(bundle.directory, replace(bundle.contract, files={"model.pt2": "0" * 64})))
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> EngineCache:
+    return EngineCache(tmp_path / "cache")
+
+
+class Place:
+    """Provides one engine, and counts what is done for it."""
+
+    def __init__(self, cache: EngineCache, key: EngineKey) -> None:
+        self.cache, self.key = cache, key
+        self.built: list[bytes] = []
+        self.checked: list[bytes] = []
+        self.check_error: Exception | None = None
+
+    def build(self, timings: bytes) -> Built:
+        self.built.append(timings)
+        return Built(b"plan", {"build_s": 1.0}, b"timings")
+
+    def check(self, built: Built) -> dict[str, Any]:
+        assert not isinstance(self.cache.find(self.key), Found)
+        self.checked.append(built.plan)
+        if self.check_error is not None:
+            raise self.check_error
+        return {"drift": 0.0}
+
+    def provide(self, *needs: str) -> Found:
+        return provide_engine(self.cache, self.key, self.build, self.check, needs)
+
+
+@pytest.fixture
+def place(cache: EngineCache, library: Library, bundle: Bundle) -> Place:
+    return Place(cache, engine_key(bundle, ["labels"], library, Gpu(), BuildOptions()))
+
+
+def test_an_engine_is_built_and_checked_once(place: Place) -> None:
+    found = place.provide()
+    assert found.plan == b"plan" and found.facts["check"] == {"drift": 0.0} and found.facts["build_s"] == 1.0
+    assert place.provide("drift") == found
+    assert (place.built, place.checked) == ([b""], [b"plan"])
+
+
+def test_an_engine_that_fails_its_check_is_not_in_the_cache(place: Place) -> None:
+    place.check_error = BackendError("too far")
+    with pytest.raises(BackendError, match="too far"):
+        place.provide()
+    assert isinstance(place.cache.find(place.key), Miss)
+    place.check_error = None
+    place.provide()
+    assert place.built == [b"", b"timings"]  # what was timed is not lost
+
+
+def test_an_engine_that_was_checked_less_is_checked_again_but_not_built(place: Place) -> None:
+    place.cache.store(place.key, b"plan", {"build_s": 7.0, "check": {"noise": 1.0}})
+    found = place.provide("drift")
+    assert found.facts["build_s"] == 7.0 and found.facts["check"] == {"drift": 0.0} and place.built == []
+    place.cache.store(place.key, b"plan", {"build_s": 7.0, "check": {"noise": 1.0}})
+    place.check_error = BackendError("too far")
+    with pytest.raises(BackendError, match="too far"):
+        place.provide("drift")
+    assert isinstance(place.cache.find(place.key), Miss)
+
+
+def test_threads_build_one_engine(place: Place) -> None:
+    threads = [threading.Thread(target=place.provide) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(place.built) == 1

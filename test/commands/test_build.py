@@ -1,0 +1,106 @@
+"""`anomseg build`: what it prints, and that it only keeps what it says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import fake_tensorrt
+import pytest
+from fake_machine import FakeMachine
+
+from anomseg_ros import cli
+from anomseg_ros.backends.tensorrt_library import MODULES
+from anomseg_ros.commands import build
+
+FRAMES = ("--frames", "synthetic=1000105:2")
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeMachine:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    fake_tensorrt.install(monkeypatch)
+    machine = FakeMachine()
+    monkeypatch.setattr(build, "ThisMachine", lambda device: machine)
+    return machine
+
+
+def test_it_builds_both_engines_and_says_why(
+    machine: FakeMachine, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["build", str(tiny_bundle), *FRAMES]) == 0
+    told = capsys.readouterr()
+    cache = tmp_path / "xdg" / "anomseg_ros" / "tensorrt"
+    assert "TensorRT 10.3.0: engines of tiny on Orin" in told.out and f"in {cache}" in told.out
+    assert "labels that agree" in told.out and told.out.count("100.00%") == 2 and "GPU" in told.out
+    assert f"labels: there is no engine yet in {cache}" in told.err
+    assert len(list(cache.glob("*/engine.plan"))) == 2
+    assert cli.main(["build", str(tiny_bundle), *FRAMES]) == 0
+    assert len(machine.builds) == 2 and "no engine" not in capsys.readouterr().err
+
+
+def test_a_dry_run_builds_nothing(
+    machine: FakeMachine, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["build", str(tiny_bundle), "--output", str(tmp_path / "cache"), *FRAMES]
+    assert cli.main([*words, "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert f"TensorRT 10.3.0 on Orin, cache {tmp_path / 'cache'}" in told and told.count("would be built: ") == 2
+    assert machine.builds == [] and not (tmp_path / "cache").exists()
+    assert cli.main([*words, "--outputs", "labels"]) == 0
+    capsys.readouterr()
+    assert cli.main([*words, "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("labels (") and lines[1].endswith(") is in the cache")
+    assert "all (" in lines[2] and "outputs is " in lines[2]
+    assert cli.main([*words, "--dry-run", "--workspace", "64"]) == 0
+    assert "workspace_bytes is 67108864, there None" in capsys.readouterr().out
+
+
+def test_a_check_writes_nothing(
+    machine: FakeMachine, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["build", str(tiny_bundle), "--check"]) == 0
+    told = capsys.readouterr().out
+    assert "TensorRT 10.3.0 parses and builds tiny (fp32); nothing was written" in told
+    assert "labels that agree" not in told and not (tmp_path / "xdg").exists()
+
+
+@pytest.mark.parametrize("words", [["--workspace", "0"], ["--workspace", "-5"]])
+def test_a_workspace_of_nothing(
+    machine: FakeMachine, tiny_bundle: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["build", str(tiny_bundle), *words]) == 1
+    assert f"--workspace {words[1]}: expected MiB" in capsys.readouterr().err
+
+
+def test_an_engine_that_is_too_far_off(
+    machine: FakeMachine, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.change = lambda name, array: array // 2
+    assert cli.main(["build", str(tiny_bundle), "--output", str(tmp_path / "cache"), *FRAMES]) == 1
+    assert "does not compute what the bundle does" in capsys.readouterr().err
+    assert list((tmp_path / "cache").glob("*/engine.plan")) == []
+
+
+@pytest.mark.parametrize("words", [[], ["--dry-run"], ["--check"]])
+def test_without_tensorrt_it_says_what_to_install(
+    tiny_bundle: Path, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for names in MODULES.values():
+        for name in names:
+            monkeypatch.setitem(sys.modules, name, None)
+    assert cli.main(["build", str(tiny_bundle), *words]) == 1
+    error = capsys.readouterr().err
+    assert "TensorRT is not installed" in error and ("tensorrt-check" in error) == (words == ["--check"])
+
+
+def test_it_needs_no_torch(tiny_bundle: Path) -> None:
+    code = "import sys; sys.modules.update(torch=None, onnx=None); from anomseg_ros import cli; sys.exit(cli.main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "build", str(tiny_bundle), "--check"], capture_output=True, text=True
+    )
+    assert "offline" not in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 0 or "TensorRT is not installed" in done.stderr
