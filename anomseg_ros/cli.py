@@ -16,6 +16,7 @@ from anomseg_ros.errors import AnomsegError, closest_first, describe_os_error
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("anomseg_ros.commands.run:main", "detect anomalies in images, folders or videos"),
     "node": ("anomseg_ros.node.main:main", "start the ROS 2 detector node"),
+    "policy": ("anomseg_ros.commands.policy:main", "print the SROS 2 policy of the node for its cameras"),
     "demo": ("anomseg_ros.commands.demo:main", "play a drive through the node and write an HTML page of the results"),
     "bag write": ("anomseg_ros.commands.bag_write:main", "write a folder of images or a dataset as a ROS 2 bag"),
     "bag evaluate": ("anomseg_ros.commands.bag_evaluate:main", "measure a bundle, or recorded outputs, on bags"),

@@ -11,11 +11,14 @@ import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from anomseg_ros.cli import main
 from anomseg_ros.node import vision
 from anomseg_ros.replay.process import NodeProcess, free_domain_id, local_environment, wait_until
 
@@ -28,12 +31,53 @@ NODE = "detector"
 VISION_TOPICS = {f"/{NODE}/anomaly/detections", f"/{NODE}/label_info"}
 
 
-def allowed_names(kind: str, right: str) -> set[str]:
-    """Return the full names that the policy allows, for example topics with publish="ALLOW"."""
-    profile = ElementTree.parse(POLICY).getroot().find(".//profile[@ns='/'][@node='detector']")
+def allowed_names(policy: ElementTree.Element, namespace: str, kind: str, right: str) -> set[str]:
+    """Return the full names that the policy allows a node, for example topics with publish="ALLOW"."""
+    profile = policy.find(f".//profile[@ns='{namespace}'][@node='{NODE}']")
     names = [item.text for item in profile.findall(f"./{kind}[@{right}='ALLOW']/*")]
     assert len(names) == len(set(names))
-    return {name.replace("~", f"/{NODE}") for name in names}
+    return {name.replace("~", f"{namespace.rstrip('/')}/{NODE}") for name in names}
+
+
+class SecuredGraph:
+    """The topics and services of a running node, beside those that the policy allows it."""
+
+    def __init__(self, client: Any, policy: ElementTree.Element, namespace: str = "/") -> None:
+        self.client, self.namespace = client, namespace
+        vision_topics = set() if vision.available() else {f"{namespace.rstrip('/')}{topic}" for topic in VISION_TOPICS}
+        self.published = allowed_names(policy, namespace, "topics", "publish") - vision_topics
+        self.subscribed = allowed_names(policy, namespace, "topics", "subscribe")
+        self.services = allowed_names(policy, namespace, "services", "reply")
+        assert not allowed_names(policy, namespace, "services", "request")
+
+    def require_equal(self) -> None:
+        """Fail if the node publishes or offers other names than allowed, or calls a service."""
+        graph = self.client.node
+
+        def used(names_and_types: Callable[[str, str], list[tuple[str, list[str]]]]) -> set[str]:
+            return {name for name, _ in names_and_types(NODE, self.namespace)}
+
+        def is_discovered() -> bool:
+            """A busy machine tells of the node's endpoints one by one."""
+            if (NODE, self.namespace) not in graph.get_node_names_and_namespaces():
+                return False
+            offered = used(graph.get_service_names_and_types_by_node)
+            published = used(graph.get_publisher_names_and_types_by_node)
+            return len(offered) >= len(self.services) and len(published) >= len(self.published)
+
+        self.client.spin_until(is_discovered)
+        self.client.spin_for(0.5)
+        assert used(graph.get_publisher_names_and_types_by_node) == self.published
+        assert used(graph.get_service_names_and_types_by_node) == self.services
+        assert not graph.get_client_names_and_types_by_node(NODE, self.namespace)
+
+    def now_subscribed(self) -> set[str]:
+        """The topics to which the node subscribes now."""
+        names = self.client.node.get_subscriber_names_and_types_by_node(NODE, self.namespace)
+        return {name for name, _ in names}
+
+    def is_followed(self, topic: str) -> bool:
+        return bool(self.client.node.count_subscribers(topic))
 
 
 def test_policy_equals_the_graph_of_a_running_node(tmp_path: Path, tiny_bundle: Path) -> None:
@@ -43,40 +87,94 @@ def test_policy_equals_the_graph_of_a_running_node(tmp_path: Path, tiny_bundle: 
     words = ["--bundle", str(tiny_bundle), "--image-topic", "/camera/image"]
     node, client = NodeProcess(domain, tmp_path / "node.log", words), Client(domain, {})
     try:
-        published, subscribed, graph = set(), set(), client.node
-        allowed_topics = allowed_names("topics", "publish") - (set() if vision.available() else VISION_TOPICS)
-
-        def is_followed(topic: str) -> bool:
-            return client.node.count_subscribers(topic) > 0
-
-        def are_discovered() -> bool:
-            """A busy machine tells of the node's endpoints one by one."""
-            if NODE not in graph.get_node_names():
-                return False
-            offered = graph.get_service_names_and_types_by_node(NODE, "/")
-            topics = graph.get_publisher_names_and_types_by_node(NODE, "/")
-            return len(offered) >= len(allowed_names("services", "reply")) and len(topics) >= len(allowed_topics)
-
+        graph, subscribed = SecuredGraph(client, ElementTree.parse(POLICY).getroot()), set()
         for transport in ("raw", "compressed"):
             image = "/camera/image" if transport == "raw" else "/camera/image/compressed"
-            assert client.spin_until(partial(is_followed, image)), node.log
-            client.spin_until(are_discovered)
-            client.spin_for(0.5)
-            published |= {name for name, _ in graph.get_publisher_names_and_types_by_node(NODE, "/")}
-            subscribed |= {name for name, _ in graph.get_subscriber_names_and_types_by_node(NODE, "/")}
-            services = {name for name, _ in graph.get_service_names_and_types_by_node(NODE, "/")}
-            assert not graph.get_client_names_and_types_by_node(NODE, "/")
+            assert client.spin_until(partial(graph.is_followed, image)), node.log
+            graph.require_equal()
+            subscribed |= graph.now_subscribed()
             if transport == "raw":
                 assert client.change_state("deactivate") and client.change_state("cleanup")
                 assert client.set_parameter("image_transport", "compressed").successful
                 assert client.change_state("configure") and client.change_state("activate")
-        assert allowed_topics == published
-        assert allowed_names("topics", "subscribe") == subscribed
-        assert allowed_names("services", "reply") == services
-        assert not allowed_names("services", "request")
+        assert subscribed == graph.subscribed
     finally:
         client.close()
         node.stop()
+
+
+CAMERAS = """
+cameras:
+  - {{name: front, image_topic: /front/image_raw, bundle: {bundle}}}
+  - name: rear/left
+    image_topic: image_raw
+    image_transport: compressed
+    camera_info_topic: /calibration/left
+    bundle: {bundle}
+"""
+
+
+def test_policy_of_several_cameras_equals_their_graph(tmp_path: Path, tiny_bundle: Path) -> None:
+    from ros_harness import Client
+
+    cameras, domain = tmp_path / "cameras.yaml", free_domain_id()
+    cameras.write_text(CAMERAS.format(bundle=tiny_bundle))
+    assert main(["policy", "--cameras", str(cameras), "--output", str(tmp_path / "policy.xml")]) == 0
+    policy = ElementTree.parse(tmp_path / "policy.xml").getroot()
+    node = NodeProcess(domain, tmp_path / "node.log", ["--cameras", str(cameras)])
+    client = Client(domain, {})
+    try:
+        for namespace, image, info in (
+            ("/front", "/front/image_raw", "/front/camera_info"),
+            ("/rear/left", "/rear/left/image_raw/compressed", "/calibration/left"),
+        ):
+            graph = SecuredGraph(client, policy, namespace)
+            assert client.spin_until(partial(graph.is_followed, image)), node.log
+            graph.require_equal()
+            assert {image, info} <= graph.now_subscribed() <= graph.subscribed
+            assert len(graph.subscribed) == 3
+    finally:
+        client.close()
+        node.stop()
+
+
+def test_shipped_policy_is_that_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["policy"]) == 0
+    assert capsys.readouterr().out == POLICY.read_text()
+
+
+def test_policy_follows_namespace_enclave_and_simulated_time(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--namespace", "robot", "--image-topic", "camera/image", "--enclave", "robot/detector", "--use-sim-time"]
+    assert main(["policy", *words]) == 0
+    policy = ElementTree.fromstring(capsys.readouterr().out.encode())
+    assert policy.find(".//enclave").get("path") == "/robot/detector"
+    subscribed = allowed_names(policy, "/robot", "topics", "subscribe")
+    assert subscribed == {
+        "/robot/camera/image",
+        "/robot/camera/image/compressed",
+        "/robot/camera/camera_info",
+        "/clock",
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--cameras", "nothing.yaml"], "nothing.yaml: No such file"),
+        (["--output", "."], "'.'"),
+        (["--namespace", "front camera"], "--namespace: "),
+        (["--image-topic", "/camera/image raw"], "--image-topic: "),
+        (["--image-topic", ""], "--image-topic: "),
+        (["--enclave", "/a b"], "--enclave: "),
+    ],
+)
+def test_policy_error_names_the_file_or_option(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["policy", *words]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
 
 
 def read_unit() -> dict[str, str]:

@@ -140,14 +140,22 @@ def _start(node: DetectorNode, stop: Future) -> bool:
 
 
 def _spin(node: DetectorNode, stop: Future) -> None:
-    executor = SingleThreadedExecutor()
+    """Run the node's callbacks until a stop is requested."""
+    executor = SingleThreadedExecutor(context=node.context)
     executor.add_node(node)
+    # rclpy's spin_until_future_complete adds a callback to the future for every message, so its memory grows for ever.
+    # A task ends the spin_once that waits for the next message.
+    stop.add_done_callback(lambda _: executor.create_task(_no_work))
     while not stop.done():
         try:
-            executor.spin_until_future_complete(stop)
+            executor.spin_once()
         except Exception as error:  # a callback that fails must not stop the executor
             node.get_logger().error(f"request or message not handled: {type(error).__name__}: {error}")
     executor.shutdown()
+
+
+def _no_work() -> None:
+    pass
 
 
 def _parse_command_line(words: list[str]) -> tuple[list[str], tuple[Camera, ...]]:

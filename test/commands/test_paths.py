@@ -22,6 +22,7 @@ WITHOUT_PATHS = {"node", "datasets list", "models list", "models fetch", "share"
 INPUTS: dict[str, tuple[str, ...]] = {
     "run": (f"{BUNDLE} MISSING --output out", "MISSING frame.png --output out"),
     "demo": ("MISSING.mcap --output out", "MISSING.mp4 --output out", "--bundle MISSING --output out"),
+    "policy": ("--cameras MISSING",),
     "bag write": ("--images MISSING --output out", "--dataset camvid=MISSING --output out"),
     "bag evaluate": (f"MISSING {BUNDLE}", "MISSING --recorded", f"MISSING.mcap {BUNDLE}"),
     "bag play": ("MISSING", "MISSING.db3"),

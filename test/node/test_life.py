@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -10,11 +11,14 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import faulty_backend
 import pytest
+import rclpy
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
+from rclpy.task import Future
 from ros_harness import Client
 
 from anomseg_ros.core.resources import share_file
@@ -323,3 +327,28 @@ def test_fixed_parameter_descriptors_say_when_they_can_be_set() -> None:
     assert {"bundle", "backend", "image_transport"} <= {parameter.name for parameter in fixed}
     for parameter in fixed:
         assert "only while the node is unconfigured" in parameter.descriptor().additional_constraints
+
+
+def test_memory_does_not_grow_with_number_of_messages() -> None:
+    context = rclpy.Context()
+    context.init(domain_id=free_domain_id())
+    node = rclpy.create_node("spun", context=context)
+    calls = 0
+
+    def count() -> None:
+        nonlocal calls
+        calls += 1
+
+    node.create_timer(0.001, count)
+    stop: Future = Future()
+    thread = Thread(target=life._spin, args=(node, stop))
+    thread.start()
+    assert wait_until(lambda: calls > 100, 30.0)
+    objects, start = len(gc.get_objects()), calls
+    assert wait_until(lambda: calls > start + 1000, 60.0)
+    assert len(gc.get_objects()) < objects + 200
+    stop.set_result(None)
+    thread.join(5.0)
+    assert not thread.is_alive()
+    node.destroy_node()
+    context.shutdown()
