@@ -23,7 +23,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
-from anomseg_ros.core.bundle import CONTRACT_FILE, LABELS_OUTPUT, load_bundle
+from anomseg_ros.core.bundle import LABELS_OUTPUT, load_bundle
 from anomseg_ros.core.detector import Detector
 from anomseg_ros.core.resources import find_bundle
 from anomseg_ros.errors import AnomsegError
@@ -350,7 +350,7 @@ class DetectorNode(LifecycleNode):
 
     def _publish_diagnostics(self) -> None:
         snapshot = self.health.snapshot(self._follow_camera() if self._activation else 0)
-        problem = self.failure or self._missing_bundle_file()
+        problem = self.failure or diagnostics.missing_bundle_file(self._pipeline)
         if self._activation is not None:
             states = current_states(snapshot, self.health.limits)
             self._log_new_states(states)
@@ -366,16 +366,6 @@ class DetectorNode(LifecycleNode):
         header, name = Header(stamp=self.get_clock().now().to_msg()), self.get_fully_qualified_name()
         hardware_id = self.get_parameter("hardware_id").value or frame_id or self.resolve_topic_name("image")
         self._diagnostics_publisher.publish(diagnostics.diagnostic_array(header, name, hardware_id, statuses))
-
-    def _missing_bundle_file(self) -> str:
-        """Return a message that names a missing file of the loaded bundle, or an empty string."""
-        if self._pipeline is None:
-            return ""
-        bundle = self._pipeline.detector.bundle
-        for name in (CONTRACT_FILE, *bundle.contract.files):
-            if not (bundle.directory / name).is_file():
-                return f"{name} of bundle {str(bundle.directory)!r} is missing; restore it to load the bundle again"
-        return ""
 
     def _log_new_states(self, states: list[State]) -> None:
         """Log each state once, when it begins."""

@@ -8,6 +8,7 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from std_msgs.msg import Header
 
+from anomseg_ros.core.bundle import CONTRACT_FILE
 from anomseg_ros.core.detector import backend_facts
 from anomseg_ros.node.health import Level, Snapshot, State
 from anomseg_ros.node.pipeline import FramePipeline
@@ -42,6 +43,17 @@ def frame_status(snapshot: Snapshot, states: Sequence[State]) -> DiagnosticStatu
         if message := getattr(snapshot, key):
             values[key] = message
     return _status("frames", states[0], values)
+
+
+def missing_bundle_file(pipeline: FramePipeline | None) -> str:
+    """Return a message that names a missing file of the loaded bundle, or an empty string."""
+    if pipeline is None:
+        return ""
+    bundle = pipeline.detector.bundle
+    for name in (CONTRACT_FILE, *bundle.contract.files):
+        if not (bundle.directory / name).is_file():
+            return f"{name} of bundle {str(bundle.directory)!r} is missing; restore it to load the bundle again"
+    return ""
 
 
 def detector_status(pipeline: FramePipeline | None, problem: str) -> DiagnosticStatus:

@@ -1,8 +1,9 @@
 """The live node over ROS 2, as `anomseg node` starts it: hostile messages, and good frames that must be answered.
 
 Messages come in rounds: some hostile ones, among them serialized bytes that are damaged, then a good frame, whose
-answer is waited for. Image and CompressedImage take turns, each with a node of its own, whose subscription is reliable
-so that nothing is lost on the way. At the end the node's counts must add up to what was sent.
+answer is waited for. A second camera of the same process, with the same engine, gets a good frame in each round and
+must answer it. Image and CompressedImage take turns, each in a process of its own. The subscriptions are reliable, so
+that nothing is lost on the way. At the end the counts of both nodes must add up to what was sent.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -36,11 +39,19 @@ from fuzzing.odd_values import damaged
 from fuzzing.parameters import odd_parameter
 from fuzzing.pictures import valid_pictures
 
-TOPIC, DETECTOR = "/camera/image", "/detector"
+FUZZED, NEIGHBOUR = "/fuzzed", "/neighbour"
+"""Namespaces of the two cameras."""
+TOPIC, DETECTOR = f"{FUZZED}/image", f"{FUZZED}/detector"
+CAMERAS = f"""
+cameras:
+  - {{{{name: fuzzed, image_topic: {FUZZED}/image, bundle: {{bundle}}}}}}
+  - {{{{name: neighbour, image_topic: {NEIGHBOUR}/image, bundle: {{bundle}}}}}}
+"""
 KINDS: dict[str, type] = {"image": Image, "compressed_image": CompressedImage}
 ROUND = 5
 """Hostile messages before a good frame."""
 DEPTH = 10 * ROUND
+QOS = {"reliability": "reliable", "depth": DEPTH}
 ANSWER_S = 20.0
 START_S = 120.0
 ENDS = ("published", "dropped", "bad", "idle", "in_work")
@@ -64,6 +75,8 @@ class Counts:
     parameters: int = 0
     good: int = 0
     answered: int = 0
+    neighbour_good: int = 0
+    neighbour_answered: int = 0
     faults: list[str] = field(default_factory=list)
 
 
@@ -93,8 +106,8 @@ class _Run:
     def __init__(self, kind: str, seed: int, bundle: Path, told: Any) -> None:
         self.kind, self.seed, self.bundle, self.told = kind, seed, bundle, told
         self.counts = Counts()
-        self.answers: set[int] = set()
-        self.values: dict[str, str] = {}
+        self.answers: dict[str, set[int]] = {FUZZED: set(), NEIGHBOUR: set()}
+        self.reported: dict[str, dict[str, str]] = {FUZZED: {}, NEIGHBOUR: {}}
         self.reports = 0
         self.noise = np.random.default_rng(0).integers(0, 256, NOISE_BYTES, dtype=np.uint8).tobytes()
         self.pictures = valid_pictures()
@@ -103,11 +116,11 @@ class _Run:
         """Send the messages in rounds; return what was counted here and by the node."""
         domain = free_domain_id()
         with tempfile.TemporaryDirectory() as folder:
-            arguments = ["--bundle", str(self.bundle), "--threads", "1", "--image-topic", TOPIC, "--threshold", "0.5"]
-            qos = {"reliability": "reliable", "depth": DEPTH}
-            arguments.append("--ros-args")
-            for key, value in qos.items():
-                arguments += ["-p", f"qos_overrides.{TOPIC}.subscription.{key}:={value}"]
+            cameras = Path(folder) / "cameras.yaml"
+            cameras.write_text(CAMERAS.format(bundle=self.bundle), encoding="utf-8")
+            arguments = ["--cameras", str(cameras), "--threads", "1", "--threshold", "0.5", "--ros-args"]
+            for topic, (key, value) in product((TOPIC, f"{NEIGHBOUR}/image"), QOS.items()):
+                arguments += ["-p", f"qos_overrides.{topic}.subscription.{key}:={value}"]
             with NodeProcess(domain, Path(folder) / "node.log", arguments) as node:
                 node.wait_for_log(" on ", START_S)
                 self._connect(domain)
@@ -118,6 +131,7 @@ class _Run:
                     self._leave()
                 self._check_log(node)
         numbers_of_node = {key: int(self.values[key]) for key in ("received", *ENDS, "lost", "failed")}
+        numbers_of_node |= {f"neighbour_{key}": int(self.reported[NEIGHBOUR][key]) for key in ("received", *ENDS)}
         return self.counts, numbers_of_node
 
     def _connect(self, domain: int) -> None:
@@ -128,12 +142,19 @@ class _Run:
         self.executor.add_node(self.client)
         reliable = QoSProfile(depth=DEPTH, reliability=ReliabilityPolicy.RELIABLE)
         self.publisher = self.client.create_publisher(KINDS[self.kind], TOPIC, reliable)
-        self.camera_info = self.client.create_publisher(CameraInfo, "/camera/camera_info", reliable)
-        self.client.create_subscription(Image, f"{DETECTOR}/labels", self._on_labels, reliable)
+        self.neighbour = self.client.create_publisher(Image, f"{NEIGHBOUR}/image", reliable)
+        self.camera_info = self.client.create_publisher(CameraInfo, f"{FUZZED}/camera_info", reliable)
+        for camera in (FUZZED, NEIGHBOUR):
+            topic = f"{camera}/detector/labels"
+            self.client.create_subscription(Image, topic, partial(self._on_labels, camera), reliable)
         for name, message_type in OUTPUTS.items():
             self.client.create_subscription(message_type, f"{DETECTOR}/{name}", lambda message: None, reliable)
         self.client.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
-        self._spin_until(lambda: self.publisher.get_subscription_count() > 0 and self.reports > 1, START_S)
+        publishers = (self.publisher, self.neighbour)
+        self._spin_until(
+            lambda: all(publisher.get_subscription_count() for publisher in publishers) and all(self.reported.values()),
+            START_S,
+        )
         self._spin_until(lambda: False, 1.0)  # the node may see this side a little later
 
     def _leave(self) -> None:
@@ -141,16 +162,22 @@ class _Run:
         self.client.destroy_node()
         self.context.try_shutdown()
 
-    def _on_labels(self, message: Image) -> None:
-        self.answers.add(message.header.stamp.sec * 10**9 + message.header.stamp.nanosec)
+    @property
+    def values(self) -> dict[str, str]:
+        """The latest report of the fuzzed camera's node."""
+        return self.reported[FUZZED]
+
+    def _on_labels(self, camera: str, message: Image) -> None:
+        self.answers[camera].add(message.header.stamp.sec * 10**9 + message.header.stamp.nanosec)
 
     def _on_diagnostics(self, report: DiagnosticArray) -> None:
         for status in report.status:
             if status.name.endswith("frames"):
-                self.values = {pair.key: pair.value for pair in status.values}
-                self.reports += 1
-                if int(self.values["received"]) != sum(int(self.values[end]) for end in ENDS):
-                    self.counts.faults.append(f"counts do not add up: {self.values}")
+                camera = next(camera for camera in self.reported if status.name.startswith(f"{camera}/"))
+                values = self.reported[camera] = {pair.key: pair.value for pair in status.values}
+                self.reports += camera == FUZZED
+                if int(values["received"]) != sum(int(values[end]) for end in ENDS):
+                    self.counts.faults.append(f"counts of {camera} do not add up: {values}")
 
     def _rounds(self, node: NodeProcess, numbers: range, until: float) -> None:
         for number in numbers:
@@ -180,7 +207,7 @@ class _Run:
         self.counts.hostile += 1
 
     def _good_frame(self, node: NodeProcess) -> None:
-        """Send a frame and wait for its labels: it is the newest, so no other may take its place."""
+        """Send a frame to each camera and wait for its labels: it is the newest, so no other may take its place."""
         stamp_ns = time.time_ns()
         header = Header(stamp=Time(sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9), frame_id="good")
         image = self._good_image()
@@ -192,13 +219,20 @@ class _Run:
             message.data = array.array("B", cv2.imencode(".jpg", pixels)[1].tobytes())
         message.header = header
         self.publisher.publish(message)
+        neighbours_message = self._good_image()
+        neighbours_message.header = header
+        self.neighbour.publish(neighbours_message)
+        self._spin_until(lambda: all(stamp_ns in answers for answers in self.answers.values()), ANSWER_S)
         self.counts.good += 1
-        if self._spin_until(lambda: stamp_ns in self.answers, ANSWER_S):
-            self.counts.answered += 1
-        else:
-            node.require_running()
-            self.counts.faults.append(f"a good frame was not answered within {ANSWER_S:g} s: {self.values}")
-        self.answers.clear()
+        self.counts.neighbour_good += 1
+        self.counts.answered += stamp_ns in self.answers[FUZZED]
+        self.counts.neighbour_answered += stamp_ns in self.answers[NEIGHBOUR]
+        for camera, answers in self.answers.items():
+            if stamp_ns not in answers:
+                node.require_running()
+                values = self.reported[camera]
+                self.counts.faults.append(f"{camera}: a good frame was not answered within {ANSWER_S:g} s: {values}")
+            answers.clear()
 
     def _good_image(self) -> Image:
         pixels = np.frombuffer(self.noise, np.uint8, 24 * 16 * 3).reshape(16, 24, 3)
@@ -228,6 +262,10 @@ class _Run:
         received, sent = int(self.values["received"]), self.counts.hostile + self.counts.good
         if not sent - self.counts.damaged_bytes <= received <= sent:
             said = f"{sent} messages were sent, {self.counts.damaged_bytes} of them damaged; {received} were received"
+            self.counts.faults.append(said)
+        neighbour = self.reported[NEIGHBOUR]
+        if not int(neighbour["received"]) == int(neighbour["published"]) == self.counts.neighbour_good:
+            said = f"the neighbour was sent {self.counts.neighbour_good} good frames and reports {neighbour}"
             self.counts.faults.append(said)
 
     def _check_log(self, node: NodeProcess) -> None:

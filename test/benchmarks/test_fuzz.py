@@ -83,4 +83,5 @@ def test_live_node_answers_every_valid_frame(tiny_bundle: Path) -> None:
     found = fuzz_node(tiny_bundle, SEED, 0, 60, time.monotonic() + 60, kinds=["image"])
     assert found["faults"] == [] and found["inputs"] == 60
     assert found["image_answered"] == found["image_good"] == 10
+    assert found["image_neighbour_answered"] == found["image_node_neighbour_published"] == 10
     assert found["image_node_received"] >= 60 - found["image_damaged_bytes"]
