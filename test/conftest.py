@@ -56,15 +56,6 @@ def pytest_sessionstart() -> None:
     remove_stale_segments()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the longest live test in a young process, and what loads NVIDIA's library last.
-
-    A process that had run a thousand other tests crashed twice in that live test (SIGSEGV); alone it never did.
-    """
-    first, last = "test_real_input", ("test_tensorrt_parse", "test_tensorrt_forms")
-    items.sort(key=lambda item: (item.path.stem in last) - (item.path.stem == first))
-
-
 def pytest_sessionfinish() -> None:
     """Remove the shared memory of nodes killed in this run."""
     remove_stale_segments()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import time
 from collections.abc import Callable
@@ -145,6 +144,3 @@ class Client:
         self.executor.shutdown()
         self.node.destroy_node()
         self.context.try_shutdown()
-        # What is left of it are cycles. They are released here, not in the midst of a later test: there the process
-        # crashed now and then (SIGSEGV).
-        gc.collect()

@@ -47,6 +47,12 @@ VERSION = ov.__version__.split("-")[0]
 
 _FLOAT32 = "f32"
 
+_CORE = ov.Core()
+"""The process's only core. Its CPU plugin (2026.4) gives the thread that loads it a signal stack, and unmaps that when
+the core is destroyed. If another thread destroyed it, the next signal handler of the first would be a segmentation
+fault.
+"""
+
 
 class OpenVinoBackend:
     """Runs model.onnx as a compiled model of OpenVINO.
@@ -64,7 +70,7 @@ class OpenVinoBackend:
         self._path = bundle.require_program(GRAPH_FILE)
         self._model = self._path.read_bytes()
         self._shape = (1, bundle.contract.input.height_px, bundle.contract.input.width_px, 3)
-        self._core = ov.Core()
+        self._core = _CORE
         self._device = _device_here(self._core, options.provider)
         self._settings = settings(self._device, options)
         # The whole graph is checked before anything is cut off.

@@ -232,3 +232,23 @@ def test_missing_package_error_states_the_remedy(tiny_bundle: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tiny_bundle)
     assert done.returncode == 1
     assert "pip install 'anomseg_ros[openvino]'" in done.stderr and "Traceback" not in done.stderr
+
+
+SIGNAL_AFTER_CLOSE = """
+import signal, subprocess, sys, threading
+from anomseg_ros.backends import open_backend
+from anomseg_ros.core.bundle import load_bundle
+
+signal.signal(signal.SIGCHLD, lambda *_: None)
+opened = [open_backend("openvino", load_bundle(sys.argv[1]))]
+closing = threading.Thread(target=lambda: opened.pop().close())
+closing.start()
+closing.join()
+subprocess.run([sys.executable, "-c", ""], check=True)
+"""
+
+
+def test_signal_is_handled_after_another_thread_has_closed_the_backend(tiny_bundle: Path) -> None:
+    # faulthandler, as pytest enables it, gives the process the signal stack that the plugin replaces.
+    words = [sys.executable, "-X", "faulthandler", "-c", SIGNAL_AFTER_CLOSE, str(tiny_bundle)]
+    assert subprocess.run(words, timeout=60).returncode == 0
