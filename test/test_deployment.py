@@ -80,6 +80,7 @@ class SecuredGraph:
         return bool(self.client.node.count_subscribers(topic))
 
 
+@pytest.mark.slow
 def test_policy_equals_the_graph_of_a_running_node(tmp_path: Path, tiny_bundle: Path) -> None:
     from ros_harness import Client
 

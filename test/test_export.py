@@ -126,6 +126,7 @@ def test_graph_of_other_weights_fails_the_parity_check(tiny_bundle: Path) -> Non
         check_parity(load_bundle(tiny_bundle), other, [frame])
 
 
+@pytest.mark.slow
 def test_failed_export_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Scale the logits of the graph, like a wrong normalisation.
     right = ScoreHead.pixel_maps

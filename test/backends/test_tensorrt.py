@@ -143,6 +143,7 @@ def test_the_second_gpu(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None
     assert backend.facts()["gpu"] == "Fake H100 (compute 9.0, 132 multiprocessors)"
 
 
+@pytest.mark.slow
 def test_two_bundles_share_a_gpu_from_two_threads(fake: FakeRuntime, bundle: Bundle, tmp_path: Path) -> None:
     """One is opened and captured while the other allocates and runs."""
     other, wrong = small_bundle("enet", tmp_path), list[object]()

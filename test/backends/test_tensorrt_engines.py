@@ -117,6 +117,7 @@ def test_facts_say_what_is_in_use(fake: FakeRuntime, bundle: Bundle) -> None:
     assert all(isinstance(value, str) and "\n" not in value for value in facts.values())
 
 
+@pytest.mark.slow
 def test_anomseg_build_makes_what_the_backend_takes(
     fake: FakeRuntime, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

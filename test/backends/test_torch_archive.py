@@ -321,6 +321,7 @@ def test_our_program_is_read_completely(program: Path) -> None:
     assert members_of(read_plain_program(program)) == members_of(program)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("void_class", "num_classes"), [(None, 19), (0, 20), (19, 20)])
 def test_programs_of_all_scores_and_void_classes_are_read(
     void_class: int | None, num_classes: int, tmp_path: Path

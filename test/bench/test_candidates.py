@@ -86,6 +86,7 @@ def test_runner_accepts_frames_of_any_size(tiny_bundle: Path) -> None:
     runner.close()
 
 
+@pytest.mark.slow
 def test_memory_is_measured_in_a_separate_process(tiny_bundle: Path) -> None:
     (tiny,) = candidates_of([tiny_bundle], ["onnxruntime"], [1])
     held = np.ones(200 * 2**20, np.uint8)  # resident in this process only

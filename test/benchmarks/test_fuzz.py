@@ -41,6 +41,7 @@ def test_input_depends_only_on_seed_target_and_number(tmp_path: Path, tiny_bundl
     assert one == again != other
 
 
+@pytest.mark.slow
 def test_every_kind_of_fault_is_recorded_and_fuzzing_continues(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(workers, "KILL_AFTER_S", 4.0)
     progress: list[int] = []

@@ -57,6 +57,7 @@ def run(code: str, *words: object) -> str:
     return done.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_partial_and_leftover_files_are_reported(tmp_path: Path) -> None:
     output = run(CARELESS, tmp_path)
     assert "JSONDecodeError" in output and "left behind: ['0." in output

@@ -26,6 +26,7 @@ def bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bag(tmp_path_factory.mktemp("bags") / "drive", frames(count=8))
 
 
+@pytest.mark.slow
 def test_writes_table_json_and_html(tiny_bundle: Path, bag: Path, tmp_path: Path) -> None:
     files = ["--json", tmp_path / "out.json", "--html", tmp_path / "out.html"]
     done = bag_evaluate(
@@ -63,6 +64,7 @@ def test_wrong_arguments_give_one_line_error(words: list[str], message: str, tin
     assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_bad_frame_keeps_results_measured_before(tiny_bundle: Path, tmp_path: Path) -> None:
     drawn: list[Any] = [*frames(count=4)]
     drawn[2] = Drawn(drawn[2].image, None, drawn[2].anomaly + 30)

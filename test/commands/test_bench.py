@@ -34,6 +34,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return bundle.directory, folder / "own.safetensors"
 
 
+@pytest.mark.slow
 def test_writes_table_json_and_plot(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = ["--json", str(tmp_path / "b.json"), "--plot", str(tmp_path / "b.svg")]
     assert main(["bench", str(tiny_bundle), "enet-synthetic", "--threads", "1", "--rounds", "9", *files]) == 0
@@ -80,6 +81,7 @@ def test_checkpoint_gives_torch_entry_and_other_sizes(exported: tuple[Path, Path
     assert eager.own_eager is None and eager.file_bytes == checkpoint.stat().st_size
 
 
+@pytest.mark.slow
 def test_plot_shows_accuracy_of_evaluation(tiny_bundle: Path, tmp_path: Path) -> None:
     dataset = write_flat_dataset(tmp_path / "flat")
     words = ["evaluate", str(tiny_bundle), "--dataset", dataset, "--allow-partial", "--json", str(tmp_path / "e.json")]

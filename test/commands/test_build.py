@@ -97,6 +97,7 @@ def test_without_tensorrt_it_says_what_to_install(
     assert "TensorRT is not installed" in error and ("tensorrt-check" in error) == (words == ["--check"])
 
 
+@pytest.mark.slow
 def test_it_needs_no_torch(tiny_bundle: Path) -> None:
     code = "import sys; sys.modules.update(torch=None, onnx=None); from anomseg_ros import cli; sys.exit(cli.main())"
     done = subprocess.run(

@@ -255,6 +255,7 @@ class Mean(Fit):
 '''
 
 
+@pytest.mark.slow
 def test_custom_score_needs_one_file_and_one_line(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

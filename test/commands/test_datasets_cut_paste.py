@@ -15,6 +15,7 @@ def run(*words: object) -> int:
     return cli.main(["datasets", "cut-paste", *map(str, words)])
 
 
+@pytest.mark.slow
 def test_writes_dataset_readable_by_other_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "pasted"
     assert run("synthetic=5:2", "--output", out, "--copies", 2, "--seed", 9, "--kinds", "box,ring", "cart") == 0
@@ -115,6 +116,7 @@ def test_wrong_arguments_give_one_line_error(
     assert error.startswith("anomseg: error: ") and text in error
 
 
+@pytest.mark.slow
 def test_changed_configuration_needs_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert run("synthetic=5:1", "--output", out) == 0

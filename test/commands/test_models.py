@@ -88,6 +88,7 @@ def test_list_json_holds_bundles_and_checkpoints(capsys: pytest.CaptureFixture[s
     assert {"name": "bisenet_v2-cityscapes", "classes": "19"}.items() <= listed["checkpoints"][4].items()
 
 
+@pytest.mark.slow
 def test_list_marks_damaged_bundle(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_bundle: Path
 ) -> None:
@@ -272,6 +273,7 @@ sys.exit(max(codes))
 """
 
 
+@pytest.mark.slow
 def test_other_commands_do_not_use_network() -> None:
     done = subprocess.run([sys.executable, "-c", NO_NETWORK], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

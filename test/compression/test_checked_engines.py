@@ -119,6 +119,7 @@ def test_less_is_asked_of_lower_precision(request_: EngineRequest, machine: Fake
     assert TOLERANCES.keys() == set(PRECISIONS)
 
 
+@pytest.mark.slow
 def test_an_engine_that_the_node_built_is_checked_on_frames(request_: EngineRequest, machine: FakeMachine) -> None:
     provided = provide_engines(request_, machine)
     cache = EngineCache(request_.cache)

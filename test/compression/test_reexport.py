@@ -33,6 +33,7 @@ def test_export_configuration_is_read_from_the_contract(exported: tuple[Bundle, 
     assert config.score_names() == exported[0].contract.score_names
 
 
+@pytest.mark.slow
 def test_checkpoint_is_exported_at_another_size(exported: tuple[Bundle, Path], tmp_path: Path) -> None:
     bundle, checkpoint = exported
     before = sorted(path.read_bytes() for path in bundle.directory.iterdir())

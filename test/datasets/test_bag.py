@@ -63,6 +63,7 @@ def test_load_works_in_threads_and_after_pickling(tmp_path: Path) -> None:
     dataset.close()
 
 
+@pytest.mark.slow
 def test_bag_write_command_stores_the_label_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert bag_write(["--dataset", "synthetic=7:2", "--output", str(tmp_path / "drive"), "--rate", "4"]) == 0
     out = capsys.readouterr().out

@@ -224,6 +224,7 @@ def test_flat_helper_writes_a_valid_dataset(tmp_path: Path) -> None:
     assert check(open_named(f"ade_ood={tmp_path}")).anomaly_frames == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "folder", "frames", "with_anomaly", "size"),
     [

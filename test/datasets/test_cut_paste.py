@@ -284,6 +284,7 @@ def test_object_folder_is_in_the_manifest_and_a_change_is_refused(source_folder:
         write_cut_paste(open_named(f"camvid={source_folder}:train"), other, tmp_path / "out", SMALL)
 
 
+@pytest.mark.slow
 def test_objects_are_pasted_into_generated_scenes(tmp_path: Path) -> None:
     write_cut_paste(open_named("synthetic=3:1"), ProceduralObjects(), tmp_path / "out", WriteConfig())
     dataset = open_dataset("cut_paste", tmp_path / "out")

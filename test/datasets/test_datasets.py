@@ -182,6 +182,7 @@ def test_synthetic_frames_are_reproducible() -> None:
     assert len(open_dataset("synthetic", "")) == 100
 
 
+@pytest.mark.slow
 def test_synthetic_training_frames_come_from_many_drives() -> None:
     dataset = open_named("synthetic=3:2x3")
     assert [dataset.frame_id(i) for i in range(len(dataset))] == [

@@ -79,6 +79,7 @@ def assert_values(dataset: Dataset, frame: LabelledFrame) -> None:
         assert set(np.unique(frame.labels)) <= {*known, KNOWN_UNCERTAIN, UNLABELLED}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DATASETS)
 def test_frames_agree_with_the_dataset(name: str, tmp_path: Path) -> None:
     dataset = open_dataset(name, make_dataset(name, tmp_path))

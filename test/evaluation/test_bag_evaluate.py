@@ -197,6 +197,7 @@ def test_threshold_comes_from_bundle_or_request(tmp_path: Path, bundle: Bundle) 
     assert low is not None and low.objects_detected == len(low.objects) > 0
 
 
+@pytest.mark.slow
 def test_results_of_bags_read_back(tmp_path: Path, bundle: Bundle) -> None:
     results = evaluate_bags(request_of(write_bag(tmp_path / "drive", DRAWN[:3]), bundle)).results
     save_evaluation(Evaluation(1, results), tmp_path / "out.json")

@@ -96,6 +96,7 @@ def results_without_times(outcome: BagOutcome) -> list[Result]:
     ]
 
 
+@pytest.mark.slow
 def test_bags_are_pooled_like_one_dataset(tmp_path: Path, bags: tuple[BagSource, ...], bundle: Bundle) -> None:
     outcome = evaluate_bags(request_of(bags, bundle))
     source = f"synthetic={write_flat(tmp_path / 'flat', [frame for drawn in DRAWN for frame in drawn])}"
@@ -238,6 +239,7 @@ def test_frames_before_nan_scores_are_counted(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_recorded_bags_can_be_evaluated_with_or_without_a_bundle(
     tmp_path: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -202,6 +202,7 @@ def test_rates_at_the_threshold_of_the_bundle_are_measured(request_: Request, tm
     assert all(one.at_threshold is None for one in evaluate(replace(request_, target_fpr=0.001)).results)
 
 
+@pytest.mark.slow
 def test_network_only_measures_only_times(request_: Request) -> None:
     outcome = evaluate(replace(request_, network_only=True, datasets=("synthetic=4:3",)))
     assert all(result.auprc is None and result.network_ms for result in outcome.results)

@@ -44,6 +44,7 @@ def whole() -> Measures:
     return measures_of(6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", [[[0, 1, 2], [3, 4, 5]], [[5], [1, 3], [0, 2, 4]]])
 def test_any_split_merges_to_the_same_measures(split: list[list[int]], whole: Measures) -> None:
     union = Measures(SPEC)
@@ -62,6 +63,7 @@ def test_only_protocol_seeds_skips_frames_without_anomaly(whole: Measures) -> No
     assert whole.curves["void", "seeds"].frames == 5
 
 
+@pytest.mark.slow
 def test_loaded_measures_continue_like_the_original(tmp_path: Path, whole: Measures) -> None:
     half = measures_of(3)
     half.save(tmp_path)

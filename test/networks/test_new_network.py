@@ -37,6 +37,7 @@ class Throwaway(SegmentationNetwork):
 """
 
 
+@pytest.mark.slow
 def test_new_network_is_exported_and_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "throwaway_network.py").write_text(ONE_FILE)
     monkeypatch.syspath_prepend(tmp_path)

@@ -30,6 +30,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]
         return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name not in ("eomt", "espnetv2")])
 def test_pruned_network_is_saved_and_loaded(name: str, tmp_path: Path) -> None:
     network = narrow_network(name)
@@ -49,6 +50,7 @@ def test_pruned_network_is_saved_and_loaded(name: str, tmp_path: Path) -> None:
     assert loaded.get_parameter(loaded.class_parameter[0]).grad is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["enet", "bisenet_v2"])
 def test_only_pruned_networks_are_marked(name: str, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "full.safetensors", build_network(name, 5), {})

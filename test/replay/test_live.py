@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from builtin_interfaces.msg import Time
 from rclpy.serialization import serialize_message
 from rosbags.rosbag2 import StoragePlugin, Writer
@@ -19,6 +20,7 @@ from anomseg_ros.replay.live import LABELS_TOPIC, SCORE_TOPIC, play_and_record
 TOPIC, KIND, FRAMES = "/front/jpeg_stream", "sensor_msgs/msg/CompressedImage", 6
 
 
+@pytest.mark.slow
 def test_compressed_topic_with_any_name_is_played_completely(tmp_path: Path, tiny_bundle: Path) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (FRAMES, 64, 128, 3), dtype=np.uint8)
     with Writer(tmp_path / "bag", version=9, storage_plugin=StoragePlugin.MCAP) as writer:

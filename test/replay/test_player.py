@@ -259,6 +259,7 @@ def test_topics_missing_from_bag_are_refused(tmp_path: Path, node: Node) -> None
             BagPlayer(node, path, options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_command_exits_cleanly_on_signal(tmp_path: Path, domain: int, number: int) -> None:
     path = make_bag(tmp_path / "bag", frames=3)
@@ -288,6 +289,7 @@ def test_command_exits_cleanly_on_signal(tmp_path: Path, domain: int, number: in
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_command_delivers_large_frames_to_best_effort_subscriber(
     tmp_path: Path, listen: Callable[..., Listener], no_transport_chosen: None
 ) -> None:

@@ -32,6 +32,7 @@ def assert_same(first: SyntheticFrame, second: SyntheticFrame) -> None:
     assert (first.index, first.time_s) == (second.index, second.time_s)
 
 
+@pytest.mark.slow
 def test_frame_is_independent_of_frames_drawn_before() -> None:
     in_order = list(SyntheticSequence(4, SMALL).frames(8))
     assert_same(SyntheticSequence(4, SMALL).frame(7), in_order[7])
@@ -84,6 +85,7 @@ def test_every_class_occurs_within_a_few_seeds() -> None:
     assert counts[[0, 2, 8, 10]].min() > 0.05 * counts.sum()
 
 
+@pytest.mark.slow
 def test_style_can_be_chosen() -> None:
     city = dataclasses.replace(SMALL, styles=("urban",))
     country = dataclasses.replace(SMALL, styles=("rural",))
@@ -93,6 +95,7 @@ def test_style_can_be_chosen() -> None:
     assert built[0] > 5 * built[1]
 
 
+@pytest.mark.slow
 def test_horizon_is_on_the_principal_row() -> None:
     for seed in range(6):
         sequence = SyntheticSequence(seed, dataclasses.replace(SMALL, hood_probability=0.0))
@@ -103,6 +106,7 @@ def test_horizon_is_on_the_principal_row() -> None:
         assert rows[np.isin(labels, (0, 1, 9))].min() >= horizon - 0.5
 
 
+@pytest.mark.slow
 def test_camera_matrix_maps_road_points_to_road_pixels() -> None:
     config = dataclasses.replace(SMALL, anomaly_probability=0.0, hood_probability=0.0)
     for seed in range(6):
@@ -116,6 +120,7 @@ def test_camera_matrix_maps_road_points_to_road_pixels() -> None:
         assert sequence.frame(0).labels[round(y), round(x)] == 0
 
 
+@pytest.mark.slow
 def test_anomalies_are_on_or_beside_the_road() -> None:
     config = SyntheticConfig(height_px=256, width_px=512, anomaly_probability=1.0)
     touching, total = 0, 0

@@ -92,6 +92,7 @@ def test_panels_show_image_truth_and_prediction(tmp_path: Path) -> None:
     assert (panel[:, 12:] == 0).all()
 
 
+@pytest.mark.slow
 def test_resuming_discards_entries_after_the_state(tmp_path: Path) -> None:
     first = Journal(tmp_path)
     first.go_on_from(0)

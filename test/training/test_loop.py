@@ -102,6 +102,7 @@ RESUMED: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", RESUMED.values(), ids=list(RESUMED))
 def test_resumed_run_ends_with_the_same_bits(data: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     """On a CPU the results are equal bit for bit with the same number of threads (here 1)."""

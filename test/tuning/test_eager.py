@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from anomseg_ros.bench.candidates import EAGER, candidates_of, open_runner
@@ -15,6 +16,7 @@ from anomseg_ros.networks.checkpoints import save_checkpoint
 from anomseg_ros.tuning.bench import EAGER_RUNNER
 
 
+@pytest.mark.slow
 def test_eager_runner_uses_the_checkpoint_and_its_threads(tmp_path: Path) -> None:
     checkpoint = tmp_path / "c.safetensors"
     save_checkpoint(checkpoint, build_network("mide_net", 20).eval(), {})

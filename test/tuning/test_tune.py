@@ -43,6 +43,7 @@ def test_bench_report_records_its_settings(tiny_bundle: Path) -> None:
         bench(replace(request, sizes=((32, 64),)))
 
 
+@pytest.mark.slow
 def test_tune_chooses_a_bundle_or_names_the_nearest(tiny_bundle: Path, tmp_path: Path) -> None:
     request = TuneRequest(
         tiny_bundle, TuneGoal(1e-4), tmp_path / "out", backends=("onnxruntime",), threads=(1,), rounds=7, memory=False

@@ -31,6 +31,7 @@ def measured_rounds(told: list[tuple[str, int]]) -> list[int]:
     return [done for what, done in told if what == "rounds"]
 
 
+@pytest.mark.slow
 def test_only_missing_rounds_are_measured(tiny_bundle: Path, tmp_path: Path) -> None:
     both = candidates_of([tiny_bundle], ["onnxruntime"], [1, 2])
     state = TuneState(tmp_path, SETTINGS)
@@ -49,6 +50,7 @@ def test_only_missing_rounds_are_measured(tiny_bundle: Path, tmp_path: Path) -> 
     assert whole.engines(both) == [Engine("onnxruntime:cpu", "onnxruntime:cpu")] * 2
 
 
+@pytest.mark.slow
 def test_additional_candidate_is_measured_in_new_rounds_with_all(tiny_bundle: Path, tmp_path: Path) -> None:
     one, two = candidates_of([tiny_bundle], ["onnxruntime"], [1, 2])
     state = TuneState(tmp_path, SETTINGS)
@@ -64,6 +66,7 @@ def test_additional_candidate_is_measured_in_new_rounds_with_all(tiny_bundle: Pa
     assert [row[::-1] for row in rounds] == state.rounds_of([two, one])
 
 
+@pytest.mark.slow
 def test_times_of_another_engine_are_discarded(tiny_bundle: Path, tmp_path: Path) -> None:
     one, two = candidates_of([tiny_bundle], ["onnxruntime"], [1, 2])
     state = TuneState(tmp_path, SETTINGS)
@@ -80,6 +83,7 @@ def test_times_of_another_engine_are_discarded(tiny_bundle: Path, tmp_path: Path
     assert all(time_ms < 123456 for row in again.rounds_of([one, two]) for time_ms in row)
 
 
+@pytest.mark.slow
 def test_failing_candidate_is_omitted_with_the_reason(tiny_bundle: Path, tmp_path: Path) -> None:
     one, two = candidates_of([tiny_bundle], ["onnxruntime"], [1, 2])
     broken = replace(two, provider="nosuch")
