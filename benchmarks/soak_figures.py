@@ -66,7 +66,9 @@ def figures(readings: Sequence[Reading]) -> dict[str, Any]:
 
 def _camera_figures(readings: Sequence[Reading]) -> dict[str, Any]:
     runs = [run for _, run in slices(readings)]
-    slopes = {kind: memory_slope(runs, kind) for kind in ("pss_mib", "anonymous_mib")}
+    slopes, last_slopes = (
+        {kind: memory_slope(chosen, kind) for kind in ("pss_mib", "anonymous_mib")} for chosen in (runs, runs[-1:])
+    )
     aged = [reading for reading in readings if "age_ms_p50" in reading]
     pss = [reading["pss_mib"] for reading in readings]
     return {
@@ -74,6 +76,9 @@ def _camera_figures(readings: Sequence[Reading]) -> dict[str, Any]:
         "pss_mib": {"first": pss[0], "median": statistics.median(pss), "last": pss[-1], "max": max(pss)},
         "slope_per_hour": {kind: slope for kind, (slope, _) in slopes.items()},
         "slope_error_per_hour": {kind: error for kind, (_, error) in slopes.items()},
+        # The software may change between slices.
+        "last_slice_slope_per_hour": {kind: slope for kind, (slope, _) in last_slopes.items()},
+        "last_slice_slope_error_per_hour": {kind: error for kind, (_, error) in last_slopes.items()},
         "age_ms": {
             "p50": statistics.median(reading["age_ms_p50"] for reading in aged),
             "p99": statistics.median(reading["age_ms_p99"] for reading in aged),

@@ -49,6 +49,9 @@ def test_figures_cover_all_slices_of_each_camera() -> None:
     front = found["cameras"]["front"]
     assert front["slope_per_hour"] == pytest.approx({"pss_mib": 6.0, "anonymous_mib": 3.0})
     assert front["slope_error_per_hour"] == pytest.approx({"pss_mib": 0.0, "anonymous_mib": 0.0}, abs=1e-6)
+    flat = [one | ({"pss_mib": 240.0} if one["slice"] == 2 else {}) for one in readings()]
+    front_of_flat = soak_figures.figures(flat)["cameras"]["front"]
+    assert front_of_flat["last_slice_slope_per_hour"] == pytest.approx({"pss_mib": 0.0, "anonymous_mib": 3.0}, abs=1e-6)
     assert front["received"] == 3600 + 1800 and front["dropped"] == 2 + 1
     assert front["age_ms"] == {"p50": 10.0, "p99": 20.0, "worst_p99": 20.0, "max": 30.0}
 
