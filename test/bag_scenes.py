@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,20 +29,21 @@ class Drawn:
     anomaly: np.ndarray | None
 
 
-def frames(seed: int = 7, count: int = FRAMES) -> list[SyntheticFrame]:
+@functools.cache
+def frames(seed: int = 7, count: int = FRAMES) -> tuple[SyntheticFrame, ...]:
     """Return synthetic frames with an anomaly in each."""
     config = SyntheticConfig(width_px=WIDTH, height_px=HEIGHT, anomaly_probability=1.0, anomaly_size_m=(1.0, 2.0))
-    return list(SyntheticSequence(seed, config).frames(count))
+    return tuple(SyntheticSequence(seed, config).frames(count))
 
 
-def write_bag(path: Path, drawn: list[Any], storage: str = "mcap", **options: Any) -> Path:
+def write_bag(path: Path, drawn: Sequence[Any], storage: str = "mcap", **options: Any) -> Path:
     """Write frames at 10 Hz, the first at 100 s."""
     with BagWriter(path, storage=storage, **options) as bag:
         write_labelled_frames(bag, drawn, RATE_HZ, START_S)
     return path
 
 
-def write_flat(path: Path, drawn: list[Any]) -> Path:
+def write_flat(path: Path, drawn: Sequence[Any]) -> Path:
     """Write frames as a dataset in the flat layout."""
     for name in ("images", "labels_masks"):
         (path / name).mkdir(parents=True)

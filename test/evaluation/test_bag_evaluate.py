@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ def test_filter_and_alarm_frames_change_the_results(tmp_path: Path, bundle: Bund
         replace(asked, alarm_frames=(4, 3))
 
 
-def record_bag(path: Path, bundle: Bundle, drawn: list[Any], kept: list[int], labels: bool = True) -> Path:
+def record_bag(path: Path, bundle: Bundle, drawn: Sequence[Any], kept: list[int], labels: bool = True) -> Path:
     """Write a bag as recorded with a running node: frames, ground truth, and the outputs for the frames in `kept`."""
     detector = open_detector(bundle, "onnxruntime", ONE_THREAD)
     with BagWriter(path) as bag:

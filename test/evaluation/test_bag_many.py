@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -26,8 +27,8 @@ from anomseg_ros.evaluation.evaluate import Request, evaluate
 from anomseg_ros.evaluation.recorded import RecordedSource
 from anomseg_ros.evaluation.results import Result, load_evaluation
 from anomseg_ros.evaluation.workers import LOCAL_RAY, Workers
+from anomseg_ros.scenes.sequence import SyntheticFrame
 
-DRAWN = [frames(seed, count) for seed, count in ((7, 4), (8, 2), (9, 3))]
 ONE_THREAD = BackendOptions(threads=1)
 DEADLY = '''
 import os, signal
@@ -57,6 +58,11 @@ class DeadlySource(BagSource):
 '''
 
 
+def drives() -> list[tuple[SyntheticFrame, ...]]:
+    """Return the frames of three drives."""
+    return [frames(seed, count) for seed, count in ((7, 4), (8, 2), (9, 3))]
+
+
 @pytest.fixture(scope="module")
 def bundle(tiny_bundle: Path) -> Bundle:
     return load_bundle(tiny_bundle)
@@ -65,7 +71,7 @@ def bundle(tiny_bundle: Path) -> Bundle:
 @pytest.fixture(scope="module")
 def bags(tmp_path_factory: pytest.TempPathFactory) -> tuple[BagSource, ...]:
     folder = tmp_path_factory.mktemp("many")
-    return tuple(BagSource(str(write_bag(folder / f"drive{n}", drawn))) for n, drawn in enumerate(DRAWN))
+    return tuple(BagSource(str(write_bag(folder / f"drive{n}", drawn))) for n, drawn in enumerate(drives()))
 
 
 @pytest.fixture
@@ -99,7 +105,7 @@ def results_without_times(outcome: BagOutcome) -> list[Result]:
 @pytest.mark.slow
 def test_bags_are_pooled_like_one_dataset(tmp_path: Path, bags: tuple[BagSource, ...], bundle: Bundle) -> None:
     outcome = evaluate_bags(request_of(bags, bundle))
-    source = f"synthetic={write_flat(tmp_path / 'flat', [frame for drawn in DRAWN for frame in drawn])}"
+    source = f"synthetic={write_flat(tmp_path / 'flat', [frame for drawn in drives() for frame in drawn])}"
     whole = evaluate(Request((bundle.directory,), (source,), ("void",), ("seeds", "smiyc"), options=ONE_THREAD))
     assert len(outcome.results) == len(whole.results) == 2
     for pooled, dataset in zip(results_without_times(outcome), whole.results, strict=True):
@@ -111,7 +117,7 @@ def test_bags_are_pooled_like_one_dataset(tmp_path: Path, bags: tuple[BagSource,
 
 
 def test_drives_of_bags_are_pooled(tmp_path: Path) -> None:
-    paths = [recorded_bag(tmp_path / f"drive{n}", drawn, None, shade=0.8) for n, drawn in enumerate(DRAWN)]
+    paths = [recorded_bag(tmp_path / f"drive{n}", drawn, None, shade=0.8) for n, drawn in enumerate(drives())]
     bags = tuple(BagSource(str(path), topic="/camera/image") for path in paths)
     asked = {"protocols": ("seeds",), "threshold": 0.6, "recorded": RecordedSource("", "")}
     outcome = evaluate_bags(request_of(bags, None, **asked))
@@ -177,12 +183,12 @@ def test_ray_gives_the_same_results_despite_a_killed_worker(
 def test_failing_bag_is_reported_and_others_are_measured(
     tmp_path: Path, bags: tuple[BagSource, ...], tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cut = write_bag(tmp_path / "cut", DRAWN[0])
+    cut = write_bag(tmp_path / "cut", drives()[0])
     (file,) = cut.glob("*.mcap")
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     bare = tmp_path / "bare"
     with BagWriter(bare) as bag:
-        bag.write_frame(stamp_ns(0), DRAWN[0][0].image)
+        bag.write_frame(stamp_ns(0), drives()[0][0].image)
     good = [bags[0].path, bags[2].path]
     words = ["--score", "void", "--threshold", "0.05", "--threads", "1", "--json", str(tmp_path / "out.json")]
     words += ["--html", str(tmp_path / "out.html")]
@@ -200,7 +206,7 @@ def test_failing_bag_is_reported_and_others_are_measured(
     assert (tmp_path / "out.html").read_text().count("data:image/jpeg;base64") >= 7
 
 
-def recorded_bag(path: Path, drawn: list[Any], bad: int | None, shade: float = 0.5) -> Path:
+def recorded_bag(path: Path, drawn: Sequence[Any], bad: int | None, shade: float = 0.5) -> Path:
     """Write a bag with recorded scores. The scores of frame `bad` hold a NaN at a known pixel."""
     with BagWriter(path) as bag:
         for index, frame in enumerate(drawn):
