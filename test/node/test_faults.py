@@ -363,12 +363,15 @@ def test_stuck_worker_does_not_delay_sigterm(tmp_path: Path, tiny_bundle: Path) 
             [sys.executable, faulty_backend.__file__, *words], env=local_environment(domain), stdout=log, stderr=log
         )
     client = Client(domain, {"labels": Image})
+
+    def is_stuck() -> bool:
+        """Publish until the worker hangs: it starts when the node has discovered the subscription."""
+        client.publish(CAMERA, image_from_array(FRAME, "rgb8", Header()))
+        return "stuck" in client.status("frames").message
+
     try:
         client.wait_for_node()
-        for _ in range(5):
-            client.publish(CAMERA, image_from_array(FRAME, "rgb8", Header()))
-            client.spin_for(0.2)
-        assert client.spin_until(lambda: "stuck" in client.status("frames").message)
+        assert client.spin_until(is_stuck)
         started = time.monotonic()
         node.send_signal(signal.SIGTERM)
         assert node.wait(20) == 0
