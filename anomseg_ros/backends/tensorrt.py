@@ -89,9 +89,15 @@ class TensorRtBackend:
             "engines": ", ".join(name for name, _ in engines),
             **self._facts,
             "cuda_graph": engine.cuda_graph,
-            **{name: f"{value:.3f}" for name, value in engine.times._asdict().items()},
+            **{f"{name}_ms": f"{value:.3f}" for name, value in self.stages_ms().items()},
             "device_memory_mib": f"{sum(engine.device_memory_bytes for _, engine in engines) / (1 << 20):.1f}",
         }
+
+    def stages_ms(self) -> dict[str, float]:
+        """Return how long upload, compute and download of the last frame took on the GPU, milliseconds."""
+        engines = tuple(self._open.values())
+        times = engines[-1].times._asdict() if engines else {}
+        return {name.removesuffix("_ms"): value for name, value in times.items()}
 
     def close(self) -> None:
         """Release the engines."""

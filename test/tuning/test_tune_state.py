@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from anomseg_ros.bench.candidate_runs import Engine
 from anomseg_ros.bench.candidates import candidates_of
 from anomseg_ros.bench.figures import Accuracy
 from anomseg_ros.core.bundle import load_bundle
@@ -16,7 +17,6 @@ from anomseg_ros.core.resources import find_bundle
 from anomseg_ros.errors import ConfigError
 from anomseg_ros.scenes.sequence import SyntheticSequence
 from anomseg_ros.tuning.tune_state import (
-    Engine,
     TuneState,
     accuracy_key,
     candidate_key,
