@@ -49,6 +49,7 @@ def report_of(tmp_path: Path, frames: Path, *words: str) -> BenchReport:
     return load_report(tmp_path / "b.json")
 
 
+@pytest.mark.slow
 def test_an_engine_says_what_it_is(
     fake: FakeRuntime, tiny_bundle: Path, tmp_path: Path, frames: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,6 +178,7 @@ def test_reports_of_earlier_versions_are_read(tiny_bundle: Path, tmp_path: Path,
     assert isinstance(entry, Entry) and (entry.power, dict(entry.engine)) == (None, {})
 
 
+@pytest.mark.slow
 def test_tune_chooses_an_engine(
     monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path, tmp_path: Path, frames: Path
 ) -> None:
