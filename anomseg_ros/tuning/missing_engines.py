@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anomseg_ros.backends.engine_cache import EngineCache, Found
-from anomseg_ros.backends.tensorrt import HOW_IT_WAS_BUILT
-from anomseg_ros.backends.tensorrt_build import engine_outputs
+from anomseg_ros.backends.tensorrt import HOW_IT_WAS_BUILT, PROVIDERS
+from anomseg_ros.backends.tensorrt_build import BuildOptions, engine_outputs
 from anomseg_ros.bench.candidate_runs import LeftOut
 from anomseg_ros.bench.candidates import Candidate
 from anomseg_ros.compression.checked_engines import (
@@ -66,7 +66,9 @@ def _provide(candidate: Candidate, frames: Path | None, machine: Machine, progre
     wanted = {LABELS_OUTPUT, candidate.score}
     sets = engine_outputs(bundle.contract)
     smallest = min((name for name in sets if wanted <= set(sets[name])), key=lambda name: len(sets[name]))
-    request = EngineRequest(bundle, (smallest,), frames=SYNTHETIC_FRAMES if frames is None else (str(frames),))
+    options = BuildOptions(dla_core=PROVIDERS[candidate.provider])
+    checked_on = SYNTHETIC_FRAMES if frames is None else (str(frames),)
+    request = EngineRequest(bundle, (smallest,), options, checked_on)
     (state,) = engine_states(request, machine)
     if not isinstance(EngineCache(request.cache).find(state.key, HOW_IT_WAS_BUILT), Found):
         provide_engines(request, machine, progress)
