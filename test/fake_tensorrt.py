@@ -267,10 +267,7 @@ def fake_tensorrt(version: str = "10.3.0", faults: Faults | None = None, name: s
                 logger.log(Severity.ERROR, NO_DRIVER)
                 raise TypeError("pybind11::init(): factory function returned nullptr")
 
-        @property
-        def num_DLA_cores(self) -> int:
-            cores: int = module.faults.dla_cores
-            return cores
+        num_DLA_cores = property(lambda self: module.faults.dla_cores)
 
         def create_network(self, flags: int = 0) -> Network:
             return Network(flags)

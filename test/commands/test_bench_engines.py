@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -185,10 +186,13 @@ def test_tune_chooses_an_engine(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     fake = fake_tensorrt_runtime.install(monkeypatch, Gpu(integrated=True))
     words = ["tune", str(tiny_bundle), "--backend", "tensorrt", "--frames", str(frames), "--no-quantize", *BRIEF]
-    words += ["--output", str(tmp_path / "out"), "--max-latency-ms", "60000"]
+    words += ["--output", str(tmp_path / "out"), "--max-latency-ms", "60000", "--power-seconds", "0.2"]
+    program = write_program(tmp_path, "nvidia-smi", nvidia_smi(repeated("61.5")))
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     assert cli.main(words) == 1 and fake.module.builds == []
     assert cli.main([*words, "--build-engine"]) == 0
     tuned = load_bundle(tmp_path / "out").contract.compression["tuned"]
     assert tuned["backend"] == "tensorrt" and len(tuned["engine"]["engine_key"]) == 12
+    assert tuned["power"]["mean_power_w"] > 0 and tuned["power"]["energy_per_frame_mj"] > 0
     (entry,) = load_report(tmp_path / "out" / "evidence.json").entries
     assert entry.threads == 0 and set(entry.stages_ms) == {"upload", "compute", "download"}
