@@ -78,6 +78,10 @@ class MetricError(AnomsegError):
     """Scores, labels or saved counts cannot be measured: wrong shape or dtype, not finite, or empty."""
 
 
+class PowerError(AnomsegError):
+    """Power cannot be measured here, or no longer."""
+
+
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, or its class if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -24,7 +24,7 @@ from typing import Any
 from common import DATA, WEIGHTS, camera_frames, ensure_bundle, parse_size, write_result
 from road_anomaly_table import CAMVID, SETS, as_markdown, chart
 
-from anomseg_ros.backends import known_providers
+from anomseg_ros.backends import check_usable
 from anomseg_ros.bench.candidates import candidates_of
 from anomseg_ros.bench.figures import FORMAT_VERSION, BenchReport, load_report, save_report
 from anomseg_ros.bench.measure import MAX_FRAMES, Extras, measure
@@ -333,7 +333,7 @@ def times_of(report: BenchReport, program_sha256: str) -> dict[str, Any]:
 def is_installed(backend: str) -> bool:
     """Return whether a backend is usable on this machine."""
     try:
-        known_providers(backend)
+        check_usable(backend)
     except BackendError:
         return False
     return True

@@ -62,6 +62,6 @@ class FakeMachine:
     def entered(self) -> AbstractContextManager[object]:
         return nullcontext()
 
-    def open_plan(self, bundle: Bundle, plan: bytes, outputs: Sequence[str]) -> PlanBackend:
+    def open_plan(self, bundle: Bundle, plan: bytes, outputs: Sequence[str], dla_core: int | None) -> PlanBackend:
         self.opened.append(PlanBackend(plan, self.change))
         return self.opened[-1]

@@ -86,10 +86,11 @@ class LayerType(enum.IntEnum):
 
 @dataclass
 class Faults:
-    """What goes wrong. build_error: logged by the builder, which then returns None."""
+    """What goes wrong. build_error: logged by the builder, which then returns None. dla_cores: that the machine has."""
 
     no_driver: bool = False
     build_error: str = ""
+    dla_cores: int = 2
 
 
 @dataclass(frozen=True)
@@ -260,13 +261,13 @@ def fake_tensorrt(version: str = "10.3.0", faults: Faults | None = None, name: s
         setattr(module, part.__name__, part)
 
     class Builder:
-        num_DLA_cores = 0
-
         def __init__(self, logger: ILogger) -> None:
             self._logger = logger
             if module.faults.no_driver:
                 logger.log(Severity.ERROR, NO_DRIVER)
                 raise TypeError("pybind11::init(): factory function returned nullptr")
+
+        num_DLA_cores = property(lambda self: module.faults.dla_cores)
 
         def create_network(self, flags: int = 0) -> Network:
             return Network(flags)

@@ -65,6 +65,8 @@ def install(patch: pytest.MonkeyPatch, *gpus: Any, version: str = "10.3.0") -> F
     install_cuda(patch, fake.cudart)
 
     class Runtime:
+        DLA_core = -1
+
         def __init__(self, logger: Any) -> None:
             self._logger = logger
 
@@ -72,6 +74,7 @@ def install(patch: pytest.MonkeyPatch, *gpus: Any, version: str = "10.3.0") -> F
             fake.counts["load"] += 1
             time.sleep(fake.load_s)
             header, model = read_plan(plan)
+            assert header["dla_core"] == self.DLA_core, "the runtime would take another DLA core than the builder"
             error = fake.faults.load or (OTHER_VERSION if header["version"] != fake.module.__version__ else "")
             if error:
                 return _failed(self._logger, error)

@@ -72,6 +72,7 @@ ROS = {
 MAY_TORCH = {"networks", "training", "compression", "parity", "export", "deploy"}
 MAY_TORCH_IN_FUNCTIONS = {"scores"}
 FLAG_FREE = {"bench", "compression", "tuning", "deploy"}
+STARTS_PROGRAMS = {"picture_files.py", "power_sources.py"}  # other programs, which take options
 MAY_ROS = {"node", "replay", "commands"}
 TORCH_FILES = {PACKAGE / "backends" / "torch.py", PACKAGE / "tuning" / "eager.py"}
 OPTIONAL_BACKENDS = {"anomseg_ros.backends.openvino", "anomseg_ros.backends.torch"}
@@ -165,7 +166,7 @@ def test_only_commands_use_command_lines(path: Path) -> None:
         assert not any(isinstance(node, ast.Attribute) and node.attr == "Namespace" for node in ast.walk(tree))
     if path not in PARSERS:
         assert calls_with_command_lines(tree) == []
-    if part_of(path) in FLAG_FREE and path.name != "picture_files.py":  # it starts a browser with options
+    if part_of(path) in FLAG_FREE and path.name not in STARTS_PROGRAMS:
         strings = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
         assert [text for text in strings if isinstance(text, str) and re.search(r"(^|[\s`])--[a-z]", text)] == []
 

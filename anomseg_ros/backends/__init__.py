@@ -55,10 +55,13 @@ def open_backend(
 
 
 def known_providers(name: str) -> tuple[str, ...]:
-    """Return the providers of a backend of the table. Raises BackendError where it is not installed or has no GPU."""
-    module = _module(name)
-    getattr(module, "check_usable", lambda: None)()
-    return tuple(module.PROVIDERS)
+    """Return the providers of a backend of the table. Raises BackendError where its package is not installed."""
+    return tuple(_module(name).PROVIDERS)
+
+
+def check_usable(name: str) -> None:
+    """Raise BackendError where a backend of the table is not installed, or needs a GPU and there is none."""
+    getattr(_module(name), "check_usable", lambda: None)()
 
 
 def _open(name: str, bundle: Bundle, options: BackendOptions, progress: Progress) -> Backend:

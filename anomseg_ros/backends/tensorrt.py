@@ -33,8 +33,8 @@ from anomseg_ros.core.progress import Progress, no_progress
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import BackendError, unknown_name
 
-PROVIDERS = {"cpu": "gpu", "gpu": "gpu"}
-"""Provider -> where engines run. Every backend has the provider cpu, its default."""
+PROVIDERS: dict[str, int | None] = {"cpu": None, "gpu": None, "dla0": 0, "dla1": 1}
+"""Provider -> core of a Jetson's DLA that runs what it can, None for the GPU alone. cpu is every backend's default."""
 
 HOW_IT_WAS_BUILT = ("workspace_bytes", "optimization_level")
 """Fields of a key that limit the builder's search. They do not change what an engine computes, so any value will do."""
@@ -45,11 +45,13 @@ class TensorRtBackend:
 
     BUILDS = True
     """It takes a listener of builds."""
-    requested = actual = "tensorrt:gpu"
 
     def __init__(self, bundle: Bundle, options: BackendOptions, progress: Progress = no_progress) -> None:
         if options.provider not in PROVIDERS:
             raise BackendError(unknown_name("tensorrt provider", options.provider, PROVIDERS))
+        self._build_options = BuildOptions(dla_core=PROVIDERS[options.provider])
+        device = "gpu" if self._build_options.dla_core is None else options.provider
+        self.requested = self.actual = f"tensorrt:{device}"
         bundle.require_program(GRAPH_FILE)
         self._bundle, self._progress = bundle, progress
         self._library = load_library()
@@ -89,9 +91,15 @@ class TensorRtBackend:
             "engines": ", ".join(name for name, _ in engines),
             **self._facts,
             "cuda_graph": engine.cuda_graph,
-            **{name: f"{value:.3f}" for name, value in engine.times._asdict().items()},
+            **{f"{name}_ms": f"{value:.3f}" for name, value in self.stages_ms().items()},
             "device_memory_mib": f"{sum(engine.device_memory_bytes for _, engine in engines) / (1 << 20):.1f}",
         }
+
+    def stages_ms(self) -> dict[str, float]:
+        """Return how long upload, compute and download of the last frame took on the GPU, milliseconds."""
+        engines = tuple(self._open.values())
+        times = engines[-1].times._asdict() if engines else {}
+        return {name.removesuffix("_ms"): value for name, value in times.items()}
 
     def close(self) -> None:
         """Release the engines."""
@@ -116,7 +124,7 @@ class TensorRtBackend:
         raise BackendError(self._not_built(reasons[0]))
 
     def _load(self, name: str, found: Found) -> TensorRtEngine:
-        engine = TensorRtEngine(self._library, self._cuda, self._bundle, found.plan)
+        engine = self._engine(found.plan)
         self._open[name] = engine
         self._facts = {
             "engine_key": found.plan_path.parent.name[:12],
@@ -143,7 +151,7 @@ class TensorRtBackend:
         try:
             with self._cuda.entered():
                 return build_engine(
-                    self._library, self._bundle, self._sets[name], BuildOptions(), timings, self._progress
+                    self._library, self._bundle, self._sets[name], self._build_options, timings, self._progress
                 )
         except BackendError as error:
             raise BackendError(
@@ -151,23 +159,30 @@ class TensorRtBackend:
             ) from error
 
     def _check(self, built: Built) -> Mapping[str, Any]:
-        engine = TensorRtEngine(self._library, self._cuda, self._bundle, built.plan)
+        engine = self._engine(built.plan)
         try:
             return check_on_noise(self._bundle, engine)
         finally:
             engine.close()
 
+    def _engine(self, plan: bytes) -> TensorRtEngine:
+        return TensorRtEngine(self._library, self._cuda, self._bundle, plan, self._build_options.dla_core)
+
     def _key(self, name: str) -> EngineKey:
-        return engine_key(self._bundle, self._sets[name], self._library, self._cuda.device, BuildOptions())
+        return engine_key(self._bundle, self._sets[name], self._library, self._cuda.device, self._build_options)
 
     def _not_built(self, reason: str) -> str:
+        core = self._build_options.dla_core
+        dla = "" if core is None else f" --dla {core}"
         return (
             f"bundle {self._bundle.contract.name!r} has no engine for this computer: {reason}; build it with "
-            f"`anomseg build {self._bundle.directory}`, or set build_engine to {CONFIGURE!r}"
+            f"`anomseg build {self._bundle.directory}{dla}`, or set build_engine to {CONFIGURE!r}"
         )
 
 
-def open_plan(bundle: Bundle, plan: bytes, outputs: Sequence[str], library: Library, cuda: Cuda) -> TensorRtEngine:
+def open_plan(
+    bundle: Bundle, plan: bytes, outputs: Sequence[str], library: Library, cuda: Cuda, dla_core: int | None = None
+) -> TensorRtEngine:
     """Return a backend that runs an engine which is not in the cache, such as one that has to be checked.
 
     Args:
@@ -176,11 +191,12 @@ def open_plan(bundle: Bundle, plan: bytes, outputs: Sequence[str], library: Libr
         outputs: that it was built for.
         library: that built it.
         cuda: the GPU.
+        dla_core: that it was built for.
 
     Raises:
         BackendError: it cannot be loaded, or lacks one of the outputs.
     """
-    engine = TensorRtEngine(library, cuda, bundle, plan)
+    engine = TensorRtEngine(library, cuda, bundle, plan, dla_core)
     if not engine.outputs >= set(outputs):
         engine.close()
         raise BackendError(f"the engine computes {', '.join(sorted(engine.outputs))}, not {', '.join(outputs)}")

@@ -162,6 +162,7 @@ def build_engine(
     model = keep_outputs(bundle.require_program(GRAPH_FILE).read_bytes(), outputs)
     builder, network, parser, logger = parse_graph(library, model, f"bundle {bundle.contract.name!r}")
     _check_network(bundle, network, outputs)
+    _check_dla(library, builder, options)
     config = builder.create_builder_config()
     _configure(library, config, options)
     monitor = _monitor_class(library.module)(progress)
@@ -205,6 +206,15 @@ def _check_network(bundle: Bundle, network: Any, outputs: Collection[str]) -> No
         {tensor.name: tensor.dtype.name for tensor in results},
         {"uint8": "UINT8", "float32": "FLOAT"},
     )
+
+
+def _check_dla(library: Library, builder: Any, options: BuildOptions) -> None:
+    cores = getattr(builder, "num_DLA_cores", 0)  # TensorRT-RTX knows of none
+    if options.dla_core is not None and options.dla_core >= cores:
+        raise BackendError(
+            f"there is no DLA core {options.dla_core}: {library.title} finds {cores} on this computer; "
+            "build for the GPU"
+        )
 
 
 def _configure(library: Library, config: Any, options: BuildOptions) -> None:

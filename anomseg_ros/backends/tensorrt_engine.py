@@ -63,9 +63,10 @@ class TensorRtEngine:
 
     requested = actual = "tensorrt:gpu"
 
-    def __init__(self, library: Library, cuda: Cuda, bundle: Bundle, plan: bytes) -> None:
-        """plan: of bundle's graph, or of that graph cut to some of its outputs. Raises BackendError."""
+    def __init__(self, library: Library, cuda: Cuda, bundle: Bundle, plan: bytes, dla_core: int | None = None) -> None:
+        """plan: of bundle's graph or of that graph cut to some outputs, for this DLA core. Raises BackendError."""
         self._title, self._cuda, self._name = library.title, cuda, bundle.contract.name
+        self._dla_core = dla_core
         self._lock = threading.Lock()
         self._resources = ExitStack()
         self._downloads: frozenset[str] = frozenset()
@@ -121,6 +122,8 @@ class TensorRtEngine:
             self._runtime = library.module.Runtime(self._logger)
         except Exception as error:  # a bare TypeError of pybind11, and the reason in the log
             raise BackendError(self._failure("cannot start, to load the engine")) from error
+        if self._dla_core is not None:  # otherwise it runs on the first core, whatever it was built for
+            self._runtime.DLA_core = self._dla_core
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise BackendError(self._failure("cannot load the engine"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,14 +13,18 @@ from typing import Protocol
 from anomseg_ros.backends import BACKENDS, known_providers, open_detector
 from anomseg_ros.backends.backend_options import BackendOptions
 from anomseg_ros.core.bundle import GRAPH_FILE, Bundle, load_bundle
+from anomseg_ros.core.detector import backend_facts, backend_stages_ms
 from anomseg_ros.core.types import RgbImage
-from anomseg_ros.errors import ConfigError, unknown_name
+from anomseg_ros.errors import BackendError, ConfigError, unknown_name
 
 EAGER = "torch eager"
 """The backend name of a checkpoint that runs in torch without export."""
 
 PROGRAM_FILES = {"torch": "model.pt2"}
 """Backend -> the file that it runs instead of the ONNX graph."""
+
+WITHOUT_THREADS = ("tensorrt",)
+"""Backends that use no threads of the processor: one candidate stands for all numbers of threads."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,13 @@ class Candidate:
         """Name, backend, threads and size in words; unique among the candidates of a run."""
         threads = "all threads" if self.threads == 0 else f"{self.threads} thread{'s' * (self.threads != 1)}"
         provider = "" if self.provider == "cpu" else f":{self.provider}"
-        return f"{self.name}, {self.backend}{provider}, {threads}, {self.height_px}x{self.width_px}"
+        words = [self.name, f"{self.backend}{provider}", threads, f"{self.height_px}x{self.width_px}"]
+        return ", ".join(word for word in words if word is not threads or self.backend not in WITHOUT_THREADS)
+
+    @property
+    def is_on_nvidia_gpu(self) -> bool:
+        """Whether the engine that is asked for runs on an NVIDIA GPU."""
+        return self.backend == "tensorrt" or self.provider in ("cuda", "tensorrt")
 
     @property
     def program(self) -> Path:
@@ -64,6 +74,14 @@ class Runner(Protocol):
 
     requested: str
     actual: str
+
+    def facts(self) -> Mapping[str, str]:
+        """Return what the engine says of itself, in words."""
+        ...
+
+    def stages_ms(self) -> Mapping[str, float]:
+        """Return the times of the last frame's stages in the engine, milliseconds; empty where it does not tell."""
+        ...
 
     def __call__(self, frame: RgbImage) -> None:
         """Compute labels and one score of a uint8 (H, W, 3) RGB frame; discard them."""
@@ -87,6 +105,14 @@ class BundleRunner:
     def __call__(self, frame: RgbImage) -> None:
         """Compute labels and score."""
         self._detector.detect(frame, self._scores)
+
+    def facts(self) -> Mapping[str, str]:
+        """See Runner."""
+        return backend_facts(self._detector.backend)
+
+    def stages_ms(self) -> Mapping[str, float]:
+        """See Runner."""
+        return backend_stages_ms(self._detector.backend)
 
     def close(self) -> None:
         """Release the backend."""
@@ -113,7 +139,7 @@ def candidates_of(
     Args:
         directories: of the bundles.
         backends: names; one is left out for bundles without the file that it runs.
-        threads: numbers of threads, 0 for one per core.
+        threads: numbers of threads, 0 for one per core. Backends without threads have one candidate.
         score: "" for each bundle's default.
         provider: backends that do not know it run on their default.
 
@@ -138,12 +164,17 @@ def candidates_of(
         for bundle, name in zip(bundles, _unique_names(bundles), strict=True)
         for backend in backends
         if PROGRAM_FILES.get(backend, GRAPH_FILE) in bundle.contract.files
-        for number in threads
+        for number in thread_numbers(backend, threads)
     ]
     for title, count in Counter(candidate.title for candidate in candidates).items():
         if count > 1:
             raise ConfigError(f"{title} is given twice; give each bundle, backend and number of threads once")
     return candidates
+
+
+def thread_numbers(backend: str, threads: Sequence[int]) -> Sequence[int]:
+    """Return the numbers of threads to measure a backend with; 0 alone for one that uses none."""
+    return threads if backend not in WITHOUT_THREADS else (0,)
 
 
 def _unique_names(bundles: Sequence[Bundle]) -> list[str]:
@@ -177,11 +208,19 @@ def _provider_of_each(backends: Sequence[str], provider: str) -> dict[str, str]:
     default = BackendOptions().provider
     if provider == default:
         return dict.fromkeys(backends, default)
-    known = {backend: known_providers(backend) for backend in backends}
-    if not any(provider in names for names in known.values()):
+    known = {backend: _providers(backend) for backend in backends}
+    if any(known.values()) and not any(provider in names for names in known.values()):
         every = list(dict.fromkeys(name for names in known.values() for name in names))
         raise ConfigError(unknown_name(f"provider of {', '.join(backends)}:", provider, every))
     return {backend: provider if provider in names else default for backend, names in known.items()}
+
+
+def _providers(backend: str) -> tuple[str, ...]:
+    """Return the providers of a backend; none where it is not installed, which opening it will say."""
+    try:
+        return known_providers(backend)
+    except BackendError:
+        return ()
 
 
 def thread_warnings(threads: Sequence[int]) -> tuple[str, ...]:

@@ -92,7 +92,9 @@ class _Mark:
     @property
     def description(self) -> str:
         text = f"{self.entry.title}: p50 {self.entry.latency_ms['p50']:.1f} ms"
-        accuracy = self.entry.accuracy
+        accuracy, power = self.entry.accuracy, self.entry.power
+        if power is not None and power.energy_per_frame_mj is not None:
+            text += f", {power.mean_power_w:.1f} W of {power.rail}, {power.energy_per_frame_mj:.1f} mJ per frame"
         return text if accuracy is None else f"{text}, {METRIC_NAMES.get(accuracy.metric, '')} {self.cells[-1]}"
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from anomseg_ros.bench.power import Power
 from anomseg_ros.bench.statistics import Ratio
 from anomseg_ros.core.output_files import write_results
 from anomseg_ros.core.schema import from_plain, to_plain
@@ -33,7 +34,8 @@ class Entry:
 
     latency_ms: by name of percentile. speedup: title of another candidate -> how many times as fast this one is.
     own_eager: title of the candidate that is the same network without export, at the same size and threads. sha256: of
-    the file with the weights.
+    the file with the weights. engine: what the backend says of itself, in words: its key, its GPU and others.
+    stages_ms: stage of a frame on the GPU -> median over the rounds.
     """
 
     title: str
@@ -59,6 +61,9 @@ class Entry:
     own_eager: str | None = None
     sha256: str | None = None
     notes: tuple[str, ...] = ()
+    engine: Mapping[str, str] = field(default_factory=dict)
+    stages_ms: Mapping[str, float] = field(default_factory=dict)
+    power: Power | None = None
 
 
 @dataclass(frozen=True)

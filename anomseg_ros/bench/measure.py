@@ -6,15 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 import cv2
 import numpy as np
 
-from anomseg_ros.bench.candidates import EAGER, Candidate, Runner, candidates_of, open_runner
+from anomseg_ros.bench.candidate_runs import Engine, LeftOut, open_each, require_some, run_together
+from anomseg_ros.bench.candidates import EAGER, Candidate, candidates_of
 from anomseg_ros.bench.figures import Accuracy, Entry
 from anomseg_ros.bench.peak_memory import measure_memory
-from anomseg_ros.bench.rounds import Stop, measure_rounds
+from anomseg_ros.bench.power import PowerMeter, PowerRequest
+from anomseg_ros.bench.rounds import Stop
 from anomseg_ros.bench.statistics import Ratio, percentiles, ratio
 from anomseg_ros.core.bundle import GRAPH_FILE, Bundle, sha256_of
 from anomseg_ros.core.image_files import image_files, read_image
@@ -30,21 +31,12 @@ DRAWN_SEED = 20
 CostOf = Callable[[Path], Cost]
 
 
-class InUse(Protocol):
-    """The requested engine and the one in use: a runner, or a record of one."""
-
-    @property
-    def requested(self) -> str: ...
-
-    @property
-    def actual(self) -> str: ...
-
-
 @dataclass(frozen=True)
 class Extras:
     """What to measure beside the times. accuracy: by candidate title; own_eager: title -> title of its torch eager."""
 
     memory: bool = True
+    power: PowerRequest = field(default_factory=PowerRequest)
     cost_of: CostOf | None = None
     accuracy: Mapping[str, Accuracy] = field(default_factory=dict)
     own_eager: Mapping[str, str] = field(default_factory=dict)
@@ -52,11 +44,12 @@ class Extras:
 
 @dataclass(frozen=True)
 class Measured:
-    """Entries in the candidates' order, a row of times per round, and warnings."""
+    """Entries in the candidates' order, a row of times per round, warnings, and the candidates that cannot run."""
 
     entries: tuple[Entry, ...]
     times_ms: tuple[tuple[float, ...], ...]
     warnings: tuple[str, ...]
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def measure(
@@ -76,22 +69,24 @@ def measure(
         progress: called after each step.
 
     Raises:
-        ConfigError: there is no candidate.
-        BundleError, BackendError, CheckpointError: a candidate cannot be loaded.
+        ConfigError: there is no candidate, or none that can run.
     """
     if not candidates:
         raise ConfigError("nothing to measure; give at least one bundle, and a backend that runs it")
     with ExitStack() as stack:
-        runners = open_runners(candidates, stack, progress)
-        actual = [runner.actual for runner in runners]
-        warnings = surprises(candidates, runners)
-        rows = measure_rounds(runners, frames_for(candidates, frames), stop, progress=progress)
-    times = {one.title: [row[index] for row in rows] for index, one in enumerate(candidates)}
+        by_candidate = dict(zip(candidates, frames_for(candidates, frames), strict=True))
+        runners, out = open_each(candidates, list(by_candidate.values()), stack, progress)
+        usable = list(runners)
+        require_some(usable, out)
+        meter = stack.enter_context(PowerMeter(extras.power))
+        rows, engines = run_together(runners, [by_candidate[one] for one in usable], stop, meter, progress=progress)
+    times = {one.title: [row[index] for row in rows] for index, one in enumerate(usable)}
     entries = []
-    for index, candidate in enumerate(candidates):
-        entries.append(entry_of(candidate, actual[index], times, extras))
-        progress("memory and size", index + 1, len(candidates))
-    return Measured(tuple(entries), tuple(map(tuple, rows)), tuple(warnings))
+    for index, (candidate, engine) in enumerate(zip(usable, engines, strict=True)):
+        entries.append(entry_of(candidate, engine, times, extras))
+        progress("memory and size", index + 1, len(usable))
+    warnings = [*sentences(out), *surprises(usable, engines)]
+    return Measured(tuple(entries), tuple(map(tuple, rows)), tuple(warnings), tuple(out))
 
 
 def time_in_turns(
@@ -99,22 +94,15 @@ def time_in_turns(
 ) -> tuple[Entry, Entry]:
     """Return the times of two bundles, measured alternately in ONNX Runtime, and the speedup of the second."""
     candidates = candidates_of([before.directory, after.directory], ["onnxruntime"], [threads])
-    first, second = measure(candidates, (), Stop(rounds=rounds), Extras(memory=False), progress).entries
+    extras = Extras(memory=False, power=PowerRequest(seconds=0))
+    measured = measure(candidates, (), Stop(rounds=rounds), extras, progress)
+    if measured.left_out:
+        raise BackendError("; ".join(sentences(measured.left_out)))
+    first, second = measured.entries
     return first, second
 
 
-def open_runners(candidates: Sequence[Candidate], stack: ExitStack, progress: Progress) -> list[Runner]:
-    """Load all candidates; the stack closes them."""
-    runners = []
-    for index, candidate in enumerate(candidates):
-        runner = open_runner(candidate)
-        stack.callback(runner.close)
-        runners.append(runner)
-        progress("loading", index + 1, len(candidates))
-    return runners
-
-
-def entry_of(candidate: Candidate, actual: str, times: Mapping[str, Sequence[float]], extras: Extras) -> Entry:
+def entry_of(candidate: Candidate, engine: Engine, times: Mapping[str, Sequence[float]], extras: Extras) -> Entry:
     """Return the entry of one candidate. times: title -> milliseconds by round, of all candidates."""
     own = times[candidate.title]
     latency_ms = percentiles(own)
@@ -123,7 +111,7 @@ def entry_of(candidate: Candidate, actual: str, times: Mapping[str, Sequence[flo
         title=candidate.title,
         name=candidate.name,
         backend=candidate.backend,
-        actual=actual,
+        actual=engine.actual,
         threads=candidate.threads,
         height_px=candidate.height_px,
         width_px=candidate.width_px,
@@ -139,6 +127,9 @@ def entry_of(candidate: Candidate, actual: str, times: Mapping[str, Sequence[flo
         own_eager=extras.own_eager.get(candidate.title),
         sha256=sha256_of(candidate.program),
         notes=notes,
+        engine=engine.facts,
+        stages_ms=engine.stages_ms,
+        power=engine.power,
     )
     graph = Path(candidate.bundle) / GRAPH_FILE
     if extras.cost_of is None or not graph.is_file():
@@ -165,7 +156,12 @@ def _speedups(candidate: Candidate, times: Mapping[str, Sequence[float]], extras
     }
 
 
-def surprises(candidates: Sequence[Candidate], engines: Sequence[InUse]) -> list[str]:
+def sentences(out: Sequence[LeftOut]) -> list[str]:
+    """Return a warning for each candidate that is left out."""
+    return [f"left out: {one.what}: {one.reason}" for one in out]
+
+
+def surprises(candidates: Sequence[Candidate], engines: Sequence[Engine]) -> list[str]:
     """Return a warning for each candidate that runs on another engine than the requested one."""
     return [
         f"{candidate.title}: {engine.requested} was asked for, {engine.actual} is in use"

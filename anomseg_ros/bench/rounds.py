@@ -44,6 +44,7 @@ def measure_rounds(
     *,
     seed: int = 0,
     on_round: Callable[[list[float]], None] = lambda times: None,
+    after_run: Callable[[int], None] = lambda index: None,
     progress: Progress = no_progress,
 ) -> list[list[float]]:
     """Return one row per round: the milliseconds of each runner.
@@ -54,6 +55,7 @@ def measure_rounds(
         stop: when to stop.
         seed: of the orders.
         on_round: called with each finished row.
+        after_run: called with the runner's index after each of its timed runs.
         progress: called after each round.
     """
     _warm_up(runners, frames, progress)
@@ -64,6 +66,7 @@ def measure_rounds(
         for index in round_order(len(runners), seed, len(rows)):
             own = frames[index]
             row[index] = timed_ms(runners[index], own[len(rows) % len(own)])
+            after_run(index)
         rows.append(row)
         on_round(row)
         progress("rounds", len(rows), _expected(len(rows), time.perf_counter() - started, stop))

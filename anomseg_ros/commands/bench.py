@@ -16,6 +16,7 @@ from anomseg_ros.bench.accuracy import METRICS
 from anomseg_ros.bench.chart import pareto_chart
 from anomseg_ros.bench.figures import save_report
 from anomseg_ros.bench.picture_files import check_picture, write_picture
+from anomseg_ros.bench.power import PowerRequest
 from anomseg_ros.bench.rounds import Stop
 from anomseg_ros.commands import options
 from anomseg_ros.commands.bench_output import print_report
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         threads=options.thread_counts(args.threads),
         stop=Stop(args.rounds, args.seconds),
         memory=not args.no_memory,
+        power=PowerRequest(args.power_seconds),
         evaluations=tuple(load_evaluation(path) for path in args.accuracy),
         command=shlex.join(["anomseg", "bench", *(argv or [])]),
     )
@@ -78,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         "--seconds", type=options.number, default=30.0, help="measuring time in seconds for all candidates together"
     )
     parser.add_argument("--no-memory", action="store_true", help=options.NO_MEMORY_HELP)
+    options.add_power_seconds(parser)
     parser.add_argument("--json", type=options.output_file, help=options.JSON_HELP)
     plot_help = "picture of accuracy over latency; .png needs an installed Chromium"
     parser.add_argument(
@@ -98,6 +101,7 @@ def _add_measuring_options(parser: argparse.ArgumentParser) -> None:
     backend_help = f"engines, from {', '.join(sorted(BACKENDS))}"
     parser.add_argument("--backend", nargs="+", default=["onnxruntime"], metavar="BACKEND", help=backend_help)
     parser.add_argument("--provider", default=BackendOptions().provider, help=options.PROVIDER_HELP)
+    parser.add_argument("--build-engine", action="store_true", help=options.BUILD_ENGINE_HELP)
     threads_help = "numbers of processor threads, such as 1,2; 0 = one per core"
     parser.add_argument("--threads", nargs="+", default=["0"], metavar="N", help=threads_help)
     parser.add_argument("--score", default="", help=options.TIMED_SCORE_HELP)

@@ -46,7 +46,7 @@ def _request(args: argparse.Namespace) -> EngineRequest:
     return EngineRequest(
         load_bundle(find_bundle(args.bundle)),
         tuple(args.outputs),
-        BuildOptions(workspace_bytes=workspace),
+        BuildOptions(workspace_bytes=workspace, dla_core=args.dla),
         tuple(args.frames),
         args.output,
     )
@@ -95,6 +95,10 @@ def _print_engines(title: str, engines: Mapping[str, Mapping[str, Any]]) -> None
     console = Console()
     console.print(title, soft_wrap=True, highlight=False, markup=False)
     console.print(table)
+    for name, facts in engines.items():
+        if "DLA" in facts["layers_by_device"]:
+            rest = ", ".join(f"{count} {kind}" for kind, count in facts["layers_by_device"].get("GPU", {}).items())
+            console.print(f"{name}: layers that stay on the GPU: {rest or 'none'}", soft_wrap=True, highlight=False)
 
 
 def _seconds(facts: Mapping[str, Any]) -> str:
@@ -132,6 +136,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--outputs", nargs="+", default=(), choices=(LABELS, EVERYTHING), help=outputs_help)
     workspace_help = "most scratch memory of a layer (default: no limit)"
     parser.add_argument("--workspace", type=int, metavar="MIB", help=workspace_help)
+    dla_help = "core of a Jetson's DLA that runs what it can, the GPU the rest; run it with the provider dla0 or dla1"
+    parser.add_argument("--dla", type=int, choices=(0, 1), metavar="CORE", help=dla_help)
     parser.add_argument("--device", type=int, default=0, metavar="N", help="number of the GPU")
     output_help = "folder of the cache (default: $XDG_CACHE_HOME/anomseg_ros/tensorrt)"
     parser.add_argument("--output", type=options.output_folder, metavar="FOLDER", help=output_help)

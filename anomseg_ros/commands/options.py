@@ -15,6 +15,7 @@ from rich.table import Table
 
 from anomseg_ros.backends import BACKENDS
 from anomseg_ros.backends.backend_options import BackendOptions
+from anomseg_ros.bench.power import PowerRequest
 from anomseg_ros.core.bundle import CHECKPOINT_FILE, Bundle, check_target
 from anomseg_ros.core.image_files import read_image
 from anomseg_ros.core.output_files import check_output_file, check_output_folder
@@ -75,11 +76,21 @@ VOID_CLASS_HELP = "index of the void (anomaly) output of a void classifier"
 ALLOW_PARTIAL_HELP = "accept datasets with fewer or more frames than published"
 CHECKPOINT_HELP = f"file that the bundle was exported from (default: {CHECKPOINT_FILE} in the bundle)"
 NO_MEMORY_HELP = "do not measure memory, which needs a process for each candidate"
+BUILD_ENGINE_HELP = (
+    "build and check missing TensorRT engines before measuring, as `anomseg build` does (default: candidates without "
+    "an engine are left out)"
+)
 TIMED_SCORE_HELP = "score to compute besides the labels (default: the bundle's first)"
 PROVIDER_HELP = (
     "device or mode of the backend: cpu; with onnxruntime also cuda, tensorrt, openvino; with openvino and tensorrt "
-    "also gpu; with torch also eager"
+    "also gpu, with tensorrt also dla0 and dla1; with torch also eager"
 )
+
+
+def add_power_seconds(target: argparse._ActionsContainer) -> None:
+    """Add --power-seconds."""
+    text = "measure power for this long on each candidate, if there is a sensor; 0 = do not measure it"
+    target.add_argument("--power-seconds", type=number, default=PowerRequest().seconds, metavar="S", help=text)
 
 
 def add_backend_options(target: argparse.ArgumentParser) -> None:

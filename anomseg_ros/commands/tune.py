@@ -13,6 +13,7 @@ from anomseg_ros.backends import BACKENDS
 from anomseg_ros.backends.backend_options import BackendOptions
 from anomseg_ros.bench.candidates import core_count
 from anomseg_ros.bench.figures import Entry
+from anomseg_ros.bench.power import PowerRequest
 from anomseg_ros.commands import options
 from anomseg_ros.commands.bench import input_size
 from anomseg_ros.commands.bench_output import print_report
@@ -49,6 +50,7 @@ def _request(args: argparse.Namespace, command: str) -> TuneRequest:
         backends=None if args.backend is None else options.split_names(args.backend),
         threads=options.thread_counts(args.threads),
         memory=not args.no_memory,
+        power=PowerRequest(args.power_seconds),
         command=command,
     )
 
@@ -131,6 +133,7 @@ def _add_measuring_options(parser: argparse.ArgumentParser) -> None:
     backend_help = f"engines, from {', '.join(sorted(BACKENDS))} (default: all that are installed and run a bundle)"
     group.add_argument("--backend", nargs="+", metavar="BACKEND", help=backend_help)
     group.add_argument("--provider", default=BackendOptions().provider, help=options.PROVIDER_HELP)
+    group.add_argument("--build-engine", action="store_true", help=options.BUILD_ENGINE_HELP)
     threads_help = "numbers of processor threads, such as 1,2; 0 = one per core (default: 1 and one per core)"
     threads = ["1", "0"] if core_count() > 1 else ["1"]
     group.add_argument("--threads", nargs="+", default=threads, metavar="N", help=threads_help)
@@ -139,3 +142,4 @@ def _add_measuring_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--frames", type=Path, metavar="FOLDER", help=frames_help)
     group.add_argument("--rounds", type=int, default=30, help="runs of each candidate")
     group.add_argument("--no-memory", action="store_true", help=options.NO_MEMORY_HELP)
+    options.add_power_seconds(group)

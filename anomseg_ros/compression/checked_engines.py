@@ -77,7 +77,7 @@ class Machine(Protocol):
         """Make the GPU the current one of this thread."""
         ...
 
-    def open_plan(self, bundle: Bundle, plan: bytes, outputs: Sequence[str]) -> Backend:
+    def open_plan(self, bundle: Bundle, plan: bytes, outputs: Sequence[str], dla_core: int | None) -> Backend:
         """Return a backend that runs an engine which is not in the cache."""
         ...
 
@@ -96,10 +96,10 @@ class ThisMachine:
         entered: AbstractContextManager[object] = self._cuda.entered()
         return entered
 
-    def open_plan(self, bundle: Bundle, plan: bytes, outputs: Sequence[str]) -> Backend:
+    def open_plan(self, bundle: Bundle, plan: bytes, outputs: Sequence[str], dla_core: int | None) -> Backend:
         """See Machine."""
         backend: Backend = importlib.import_module("anomseg_ros.backends.tensorrt").open_plan(
-            bundle, plan, outputs, self.library, self._cuda
+            bundle, plan, outputs, self.library, self._cuda, dla_core
         )
         return backend
 
@@ -146,7 +146,7 @@ def provide_engines(
 
         def check(built: Built, outputs: tuple[str, ...] = outputs) -> Mapping[str, Any]:
             def open_engine() -> Backend:
-                return machine.open_plan(request.bundle, built.plan, outputs)
+                return machine.open_plan(request.bundle, built.plan, outputs, request.options.dla_core)
 
             return check_engine(request.bundle, outputs, open_engine, frames.get(), progress=progress)
 

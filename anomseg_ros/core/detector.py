@@ -45,6 +45,12 @@ def backend_facts(backend: Backend) -> dict[str, str]:
     return facts
 
 
+def backend_stages_ms(backend: Backend) -> dict[str, float]:
+    """Return how long the stages of a backend's last frame took, milliseconds: its `stages_ms()`, where it has that."""
+    stages: dict[str, float] = getattr(backend, "stages_ms", dict)()
+    return stages
+
+
 class Detector:
     """Labels and anomaly scores of camera frames."""
 

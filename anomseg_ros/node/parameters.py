@@ -84,8 +84,8 @@ PARAMETERS = (
     Parameter(
         "provider",
         "cpu",
-        "Device or mode of the backend: cpu; cuda, tensorrt, openvino (onnxruntime); gpu (openvino, tensorrt); eager "
-        "(torch).",
+        "Device or mode of the backend: cpu; cuda, tensorrt, openvino (onnxruntime); gpu (openvino, tensorrt); dla0, "
+        "dla1 (tensorrt); eager (torch).",
     ),
     Parameter(
         "precision", "auto", "Precision that the bundle must have; auto accepts any.", choices=("auto", *PRECISIONS)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from anomseg_ros.bench.accuracy import Wanted, common_dataset, find_accuracy
+from anomseg_ros.bench.candidate_runs import LeftOut, require_some
 from anomseg_ros.bench.candidates import EAGER, Candidate, candidates_of, known_backends, left_out, thread_warnings
 from anomseg_ros.bench.figures import FORMAT_VERSION, Accuracy, BenchReport
-from anomseg_ros.bench.measure import CostOf, Extras, Measured, measure, read_frames
+from anomseg_ros.bench.measure import CostOf, Extras, Measured, measure, read_frames, sentences
+from anomseg_ros.bench.power import PowerRequest
 from anomseg_ros.bench.rounds import Stop
 from anomseg_ros.core.bundle import load_bundle, sha256_of
 from anomseg_ros.core.progress import Progress, no_progress
 from anomseg_ros.errors import BundleError, ConfigError
 from anomseg_ros.evaluation.machine import describe_machine, package_versions
 from anomseg_ros.evaluation.results import Evaluation
+from anomseg_ros.tuning.missing_engines import build_missing
 
 EAGER_RUNNER = "anomseg_ros.tuning.eager:EagerRunner"
 """Given by name, because only timing of checkpoints needs torch."""
@@ -40,6 +43,8 @@ class BenchRequest:
     frames: Path | None = None  # folder, None for drawn road scenes
     stop: Stop = field(default_factory=Stop)
     memory: bool = True
+    power: PowerRequest = field(default_factory=PowerRequest)
+    build_engine: bool = False  # whether to build the engines that are missing
     evaluations: tuple[Evaluation, ...] = ()  # sources of accuracies
     metric: str | None = None  # of the accuracy to show; None for auprc if all have it, else miou
     dataset: str = ""  # of the accuracy to show; empty for a common one
@@ -62,12 +67,16 @@ def bench(request: BenchRequest, progress: Progress = no_progress) -> BenchRepor
         candidates = candidates_of(bundles, backends, request.threads, score=request.score, provider=request.provider)
         eager = _eager_candidates(candidates, checkpoints, request.threads)
         missing = left_out(bundles, backends, request.provider)
-        everything = [*eager, *candidates]
-        accuracies, eager_of = _accuracies(everything, request), _eager_titles(candidates, eager)
-        extras = Extras(request.memory, cost_counter(), accuracies, eager_of)
-        measured = measure(everything, frames, request.stop, extras, progress)
-    warnings = [*thread_warnings(request.threads), *missing, *measured.warnings]
-    return report_of(measured, warnings, request.command, request.settings)
+        usable, failed = [*eager, *candidates], list[LeftOut]()
+        if request.build_engine:
+            usable, failed = build_missing(usable, request.frames, progress)
+            require_some(usable, failed)
+        accuracies, eager_of = _accuracies(usable, request), _eager_titles(candidates, eager)
+        extras = Extras(request.memory, request.power, cost_counter(), accuracies, eager_of)
+        measured = measure(usable, frames, request.stop, extras, progress)
+    warnings = [*thread_warnings(request.threads), *missing, *sentences(failed), *measured.warnings]
+    out = [asdict(one) for one in (*failed, *measured.left_out)]
+    return report_of(measured, warnings, request.command, {**request.settings, "left_out": out})
 
 
 def resized(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -38,6 +39,14 @@ class EagerRunner:
         with torch.inference_mode():
             labels, score = self._graph(torch.from_numpy(tensor_from_frame(frame, self._input).copy()))
             labels.numpy(), score.numpy()
+
+    def facts(self) -> Mapping[str, str]:
+        """Return nothing: `actual` says all."""
+        return {}
+
+    def stages_ms(self) -> Mapping[str, float]:
+        """Return nothing: there are no stages."""
+        return {}
 
     def close(self) -> None:
         """Release the weights."""

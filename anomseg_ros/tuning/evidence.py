@@ -11,6 +11,7 @@ from pathlib import Path
 from anomseg_ros.bench.figures import BenchReport, Entry, save_report
 from anomseg_ros.bench.picture_files import write_picture
 from anomseg_ros.core.bundle import Bundle, Contract, change_bundle
+from anomseg_ros.core.schema import to_plain
 from anomseg_ros.tuning.choice import TuneGoal
 
 PROTOCOL = "seeds"
@@ -61,6 +62,10 @@ def tuned_contract(contract: Contract, goal: TuneGoal, chosen: Entry, report: Be
         "machine": dict(report.machine),
         "created": report.created,
     }
+    if chosen.engine:
+        tuned["engine"] = dict(chosen.engine)
+    if chosen.power is not None and chosen.power.mean_power_w is not None:
+        tuned["power"] = to_plain(chosen.power)
     quality = dict(contract.quality)
     if chosen.accuracy.metric != "label_agreement":
         figures = {chosen.accuracy.metric: round(chosen.accuracy.value, 6), "protocol": PROTOCOL, "score": chosen.score}

@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anomseg_ros.backends import BACKENDS, known_providers
+from anomseg_ros.backends import BACKENDS, check_usable
+from anomseg_ros.bench.candidate_runs import LeftOut
 from anomseg_ros.bench.candidates import PROGRAM_FILES
 from anomseg_ros.bench.measure import MAX_FRAMES
 from anomseg_ros.core.bundle import CHECKPOINT_FILE, CONTRACT_FILE, GRAPH_FILE, Bundle, load_bundle, sha256_of
@@ -19,7 +20,6 @@ from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import AnomsegError, BackendError, CompressionError, ConfigError, FrameError
 from anomseg_ros.tuning.bench import resized
 from anomseg_ros.tuning.request import Listener, TuneRequest
-from anomseg_ros.tuning.tune_state import LeftOut
 
 if TYPE_CHECKING:  # torch takes seconds to import, so functions import it
     from anomseg_ros.compression.drift import Tolerance
@@ -95,7 +95,7 @@ def usable_backends(bundles: Sequence[Path], making: bool) -> tuple[tuple[str, .
         if PROGRAM_FILES.get(name, GRAPH_FILE) not in files:
             continue
         try:
-            known_providers(name)
+            check_usable(name)
             usable.append(name)
         except BackendError as error:
             missing.append(LeftOut(f"backend {name}", str(error)))

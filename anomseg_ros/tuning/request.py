@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from anomseg_ros.bench.power import PowerRequest
 from anomseg_ros.tuning.choice import TuneGoal
 
 
@@ -36,6 +37,8 @@ class TuneRequest:
     """Folder of camera frames to measure, quantize and prune with; None for drawn road scenes."""
     rounds: int = 30
     memory: bool = True
+    power: PowerRequest = field(default_factory=PowerRequest)
+    build_engine: bool = False  # whether to build the engines that are missing
     overwrite: bool = False
     state: Path | None = None  # folder of the state, None for one beside the output
     command: str = "anomseg tune"  # command line for the report

@@ -9,12 +9,14 @@ from typing import Any
 
 from anomseg_ros.backends.backend_options import BackendOptions
 from anomseg_ros.bench.accuracy import mean_accuracy
+from anomseg_ros.bench.candidate_runs import Engine, LeftOut, require_some
 from anomseg_ros.bench.candidates import (
     PROGRAM_FILES,
     Candidate,
     candidates_of,
     known_backends,
     left_out,
+    thread_numbers,
     thread_warnings,
 )
 from anomseg_ros.bench.chart import Goal, pareto_chart
@@ -26,6 +28,7 @@ from anomseg_ros.bench.measure import (
     Measured,
     entry_of,
     read_frames,
+    sentences,
     surprises,
 )
 from anomseg_ros.bench.rounds import MIN_ROUNDS
@@ -41,8 +44,9 @@ from anomseg_ros.tuning.bench import cost_counter, report_of
 from anomseg_ros.tuning.choice import TuneGoal, choose, nearest
 from anomseg_ros.tuning.evidence import EVIDENCE, PROTOCOL, write_evidence, write_tuned
 from anomseg_ros.tuning.making import Maker, check_making, usable_backends
+from anomseg_ros.tuning.missing_engines import build_missing
 from anomseg_ros.tuning.request import Listener, TuneRequest
-from anomseg_ros.tuning.tune_state import LeftOut, TuneState, label_agreement, measure_together
+from anomseg_ros.tuning.tune_state import TuneState, label_agreement, measure_together
 
 MANY = 24
 """Number of candidates above which the user is told that all are in memory together, some 100 MiB each."""
@@ -211,8 +215,9 @@ class _Run:
 
     def _made(self, maker: Maker) -> list[Path]:
         """Tell the amount of work, and make the bundles."""
-        engines = sum(PROGRAM_FILES.get(backend, GRAPH_FILE) == GRAPH_FILE for backend in self.plan.backends)
-        count = len(self.plan.candidates([])) + maker.total * engines * len(self.plan.request.threads)
+        run_graphs = [name for name in self.plan.backends if PROGRAM_FILES.get(name, GRAPH_FILE) == GRAPH_FILE]
+        of_each = sum(len(thread_numbers(name, self.plan.request.threads)) for name in run_graphs)
+        count = len(self.plan.candidates([])) + maker.total * of_each
         threads, bundles = ", ".join(map(str, self.plan.request.threads)), len(self.plan.request.bundles)
         self.listener.tell(
             f"up to {count} candidates: {bundles} bundle(s) and {maker.total} to be made or found in the state, "
@@ -222,20 +227,23 @@ class _Run:
 
     def _measured(self, made: Sequence[Path]) -> tuple[list[Candidate], list[LeftOut]]:
         """Measure all candidates in turns. Return those that can run, and the others with the reason."""
-        candidates, rounds = self.plan.candidates(made), self.plan.request.rounds
+        request, rounds = self.plan.request, self.plan.request.rounds
+        candidates, unbuilt = self.plan.candidates(made), list[LeftOut]()
+        if request.build_engine:
+            candidates, unbuilt = build_missing(candidates, request.frames, self.listener)
         fewer = "; all are in memory together: fewer backends or threads need less" if len(candidates) > MANY else ""
         self.listener.tell(f"{len(candidates)} candidates, {rounds} rounds in which they take turns{fewer}")
-        usable, failed = measure_together(candidates, self.plan.frames, rounds, self.state, self.listener)
-        if not usable:
-            reasons = "; ".join(f"{one.what}: {one.reason}" for one in failed)
-            raise ConfigError(f"none of {len(candidates)} candidates can run: {reasons}")
-        return usable, failed
+        usable, failed = measure_together(
+            candidates, self.plan.frames, rounds, self.state, self.listener, request.power
+        )
+        require_some(usable, [*unbuilt, *failed])
+        return usable, [*unbuilt, *failed]
 
     def _accuracies(self, candidates: Sequence[Candidate]) -> dict[str, Accuracy]:
         """Return title -> accuracy of the candidates that are fast enough. Each bundle is measured once."""
         accuracies = {}
         for candidate, times in self._times(candidates).items():
-            entry = entry_of(candidate, "", {candidate.title: times}, Extras(memory=False))
+            entry = entry_of(candidate, Engine("", ""), {candidate.title: times}, Extras(memory=False))
             if not self.plan.request.goal.fits_latency(entry):
                 continue
             accuracy = self.state.accuracy(candidate)
@@ -274,10 +282,10 @@ class _Run:
 
     def _entries(self, candidates: Sequence[Candidate], accuracy: Mapping[str, Accuracy]) -> list[Entry]:
         times = {candidate.title: times_ms for candidate, times_ms in self._times(candidates).items()}
-        extras = Extras(self.plan.request.memory, cost_counter(), accuracy)
+        extras = Extras(memory=self.plan.request.memory, cost_of=cost_counter(), accuracy=accuracy)
         entries = []
         for index, (candidate, engine) in enumerate(zip(candidates, self.state.engines(candidates), strict=True)):
-            entries.append(entry_of(candidate, engine.actual, times, extras))
+            entries.append(entry_of(candidate, engine, times, extras))
             self.listener("memory and size", index + 1, len(candidates))
         return entries
 
@@ -294,7 +302,7 @@ class _Run:
             "left_out": [asdict(one) for one in out],
         }
         rounds = self.state.rounds_of(candidates)[: self.plan.request.rounds]
-        warnings = [*self.plan.warnings, *(f"left out: {one.what}: {one.reason}" for one in out)]
+        warnings = [*self.plan.warnings, *sentences(out)]
         warnings += surprises(candidates, self.state.engines(candidates))
         measured = Measured(tuple(entries), tuple(map(tuple, rounds)), ())
         return report_of(measured, warnings, self.plan.request.command, settings)

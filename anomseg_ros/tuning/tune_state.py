@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,36 +16,23 @@ import numpy as np
 
 from anomseg_ros.backends import open_detector
 from anomseg_ros.backends.backend_options import BackendOptions
-from anomseg_ros.bench.candidates import PROGRAM_FILES, Candidate, Runner, open_runner
+from anomseg_ros.bench.candidate_runs import Engine, LeftOut, engine_of, open_each, run_together
+from anomseg_ros.bench.candidates import PROGRAM_FILES, Candidate
 from anomseg_ros.bench.figures import Accuracy, write_json
 from anomseg_ros.bench.measure import frames_for
-from anomseg_ros.bench.rounds import Stop, measure_rounds
+from anomseg_ros.bench.power import PowerMeter, PowerRequest
+from anomseg_ros.bench.rounds import Stop
 from anomseg_ros.core.bundle import GRAPH_FILE, Bundle, sha256_of
 from anomseg_ros.core.progress import Progress, no_progress
 from anomseg_ros.core.schema import from_plain, to_plain
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.core.untrusted_text import parse_json
-from anomseg_ros.errors import AnomsegError, ConfigError
+from anomseg_ros.errors import ConfigError
 
 STATE_FILE = "state.json"
+NO_POWER = PowerRequest(seconds=0)
 KIND = "anomseg tune, 2"
 """Kind of the state file, which marks the folder of a tune."""
-
-
-@dataclass(frozen=True)
-class Engine:
-    """The requested engine of a candidate, and the engine that ran it."""
-
-    requested: str
-    actual: str
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """Something that is no candidate, and the reason."""
-
-    what: str
-    reason: str
 
 
 class TuneState:
@@ -95,10 +82,12 @@ class TuneState:
     def set_engine(self, candidate: Candidate, engine: Engine) -> None:
         """Set a candidate's engine. Measurements with another engine are discarded."""
         before = self.engine(candidate)
-        if before is not None and before.actual != engine.actual:
+        if before is not None and not before.is_same(engine):
             for row in self._rounds:
                 row.pop(self._key(candidate), None)
             self._accuracy.pop(accuracy_key(candidate), None)
+        elif before is not None:  # what was measured with the earlier rounds still holds
+            engine = replace(engine, stages_ms=engine.stages_ms or before.stages_ms, power=engine.power or before.power)
         self._engines[self._key(candidate)] = to_plain(engine)
 
     def accuracy(self, candidate: Candidate) -> Accuracy | None:
@@ -177,6 +166,7 @@ def measure_together(
     rounds: int,
     state: TuneState,
     progress: Progress = no_progress,
+    power: PowerRequest = NO_POWER,
 ) -> tuple[list[Candidate], list[LeftOut]]:
     """Run the rounds that the state lacks. Return the candidates that can run, and the others with the reason.
 
@@ -188,26 +178,35 @@ def measure_together(
         rounds: number of rounds in the end.
         state: holds the rounds.
         progress: called while candidates are loaded and measured.
+        power: how to measure power, where the state lacks it.
     """
     candidates, duplicates = _without_duplicates(candidates)
-    if len(state.rounds_of(candidates)) >= rounds:
+    if len(state.rounds_of(candidates)) >= rounds and not _lacks_power(candidates, state, power):
         return candidates, duplicates
     with ExitStack() as stack:
-        runners, failed = _open_each(candidates, frames, stack, progress)
+        runners, failed = open_each(candidates, frames_for(candidates, frames), stack, progress)
         usable = list(runners)
         for candidate, runner in runners.items():
-            state.set_engine(candidate, Engine(runner.requested, runner.actual))
-        done = len(state.rounds_of(usable))
-        if usable and done < rounds:
-            measure_rounds(
-                list(runners.values()),
+            state.set_engine(candidate, engine_of(runner))
+        missing = rounds - len(state.rounds_of(usable))
+        if usable and (missing > 0 or _lacks_power(usable, state, power)):
+            _, engines = run_together(
+                runners,
                 frames_for(usable, frames),
-                Stop(rounds - done),
-                seed=done,
+                Stop(missing) if missing > 0 else None,
+                stack.enter_context(PowerMeter(power)),
+                seed=rounds - missing,
                 on_round=partial(state.add_round, usable),
                 progress=progress,
             )
+            for candidate, engine in zip(usable, engines, strict=True):
+                state.set_engine(candidate, engine)
+            state.save()
     return usable, duplicates + failed
+
+
+def _lacks_power(candidates: Sequence[Candidate], state: TuneState, power: PowerRequest) -> bool:
+    return power.seconds > 0 and any(engine.power is None for engine in state.engines(candidates))
 
 
 def _without_duplicates(candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[LeftOut]]:
@@ -219,24 +218,6 @@ def _without_duplicates(candidates: Sequence[Candidate]) -> tuple[list[Candidate
         if first is not candidate:
             duplicates.append(LeftOut(candidate.title, f"it is the same as {first.title}"))
     return list(firsts.values()), duplicates
-
-
-def _open_each(
-    candidates: Sequence[Candidate], frames: Sequence[RgbImage], stack: ExitStack, progress: Progress
-) -> tuple[dict[Candidate, Runner], list[LeftOut]]:
-    """Load each candidate and run one frame, because some engines fail only then. The stack closes the runners."""
-    runners: dict[Candidate, Runner] = {}
-    failed = []
-    for index, (candidate, sized) in enumerate(zip(candidates, frames_for(candidates, frames), strict=True)):
-        try:
-            runner = open_runner(candidate)
-            stack.callback(runner.close)
-            runner(sized[0])
-            runners[candidate] = runner
-        except AnomsegError as error:
-            failed.append(LeftOut(candidate.title, str(error)))
-        progress("loading", index + 1, len(candidates))
-    return runners, failed
 
 
 def label_agreement(source: Bundle, candidate: Candidate, frames: Sequence[RgbImage]) -> Accuracy:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from backend_contract import BackendContract
 
-from anomseg_ros.backends import BACKENDS, known_providers, open_backend
+from anomseg_ros.backends import BACKENDS, check_usable, known_providers, open_backend
 from anomseg_ros.backends.backend_options import BackendOptions
 from anomseg_ros.core.bundle import GRAPH_FILE, TORCH_FILE, Bundle, load_bundle
 from anomseg_ros.core.detector import Backend
@@ -46,6 +46,7 @@ class TestEveryBackend(BackendContract):
         # One cache of engines for all tests: with the real TensorRT a build takes seconds.
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "engines"))
         try:
+            check_usable(name)
             self.name, self.options = name, options_of(name)
         except BackendError as error:
             pytest.skip(str(error))

@@ -87,6 +87,13 @@ def test_what_the_builder_is_told(library: Library, bundle: Bundle) -> None:
     assert set(by_device["DLA"]) == {"convolution"} and "convolution" not in by_device["GPU"]
 
 
+def test_a_dla_core_that_is_not_there(library: Library, bundle: Bundle) -> None:
+    library.module.faults.dla_cores = 1
+    assert build_engine(library, bundle, ["labels"], BuildOptions(dla_core=0)).plan
+    with pytest.raises(BackendError, match=r"no DLA core 1: TensorRT .* finds 1 on this computer; build for the GPU"):
+        build_engine(library, bundle, ["labels"], BuildOptions(dla_core=1))
+
+
 def test_timings_are_used_and_given_back(library: Library, bundle: Bundle) -> None:
     built = build_engine(library, bundle, ["labels"], BuildOptions(), b"before")
     assert builds(library)[-1][1] == b"before" and built.timings == b"before+timings"

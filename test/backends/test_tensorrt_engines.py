@@ -130,6 +130,17 @@ def test_anomseg_build_makes_what_the_backend_takes(
     assert "label_agreement 1.0" in backend.facts()["engine_check"]
 
 
+def test_engines_of_a_dla_core_are_engines_of_their_own(fake: FakeRuntime, bundle: Bundle, cache: Path) -> None:
+    on_gpu, on_dla = opened(bundle), opened(bundle, provider="dla1")
+    assert (on_gpu.actual, on_dla.actual, on_dla.requested) == ("tensorrt:gpu", "tensorrt:dla1", "tensorrt:dla1")
+    assert len(list(cache.glob("*/engine.plan"))) == 4
+    for one, other in zip(on_gpu.run(frame(), DEFAULT), on_dla.run(frame(), DEFAULT), strict=True):
+        assert (one == other).all()
+    assert "DLA" in on_dla.facts()["engine_layers"] and "DLA" not in on_gpu.facts()["engine_layers"]
+    with pytest.raises(BackendError, match=r"dla_core is 0, there .*`anomseg build [^`]* --dla 0`"):
+        opened(bundle, "never", provider="dla0")
+
+
 def test_building_is_reported(fake: FakeRuntime, bundle: Bundle) -> None:
     told: list[tuple[str, int, int | None]] = []
     options = BackendOptions(build_engine="configure")

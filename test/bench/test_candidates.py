@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from anomseg_ros.bench.candidate_runs import Engine
 from anomseg_ros.bench.candidates import (
     candidates_of,
     core_count,
@@ -109,6 +110,8 @@ def test_failed_memory_measurement_keeps_the_times(tiny_bundle: Path, tmp_path: 
     broken = Path(shutil.copytree(tiny_bundle, tmp_path / "broken"))
     (candidate,) = candidates_of([broken], ["onnxruntime"], [1])
     (broken / "model.onnx").write_bytes(b"no graph")
-    entry = entry_of(candidate, "onnxruntime:cpu", {candidate.title: [1.0, 3.0, 2.0]}, Extras())
+    entry = entry_of(
+        candidate, Engine("onnxruntime:cpu", "onnxruntime:cpu"), {candidate.title: [1.0, 3.0, 2.0]}, Extras()
+    )
     assert entry.latency_ms["p50"] == 2.0 and entry.peak_memory_mib is None
     assert "memory was not measured" in entry.notes[0] and "is a text of 8 bytes" in entry.notes[0]

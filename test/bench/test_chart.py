@@ -9,6 +9,7 @@ import pytest
 
 from anomseg_ros.bench.chart import Goal, pareto_chart, pareto_front
 from anomseg_ros.bench.figures import FORMAT_VERSION, Accuracy, BenchReport, Entry
+from anomseg_ros.bench.power import Power
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -98,3 +99,13 @@ def test_chart_is_self_contained_and_has_dark_colours() -> None:
     document = pareto_chart(BenchReport(FORMAT_VERSION, ENTRIES))
     assert "prefers-color-scheme: dark" in document
     assert document.count("http") == 1 and "href" not in document and "url(" not in document
+
+
+def test_tooltips_have_power_where_it_was_measured() -> None:
+    power = Power(7.25, 181.3, "ina3221", "VDD_IN", 9, 1.0, 40)
+    root = draw_chart(
+        (replace(ENTRIES[0], power=power), replace(ENTRIES[1], power=Power(reason="no sensor")), ENTRIES[2])
+    )
+    said = [node.text or "" for node in root.iter(f"{SVG}title")]
+    assert sum(text.endswith("p50 10.0 ms, 7.2 W of VDD_IN, 181.3 mJ per frame, AuPRC 10.00 %") for text in said) == 1
+    assert sum("W of" in text for text in said) == 1

@@ -25,6 +25,12 @@ class RecordingRunner:
         self.log.append((self.name, int(frame[0, 0, 0])))
         time.sleep(self.duration_s)
 
+    def facts(self) -> dict[str, str]:
+        return {}
+
+    def stages_ms(self) -> dict[str, float]:
+        return {}
+
     def close(self) -> None:
         """Nothing to release."""
 

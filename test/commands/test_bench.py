@@ -20,7 +20,7 @@ from anomseg_ros.export import ExportConfig, export_checkpoint
 from anomseg_ros.networks import build_network
 from anomseg_ros.networks.checkpoints import save_checkpoint
 
-FEW = ["--rounds", "5", "--no-memory"]
+FEW = ["--rounds", "5", "--no-memory", "--power-seconds", "0"]
 
 
 @pytest.fixture(scope="module")

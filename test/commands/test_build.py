@@ -68,6 +68,21 @@ def test_a_check_writes_nothing(
     assert "labels that agree" not in told and not (tmp_path / "xdg").exists()
 
 
+def test_layers_that_a_dla_leaves_are_listed(
+    machine: FakeMachine, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["build", str(tiny_bundle), "--outputs", "labels", *FRAMES]
+    assert cli.main([*words, "--dla", "1"]) == 0
+    told = capsys.readouterr().out
+    (line,) = [line for line in told.splitlines() if line.startswith("labels: layers that stay on the GPU: ")]
+    assert "cast" in line and "convolution" not in line and "DLA" in told
+    assert cli.main([*words, "--dry-run"]) == 0  # that of the GPU is another one
+    assert "would be built: " in capsys.readouterr().out
+    machine.library.module.faults.dla_cores = 0
+    assert cli.main([*words, "--dla", "0"]) == 1
+    assert "there is no DLA core 0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [["--workspace", "0"], ["--workspace", "-5"]])
 def test_a_workspace_of_nothing(
     machine: FakeMachine, tiny_bundle: Path, words: list[str], capsys: pytest.CaptureFixture[str]

@@ -30,7 +30,7 @@ from anomseg_ros.scenes.sequence import SyntheticSequence
 
 pytestmark = pytest.mark.slow
 
-BRIEF = ["--rounds", "7", "--threads", "1", "--no-memory"]
+BRIEF = ["--rounds", "7", "--threads", "1", "--no-memory", "--power-seconds", "0"]
 FEW = [*BRIEF, "--backend", "onnxruntime"]
 DRAWN = ["--dataset", "synthetic=3:2", "--score", "void"]
 
@@ -211,7 +211,7 @@ def test_engine_other_than_requested_is_reported(tiny_bundle: Path, tmp_path: Pa
     state = tmp_path / "out.tune" / "state.json"
     kept = json.loads(state.read_text())
     (engine,) = kept["engines"].values()
-    assert engine == {"requested": "onnxruntime:cpu", "actual": "onnxruntime:cpu"}
+    assert engine == {"requested": "onnxruntime:cpu", "actual": "onnxruntime:cpu", "facts": {}, "stages_ms": {}}
     engine["requested"] = "onnxruntime:cuda"
     state.write_text(json.dumps(kept))
     assert main([*words, "--max-latency-ms", "60000"]) == 0

@@ -7,16 +7,19 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from power_sensors import places, write_ina3221
 
+from anomseg_ros.bench.candidate_runs import Engine
 from anomseg_ros.bench.candidates import candidates_of
 from anomseg_ros.bench.figures import Accuracy
+from anomseg_ros.bench.power import Power, PowerRequest
 from anomseg_ros.core.bundle import load_bundle
 from anomseg_ros.core.resources import find_bundle
 from anomseg_ros.errors import ConfigError
 from anomseg_ros.scenes.sequence import SyntheticSequence
 from anomseg_ros.tuning.tune_state import (
-    Engine,
     TuneState,
     accuracy_key,
     candidate_key,
@@ -81,6 +84,47 @@ def test_times_of_another_engine_are_discarded(tiny_bundle: Path, tmp_path: Path
     assert len(again.rounds_of([one, two])) == 7 and again.engine(one) == Engine("onnxruntime:cpu", "onnxruntime:cpu")
     assert again.accuracy(one) is None
     assert all(time_ms < 123456 for row in again.rounds_of([one, two]) for time_ms in row)
+
+
+def test_times_of_an_engine_that_was_built_again_are_discarded(tiny_bundle: Path, tmp_path: Path) -> None:
+    (one,) = candidates_of([tiny_bundle], ["tensorrt"], [1])
+    state = TuneState(tmp_path, SETTINGS)
+    first = Engine("tensorrt:gpu", "tensorrt:gpu", {"engine_key": "a"}, {"compute": 2.0}, Power(9.0))
+    state.set_engine(one, first)
+    state.add_round([one], [5.0])
+    state.set_engine(one, Engine("tensorrt:gpu", "tensorrt:gpu", {"engine_key": "a"}))
+    assert state.engine(one) == first and state.rounds_of([one]) == [[5.0]]  # a run that goes on
+    state.set_engine(one, Engine("tensorrt:gpu", "tensorrt:gpu", {"engine_key": "b"}))
+    assert state.rounds_of([one]) == [] and state.engines([one])[0].power is None
+
+
+def test_power_is_measured_once_and_without_other_rounds(tiny_bundle: Path, tmp_path: Path) -> None:
+    write_ina3221(tmp_path, "1-0040", {"VDD_IN": (5000, 2000)})
+    power, folder = PowerRequest(0.2, 0.0, places(tmp_path)), tmp_path / "state"
+    frames = [np.zeros((64, 128, 3), np.uint8)]
+    candidates = candidates_of([tiny_bundle], ["onnxruntime"], [1])
+    measure_together(candidates, frames, 4, TuneState(folder, SETTINGS))
+    state = TuneState(folder, SETTINGS)
+    rounds, told = state.rounds_of(candidates), list[tuple[str, int]]()
+    measure_together(candidates, frames, 4, state, lambda what, done, total: told.append((what, done)), power)
+    assert measured_rounds(told) == [] and ("power", 1) in told
+    again = TuneState(folder, SETTINGS)
+    (engine,) = again.engines(candidates)
+    assert engine.power is not None and engine.power.mean_power_w == 10.0 and again.rounds_of(candidates) == rounds
+    told.clear()
+    measure_together(candidates, frames, 4, again, lambda what, done, total: told.append((what, done)), power)
+    assert told == [] and again.engines(candidates) == [engine]
+
+
+def test_state_of_an_earlier_version_is_read(tiny_bundle: Path, tmp_path: Path) -> None:
+    (one,) = candidates_of([tiny_bundle], ["onnxruntime"], [1])
+    state = TuneState(tmp_path, SETTINGS)
+    state.set_engine(one, Engine("onnxruntime:cpu", "onnxruntime:cpu"))
+    state.add_round([one], [5.0])
+    plain = json.loads((tmp_path / "state.json").read_text())
+    plain["engines"] = {key: {"requested": "a", "actual": "b"} for key in plain["engines"]}
+    (tmp_path / "state.json").write_text(json.dumps(plain))
+    assert TuneState(tmp_path, SETTINGS).engine(one) == Engine("a", "b")
 
 
 @pytest.mark.slow
