@@ -120,7 +120,8 @@ def test_size_candidates_are_exported_from_checkpoint(tmp_path: Path) -> None:
     save_checkpoint(checkpoint, build_network("mide_net", 20).eval(), {})
     config = ExportConfig("own", 20, 19, height_px=256, width_px=512)
     export_checkpoint("mide_net", checkpoint, config, tmp_path / "own")
-    words = ["tune", str(tmp_path / "own"), "--checkpoint", str(checkpoint), "--size", "32x64", "128x256"]
+    words = ["tune", str(tmp_path / "own"), "--checkpoint", str(checkpoint), "--size", "32x64", "512x1024"]
+    # Sizes far apart: on a busy machine the p95 of few rounds is off by twenty milliseconds.
     words += ["--min-auprc", "0.000001", *DRAWN, *FEW, "--output", str(tmp_path / "out")]
     assert main(words) == 0
     contract = load_bundle(tmp_path / "out").contract
