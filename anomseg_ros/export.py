@@ -197,8 +197,9 @@ class DetectorGraph(nn.Module):
             return index  # label sets are in train-id order
         if not self.void_is_last:
             return self.get_buffer("train_ids")[index]
-        # A comparison takes a fifth of the time of a table lookup.
-        return torch.where(index == self.config.void_class, torch.tensor(VOID.train_id, dtype=torch.int32), index)
+        # A comparison takes a fifth of the time of a table lookup. A constant tensor would stay on the CPU, where a
+        # CUDA graph cannot read it.
+        return index.masked_fill(index == self.config.void_class, VOID.train_id)
 
 
 class StripGraph(DetectorGraph):

@@ -45,7 +45,7 @@ _WRITTEN = """
 __and__.Tensor __or__.Tensor _assert_tensor_metadata.default add.Tensor amax.default argmax.default avg_pool2d.default
 batch_norm.default bitwise_not.default cat.default conv2d.default conv_transpose2d.input detach_.default div.Tensor
 dropout.default eq.Scalar eq.Tensor exp.default feature_dropout.default index.Tensor lift_fresh_copy.default
-log.default max_pool2d.default maximum.default mean.dim mul.Tensor narrow.default ne.Tensor neg.default
+log.default masked_fill.Scalar max_pool2d.default maximum.default mean.dim mul.Tensor narrow.default ne.Tensor neg.default
 new_zeros.default pad.default permute.default prelu.default reciprocal.default relu.default reshape.default
 rsub.Scalar select.int sigmoid.default slice.Tensor sqrt.default stack.default sub.Tensor sum.dim_IntList t.default
 to.dtype topk.default upsample_bilinear2d.vec upsample_nearest2d.vec where.self
@@ -53,7 +53,7 @@ to.dtype topk.default upsample_bilinear2d.vec upsample_nearest2d.vec where.self
 """Operators in the programs of our networks and scores."""
 _ALIKE = """
 adaptive_avg_pool2d.default amin.default bitwise_and.Tensor bitwise_or.Tensor clamp.default clone.default
-contiguous.default detach.default expand.default flatten.using_ints ge.Scalar gt.Scalar le.Scalar logical_and.default
+contiguous.default detach.default expand.default flatten.using_ints ge.Scalar ge.Tensor gt.Scalar le.Scalar logical_and.default
 logical_not.default logical_or.default lt.Scalar matmul.default max.dim mul.Scalar ne.Scalar ones.default relu_.default
 softmax.int squeeze.dim transpose.int unsqueeze.default view.default
 """
