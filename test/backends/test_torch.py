@@ -14,11 +14,11 @@ from fitted_networks import fit_on_noise
 from anomseg_ros.backends import open_backend, open_detector
 from anomseg_ros.backends import torch as torch_backend
 from anomseg_ros.backends.backend_options import BackendOptions
-from anomseg_ros.compression.quantize_torch import save_program
 from anomseg_ros.compression.reexport import export_config_of
 from anomseg_ros.core.bundle import CONTRACT_FILE, GRAPH_FILE, TORCH_FILE, Bundle, load_bundle, save_bundle, sha256_of
 from anomseg_ros.errors import BackendError, BundleError
 from anomseg_ros.networks import build_network
+from anomseg_ros.networks.torch_program import save_program
 
 pytestmark = pytest.mark.slow
 

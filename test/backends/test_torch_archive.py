@@ -27,7 +27,8 @@ from anomseg_ros.compression.reexport import export_config_of
 from anomseg_ros.core.bundle import TORCH_FILE, Contract, load_bundle, save_bundle
 from anomseg_ros.core.detector import Backend
 from anomseg_ros.errors import BackendError
-from anomseg_ros.export import ExportConfig
+from anomseg_ros.export import ExportConfig, write_program
+from anomseg_ros.networks import build_network
 from anomseg_ros.scores import SCORES, find_score
 
 WEIGHTS, CONSTANTS = TENSORS
@@ -225,7 +226,7 @@ def with_operator(target: str) -> Callable[[Members], object]:
 )
 def test_other_operators_are_refused(target: Any, program: Path, tmp_path: Path) -> None:
     bad = rewrite_program(program, tmp_path / "bad.pt2", with_operator(target))
-    with pytest.raises(BackendError, match=r"the program calls .*, which is none of .*; expected the program"):
+    with pytest.raises(BackendError, match=r"the program calls .*, which is none of .*; expected a program"):
         read_plain_program(bad)
 
 
@@ -319,6 +320,15 @@ def test_unusual_archives_are_refused(program: Path, tmp_path: Path) -> None:
 def test_our_program_is_read_completely(program: Path) -> None:
     assert members_of(program)[SAMPLE_INPUTS] == b""
     assert members_of(read_plain_program(program)) == members_of(program)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bisenet_lite", "enet", "eomt", "espnetv2"])
+def test_programs_of_networks_with_further_operators_are_read(name: str, tmp_path: Path) -> None:
+    config = ExportConfig("small", 19, height_px=32, width_px=64, scores=("msp",), target="gpu", torch_program=True)
+    network = build_network(name, 19).eval()
+    path = write_program(network, config, tmp_path)
+    assert torch.export.load(read_plain_program(path)).graph_signature.user_outputs
 
 
 @pytest.mark.parametrize(("void_class", "num_classes"), [(None, 19), (0, 20), (19, 20)])
