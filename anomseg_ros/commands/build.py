@@ -9,8 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from anomseg_ros.backends.built_engines import EVERYTHING, LABELS
 from anomseg_ros.backends.engine_cache import EngineCache, Found
-from anomseg_ros.backends.tensorrt_build import EVERYTHING, LABELS, MEBIBYTE, BuildOptions
+from anomseg_ros.backends.tensorrt_build import MEBIBYTE, BuildOptions
 from anomseg_ros.commands import options
 from anomseg_ros.commands.progress_lines import ProgressLines
 from anomseg_ros.compression.checked_engines import (

@@ -9,16 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from anomseg_ros.backends.built_engines import Built, engine_outputs, provide_engine
 from anomseg_ros.backends.engine_cache import EngineCache, EngineKey, Found, Miss
-from anomseg_ros.backends.tensorrt_build import (
-    BuildOptions,
-    Built,
-    Gpu,
-    build_engine,
-    engine_key,
-    engine_outputs,
-    provide_engine,
-)
+from anomseg_ros.backends.tensorrt_build import BuildOptions, Gpu, build_engine, engine_key
 from anomseg_ros.backends.tensorrt_library import Library, load_library
 from anomseg_ros.compression.calibration_frames import drawn_frames
 from anomseg_ros.compression.engine_check import DRIFT, check_engine

@@ -12,15 +12,9 @@ import onnx
 import pytest
 from fake_tensorrt import read_plan
 
+from anomseg_ros.backends.built_engines import Built, engine_outputs, provide_engine
 from anomseg_ros.backends.engine_cache import EngineCache, EngineKey, Found, Miss
-from anomseg_ros.backends.tensorrt_build import (
-    BuildOptions,
-    Built,
-    build_engine,
-    engine_key,
-    engine_outputs,
-    provide_engine,
-)
+from anomseg_ros.backends.tensorrt_build import BuildOptions, build_engine, engine_key
 from anomseg_ros.backends.tensorrt_library import Library, load_library
 from anomseg_ros.core.bundle import Bundle, load_bundle
 from anomseg_ros.errors import BackendError, BundleError

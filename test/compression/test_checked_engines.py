@@ -14,8 +14,9 @@ import pytest
 from fake_machine import FakeMachine, Gpu
 
 from anomseg_ros.backends import open_backend
+from anomseg_ros.backends.built_engines import engine_outputs
 from anomseg_ros.backends.engine_cache import EngineCache, Found, Miss
-from anomseg_ros.backends.tensorrt_build import BuildOptions, engine_outputs
+from anomseg_ros.backends.tensorrt_build import BuildOptions
 from anomseg_ros.compression.checked_engines import (
     EngineRequest,
     check_graph_builds,
