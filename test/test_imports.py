@@ -73,8 +73,9 @@ MAY_TORCH = {"networks", "training", "compression", "parity", "export", "deploy"
 MAY_TORCH_IN_FUNCTIONS = {"scores"}
 FLAG_FREE = {"bench", "compression", "tuning", "deploy"}
 MAY_ROS = {"node", "replay", "commands"}
-TORCH_FILES = {PACKAGE / "backends" / "torch.py", PACKAGE / "tuning" / "eager.py"}
-OPTIONAL_BACKENDS = {"anomseg_ros.backends.openvino", "anomseg_ros.backends.torch"}
+TORCH_BACKEND = ("torch", "torch_device", "torch_graph", "torch_packages")
+TORCH_FILES = {*(PACKAGE / "backends" / f"{name}.py" for name in TORCH_BACKEND), PACKAGE / "tuning" / "eager.py"}
+OPTIONAL_BACKENDS = {"anomseg_ros.backends.openvino", *(f"anomseg_ros.backends.{name}" for name in TORCH_BACKEND)}
 
 
 def modules() -> list[Path]:

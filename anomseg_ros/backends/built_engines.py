@@ -163,6 +163,10 @@ class EngineSet(Generic[Engine]):
             **({"engine_layers": str(facts["layers_by_device"])} if "layers_by_device" in facts else {}),
         }
 
+    def unload(self) -> None:
+        """Forget the loaded engines."""
+        self.loaded.clear()
+
     def _build(self, key: EngineKey, outputs: tuple[str, ...]) -> None:
         provide_engine(
             self._cache,

@@ -68,7 +68,7 @@ def _require(bundle: Bundle, worst: dict[str, float]) -> None:
         least = (LEAST_AGREEMENT if name == LABELS_OUTPUT else LEAST_CORRELATION)[precision]
         if not value >= least:
             raise BackendError(
-                f"the engine of bundle {bundle.contract.name!r} does not compute what the bundle does: the agreement of "
-                f"{name!r} is {value:.4f}, expected at least {least}; it was not put into the cache. Use a bundle of a "
-                "higher precision"
+                f"the engine of bundle {bundle.contract.name!r} does not compute what the bundle does: the agreement "
+                f"of {name!r} is {value:.4f}, expected at least {least}; it was not put into the cache. Use a bundle "
+                "of a higher precision"
             )

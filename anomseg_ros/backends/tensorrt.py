@@ -88,7 +88,7 @@ class TensorRtBackend:
         """Release the engines."""
         for engine in self._engines.loaded.values():
             engine.close()
-        self._engines.loaded.clear()
+        self._engines.unload()
         self._cuda.close()
 
 
