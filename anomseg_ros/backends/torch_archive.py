@@ -24,6 +24,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
+from anomseg_ros.backends.backend_options import MAX_DEVICE
 from anomseg_ros.core.untrusted_text import parse_json
 from anomseg_ros.errors import BackendError
 
@@ -237,6 +238,11 @@ def _not_pickled(where: str, value: Any) -> None:
         raise _Foreign(f"a pickled object in place of a plain tensor, {where}")
 
 
+def _device_index(where: str, value: Any) -> None:
+    if type(value) is not int or not 0 <= value <= MAX_DEVICE:
+        _refuse(where, value, f"the index of a GPU, 0 to {MAX_DEVICE}")
+
+
 def _node(where: str, value: Any) -> None:
     _NODE(where, value)
     words = WORDS.get(value.get("target"), ())
@@ -274,7 +280,7 @@ _MODULE_NAME = _text(rf"({_PART}(\.{_PART})*)?", "a plain name")
 _INT, _BOOL, _NUMBER, _STR = _typed(int), _typed(bool), _typed(int, float), _typed(str)
 _TENSOR = _record(name=_NAME)
 _SIZE = _one_of(as_int=_INT)
-_DEVICE = _record(type=_among(("cpu",)))
+_DEVICE = _record(type=_among(("cpu", "cuda")), index=_optional(_device_index))
 _TENSOR_META = _record(
     dtype=_INT,
     sizes=_list(_SIZE),

@@ -37,7 +37,8 @@ def load_graph(bundle: Bundle, device: torch.device) -> torch.fx.GraphModule:
     path = bundle.require_program(TORCH_FILE)
     program = load_program(path)
     try:
-        if device.type != "cpu":
+        tensors = (*program.state_dict.values(), *program.constants.values())
+        if device.type != "cpu" or any(tensor.device != device for tensor in tensors):
             program = move_to_device_pass(program, device)
         # module() gives one that only infers; quantized programs have no training mode.
         graph: torch.fx.GraphModule = program.module()

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from fitted_networks import float_program
+from torch import nn
 
 from anomseg_ros.backends import open_backend
 from anomseg_ros.backends.backend_options import BackendOptions
@@ -27,8 +29,8 @@ from anomseg_ros.compression.reexport import export_config_of
 from anomseg_ros.core.bundle import TORCH_FILE, Contract, load_bundle, save_bundle
 from anomseg_ros.core.detector import Backend
 from anomseg_ros.errors import BackendError
-from anomseg_ros.export import ExportConfig, write_program
-from anomseg_ros.networks import build_network
+from anomseg_ros.export import ExportConfig
+from anomseg_ros.networks.torch_program import program_of, save_program
 from anomseg_ros.scores import SCORES, find_score
 
 WEIGHTS, CONSTANTS = TENSORS
@@ -254,6 +256,15 @@ def in_graph(change: Callable[[Any], object]) -> Callable[[Members], object]:
     return lambda members: edit(members, PROGRAM, lambda d: change(d["graph_module"]["graph"]))
 
 
+def on_device(device: Any) -> Callable[[Members], object]:
+    return in_graph(lambda graph: graph["nodes"][0]["inputs"][0].update(arg={"as_device": device}))
+
+
+def move(members: Members, name: str, device: Any) -> None:
+    """Change all devices that a member names."""
+    members[name] = re.sub(rb'\{"type": "cpu", "index": null\}', json.dumps(device).encode(), members[name])
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -284,7 +295,15 @@ def in_graph(change: Callable[[Any], object]) -> Callable[[Members], object]:
             in_graph(lambda g: g["nodes"][0]["inputs"][0].update(arg={"as_graph": {"name": "a", "graph": {}}})),
             "as_graph",
         ),
-        (in_graph(lambda g: g["nodes"][0]["inputs"][0].update(arg={"as_device": {"type": "cuda"}})), "cpu"),
+        (on_device({"type": "meta", "index": None}), "expected one of cpu, cuda"),
+        (on_device({"type": "privateuseone", "index": 0}), "expected one of cpu, cuda"),
+        (on_device({"type": ["cuda"], "index": 0}), "expected one of cpu, cuda"),
+        (on_device({"type": "cuda", "index": "0"}), "index is '0', expected the index of a GPU"),
+        (on_device({"type": "cuda", "index": -1}), "index is -1, expected the index of a GPU"),
+        (on_device({"type": "cuda", "index": 10**9}), "expected the index of a GPU"),
+        (on_device({"type": "cuda", "index": True}), "expected the index of a GPU"),
+        (on_device({"type": "cuda", "index": 0, "path": "a"}), "path is 'a', expected nothing"),
+        (lambda m: move(m, WEIGHTS, {"type": "xla", "index": 0}), "expected one of cpu, cuda"),
         (lambda m: edit(m, PROGRAM, lambda d: d.update(a_later_field=["text"])), "a_later_field"),
     ],
 )
@@ -294,6 +313,17 @@ def test_program_with_unexpected_content_is_refused(
     bad = rewrite_program(program, tmp_path / "bad.pt2", change)
     with pytest.raises(BackendError, match=rf"is not loaded, since that could run code(?s:.*){words}"):
         read_plain_program(bad)
+
+
+def test_program_of_a_gpu_is_data_as_well(program: Path, tmp_path: Path) -> None:
+    def to_gpu(members: Members) -> None:
+        before = dict(members)
+        for name in (WEIGHTS, CONSTANTS, PROGRAM):
+            move(members, name, {"type": "cuda", "index": 0})
+        assert all(members[name] != before[name] for name in (WEIGHTS, PROGRAM))
+
+    moved = rewrite_program(program, tmp_path / "gpu.pt2", to_gpu)
+    assert members_of(read_plain_program(moved)) == members_of(moved)
 
 
 def test_unusual_archives_are_refused(program: Path, tmp_path: Path) -> None:
@@ -322,12 +352,26 @@ def test_our_program_is_read_completely(program: Path) -> None:
     assert members_of(read_plain_program(program)) == members_of(program)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["bisenet_lite", "enet", "eomt", "espnetv2"])
-def test_programs_of_networks_with_further_operators_are_read(name: str, tmp_path: Path) -> None:
-    config = ExportConfig("small", 19, height_px=32, width_px=64, scores=("msp",), target="gpu", torch_program=True)
-    network = build_network(name, 19).eval()
-    path = write_program(network, config, tmp_path)
+class FurtherOperators(nn.Module):
+    """Those that only some networks have: BiSeNet Lite, ENet for GPUs, EoMT, ESPNetv2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear, self.gelu = nn.LayerNorm(4), nn.Linear(4, 4), nn.GELU()
+
+    def forward(self, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """values: float32 (1, 3, 4, 4)."""
+        tokens = self.gelu(self.linear(self.norm(values)))
+        attended = F.scaled_dot_product_attention(tokens, tokens, tokens).unflatten(1, (3, 1))
+        enlarged = F.interpolate(values, size=(6, 6), mode="bicubic", align_corners=False)
+        places = torch.arange(4, device=values.device) * 3 // 2
+        near = (places < places[-1]).to(values.dtype)
+        return attended, enlarged, F.hardtanh(values), values >= tokens, (values[0, 0] * near).T
+
+
+def test_programs_of_networks_with_further_operators_are_read(tmp_path: Path) -> None:
+    values = torch.randn((1, 3, 4, 4))
+    path = save_program(program_of(FurtherOperators(), values), tmp_path / TORCH_FILE)
     assert torch.export.load(read_plain_program(path)).graph_signature.user_outputs
 
 
