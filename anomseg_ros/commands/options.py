@@ -78,7 +78,7 @@ NO_MEMORY_HELP = "do not measure memory, which needs a process for each candidat
 TIMED_SCORE_HELP = "score to compute besides the labels (default: the bundle's first)"
 PROVIDER_HELP = (
     "device or mode of the backend: cpu; with onnxruntime also cuda, tensorrt, openvino; with openvino and tensorrt "
-    "also gpu; with torch also eager"
+    "also gpu; with torch also eager, aot, cuda, cuda-aot"
 )
 
 

@@ -37,7 +37,7 @@ from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import AnomsegError, CompressionError, closest_first
 from anomseg_ros.export import DetectorGraph, ExportConfig
 from anomseg_ros.networks.network import SegmentationNetwork
-from anomseg_ros.networks.torch_program import inference_copy, reason_of
+from anomseg_ros.networks.torch_program import delete_unused_tensors, inference_copy, reason_of
 
 RANGE_METHODS = ("error", "minmax")
 
@@ -91,7 +91,7 @@ def quantize_torch(
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # they are for torch's developers
         module = build(ready, export, images, config.ranges, float_layers, progress)
-        _delete_unused_tensors(module)
+        delete_unused_tensors(module)
         program = _export(module, images[0], ready, config.method)
     if not any("quantize_per_tensor" in str(node.target) for node in program.graph.nodes):
         raise CompressionError("nothing was quantized: the network has no convolution but its classifier")
@@ -112,15 +112,6 @@ def _float_layers(network: SegmentationNetwork, names: Sequence[str]) -> tuple[s
         for name, module in convolutions_of(network).items()
         if isinstance(module, nn.ConvTranspose2d) or any(name == top or name.startswith(f"{top}.") for top in inside)
     )
-
-
-def _delete_unused_tensors(module: torch.fx.GraphModule) -> None:
-    """Delete tensors that the graph does not use, such as the float form of int8 weights."""
-    used = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
-    for name, _ in [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]:
-        if name not in used:
-            owner, _, attribute = name.rpartition(".")
-            delattr(module.get_submodule(owner), attribute)
 
 
 def _by_pt2e(

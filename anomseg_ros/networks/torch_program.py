@@ -61,6 +61,15 @@ def inference_copy(network: SegmentationNetwork) -> SegmentationNetwork:
     return ready
 
 
+def delete_unused_tensors(module: torch.fx.GraphModule) -> None:
+    """Delete tensors that the graph does not use, such as the float form of int8 weights."""
+    used = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    for name, _ in [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]:
+        if name not in used:
+            owner, _, attribute = name.rpartition(".")
+            delattr(module.get_submodule(owner), attribute)
+
+
 def reason_of(error: Exception) -> str:
     """Return the class of an error and its first paragraph; the rest is for torch's developers."""
     message = str(error).strip().partition("\n\n")[0]
