@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Callable
 from dataclasses import replace
@@ -168,6 +169,27 @@ def test_missing_compiler_error_says_what_to_do(bundle: Bundle, monkeypatch: pyt
     ):
         opened(bundle)
     assert not list(root.glob("*/engine.plan"))
+
+
+def test_weights_stay_inputs_where_they_cannot_be_constants(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    tried = []
+
+    def compile_package(program: object, *, package_path: str, inductor_configs: dict[str, Any]) -> str:
+        tried.append((inductor_configs["freezing"], os.environ["TORCHINDUCTOR_CACHE_DIR"]))
+        if inductor_configs["freezing"]:
+            raise RuntimeError("cannot fold")
+        Path(package_path).write_bytes(b"a package")
+        return package_path
+
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compile_package)
+    built = PackageMaker(bundle, Cpu()).build(OUTPUTS, b"")
+    assert built.plan == b"a package" and built.facts["constant_weights"] is False
+    own = root.parent / "inductor"  # not a folder of /tmp that anybody could have made
+    assert tried == [(True, str(own)), (False, str(own))] and own.stat().st_mode & 0o077 == 0
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
 
 
 def test_package_that_torch_cannot_load_is_an_error(bundle: Bundle, compiler: FakeCompiler) -> None:
