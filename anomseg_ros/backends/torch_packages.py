@@ -89,6 +89,8 @@ class PackageMaker:
         try:
             with torch.no_grad(), self._place.entered(), _own_inductor_folder():
                 plan, constant = _compiled(graph, image)
+        except BackendError:  # of the cache's folder
+            raise
         except Exception as error:  # the compiler raises errors of many classes
             raise BackendError(
                 f"torch {torch.__version__} cannot compile {self._bundle.directory / TORCH_FILE}: {one_line(error)}. "

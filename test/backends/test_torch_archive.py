@@ -18,23 +18,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from fitted_networks import float_program
-from torch import nn
+from torch_archives import Members, archive_of, edit, first_node, members_of, rewrite_program
 
 from anomseg_ros.backends import open_backend
 from anomseg_ros.backends.backend_options import BackendOptions
-from anomseg_ros.backends.torch_archive import OPERATORS, PROGRAM, SAMPLE_INPUTS, TENSORS, WORDS, read_plain_program
+from anomseg_ros.backends.torch_archive import PROGRAM, SAMPLE_INPUTS, TENSORS, read_plain_program
 from anomseg_ros.compression.reexport import export_config_of
 from anomseg_ros.core.bundle import TORCH_FILE, Contract, load_bundle, save_bundle
 from anomseg_ros.core.detector import Backend
 from anomseg_ros.errors import BackendError
 from anomseg_ros.export import ExportConfig
-from anomseg_ros.networks.torch_program import program_of, save_program
 from anomseg_ros.scores import SCORES, find_score
 
 WEIGHTS, CONSTANTS = TENSORS
-Members = dict[str, bytes]
 
 
 @pytest.fixture(scope="module")
@@ -46,31 +43,6 @@ def contract(tiny_bundle: Path) -> Contract:
 def program(contract: Contract, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A program with weights and constants."""
     return float_program(export_config_of(contract), tmp_path_factory.mktemp("program") / TORCH_FILE)
-
-
-def members_of(program: Path | io.BytesIO) -> Members:
-    with zipfile.ZipFile(program) as archive:
-        return {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
-
-
-def archive_of(members: Members, to: Path, **options: Any) -> Path:
-    with zipfile.ZipFile(to, "w", **options) as archive:
-        for name, content in members.items():
-            archive.writestr(f"model/{name}", content)
-    return to
-
-
-def rewrite_program(program: Path, to: Path, change: Callable[[Members], object]) -> Path:
-    """Copy the program with its members changed."""
-    members = members_of(program)
-    change(members)
-    return archive_of(members, to)
-
-
-def edit(members: Members, name: str, change: Callable[[Any], object]) -> None:
-    content = json.loads(members[name])
-    change(content)
-    members[name] = json.dumps(content).encode()
 
 
 class Evil:
@@ -102,10 +74,6 @@ def mark_pickled(members: Members, config_name: str, member: str, content: bytes
 
     edit(members, config_name, change)
     members[f"{config_name.rpartition('/')[0]}/{member}"] = content
-
-
-def first_node(program: Any) -> Any:
-    return next(node for node in program["graph_module"]["graph"]["nodes"] if node["outputs"])
 
 
 def call_signature(program: Any) -> Any:
@@ -200,48 +168,6 @@ def test_file_change_after_the_check_has_no_effect(program: Path, tmp_path: Path
     rewrite_program(program, path, lambda members: members.update({SAMPLE_INPUTS: pickled(sign)}))
     assert torch.export.load(checked).graph_signature.user_outputs
     assert not sign.exists()
-
-
-def with_operator(target: str) -> Callable[[Members], object]:
-    return lambda members: edit(members, PROGRAM, lambda d: first_node(d).update(target=target))
-
-
-@pytest.mark.parametrize(
-    "target",
-    [
-        "torch.load",
-        "torch.ops.load_library",
-        "torch.ops.aten.from_file.default",
-        "torch.ops.aten.as_strided.default",
-        "torch.ops.aten.set_.source_Tensor_storage_offset",
-        "torch.ops.aten.add.Tensor.__class__",
-        "torch.ops.quantized_decomposed.choose_qparams.tensor",
-        "torch.ops.higher_order.cond",
-        "_operator.getitem",
-        "math.sqrt",
-        "#aoti:f",
-        "torch.ops.aten.add.Tensor\n",
-        7,
-        None,
-        ["torch.ops.aten.add.Tensor"],
-    ],
-)
-def test_other_operators_are_refused(target: Any, program: Path, tmp_path: Path) -> None:
-    bad = rewrite_program(program, tmp_path / "bad.pt2", with_operator(target))
-    with pytest.raises(BackendError, match=r"the program calls .*, which is none of .*; expected a program"):
-        read_plain_program(bad)
-
-
-def test_allowed_operators_only_compute() -> None:
-    """Each operator exists and has only tensors, numbers and tensor types as arguments and results."""
-    from torch.ao.quantization.fx import _decomposed  # noqa: F401
-
-    plain = {"Tensor", "int", "float", "bool", "number", "Device", "Optional", "List"}
-    for target in OPERATORS:
-        namespace, name, overload = target.split(".")[2:]
-        schema = getattr(getattr(getattr(torch.ops, namespace), name), overload)._schema
-        kinds = {word for item in (*schema.arguments, *schema.returns) for word in re.findall(r"\w+", str(item.type))}
-        assert kinds - plain == ({"str"} if target in WORDS else set()), target
 
 
 def add_text_argument(members: Members, of: str) -> None:
@@ -350,29 +276,6 @@ def test_unusual_archives_are_refused(program: Path, tmp_path: Path) -> None:
 def test_our_program_is_read_completely(program: Path) -> None:
     assert members_of(program)[SAMPLE_INPUTS] == b""
     assert members_of(read_plain_program(program)) == members_of(program)
-
-
-class FurtherOperators(nn.Module):
-    """Those that only some networks have: BiSeNet Lite, ENet for GPUs, EoMT, ESPNetv2."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.linear, self.gelu = nn.LayerNorm(4), nn.Linear(4, 4), nn.GELU()
-
-    def forward(self, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """values: float32 (1, 3, 4, 4)."""
-        tokens = self.gelu(self.linear(self.norm(values)))
-        attended = F.scaled_dot_product_attention(tokens, tokens, tokens).unflatten(1, (3, 1))
-        enlarged = F.interpolate(values, size=(6, 6), mode="bicubic", align_corners=False)
-        places = torch.arange(4, device=values.device) * 3 // 2
-        near = (places < places[-1]).to(values.dtype)
-        return attended, enlarged, F.hardtanh(values), values >= tokens, (values[0, 0] * near).T
-
-
-def test_programs_of_networks_with_further_operators_are_read(tmp_path: Path) -> None:
-    values = torch.randn((1, 3, 4, 4))
-    path = save_program(program_of(FurtherOperators(), values), tmp_path / TORCH_FILE)
-    assert torch.export.load(read_plain_program(path)).graph_signature.user_outputs
 
 
 @pytest.mark.parametrize(("void_class", "num_classes"), [(None, 19), (0, 20), (19, 20)])
