@@ -52,7 +52,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("anomseg_ros.commands.report:main", "write the HTML page of an evaluation's JSON"),
     "quantize": ("anomseg_ros.commands.quantize:main", "quantize a float bundle to 8 bits and measure the loss"),
     "convert": ("anomseg_ros.commands.convert:main", "convert a float bundle to half precision, for GPUs"),
-    "build": ("anomseg_ros.commands.build:main", "build TensorRT engines of a bundle, or check that they can be built"),
+    "build": ("anomseg_ros.commands.build:main", "build engines of a bundle, by TensorRT or torch, or check the graph"),
     "prune": ("anomseg_ros.commands.prune:main", "remove channels of a network, or zero its weights, and fine-tune it"),
     "compress": ("anomseg_ros.commands.compress:main", "prune, fine-tune and quantize with one recipe"),
     "bench": ("anomseg_ros.commands.bench:main", "compare latency, memory and size of bundles"),

@@ -1,7 +1,7 @@
-"""Export a checkpoint to a bundle: one ONNX graph from camera pixels to labels and scores.
+"""Export a checkpoint to a bundle: one ONNX graph from camera pixels to labels and scores, and a program of torch.
 
 The graph casts and normalises the pixels, runs the network, takes the argmax and computes each requested score with its
-temperature. Its outputs are compared with those of the torch network.
+temperature. Its outputs are compared with those of the torch network. So are the program's, where one is asked for.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from anomseg_ros.core.bundle import (
     GRAPH_INPUT,
     LABELS_OUTPUT,
     TARGETS,
+    TORCH_FILE,
     Bundle,
     Contract,
     Finish,
@@ -43,6 +44,7 @@ from anomseg_ros.networks.network import SegmentationNetwork, pixels_to_input
 from anomseg_ros.networks.prediction import Prediction
 from anomseg_ros.networks.score_head import ScoreHead
 from anomseg_ros.networks.strips import StripClassifier, Strips, StripUpsampler
+from anomseg_ros.networks.torch_program import inference_copy, program_of, save_program
 from anomseg_ros.parity import Parity, check_parity
 from anomseg_ros.scores import check_scores, default_scores, find_score
 
@@ -54,7 +56,8 @@ class ExportConfig:
     """Settings of an export.
 
     num_classes includes the void class. void_class: its output index, None without one. target: "cpu" for a graph that
-    works in strips (StripGraph), "gpu" for one that works on whole frames (DetectorGraph).
+    works in strips (StripGraph), "gpu" for one that works on whole frames (DetectorGraph). torch_program: also write
+    model.pt2, the program for the backend torch, which always works on whole frames.
     """
 
     name: str
@@ -68,6 +71,7 @@ class ExportConfig:
     temperature: float = 1.0
     channel_order: str = "rgb"
     target: str = TARGETS[0]
+    torch_program: bool = False
 
     def classes(self) -> tuple[ClassInfo, ...]:
         """Return one entry per network output. Raises ConfigError if the label set does not fit num_classes."""
@@ -144,7 +148,7 @@ def export_network(
         provenance: provenance for the contract.
         frames: frames for the comparison besides random ones, uint8 (H, W, 3) RGB.
         overwrite: replace an existing bundle.
-        graph_class: class of the graph; None: the class for the configuration's target.
+        graph_class: class of the ONNX graph; None: the class for the configuration's target.
         files: name -> source of further files of the bundle.
         finish: called after the comparison, before the bundle is moved to `output`; returns the final contract.
 
@@ -160,7 +164,7 @@ def export_network(
         return bundle.contract if finish is None else finish(bundle)
 
     with tempfile.TemporaryDirectory() as folder:
-        all_files = {GRAPH_FILE: write_graph(network, config, Path(folder), graph_class), **(files or {})}
+        all_files = {**write_programs(network, config, Path(folder), graph_class), **(files or {})}
         bundle = save_bundle(contract, all_files, output, overwrite=overwrite, finish=check_and_finish)
     return bundle, parities[0]
 
@@ -197,8 +201,9 @@ class DetectorGraph(nn.Module):
             return index  # label sets are in train-id order
         if not self.void_is_last:
             return self.get_buffer("train_ids")[index]
-        # A comparison takes a fifth of the time of a table lookup.
-        return torch.where(index == self.config.void_class, torch.tensor(VOID.train_id, dtype=torch.int32), index)
+        # A comparison takes a fifth of the time of a table lookup. A constant tensor would stay on the CPU, where a
+        # CUDA graph cannot read it.
+        return index.masked_fill(index == self.config.void_class, VOID.train_id)
 
 
 class StripGraph(DetectorGraph):
@@ -273,6 +278,22 @@ def contract_of(network_name: str, config: ExportConfig, provenance: Provenance)
     )
 
 
+def write_programs(
+    network: SegmentationNetwork, config: ExportConfig, folder: Path, graph_class: type[DetectorGraph] | None = None
+) -> dict[str, Path]:
+    """Write the programs that a configuration asks for; return name in the bundle -> path. Arguments as write_graph."""
+    programs = {GRAPH_FILE: write_graph(network, config, folder, graph_class)}
+    if config.torch_program:
+        programs[TORCH_FILE] = write_program(network, config, folder)
+    return programs
+
+
+def write_program(network: SegmentationNetwork, config: ExportConfig, folder: Path) -> Path:
+    """Write the program of torch of a network in evaluation mode; return its path. Raises ExportError."""
+    graph = DetectorGraph(inference_copy(_for_target(network, config)), config).eval()
+    return save_program(program_of(graph, _black_pixels(config)), folder / TORCH_FILE)
+
+
 def write_graph(
     network: SegmentationNetwork, config: ExportConfig, folder: Path, graph_class: type[DetectorGraph] | None = None
 ) -> Path:
@@ -284,17 +305,15 @@ def write_graph(
         folder: folder of the file.
         graph_class: class of the graph; None: the class for the configuration's target.
     """
-    network = network.for_gpu() if config.target == "gpu" else network
-    graph = (graph_class or GRAPH_CLASSES[config.target])(network, config).eval()
+    graph = (graph_class or GRAPH_CLASSES[config.target])(_for_target(network, config), config).eval()
     path = folder / GRAPH_FILE
-    pixels = torch.zeros((1, config.height_px, config.width_px, 3), dtype=torch.uint8)
     # The exporter's warnings and logs are of no use to users.
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         torch.onnx.export(
             graph,
-            (pixels,),
+            (_black_pixels(config),),
             str(path),
             dynamo=True,
             verbose=False,
@@ -305,6 +324,14 @@ def write_graph(
         )
     _remove_debug_information(path)
     return path
+
+
+def _for_target(network: SegmentationNetwork, config: ExportConfig) -> SegmentationNetwork:
+    return network.for_gpu() if config.target == "gpu" else network
+
+
+def _black_pixels(config: ExportConfig) -> torch.Tensor:
+    return torch.zeros((1, config.height_px, config.width_px, 3), dtype=torch.uint8)
 
 
 def _remove_debug_information(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Compare a bundle's graph with the torch network and with the reference scores, pixel by pixel."""
+"""Compare a bundle's programs with the torch network and with the reference scores, pixel by pixel."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from anomseg_ros.backends import open_backend
 from anomseg_ros.backends.backend_options import BackendOptions
-from anomseg_ros.backends.onnxruntime import OnnxRuntimeBackend
-from anomseg_ros.core.bundle import LABELS_OUTPUT, Bundle, Contract
+from anomseg_ros.core.bundle import LABELS_OUTPUT, PROGRAM_FILES, TORCH_FILE, Bundle, Contract
+from anomseg_ros.core.detector import Backend
 from anomseg_ros.core.preprocess import tensor_from_frame
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import ExportError
@@ -33,7 +34,10 @@ UNPOOLING_SHARE = 0.005
 
 @dataclass(frozen=True)
 class Parity:
-    """The difference between graph and network on `frames` frames. label_disagreement: share of labels that differ."""
+    """The largest difference between a bundle's programs and the network on `frames` frames.
+
+    label_disagreement: share of labels that differ.
+    """
 
     frames: int
     max_score_difference: float
@@ -41,30 +45,42 @@ class Parity:
 
 
 def check_parity(bundle: Bundle, network: SegmentationNetwork, frames: Sequence[RgbImage]) -> Parity:
-    """Compare the bundle's graph with the torch network and the reference scores on frames of any size.
+    """Compare each of the bundle's programs with the torch network and the reference scores on frames of any size.
 
     A score may differ by 1e-3, or by 5e-5 of the largest logit if that is more. A label may differ only where the two
     largest logits are that close. Networks with max-unpooling may differ more in UNPOOLING_SHARE of the pixels: on all
     frames except the first one, which should be noise, or on all frames if weights were pruned to zero, since then many
     values are equal. Raises ExportError with the output and the frame.
     """
-    backend = OnnxRuntimeBackend(bundle, BackendOptions())
+    backends = _open_programs(bundle)
     has_zero_weights = any(bool((weight == 0).any()) for weight in network.parameters() if weight.dim() == 4)
     features = ScoreHead(network, bundle.contract.score_names, bundle.contract.void_class, 1.0).features
-    max_difference, different_labels, pixels = 0.0, 0, 0
+    max_difference, different_labels, pixels = 0.0, dict.fromkeys(backends, 0), 0
     for index, frame in enumerate(frames):
         ignored_share = UNPOOLING_SHARE if network.max_unpooling and (index or has_zero_weights) else 0.0
         tensor = tensor_from_frame(frame, bundle.contract.input)
         with torch.inference_mode():
             prediction = network.predict(pixels_to_input(torch.from_numpy(tensor.copy())), features)
         frame_parity = _FrameParity(bundle.contract, network, prediction, index, ignored_share)
-        labels, *scores = backend.run(tensor, [LABELS_OUTPUT, *bundle.contract.score_names])
-        different_labels += frame_parity.check_labels(np.asarray(labels[0]))
-        for name, score in zip(bundle.contract.score_names, scores, strict=True):
-            max_difference = max(max_difference, frame_parity.check_score(name, np.asarray(score[0])))
-        pixels += labels[0].size
-    backend.close()
-    return Parity(len(frames), max_difference, different_labels / pixels)
+        for program, backend in backends.items():
+            labels, *scores = backend.run(tensor, [LABELS_OUTPUT, *bundle.contract.score_names])
+            different_labels[program] += frame_parity.check_labels(np.asarray(labels[0]))
+            for name, score in zip(bundle.contract.score_names, scores, strict=True):
+                max_difference = max(max_difference, frame_parity.check_score(name, np.asarray(score[0])))
+        pixels += tensor.shape[1] * tensor.shape[2]
+    for backend in backends.values():
+        backend.close()
+    return Parity(len(frames), max_difference, max(different_labels.values()) / pixels)
+
+
+def _open_programs(bundle: Bundle) -> dict[str, Backend]:
+    """Return program file -> backend that runs it on the CPU, without compiling it."""
+    options = {TORCH_FILE: BackendOptions(provider="eager")}
+    return {
+        program: open_backend(name, bundle, options.get(program))
+        for program, name in PROGRAM_FILES.items()
+        if program in bundle.contract.files
+    }
 
 
 @dataclass(frozen=True)

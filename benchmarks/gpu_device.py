@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anomseg_ros.backends.torch_device import captured
 from anomseg_ros.bench.statistics import percentiles
 
 NOT_HERE = "not on this device"
@@ -129,22 +130,7 @@ class CudaDevice(Device):
         return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
 
     def capture(self, call: Call) -> Call:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):  # libraries allocate and choose their kernels before the capture
-                call()
-        torch.cuda.current_stream().wait_stream(stream)
-        self.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            outputs = call()
-
-        def replay() -> tuple[Tensor, ...]:
-            graph.replay()
-            return outputs
-
-        return replay
+        return captured(call)
 
     def reset_peak(self) -> None:
         torch.cuda.reset_peak_memory_stats()

@@ -12,7 +12,9 @@ import numpy.typing as npt
 import onnxruntime as ort
 from fake_tensorrt import read_plan
 
-from anomseg_ros.backends.tensorrt_library import Library, load_library
+from anomseg_ros.backends.tensorrt_build import BuildOptions
+from anomseg_ros.backends.tensorrt_library import load_library
+from anomseg_ros.compression.engine_machines import TensorRtMachine
 from anomseg_ros.core.bundle import Bundle
 from anomseg_ros.core.types import RgbImage
 
@@ -45,12 +47,11 @@ class PlanBackend:
         self.closed = True
 
 
-class FakeMachine:
+class FakeMachine(TensorRtMachine):
     """Install the fake of tensorrt first. `opened` lists the backends, all of which should be closed in the end."""
 
     def __init__(self, device: int = 0) -> None:
-        self.library: Library = load_library()
-        self.gpu = Gpu()
+        super().__init__(load_library(), Gpu())
         self.change: Change = lambda name, array: array
         self.opened: list[PlanBackend] = []
 
@@ -62,6 +63,6 @@ class FakeMachine:
     def entered(self) -> AbstractContextManager[object]:
         return nullcontext()
 
-    def open_plan(self, bundle: Bundle, plan: bytes, outputs: Sequence[str], dla_core: int | None) -> PlanBackend:
+    def open_plan(self, bundle: Bundle, plan: bytes, outputs: Sequence[str], options: BuildOptions) -> PlanBackend:
         self.opened.append(PlanBackend(plan, self.change))
         return self.opened[-1]

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from anomseg_ros.compression.quantize_torch import save_program
 from anomseg_ros.core.bundle import Provenance
 from anomseg_ros.datasets.dataset import LabelledFrame
 from anomseg_ros.deploy import fit_scores
 from anomseg_ros.export import DetectorGraph, ExportConfig, contract_of, export_network
 from anomseg_ros.networks import build_network
 from anomseg_ros.networks.network import SegmentationNetwork
+from anomseg_ros.networks.torch_program import program_of, save_program
 from anomseg_ros.scores import SCORES, find_score, fitted_names, start_fits
 
 
@@ -60,6 +59,4 @@ def float_program(config: ExportConfig, path: Path) -> Path:
     """Write fitted_network(config) as a float torch program; return the path."""
     graph = DetectorGraph(fitted_network(config), config).eval()
     image = torch.zeros((1, config.height_px, config.width_px, 3), dtype=torch.uint8)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        return save_program(torch.export.export(graph, (image,)), path)
+    return save_program(program_of(graph, image), path)

@@ -21,7 +21,7 @@ HORIZON_PX = 60
 
 
 # Class -> weights of the channels (0 to 1) and bias. The logit is 20 on the colour of the class, below -15 on others.
-_LOGITS = {0: (40, -40, -40, -20), 1: (20, 20, 20, -40), 2: (-40, -40, 40, -20), 19: (-40, 40, -40, -20)}
+LOGITS = {0: (40, -40, -40, -20), 1: (20, 20, 20, -40), 2: (-40, -40, 40, -20), 19: (-40, 40, -40, -20)}
 
 
 def painted_bundle(folder: Path) -> Bundle:
@@ -41,7 +41,7 @@ def painted_bundle(folder: Path) -> Bundle:
 def _model() -> onnx.ModelProto:
     table = np.full((4, 20), -40, np.float32)
     table[:3] = 0
-    for index, logits in _LOGITS.items():
+    for index, logits in LOGITS.items():
         table[:, index] = logits
     train_ids = np.array([info.train_id for info in (*CITYSCAPES, VOID)], np.uint8)
     constants = {

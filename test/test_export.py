@@ -46,6 +46,21 @@ def test_labels_are_train_ids_of_the_argmax(void_class: int | None) -> None:
     assert (graph.labels(logits)[0].numpy() == train_ids[logits[0].argmax(0).numpy()]).all()
 
 
+def test_labels_need_no_constant_of_the_cpu() -> None:
+    """A CUDA graph cannot be captured where an operator reads one."""
+
+    class Labels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.graph = DetectorGraph(build_network("mide_net", 20), SMALL)
+
+        def forward(self, logits: torch.Tensor) -> torch.Tensor:
+            return self.graph.labels(logits)
+
+    program = torch.export.export(Labels(), (torch.zeros((1, 20, 4, 4)),))
+    assert not [node for node in program.graph.nodes if "lift_fresh" in str(node.target)]
+
+
 def test_scores_of_huge_logits_are_finite() -> None:
     network, config = build_network("mide_net", 20).eval(), dataclasses.replace(SMALL, scores=tuple(SCORES))
     fit_on_noise(network, config)

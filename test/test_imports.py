@@ -74,8 +74,9 @@ MAY_TORCH_IN_FUNCTIONS = {"scores"}
 FLAG_FREE = {"bench", "compression", "tuning", "deploy"}
 STARTS_PROGRAMS = {"picture_files.py", "power_sources.py"}  # other programs, which take options
 MAY_ROS = {"node", "replay", "commands"}
-TORCH_FILES = {PACKAGE / "backends" / "torch.py", PACKAGE / "tuning" / "eager.py"}
-OPTIONAL_BACKENDS = {"anomseg_ros.backends.openvino", "anomseg_ros.backends.torch"}
+TORCH_BACKEND = ("torch", "torch_device", "torch_graph", "torch_packages")
+TORCH_FILES = {*(PACKAGE / "backends" / f"{name}.py" for name in TORCH_BACKEND), PACKAGE / "tuning" / "eager.py"}
+OPTIONAL_BACKENDS = {"anomseg_ros.backends.openvino", *(f"anomseg_ros.backends.{name}" for name in TORCH_BACKEND)}
 
 
 def modules() -> list[Path]:

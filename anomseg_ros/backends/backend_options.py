@@ -17,12 +17,13 @@ BUILD_ENGINE = (NEVER, CONFIGURE)
 class BackendOptions:
     """How a backend runs.
 
-    threads: processor threads for one frame, 0 for one per core. provider: where the engine runs: cpu; cuda, tensorrt,
-    openvino (onnxruntime); gpu (openvino, tensorrt); dla0, dla1 (tensorrt); eager (torch). arena: keep freed memory for
-    the next frame, which is faster and takes more resident memory. spin: let idle worker threads spin, which lowers
-    latency and uses a whole core. device: index of the GPU. build_engine: whether a backend whose engines are built may
-    do so when it is opened; otherwise `anomseg build` has to have done it. fallback_backend: opened where the backend
-    cannot be; empty for none.
+    threads: processor threads for one frame, 0 for one per core. provider: where the engine runs: cpu; cuda,
+    tensorrt, openvino (onnxruntime); gpu (openvino, tensorrt); dla0, dla1 (tensorrt); eager, aot, cuda, cuda-aot
+    (torch). arena: keep freed memory for the next frame, which is faster and takes more resident memory. spin: let
+    idle worker threads spin, which lowers latency and uses a whole core. device: index of the GPU. build_engine:
+    whether a backend whose engines are built (tensorrt; torch with aot or cuda-aot) may do so when it is opened;
+    otherwise `anomseg build` has to have done it. fallback_backend: opened where the backend cannot be; empty for
+    none.
     """
 
     threads: int = 0

@@ -1,6 +1,6 @@
 """The cache of engines: an engine is found again by everything that it depends on, and a miss says what differs.
 
-<root>/<digest of the key>/engine.plan   the engine as TensorRT serialized it
+<root>/<digest of the key>/engine.plan   the engine as TensorRT serialized it, or the package of AOTInductor
 <root>/<digest of the key>/engine.json   the fields of the key, the plan's SHA-256, and what was measured
 
 A plan is a program: loading it runs what it contains. So only folders and files are used that nobody but their owner,
@@ -40,7 +40,11 @@ LONGEST_WAIT_S = 3600.0
 
 @dataclass(frozen=True)
 class EngineKey:
-    """Everything that an engine depends on. workspace_bytes, optimization_level: None for the library's own."""
+    """Everything that an engine depends on.
+
+    gpu_name: the processor's name where that runs the engine. workspace_bytes, optimization_level: None for the
+    library's own.
+    """
 
     program_sha256: str
     outputs: tuple[str, ...]
@@ -226,10 +230,10 @@ def private_folder(path: Path) -> Path:
     return path
 
 
-def default_root() -> Path:
-    """Return the folder of the cache unless another is chosen."""
+def default_root(library: str = "tensorrt") -> Path:
+    """Return the folder of a library's engines unless another is chosen."""
     home = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "anomseg_ros" / "tensorrt"
+    return (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "anomseg_ros" / library
 
 
 def _facts(path: Path) -> dict[str, Any]:

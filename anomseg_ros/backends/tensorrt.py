@@ -8,24 +8,20 @@ asked for.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from anomseg_ros.backends.backend_options import CONFIGURE, BackendOptions
+from anomseg_ros.backends.built_engines import Built, EngineSet
 from anomseg_ros.backends.cuda import Cuda, open_cuda
-from anomseg_ros.backends.engine_cache import EngineCache, EngineKey, Found, Miss
-from anomseg_ros.backends.tensorrt_build import (
-    BuildOptions,
-    Built,
-    build_engine,
-    engine_key,
-    engine_outputs,
-    provide_engine,
-)
-from anomseg_ros.backends.tensorrt_check import check_on_noise
+from anomseg_ros.backends.engine_cache import EngineCache, EngineKey
+from anomseg_ros.backends.noise_check import Run, check_on_noise
+from anomseg_ros.backends.onnxruntime import OnnxRuntimeBackend
+from anomseg_ros.backends.tensorrt_build import BuildOptions, build_engine, engine_key
 from anomseg_ros.backends.tensorrt_engine import TensorRtEngine
 from anomseg_ros.backends.tensorrt_library import Library, load_library
 from anomseg_ros.core.bundle import GRAPH_FILE, Bundle
@@ -49,24 +45,21 @@ class TensorRtBackend:
     def __init__(self, bundle: Bundle, options: BackendOptions, progress: Progress = no_progress) -> None:
         if options.provider not in PROVIDERS:
             raise BackendError(unknown_name("tensorrt provider", options.provider, PROVIDERS))
-        self._build_options = BuildOptions(dla_core=PROVIDERS[options.provider])
-        device = "gpu" if self._build_options.dla_core is None else options.provider
+        dla_core = PROVIDERS[options.provider]
+        self._build_options = BuildOptions(dla_core=dla_core)
+        device = "gpu" if dla_core is None else options.provider
         self.requested = self.actual = f"tensorrt:{device}"
         bundle.require_program(GRAPH_FILE)
-        self._bundle, self._progress = bundle, progress
+        self._bundle = bundle
         self._library = load_library()
         self._cuda = open_cuda(options.device)
-        self._cache = EngineCache()
         self._lock = threading.Lock()
-        self._sets = {name: frozenset(outputs) for name, outputs in engine_outputs(bundle.contract).items()}
-        self._open: dict[str, TensorRtEngine] = {}
-        self._facts: dict[str, str] = {}
-        self._hits: dict[str, str] = {}
+        maker = _Maker(bundle, self._library, self._cuda, self._build_options, progress)
+        self._engines = EngineSet(bundle, EngineCache(), maker, _command(bundle, dla_core), HOW_IT_WAS_BUILT)
         try:
             if options.build_engine == CONFIGURE:
-                for name in self._sets:
-                    self._provide(name)
-            self._engine_for(min(self._sets.values(), key=len))
+                self._engines.provide()
+            self._engines.smallest()
         except BaseException:
             self.close()
             raise
@@ -74,110 +67,84 @@ class TensorRtBackend:
     def run(self, tensor: RgbImage, outputs: Sequence[str]) -> list[npt.NDArray[np.generic]]:
         """Run the smallest engine that has the outputs; see Backend.run. It is loaded at its first use, never built."""
         with self._lock:
-            return self._engine_for(frozenset(outputs)).run(tensor, outputs)
+            return self._engines.smallest(outputs).run(tensor, outputs)
 
     def facts(self) -> dict[str, str]:
         """Return what is in use, in words, for diagnostics. It waits for nothing."""
-        engines = tuple(self._open.items())
-        if not engines:
+        loaded = tuple(self._engines.loaded.values())
+        if not loaded:
             return {}
-        _, engine = engines[-1]
         device = self._cuda.device
         return {
             "tensorrt": self._library.version_text,
             "gpu": f"{device.name} (compute {device.compute_capability}, {device.multiprocessors} multiprocessors)",
             "cuda": f"{_version(device.runtime_version)}, driver for {_version(device.driver_version)}",
             "cuda_binding": self._cuda.binding,
-            "engines": ", ".join(name for name, _ in engines),
-            **self._facts,
-            "cuda_graph": engine.cuda_graph,
+            **self._engines.facts(),
+            "tf32": "yes" if self._build_options.tf32 else "no",
+            "cuda_graph": loaded[-1].cuda_graph,
             **{f"{name}_ms": f"{value:.3f}" for name, value in self.stages_ms().items()},
-            "device_memory_mib": f"{sum(engine.device_memory_bytes for _, engine in engines) / (1 << 20):.1f}",
+            "device_memory_mib": f"{sum(engine.device_memory_bytes for engine in loaded) / (1 << 20):.1f}",
         }
 
     def stages_ms(self) -> dict[str, float]:
         """Return how long upload, compute and download of the last frame took on the GPU, milliseconds."""
-        engines = tuple(self._open.values())
+        engines = tuple(self._engines.loaded.values())
         times = engines[-1].times._asdict() if engines else {}
         return {name.removesuffix("_ms"): value for name, value in times.items()}
 
     def close(self) -> None:
         """Release the engines."""
-        for engine in self._open.values():
+        for engine in self._engines.loaded.values():
             engine.close()
-        self._open.clear()
+        self._engines.unload()
         self._cuda.close()
 
-    def _engine_for(self, wanted: frozenset[str]) -> TensorRtEngine:
-        """Return the smallest engine that covers the outputs, of those in the cache. Raises BackendError."""
-        covering = sorted((name for name in self._sets if self._sets[name] >= wanted), key=lambda n: len(self._sets[n]))
-        if not covering:
-            raise BackendError(f"bundle {self._bundle.contract.name!r} has no {', '.join(sorted(wanted))}")
-        reasons = []
-        for name in covering:
-            if name in self._open:
-                return self._open[name]
-            found = self._cache.find(self._key(name), HOW_IT_WAS_BUILT)
-            if isinstance(found, Found):
-                return self._load(name, found)
-            reasons.append(found.reason)
-        raise BackendError(self._not_built(reasons[0]))
 
-    def _load(self, name: str, found: Found) -> TensorRtEngine:
-        engine = self._engine(found.plan)
-        self._open[name] = engine
-        self._facts = {
-            "engine_key": found.plan_path.parent.name[:12],
-            "engine": self._hits.get(name, "found in the cache"),
-            "engine_build_s": str(found.facts.get("build_s", "unknown")),
-            "engine_layers": str(found.facts.get("layers_by_device", "unknown")),
-            "engine_check": _plain(found.facts.get("check", "none")),
-            "engine_precision": str(found.facts.get("precision", self._bundle.contract.precision)),
-            "tf32": "yes" if self._key(name).tf32 else "no",
-        }
-        return engine
+class _Maker:
+    """See built_engines.Maker."""
 
-    def _provide(self, name: str) -> None:
-        """Build, check and store an engine unless the cache has it."""
-        key = self._key(name)
-        found = self._cache.find(key, HOW_IT_WAS_BUILT)
-        if isinstance(found, Miss):
-            self._hits[name] = f"built now: {found.reason}"
-            provide_engine(
-                self._cache, key, lambda timings: self._build(name, timings), lambda built: self._check(built)
-            )
+    def __init__(self, bundle: Bundle, library: Library, cuda: Cuda, options: BuildOptions, progress: Progress) -> None:
+        self._bundle, self._library, self._cuda = bundle, library, cuda
+        self._options, self._progress = options, progress
 
-    def _build(self, name: str, timings: bytes) -> Built:
+    def key(self, outputs: tuple[str, ...]) -> EngineKey:
+        return engine_key(self._bundle, outputs, self._library, self._cuda.device, self._options)
+
+    def build(self, outputs: tuple[str, ...], timings: bytes) -> Built:
         try:
             with self._cuda.entered():
-                return build_engine(
-                    self._library, self._bundle, self._sets[name], self._build_options, timings, self._progress
-                )
+                return build_engine(self._library, self._bundle, outputs, self._options, timings, self._progress)
         except BackendError as error:
             raise BackendError(
                 f"{self._bundle.graph_path} cannot be loaded by {self._library.title}: {error}"
             ) from error
 
-    def _check(self, built: Built) -> Mapping[str, Any]:
-        engine = self._engine(built.plan)
-        try:
-            return check_on_noise(self._bundle, engine)
-        finally:
-            engine.close()
+    def check(self, outputs: tuple[str, ...], built: Built) -> Mapping[str, Any]:
+        with closing(self.load(outputs, built.plan)) as engine, _reference(self._bundle) as reference:
+            return check_on_noise(self._bundle, outputs, engine.run, reference)
 
-    def _engine(self, plan: bytes) -> TensorRtEngine:
-        return TensorRtEngine(self._library, self._cuda, self._bundle, plan, self._build_options.dla_core)
+    def load(self, outputs: tuple[str, ...], plan: bytes) -> TensorRtEngine:
+        return TensorRtEngine(self._library, self._cuda, self._bundle, plan, self._options.dla_core)
 
-    def _key(self, name: str) -> EngineKey:
-        return engine_key(self._bundle, self._sets[name], self._library, self._cuda.device, self._build_options)
 
-    def _not_built(self, reason: str) -> str:
-        core = self._build_options.dla_core
-        dla = "" if core is None else f" --dla {core}"
-        return (
-            f"bundle {self._bundle.contract.name!r} has no engine for this computer: {reason}; build it with "
-            f"`anomseg build {self._bundle.directory}{dla}`, or set build_engine to {CONFIGURE!r}"
-        )
+def _command(bundle: Bundle, dla_core: int | None) -> str:
+    """Return the command that builds the bundle's engines."""
+    return f"anomseg build {bundle.directory}" + ("" if dla_core is None else f" --dla {dla_core}")
+
+
+@contextmanager
+def _reference(bundle: Bundle) -> Iterator[Run | None]:
+    """Yield what runs the graph on the CPU; None for bfloat16, which ONNX Runtime does not have there."""
+    try:
+        backend = OnnxRuntimeBackend(bundle, BackendOptions())
+    except BackendError:
+        if bundle.contract.precision != "bf16":
+            raise
+        yield None
+    else:
+        with closing(backend):
+            yield backend.run
 
 
 def open_plan(
@@ -212,10 +179,3 @@ def check_usable() -> None:
 def _version(number: int) -> str:
     """Return 12060 as 12.6."""
     return f"{number // 1000}.{number % 1000 // 10}"
-
-
-def _plain(value: Any) -> str:
-    """Return nested values as one line."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_plain(item)}" for name, item in value.items())
-    return str(value)

@@ -1,4 +1,4 @@
-"""Build engines of a bundle's graph with TensorRT, and put them into the cache once they have been checked."""
+"""Build engines of a bundle's graph with TensorRT."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import platform
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, Protocol
 
-from anomseg_ros.backends.engine_cache import EngineCache, EngineKey, Found
+from anomseg_ros.backends.built_engines import Built
+from anomseg_ros.backends.engine_cache import EngineKey
 from anomseg_ros.backends.graph_outputs import check_graph, keep_outputs
 from anomseg_ros.backends.tensorrt_library import TENSORRT, Library, one_line, parse_graph
-from anomseg_ros.core.bundle import GRAPH_FILE, LABELS_OUTPUT, Bundle, Contract
+from anomseg_ros.core.bundle import GRAPH_FILE, Bundle
 from anomseg_ros.core.progress import Progress, no_progress
 from anomseg_ros.errors import BackendError
 
-LABELS, EVERYTHING = "labels", "all"
 PER_CENT = 100
 MEBIBYTE = 1 << 20
 _SHOWN_ERRORS = 3
@@ -54,26 +54,6 @@ class BuildOptions:
     version_compatible: bool = False
 
 
-@dataclass(frozen=True)
-class Built:
-    """An engine that is not in the cache yet. facts: values of JSON; timings: the new timing cache, empty without."""
-
-    plan: bytes
-    facts: dict[str, Any]
-    timings: bytes = b""
-
-
-Check = Callable[[Built], Mapping[str, Any]]
-"""Runs a new engine and returns what it measured, in values of JSON. An error from it keeps the engine out."""
-
-
-def engine_outputs(contract: Contract) -> dict[str, tuple[str, ...]]:
-    """Return name -> sorted outputs of a bundle's engines: "labels" with the default score, and "all"."""
-    names = tuple(sorted((LABELS_OUTPUT, *contract.score_names)))
-    small = tuple(sorted((LABELS_OUTPUT, contract.score_names[0])))
-    return {LABELS: small} if small == names else {LABELS: small, EVERYTHING: names}
-
-
 def engine_key(
     bundle: Bundle, outputs: Collection[str], library: Library, gpu: Gpu, options: BuildOptions
 ) -> EngineKey:
@@ -103,39 +83,6 @@ def engine_key(
         workspace_bytes=options.workspace_bytes,
         version_compatible=options.version_compatible,
     )
-
-
-def provide_engine(
-    cache: EngineCache, key: EngineKey, build: Callable[[bytes], Built], check: Check, needs: Collection[str] = ()
-) -> Found:
-    """Return an engine of the cache, and build, check and store it first where it is not there.
-
-    Args:
-        cache: where engines are.
-        key: of the engine.
-        build: makes it; called with the timing cache.
-        check: judges it; what it returns is stored as the engine's facts `check`.
-        needs: names that the facts `check` must have. An engine of the cache that lacks one is checked again.
-
-    Raises:
-        BackendError: it cannot be built or stored. Errors of `check` pass through; the cache has no engine then.
-    """
-    with cache.lock(key):
-        found = cache.find(key)  # another process may have built it while this one waited
-        if isinstance(found, Found):
-            if set(needs) <= set(found.facts.get("check", ())):
-                return found
-            cache.discard(key)
-            built = Built(found.plan, {name: value for name, value in found.facts.items() if name != "check"})
-        else:
-            built = build(cache.read_timings(key))
-        if built.timings:  # they hold for the next attempt as well
-            cache.write_timings(key, built.timings)
-        cache.store(key, built.plan, {**built.facts, "check": dict(check(built))})
-        stored = cache.find(key)
-    if not isinstance(stored, Found):
-        raise BackendError(f"an engine was stored in {cache.root} and cannot be read back: {stored.reason}")
-    return stored
 
 
 def build_engine(

@@ -1,9 +1,12 @@
-"""PyTorch on a CPU: runs model.pt2, without the network's source, compiled to int8 kernels where possible.
+"""PyTorch: runs model.pt2, without the network's source, on a processor or an NVIDIA GPU.
 
 A program of torch.export holds each int8 layer as dequantize, convolution, quantize. Run like that ("eager"), it is
 slower than float. torch's compiler (inductor, with the weights frozen into the program) makes one int8 kernel of the
 three operators. It needs a C++ compiler and Python's headers on this machine. Compiling takes half a minute to some
 minutes for each set of outputs; torch caches the result in its own folder.
+
+Compiled ahead of time ("aot"), a program is a package in the cache of engines (torch_packages.py), which a computer
+without a compiler loads in a second. On a GPU a run is a CUDA graph (torch_device.py).
 """
 
 from __future__ import annotations
@@ -11,46 +14,75 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch._inductor.config
 
-from anomseg_ros.backends.backend_options import BackendOptions
-from anomseg_ros.backends.torch_archive import EXPECTED, read_plain_program
+from anomseg_ros.backends.backend_options import CONFIGURE, BackendOptions
+from anomseg_ros.backends.built_engines import EngineSet
+from anomseg_ros.backends.engine_cache import EngineCache, default_root
+from anomseg_ros.backends.torch_device import Cpu, Gpu, Place, Program
+from anomseg_ros.backends.torch_graph import cut, input_shape, load_graph, one_line
+from anomseg_ros.backends.torch_packages import FOLDER, PackageMaker, Runner
 from anomseg_ros.core.bundle import LABELS_OUTPUT, TORCH_FILE, Bundle
+from anomseg_ros.core.progress import Progress, no_progress
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import BackendError, unknown_name
 
-PROVIDERS = {"cpu": "inductor", "inductor": "inductor", "eager": "eager"}
-"""Provider -> how the program runs. Every backend has the provider cpu."""
+INDUCTOR, EAGER, AOT = "inductor", "eager", "aot"
 
-_DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
-Program = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
+
+@dataclass(frozen=True)
+class Mode:
+    """How a program runs.
+
+    title: as reported. device: cpu or cuda. form: compiled when it is first used, not at all, or ahead of time.
+    """
+
+    title: str
+    device: str
+    form: str
+
+
+PROVIDERS = {
+    "cpu": Mode("inductor", "cpu", INDUCTOR),
+    "inductor": Mode("inductor", "cpu", INDUCTOR),
+    "eager": Mode("eager", "cpu", EAGER),
+    "aot": Mode("aot", "cpu", AOT),
+    "cuda": Mode("cuda", "cuda", EAGER),
+    "cuda-aot": Mode("cuda-aot", "cuda", AOT),
+}
+"""Provider -> how the program runs. Every backend has the provider cpu."""
 
 
 class TorchBackend:
-    """Runs model.pt2. There is one compiled program at a time, for the outputs that were requested last."""
+    """Runs model.pt2."""
 
-    def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
+    BUILDS = True
+    """It takes a listener of builds."""
+
+    def __init__(self, bundle: Bundle, options: BackendOptions, progress: Progress = no_progress) -> None:
         if options.provider not in PROVIDERS:
             raise BackendError(unknown_name("torch provider", options.provider, PROVIDERS))
-        wanted = PROVIDERS[options.provider]
-        self.requested = f"torch:{wanted}"
+        mode = PROVIDERS[options.provider]
+        self.requested = self.actual = f"torch:{mode.title}"
         self._threads = options.threads or _core_count()
-        self._shape = (1, bundle.contract.input.height_px, bundle.contract.input.width_px, 3)
-        self._names = [output.name for output in bundle.contract.outputs]
+        self._shape = input_shape(bundle)
         self._path = bundle.require_program(TORCH_FILE)
-        self._graph = _load(self._path)
-        _check_outputs(self._graph, bundle, self._shape)
-        self._compiles = wanted == "inductor" and compiler_works()
-        self.actual = f"torch:{wanted}" if self._compiles or wanted == "eager" else "torch:eager (no C++ compiler)"
-        self._programs: dict[tuple[str, ...], Program] = {}
+        self._place = open_place(options.provider, options.device)
+        self._compiles = mode.form == INDUCTOR and compiler_works()
+        if mode.form == INDUCTOR and not self._compiles:
+            self.actual = "torch:eager (no C++ compiler)"
         self._lock = threading.Lock()
+        self._programs: _Programs | EngineSet[Runner]
+        if mode.form == AOT:
+            self._programs = _open_packages(bundle, self._place, options, progress)
+        else:
+            self._programs = _Programs(bundle, self._place, self._compiles)
 
     def run(self, tensor: RgbImage, outputs: Sequence[str]) -> list[npt.NDArray[np.generic]]:
         """Run the program; see Backend.run."""
@@ -61,30 +93,70 @@ class TorchBackend:
             if torch.get_num_threads() != self._threads:
                 torch.set_num_threads(self._threads)
             try:
-                names, program = self._program(tuple(sorted(set(outputs), key=self._names.index)))
-                values = dict(zip(names, program(torch.from_numpy(np.array(tensor))), strict=True))
+                return self._programs.smallest(outputs).run(tensor, outputs)
+            except BackendError:
+                raise
             except Exception as error:  # the compiler raises errors of many classes
                 hint = "; `--provider eager` does without the compiler" if self._compiles else ""
                 where = f"torch {torch.__version__} failed on {self._path}"
-                raise BackendError(f"{where}: {_one_line(error)}{hint}") from error
-        return [values[name].numpy() for name in outputs]
+                raise BackendError(f"{where}: {one_line(error)}{hint}") from error
+
+    def facts(self) -> dict[str, str]:
+        """Return what is in use, in words, for diagnostics. It waits for nothing."""
+        return {**self._place.facts(), **self._programs.facts()}
 
     def close(self) -> None:
-        """Release the program."""
-        self._programs.clear()
+        """Release the programs."""
+        self._programs.unload()
+
+
+class _Programs:
+    """There is one program at a time, for the outputs that were requested last. Compiling takes minutes."""
+
+    def __init__(self, bundle: Bundle, place: Place, compiles: bool) -> None:
+        self.loaded: dict[tuple[str, ...], Runner] = {}
+        self._place, self._compiles = place, compiles
+        self._shape = input_shape(bundle)
+        self._names = [output.name for output in bundle.contract.outputs]
+        self._graph = load_graph(bundle, place.device)
+
+    def smallest(self, wanted: Sequence[str]) -> Runner:
+        """Return a program of these outputs, and perhaps the labels. What it raises is torch's."""
+        names = tuple(sorted(set(wanted), key=self._names.index))
+        for made, runner in self.loaded.items():
+            # Unwanted labels take little time; another program takes minutes to compile.
+            if set(made) - set(names) <= {LABELS_OUTPUT} and set(names) <= set(made):
+                return runner
+        program: Program = cut(self._graph, [self._names.index(name) for name in names])
+        if self._compiles:
+            program = _compiled(program, torch.zeros(self._shape, dtype=torch.uint8))
+        self.loaded = {names: Runner(names, self._place.prepared(program, self._shape))}
+        return self.loaded[names]
+
+    def facts(self) -> dict[str, str]:
+        """Return nothing: there are no engines."""
+        return {}
+
+    def unload(self) -> None:
+        """Release the programs."""
+        self.loaded.clear()
         del self._graph
 
-    def _program(self, names: tuple[str, ...]) -> tuple[tuple[str, ...], Program]:
-        """Return a program with its outputs. It computes these outputs, and perhaps the labels."""
-        for compiled, program in self._programs.items():
-            # Unwanted labels take little time; another program takes minutes to compile.
-            if set(compiled) - set(names) <= {LABELS_OUTPUT} and set(names) <= set(compiled):
-                return compiled, program
-        wanted: Program = _cut(self._graph, [self._names.index(name) for name in names])
-        if self._compiles:
-            wanted = _compiled(wanted, torch.zeros(self._shape, dtype=torch.uint8))
-        self._programs = {names: wanted}
-        return names, wanted
+
+def open_place(provider: str, device: int) -> Place:
+    """Return where a provider runs programs. Raises BackendError where there is no such GPU."""
+    return Cpu() if PROVIDERS[provider].device == "cpu" else Gpu(device)
+
+
+def _open_packages(bundle: Bundle, place: Place, options: BackendOptions, progress: Progress) -> EngineSet[Runner]:
+    """Return the bundle's compiled programs, the smallest one loaded. Raises BackendError where it is not built."""
+    command = f"anomseg build {bundle.directory} --backend torch --provider {options.provider}"
+    cache = EngineCache(default_root(FOLDER))
+    packages = EngineSet(bundle, cache, PackageMaker(bundle, place, progress), command)
+    if options.build_engine == CONFIGURE:
+        packages.provide()
+    packages.smallest()
+    return packages
 
 
 def _compiled(program: Program, example: torch.Tensor) -> Program:
@@ -105,52 +177,5 @@ def compiler_works() -> bool:
     return bool((doubled == 2).all())
 
 
-def _load(path: Path) -> torch.fx.GraphModule:
-    checked = read_plain_program(path)
-    # Registers the operators quantized_decomposed.* of programs.
-    from torch.ao.quantization.fx import _decomposed  # noqa: F401
-
-    try:
-        # module() gives one that only infers; quantized programs have no training mode.
-        module: torch.fx.GraphModule = torch.export.load(checked).module()
-    except Exception as error:
-        raise BackendError(
-            f"{path} cannot be loaded by torch {torch.__version__}: {_one_line(error)}; {EXPECTED}"
-        ) from error
-    return module
-
-
-def _check_outputs(graph: torch.fx.GraphModule, bundle: Bundle, shape: tuple[int, ...]) -> None:
-    """Raise BackendError unless the program has the inputs and outputs that bundle.yaml describes."""
-    given = [node.meta.get("val") for node in graph.graph.nodes if node.op == "placeholder"]
-    made: Any = next(node for node in graph.graph.nodes if node.op == "output").args[0]
-    found = [(value.dtype, tuple(value.shape)) for value in given if isinstance(value, torch.Tensor)]
-    found += [(node.meta["val"].dtype, tuple(node.meta["val"].shape)) for node in made]
-    expected = [(torch.uint8, shape)]
-    expected += [(_DTYPES[output.dtype], shape[:3]) for output in bundle.contract.outputs]
-    if found != expected:
-        raise BackendError(
-            f"{bundle.directory / TORCH_FILE} is not the program that bundle.yaml describes: it has {found}, "
-            f"expected {expected}"
-        )
-
-
-def _cut(graph: torch.fx.GraphModule, indices: Sequence[int]) -> torch.fx.GraphModule:
-    """Return the program with only these outputs."""
-    whole = torch.fx.Graph()
-    made: Any = whole.graph_copy(graph.graph, {})
-    whole.output(tuple(made[index] for index in indices))
-    for node in list(whole.nodes):
-        # Checks of types keep the checked values in the graph.
-        if node.target is torch.ops.aten._assert_tensor_metadata.default:
-            whole.erase_node(node)
-    whole.eliminate_dead_code()
-    return torch.fx.GraphModule(graph, whole)
-
-
 def _core_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:500]

@@ -7,9 +7,9 @@ torch.export.load (torch 2.13) reads more than plain data. From an archive it
 - evaluates symbolic sizes (sympy.sympify) and guards, and imports modules named in the tree of inputs;
 - pastes the names of values, tensors and arguments into Python source that it executes;
 - looks up anything under `torch.` that a node names, such as aten.from_file, which maps any file for writing.
-`anomseg quantize` writes none of these. So this module lists what an archive may contain, down to each field, and
-refuses everything else. torch gets the checked bytes in a new archive: its reader may understand a strange archive
-differently from zipfile, and a file may change between two readings.
+`anomseg export` and `quantize` write none of these. So this module lists what an archive may contain, down to each
+field, and refuses everything else. torch gets the checked bytes in a new archive: its reader may understand a strange
+archive differently from zipfile, and a file may change between two readings.
 
 This keeps a program from running code and from accessing files. It may still take much time or memory.
 """
@@ -24,6 +24,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
+from anomseg_ros.backends.backend_options import MAX_DEVICE
 from anomseg_ros.core.untrusted_text import parse_json
 from anomseg_ros.errors import BackendError
 
@@ -42,20 +43,22 @@ MEMBERS = re.compile(
 )
 
 _WRITTEN = """
-__and__.Tensor __or__.Tensor _assert_tensor_metadata.default add.Tensor amax.default argmax.default avg_pool2d.default
-batch_norm.default bitwise_not.default cat.default conv2d.default conv_transpose2d.input detach_.default div.Tensor
-dropout.default eq.Scalar eq.Tensor exp.default feature_dropout.default index.Tensor lift_fresh_copy.default
-log.default max_pool2d.default maximum.default mean.dim mul.Tensor narrow.default ne.Tensor neg.default
-new_zeros.default pad.default permute.default prelu.default reciprocal.default relu.default reshape.default
-rsub.Scalar select.int sigmoid.default slice.Tensor sqrt.default stack.default sub.Tensor sum.dim_IntList t.default
-to.dtype topk.default upsample_bilinear2d.vec upsample_nearest2d.vec where.self
+__and__.Tensor __or__.Tensor _assert_tensor_metadata.default add.Tensor amax.default arange.default argmax.default
+avg_pool2d.default batch_norm.default bitwise_not.default cat.default conv2d.default conv_transpose2d.input
+detach_.default div.Tensor dropout.default eq.Scalar eq.Tensor exp.default feature_dropout.default
+floor_divide.default ge.Tensor gelu.default hardtanh.default index.Tensor layer_norm.default lift_fresh_copy.default
+linear.default log.default lt.Tensor masked_fill.Scalar max_pool2d.default maximum.default mean.dim mul.Tensor
+narrow.default ne.Tensor neg.default new_zeros.default numpy_T.default pad.default permute.default prelu.default
+reciprocal.default relu.default reshape.default rsub.Scalar scaled_dot_product_attention.default select.int
+sigmoid.default slice.Tensor sqrt.default stack.default sub.Tensor sum.dim_IntList t.default to.dtype topk.default
+unflatten.int upsample_bicubic2d.vec upsample_bilinear2d.vec upsample_nearest2d.vec where.self
 """
 """Operators in the programs of our networks and scores."""
 _ALIKE = """
 adaptive_avg_pool2d.default amin.default bitwise_and.Tensor bitwise_or.Tensor clamp.default clone.default
 contiguous.default detach.default expand.default flatten.using_ints ge.Scalar gt.Scalar le.Scalar logical_and.default
-logical_not.default logical_or.default lt.Scalar matmul.default max.dim mul.Scalar ne.Scalar ones.default relu_.default
-softmax.int squeeze.dim transpose.int unsqueeze.default view.default
+logical_not.default logical_or.default lt.Scalar matmul.default max.dim mul.Scalar ne.Scalar ones.default
+relu_.default softmax.int squeeze.dim transpose.int unsqueeze.default view.default
 """
 """Operators that other versions of torch or of this package may write instead: arithmetic and shapes only."""
 _INT8 = "quantize_per_tensor quantize_per_channel dequantize_per_tensor dequantize_per_channel"
@@ -63,11 +66,14 @@ OPERATORS = frozenset(
     [f"torch.ops.aten.{name}" for name in (_WRITTEN + _ALIKE).split()]
     + [f"torch.ops.quantized_decomposed.{name}.default" for name in _INT8.split()]
 )
-WORDS = {"torch.ops.aten.pad.default": ("constant", "reflect", "replicate", "circular")}
+WORDS = {
+    "torch.ops.aten.gelu.default": ("none", "tanh"),
+    "torch.ops.aten.pad.default": ("constant", "reflect", "replicate", "circular"),
+}
 """Operator -> allowed string arguments. Other operators take none: a string could be a file's name."""
 EXPECTED = (
-    "expected the program that `anomseg quantize --backend torch` wrote; write it anew with that command, from weights "
-    "that you trust"
+    "expected a program that `anomseg export --torch-program` or `anomseg quantize --backend torch` wrote; write it "
+    "anew with that command, from weights that you trust"
 )
 
 Check = Callable[[str, Any], None]
@@ -232,6 +238,11 @@ def _not_pickled(where: str, value: Any) -> None:
         raise _Foreign(f"a pickled object in place of a plain tensor, {where}")
 
 
+def _device_index(where: str, value: Any) -> None:
+    if type(value) is not int or not 0 <= value <= MAX_DEVICE:
+        _refuse(where, value, f"the index of a GPU, 0 to {MAX_DEVICE}")
+
+
 def _node(where: str, value: Any) -> None:
     _NODE(where, value)
     words = WORDS.get(value.get("target"), ())
@@ -269,7 +280,7 @@ _MODULE_NAME = _text(rf"({_PART}(\.{_PART})*)?", "a plain name")
 _INT, _BOOL, _NUMBER, _STR = _typed(int), _typed(bool), _typed(int, float), _typed(str)
 _TENSOR = _record(name=_NAME)
 _SIZE = _one_of(as_int=_INT)
-_DEVICE = _record(type=_among(("cpu",)))
+_DEVICE = _record(type=_among(("cpu", "cuda")), index=_optional(_device_index))
 _TENSOR_META = _record(
     dtype=_INT,
     sizes=_list(_SIZE),

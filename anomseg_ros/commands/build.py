@@ -1,4 +1,4 @@
-"""`anomseg build`: make TensorRT engines of a bundle for this machine's GPU, or check that they can be made."""
+"""`anomseg build`: make engines of a bundle for this machine, by TensorRT or torch, or check that they can be made."""
 
 from __future__ import annotations
 
@@ -9,21 +9,27 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from anomseg_ros.backends.engine_cache import EngineCache, Found
-from anomseg_ros.backends.tensorrt_build import EVERYTHING, LABELS, MEBIBYTE, BuildOptions
+from anomseg_ros.backends.built_engines import EVERYTHING, LABELS
+from anomseg_ros.backends.engine_cache import Found
+from anomseg_ros.backends.tensorrt_build import MEBIBYTE, BuildOptions
 from anomseg_ros.commands import options
 from anomseg_ros.commands.progress_lines import ProgressLines
 from anomseg_ros.compression.checked_engines import (
     SYNTHETIC_FRAMES,
     EngineRequest,
-    ThisMachine,
+    cache_of,
     check_graph_builds,
     engine_states,
     provide_engines,
 )
-from anomseg_ros.core.bundle import load_bundle
+from anomseg_ros.compression.engine_machines import Machine, ThisMachine, TorchMachine
+from anomseg_ros.core.bundle import TORCH_FILE, load_bundle
 from anomseg_ros.core.resources import find_bundle
 from anomseg_ros.errors import ConfigError
+
+TENSORRT, TORCH = "tensorrt", "torch"
+TORCH_PROVIDERS = ("aot", "cuda-aot")
+"""Of the backend torch, those that are compiled ahead of time."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,14 +38,24 @@ def main(argv: Sequence[str]) -> int:
     request = _request(args)
     if args.check:
         _check(request)
-    elif args.dry_run:
-        _list(request, args.device)
+        return 0
+    machine: Machine
+    if args.backend == TORCH:
+        request.bundle.require_program(TORCH_FILE)
+        machine = TorchMachine(args.provider or TORCH_PROVIDERS[0], args.device)
     else:
-        _build(request, args.device)
+        machine = ThisMachine(args.device)
+    (_list if args.dry_run else _build)(request, machine)
     return 0
 
 
 def _request(args: argparse.Namespace) -> EngineRequest:
+    foreign = {"--check": args.check, "--workspace": args.workspace, "--dla": args.dla} if args.backend == TORCH else {}
+    if args.backend == TENSORRT:
+        foreign = {"--provider": args.provider}
+    for option, value in foreign.items():
+        if value is not None and value is not False:
+            raise ConfigError(f"{option} is not an option of --backend {args.backend}; leave it out")
     if args.workspace is not None and args.workspace < 1:
         raise ConfigError(f"--workspace {args.workspace}: expected MiB, 1 or more; leave it out for no limit")
     workspace = None if args.workspace is None else args.workspace * MEBIBYTE
@@ -60,30 +76,30 @@ def _check(request: EngineRequest) -> None:
     _print_engines(title, {name: one.facts for name, one in built.items()})
 
 
-def _list(request: EngineRequest, device: int) -> None:
-    machine = ThisMachine(device)
+def _list(request: EngineRequest, machine: Machine) -> None:
     console = Console()
-    where = f"{machine.library.title} on {machine.gpu.name}, cache {EngineCache(request.cache).root}"
+    where = f"{machine.title} on {machine.device_name}, cache {cache_of(request, machine).root}"
     console.print(where, soft_wrap=True, highlight=False, markup=False)
     for one in engine_states(request, machine):
         state = "is in the cache" if isinstance(one.state, Found) else f"would be built: {one.state.reason}"
         console.print(f"{one.name} ({one.key.digest[:12]}) {state}", soft_wrap=True, highlight=False, markup=False)
 
 
-def _build(request: EngineRequest, device: int) -> None:
-    machine = ThisMachine(device)
+def _build(request: EngineRequest, machine: Machine) -> None:
     with ProgressLines() as lines:
         for one in engine_states(request, machine):
             if not isinstance(one.state, Found):
                 lines.tell(f"{one.name}: {one.state.reason}")
         provided = provide_engines(request, machine, lines)
-    title = f"{machine.library.title}: engines of {request.bundle.contract.name} on {machine.gpu.name}"
+    title = f"{machine.title}: engines of {request.bundle.contract.name} on {machine.device_name}"
     _print_engines(title, provided)
-    Console().print(f"in {EngineCache(request.cache).root}", soft_wrap=True, highlight=False)
+    Console().print(f"in {cache_of(request, machine).root}", soft_wrap=True, highlight=False)
 
 
 def _print_engines(title: str, engines: Mapping[str, Mapping[str, Any]]) -> None:
-    headings = {"built in": _seconds, "size": _size, "layers": _layers}
+    headings = {"built in": _seconds, "size": _size}
+    if any("layers_by_device" in facts for facts in engines.values()):
+        headings |= {"layers": _layers}
     if any("check" in facts for facts in engines.values()):
         headings |= {"labels that agree": _agreement, "least rank correlation": _correlation}
     table = Table()
@@ -124,10 +140,14 @@ def _correlation(facts: Mapping[str, Any]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = options.parser(
         "build",
-        "Build TensorRT engines of a bundle for this machine's GPU and put them into the cache that the backend "
-        "tensorrt reads. An engine is kept only if it computes what the bundle does.",
+        "Build engines of a bundle for this machine and put them into the cache that the backends tensorrt and torch "
+        "read. An engine is kept only if it computes what the bundle does.",
     )
     parser.add_argument("bundle", help="bundle directory or name of a shipped bundle, exported with --target gpu")
+    backend_help = "what runs the engines; torch compiles model.pt2 ahead of time"
+    parser.add_argument("--backend", default=TENSORRT, choices=(TENSORRT, TORCH), help=backend_help)
+    provider_help = "of --backend torch: for the processor, or for the GPU (default: aot)"
+    parser.add_argument("--provider", choices=TORCH_PROVIDERS, help=provider_help)
     what = parser.add_mutually_exclusive_group()
     check_help = "only parse and build, with TensorRT or TensorRT-RTX, on any computer; nothing is written"
     what.add_argument("--check", action="store_true", help=check_help)
@@ -139,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     dla_help = "core of a Jetson's DLA that runs what it can, the GPU the rest; run it with the provider dla0 or dla1"
     parser.add_argument("--dla", type=int, choices=(0, 1), metavar="CORE", help=dla_help)
     parser.add_argument("--device", type=int, default=0, metavar="N", help="number of the GPU")
-    output_help = "folder of the cache (default: $XDG_CACHE_HOME/anomseg_ros/tensorrt)"
+    output_help = "folder of the cache (default: $XDG_CACHE_HOME/anomseg_ros/ and the backend)"
     parser.add_argument("--output", type=options.output_folder, metavar="FOLDER", help=output_help)
     frames_help = "what the camera sees, to check the engines on: folders of images, or datasets as NAME=PATH "
     frames_help += "(default: generated scenes)"

@@ -63,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--target", default=defaults.target, choices=TARGETS, help="processor that the graph is written for"
     )
+    program_help = "also write model.pt2, the program that the backend torch runs, on a GPU as well"
+    parser.add_argument("--torch-program", action="store_true", help=program_help)
     parser.add_argument("--name", help="name of the bundle (default: the name of --output)")
     parser.add_argument("--frames", type=Path, help="folder of frames for the comparison, besides random ones")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")

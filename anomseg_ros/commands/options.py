@@ -83,7 +83,7 @@ BUILD_ENGINE_HELP = (
 TIMED_SCORE_HELP = "score to compute besides the labels (default: the bundle's first)"
 PROVIDER_HELP = (
     "device or mode of the backend: cpu; with onnxruntime also cuda, tensorrt, openvino; with openvino and tensorrt "
-    "also gpu, with tensorrt also dla0 and dla1; with torch also eager"
+    "also gpu, with tensorrt also dla0 and dla1; with torch also eager, aot, cuda, cuda-aot"
 )
 
 

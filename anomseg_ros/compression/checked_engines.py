@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from anomseg_ros.backends.built_engines import Built, engine_outputs, provide_engine
 from anomseg_ros.backends.engine_cache import EngineCache, EngineKey, Found, Miss
-from anomseg_ros.backends.tensorrt_build import (
-    BuildOptions,
-    Built,
-    Gpu,
-    build_engine,
-    engine_key,
-    engine_outputs,
-    provide_engine,
-)
+from anomseg_ros.backends.tensorrt_build import BuildOptions, build_engine
 from anomseg_ros.backends.tensorrt_library import Library, load_library
 from anomseg_ros.compression.calibration_frames import drawn_frames
 from anomseg_ros.compression.engine_check import DRIFT, check_engine
+from anomseg_ros.compression.engine_machines import Machine
 from anomseg_ros.core.bundle import Bundle
 from anomseg_ros.core.detector import Backend
 from anomseg_ros.core.progress import Progress, no_progress
@@ -65,45 +57,6 @@ class EngineState:
     state: Found | Miss
 
 
-class Machine(Protocol):
-    """A GPU with TensorRT."""
-
-    @property
-    def library(self) -> Library: ...
-    @property
-    def gpu(self) -> Gpu: ...
-
-    def entered(self) -> AbstractContextManager[object]:
-        """Make the GPU the current one of this thread."""
-        ...
-
-    def open_plan(self, bundle: Bundle, plan: bytes, outputs: Sequence[str], dla_core: int | None) -> Backend:
-        """Return a backend that runs an engine which is not in the cache."""
-        ...
-
-
-class ThisMachine:
-    """The installed TensorRT and one GPU of this computer."""
-
-    def __init__(self, device: int) -> None:
-        """device: number of the GPU, as CUDA counts. Raises BackendError."""
-        self.library = load_library()
-        self._cuda: Any = importlib.import_module("anomseg_ros.backends.cuda").open_cuda(device)
-        self.gpu: Gpu = self._cuda.device
-
-    def entered(self) -> AbstractContextManager[object]:
-        """See Machine."""
-        entered: AbstractContextManager[object] = self._cuda.entered()
-        return entered
-
-    def open_plan(self, bundle: Bundle, plan: bytes, outputs: Sequence[str], dla_core: int | None) -> Backend:
-        """See Machine."""
-        backend: Backend = importlib.import_module("anomseg_ros.backends.tensorrt").open_plan(
-            bundle, plan, outputs, self.library, self._cuda, dla_core
-        )
-        return backend
-
-
 @dataclass
 class _Frames:
     """Frames that are read when the first engine needs them."""
@@ -118,11 +71,16 @@ class _Frames:
         return self.read
 
 
+def cache_of(request: EngineRequest, machine: Machine) -> EngineCache:
+    """Return the cache of a request: the machine's own unless it names another."""
+    return EngineCache(request.cache or machine.folder)
+
+
 def engine_states(request: EngineRequest, machine: Machine) -> list[EngineState]:
     """Return, for each engine that is asked for, whether the cache has it. Raises BackendError or ConfigError."""
-    cache, states = EngineCache(request.cache), []
+    cache, states = cache_of(request, machine), []
     for name, outputs in request.outputs().items():
-        key = engine_key(request.bundle, outputs, machine.library, machine.gpu, request.options)
+        key = machine.key(request.bundle, outputs, request.options)
         states.append(EngineState(name, key, cache.find(key)))
     return states
 
@@ -134,21 +92,22 @@ def provide_engines(
 
     Raises BackendError where one cannot be built, CompressionError where it does not compute what the bundle does.
     """
-    cache, frames = EngineCache(request.cache), _Frames(request, progress)
+    cache, frames = cache_of(request, machine), _Frames(request, progress)
     provided: dict[str, Mapping[str, Any]] = {}
     for name, outputs in request.outputs().items():
-        key = engine_key(request.bundle, outputs, machine.library, machine.gpu, request.options)
+        key = machine.key(request.bundle, outputs, request.options)
 
         def build(timings: bytes, name: str = name, outputs: tuple[str, ...] = outputs) -> Built:
-            named = _named(progress, name)
-            with machine.entered():
-                return build_engine(machine.library, request.bundle, outputs, request.options, timings, named)
+            return machine.build(request.bundle, outputs, request.options, timings, _named(progress, name))
 
         def check(built: Built, outputs: tuple[str, ...] = outputs) -> Mapping[str, Any]:
             def open_engine() -> Backend:
-                return machine.open_plan(request.bundle, built.plan, outputs, request.options.dla_core)
+                return machine.open_plan(request.bundle, built.plan, outputs, request.options)
 
-            return check_engine(request.bundle, outputs, open_engine, frames.get(), progress=progress)
+            with machine.reference(request.bundle) as open_reference:
+                return check_engine(
+                    request.bundle, outputs, open_engine, open_reference, frames.get(), progress=progress
+                )
 
         provided[name] = provide_engine(cache, key, build, check, needs=(DRIFT,)).facts
     return provided

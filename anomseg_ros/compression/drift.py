@@ -126,10 +126,11 @@ def measure_drift(
     calibration_frames: int = 0,
     child_backend: str = "onnxruntime",
     child_provider: str = "cpu",
+    open_parent: Callable[[], Detector] | None = None,
     open_child: Callable[[], Detector] | None = None,
     progress: Progress = no_progress,
 ) -> Drift:
-    """Compare a compressed bundle with its parent, which runs in ONNX Runtime.
+    """Compare a compressed bundle with its parent, which runs in ONNX Runtime unless `open_parent` says otherwise.
 
     Args:
         parent: the bundle before compression.
@@ -138,7 +139,7 @@ def measure_drift(
         guard: labelled datasets and the tolerance; None: frames alone and the default tolerance.
         calibration_frames: number of frames that the child was calibrated on.
         child_backend, child_provider: what runs the child.
-        open_child: opens the child instead, for measuring on frames alone.
+        open_parent, open_child: open the two instead, for measuring on frames alone.
         progress: called after each frame.
 
     Raises:
@@ -149,7 +150,7 @@ def measure_drift(
     guard = guard or Guard()
     options = BackendOptions(threads=guard.threads)
     child_options = BackendOptions(threads=guard.threads, provider=child_provider)
-    before = open_detector(parent, options=options)
+    before = open_parent() if open_parent else open_detector(parent, options=options)
     after = open_child() if open_child else open_detector(child, child_backend, child_options)
     comparison = _Comparison(parent.contract, child.contract)
     with closing(before), closing(after):

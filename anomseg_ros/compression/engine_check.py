@@ -1,24 +1,21 @@
 """What a new engine must show before it serves: that it computes what its bundle does.
 
 Parity is measured on noise, pixel by pixel. Drift is measured on frames of the camera, by the guard of compressed
-bundles. The bundle itself runs in ONNX Runtime on the CPU. Nothing here needs torch, so a vehicle's computer can do it.
+bundles. The bundle itself runs on the CPU. Nothing here needs torch, so a vehicle's computer can do it.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from anomseg_ros.backends import open_backend
 from anomseg_ros.compression.drift import Drift, Guard, Tolerance, measure_drift
-from anomseg_ros.core.bundle import GRAPH_FILE, LABELS_OUTPUT, Bundle, save_bundle
+from anomseg_ros.core.bundle import LABELS_OUTPUT, Bundle
 from anomseg_ros.core.detector import Backend, Detector
 from anomseg_ros.core.preprocess import noise_frames
 from anomseg_ros.core.progress import Progress, no_progress
@@ -46,6 +43,7 @@ def check_engine(
     bundle: Bundle,
     outputs: Sequence[str],
     open_engine: Callable[[], Backend],
+    open_reference: Callable[[], Backend],
     frames: Sequence[RgbImage],
     *,
     tolerance: Tolerance | None = None,
@@ -56,7 +54,8 @@ def check_engine(
     Args:
         bundle: that the engine was built of.
         outputs: of the engine, the labels and one score at least.
-        open_engine: opens a backend that runs the engine; it is called twice.
+        open_engine: opens a backend that runs the engine; it is called twice, as the next is.
+        open_reference: opens a backend that runs the bundle itself.
         frames: uint8 (H, W, 3) RGB of any size; frames of the camera.
         tolerance: what it may lose; None: TOLERANCES of the bundle's precision.
         progress: called after each frame.
@@ -67,38 +66,30 @@ def check_engine(
     tolerance = tolerance or TOLERANCES[bundle.contract.precision]
     kept = tuple(output for output in bundle.contract.outputs if output.name in outputs)
     child = Bundle(bundle.directory, replace(bundle.contract, outputs=kept))
-    with runnable_on_cpu(bundle) as reference:
-        parity = _parity(reference, child, open_engine)
-        guard, open_child = Guard(tolerance), lambda: Detector(child, open_engine())
-        drift = measure_drift(reference, child, frames, guard, open_child=open_child, progress=progress)
+    parity = _parity(child, open_engine, open_reference)
+    drift = measure_drift(
+        bundle,
+        child,
+        frames,
+        Guard(tolerance),
+        open_parent=lambda: Detector(bundle, open_reference()),
+        open_child=lambda: Detector(child, open_engine()),
+        progress=progress,
+    )
     _require(bundle, parity, drift)
     scores = {name: vars(score) for name, score in drift.scores.items()}
     measured = {"frames": drift.frames, "label_agreement": drift.label_agreement, "scores": scores}
     return {PARITY: parity, DRIFT: measured}
 
 
-@contextmanager
-def runnable_on_cpu(bundle: Bundle) -> Iterator[Bundle]:
-    """Yield the bundle, or one with its weights in float32: ONNX Runtime has no bfloat16 on a CPU."""
-    if bundle.contract.precision != "bf16":
-        yield bundle
-        return
-    import onnx  # of the offline half; only bundles of bfloat16 need it
-
-    from anomseg_ros.compression.half import in_single_precision
-
-    with tempfile.TemporaryDirectory(prefix="anomseg-") as folder:
-        path = Path(folder, GRAPH_FILE)
-        onnx.save(in_single_precision(onnx.load(bundle.graph_path)), path)
-        yield save_bundle(bundle.contract, {GRAPH_FILE: path}, Path(folder, "float32"))
-
-
-def _parity(reference: Bundle, child: Bundle, open_engine: Callable[[], Backend]) -> dict[str, float]:
+def _parity(
+    child: Bundle, open_engine: Callable[[], Backend], open_reference: Callable[[], Backend]
+) -> dict[str, float]:
     """Return output -> largest share of pixels, of any frame of noise, that differ by more than float32 rounding."""
     names = [output.name for output in child.contract.outputs]
     spec = child.contract.input
     shares = dict.fromkeys(names, 0.0)
-    with closing(open_backend("onnxruntime", reference)) as before, closing(open_engine()) as after:
+    with closing(open_reference()) as before, closing(open_engine()) as after:
         for frame in noise_frames(spec.height_px, spec.width_px):
             pairs = zip(before.run(frame[np.newaxis], names), after.run(frame[np.newaxis], names), strict=True)
             for output, (expected, got) in zip(child.contract.outputs, pairs, strict=True):
@@ -138,5 +129,5 @@ def _require(bundle: Bundle, parity: dict[str, float], drift: Drift) -> None:
         raise CompressionError(
             f"the engine of bundle {bundle.contract.name!r} does not compute what the bundle does: "
             f"{'; '.join(excesses)}. It was not put into the cache; use a bundle of a higher precision or another "
-            "version of TensorRT, and report this one"
+            "version of the library, and report this one"
         )

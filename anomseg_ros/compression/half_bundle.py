@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -12,8 +14,9 @@ from anomseg_ros.compression.calibration_frames import drawn_frames
 from anomseg_ros.compression.drift import Tolerance, compressed_contract, measure_drift, require
 from anomseg_ros.compression.half import HALF, in_half_precision, rounded_like
 from anomseg_ros.compression.step_request import StepRequest, require_float
-from anomseg_ros.core.bundle import GRAPH_FILE, Bundle, save_bundle
+from anomseg_ros.core.bundle import GRAPH_FILE, TORCH_FILE, Bundle, save_bundle
 from anomseg_ros.core.progress import Progress, no_progress
+from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import ConfigError, unknown_name
 
 TOLERANCES = {
@@ -43,8 +46,9 @@ class HalfRequest(StepRequest):
 def convert_bundle(request: HalfRequest, progress: Progress = no_progress) -> Bundle:
     """Return the written bundle.
 
-    The drift is that of a float32 graph that rounds as the new one does, since CPUs lack kernels of these types. Raises
-    CompressionError, and writes nothing, if it is too much.
+    The drift is that of a float32 graph that rounds as the new one does, since ONNX Runtime lacks kernels of these
+    types on CPUs. A program of torch is converted as well, and measured as it is. Raises CompressionError, and writes
+    nothing, if the drift of either is too much.
     """
     request.check()
     parent, precision = request.bundle, request.precision
@@ -57,5 +61,33 @@ def convert_bundle(request: HalfRequest, progress: Progress = no_progress) -> Bu
         stand_in = save_bundle(parent.contract, {GRAPH_FILE: rounded}, Path(folder, "rounded"))
         drift = measure_drift(parent, stand_in, frames, request.guard, progress=progress)
         drift = require(drift, request.guard.accept_drift, REMEDY)
-        contract = compressed_contract(parent, precision, f"{precision}, typed graph", {"seed": request.seed}, drift)
-        return save_bundle(contract, {GRAPH_FILE: typed}, request.output, overwrite=request.overwrite)
+        files = {GRAPH_FILE: typed}
+        settings: dict[str, Any] = {"seed": request.seed}
+        if TORCH_FILE in parent.contract.files:
+            files[TORCH_FILE] = _convert_program(parent, precision, Path(folder))
+            settings["torch_program"] = _program_drift(request, files[TORCH_FILE], frames, progress)
+        contract = compressed_contract(parent, precision, f"{precision}, typed graph", settings, drift)
+        return save_bundle(contract, files, request.output, overwrite=request.overwrite)
+
+
+def _convert_program(parent: Bundle, precision: str, folder: Path) -> Path:
+    # torch takes seconds to import, and graphs do not need it.
+    from anomseg_ros.backends.torch_graph import load_program
+    from anomseg_ros.compression.half_torch import program_in_half_precision
+    from anomseg_ros.networks.torch_program import save_program
+
+    program = program_in_half_precision(load_program(parent.require_program(TORCH_FILE)), precision)
+    return save_program(program, folder / TORCH_FILE)
+
+
+def _program_drift(
+    request: HalfRequest, program: Path, frames: Sequence[RgbImage], progress: Progress
+) -> dict[str, Any]:
+    """Return the drift of a program in the form of bundle.yaml. Raises CompressionError if it is too much."""
+    child = save_bundle(request.bundle.contract, {TORCH_FILE: program}, program.with_name("program"))
+    guard = replace(request.guard, datasets=())
+    drift = measure_drift(
+        request.bundle, child, frames, guard, child_backend="torch", child_provider="eager", progress=progress
+    )
+    plain = require(drift, request.guard.accept_drift, REMEDY).plain()
+    return {name: plain[name] for name in ("label_agreement", "scores")}

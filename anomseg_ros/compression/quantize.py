@@ -175,8 +175,9 @@ def _quantize_program(
     progress: Progress,
 ) -> tuple[Path, str, dict[str, Any]]:
     """Quantize a network for torch; return the program's file, the method in words and its settings."""
-    from anomseg_ros.compression.quantize_torch import quantize_torch, save_program
+    from anomseg_ros.compression.quantize_torch import quantize_torch
     from anomseg_ros.compression.reexport import export_config_of
+    from anomseg_ros.networks.torch_program import save_program
 
     if contract.input.channel_order != "rgb":
         raise CompressionError(f"bundle {contract.name!r} takes {contract.input.channel_order}, only rgb is exported")
@@ -216,5 +217,6 @@ def _export_float_graph(network: SegmentationNetwork, contract: Contract, proven
     from anomseg_ros.compression.reexport import export_config_of
     from anomseg_ros.export import export_network
 
-    bundle, _ = export_network(network, contract.network, export_config_of(contract), folder / "float", provenance)
+    config = replace(export_config_of(contract), torch_program=False)
+    bundle, _ = export_network(network, contract.network, config, folder / "float", provenance)
     return bundle.require_program(GRAPH_FILE)

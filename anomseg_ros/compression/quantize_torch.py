@@ -25,7 +25,6 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +37,7 @@ from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import AnomsegError, CompressionError, closest_first
 from anomseg_ros.export import DetectorGraph, ExportConfig
 from anomseg_ros.networks.network import SegmentationNetwork
+from anomseg_ros.networks.torch_program import delete_unused_tensors, inference_copy, reason_of
 
 RANGE_METHODS = ("error", "minmax")
 
@@ -85,37 +85,17 @@ def quantize_torch(
             reports one), this torch lacks the method, or a layer is unknown.
     """
     float_layers = _float_layers(network, config.keep_float)
-    ready = _inference_copy(network)
+    ready = inference_copy(network)
     images = [torch.from_numpy(tensor.copy()) for tensor in tensors]
     build = _by_pt2e if config.method == "pt2e" else _by_fx
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # they are for torch's developers
         module = build(ready, export, images, config.ranges, float_layers, progress)
-        _delete_unused_tensors(module)
+        delete_unused_tensors(module)
         program = _export(module, images[0], ready, config.method)
     if not any("quantize_per_tensor" in str(node.target) for node in program.graph.nodes):
         raise CompressionError("nothing was quantized: the network has no convolution but its classifier")
     return TorchQuantized(program, len(convolutions_of(network)), float_layers)
-
-
-def save_program(program: ExportedProgram, path: Path) -> Path:
-    """Write a program as model.pt2, without references to its source code and without sample inputs.
-
-    Raises CompressionError if torch cannot write it.
-    """
-    for module in program.graph_module.modules():
-        if isinstance(module, torch.fx.GraphModule):
-            for node in module.graph.nodes:
-                node.meta = {key: value for key, value in node.meta.items() if key in ("val", "tensor_meta")}
-    program.example_inputs = None
-    try:
-        torch.export.save(program, path)
-    except Exception as error:  # of the disk, or of an operator that cannot be written
-        raise CompressionError(
-            f"torch {torch.__version__} cannot write {path}: {_reason(error)}; make room there, or use the "
-            "`backend` onnxruntime if it is the program"
-        ) from error
-    return path
 
 
 def _float_layers(network: SegmentationNetwork, names: Sequence[str]) -> tuple[str, ...]:
@@ -132,26 +112,6 @@ def _float_layers(network: SegmentationNetwork, names: Sequence[str]) -> tuple[s
         for name, module in convolutions_of(network).items()
         if isinstance(module, nn.ConvTranspose2d) or any(name == top or name.startswith(f"{top}.") for top in inside)
     )
-
-
-def _inference_copy(network: SegmentationNetwork) -> SegmentationNetwork:
-    """Return a copy without dropout, which would keep a convolution and a sum from becoming one kernel."""
-    ready = copy.deepcopy(network).eval().requires_grad_(False)
-    ready.auxiliary_heads = nn.ModuleList()
-    for module in list(ready.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, (nn.Dropout, nn.Dropout2d)):
-                setattr(module, name, nn.Identity())
-    return ready
-
-
-def _delete_unused_tensors(module: torch.fx.GraphModule) -> None:
-    """Delete tensors that the graph does not use, such as the float form of int8 weights."""
-    used = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
-    for name, _ in [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]:
-        if name not in used:
-            owner, _, attribute = name.rpartition(".")
-            delattr(module.get_submodule(owner), attribute)
 
 
 def _by_pt2e(
@@ -211,15 +171,9 @@ def _step(doing: str, network: SegmentationNetwork, method: str) -> Iterator[Non
         keep = "leave that part in float with `keep_float`, or " if doing in _QUANTIZING else ""
         raise CompressionError(
             f"torch {torch.__version__} cannot quantize {network.name} by {method}, it fails to {doing}"
-            f"{' at ' + place if place else ''}: {_reason(error)}; {keep}use `torch_method` "
+            f"{' at ' + place if place else ''}: {reason_of(error)}; {keep}use `torch_method` "
             f"{'fx' if method == 'pt2e' else 'pt2e'} or the `backend` onnxruntime"
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    """Return the class of an error and its first paragraph; the rest is for torch's developers."""
-    message = str(error).strip().partition("\n\n")[0]
-    return f"{type(error).__name__}: {' '.join(message.split())[:200]}"
 
 
 _QUANTIZING = ("prepare it for int8", "convert it to int8", "round the weights")

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from anomseg_ros.core.bundle import GRAPH_FILE, TORCH_FILE, Bundle, Contract, change_bundle, sha256_of
+from anomseg_ros.core.bundle import TORCH_FILE, Bundle, Contract, change_bundle, sha256_of
 from anomseg_ros.core.labels import LABEL_SETS
 from anomseg_ros.errors import CheckpointError, CompressionError, ConfigError
-from anomseg_ros.export import ExportConfig, export_network, random_frames, write_graph
+from anomseg_ros.export import ExportConfig, export_network, random_frames, write_programs
 from anomseg_ros.networks.checkpoints import load_checkpoint
 from anomseg_ros.networks.network import SegmentationNetwork
 from anomseg_ros.parity import check_parity
@@ -37,6 +37,7 @@ def export_config_of(contract: Contract, scores: Sequence[str] | None = None) ->
         temperature=contract.temperature,
         channel_order=contract.input.channel_order,
         target=contract.target,
+        torch_program=contract.precision == "fp32" and TORCH_FILE in contract.files,
     )
 
 
@@ -55,19 +56,14 @@ def require_same_checkpoint(bundle: Bundle, checkpoint: Path) -> None:
 def load_float_network(bundle: Bundle, checkpoint: Path, what: str) -> SegmentationNetwork:
     """Return the network that a bundle was exported from; `what` names the thing to fit, for messages.
 
-    Raises CheckpointError for another file, CompressionError for a bundle with another program than the float graph,
-    which would replace it.
+    Raises CheckpointError for another file, CompressionError for a bundle that is not float, whose programs the
+    checkpoint's would replace.
     """
     contract = bundle.contract
     if contract.precision != "fp32":
         raise CompressionError(
             f"bundle {contract.name!r} is {contract.precision}, the checkpoint's graph is not; fit the {what} of "
             "the float bundle that it was made from, then quantize that"
-        )
-    if TORCH_FILE in contract.files:
-        raise CompressionError(
-            f"bundle {contract.name!r} has a {TORCH_FILE}, which holds the {what} as well; fit the {what} of "
-            "the float bundle that it was made from, then make that file again"
         )
     require_same_checkpoint(bundle, checkpoint)
     return load_checkpoint(checkpoint, contract.network, len(contract.classes))
@@ -83,7 +79,7 @@ def export_again(
     files: Mapping[str, Path] | None = None,
     overwrite: bool = False,
 ) -> Bundle:
-    """Write a bundle with the graph that a network gives and a changed contract, checked before it is in place.
+    """Write a bundle with the programs that a network gives and a changed contract, checked before it is in place.
 
     Args:
         bundle: what is changed.
@@ -104,7 +100,7 @@ def export_again(
         return exported.contract
 
     with tempfile.TemporaryDirectory(prefix="anomseg-") as folder:
-        written = {GRAPH_FILE: write_graph(network, config, Path(folder)), **(files or {})}
+        written = {**write_programs(network, config, Path(folder)), **(files or {})}
         return change_bundle(bundle, change, output, files=written, overwrite=overwrite, finish=checked)
 
 

@@ -2,7 +2,7 @@
 
 <name>/bundle.yaml   the contract below, validated strictly on load
 <name>/model.onnx    uint8 camera pixels in, uint8 labels and float32 scores out
-<name>/model.pt2     the quantized PyTorch program with the same inputs and outputs, beside the graph or in its place
+<name>/model.pt2     a PyTorch program with the same inputs and outputs, beside the graph or in its place
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ PARAMETERS = (
         "provider",
         "cpu",
         "Device or mode of the backend: cpu; cuda, tensorrt, openvino (onnxruntime); gpu (openvino, tensorrt); dla0, "
-        "dla1 (tensorrt); eager (torch).",
+        "dla1 (tensorrt); eager, aot, cuda, cuda-aot (torch).",
     ),
     Parameter(
         "precision", "auto", "Precision that the bundle must have; auto accepts any.", choices=("auto", *PRECISIONS)
@@ -97,7 +97,7 @@ PARAMETERS = (
     Parameter(
         "build_engine",
         NEVER,
-        "Whether backend tensorrt builds missing engines in configure, or leaves that to anomseg build.",
+        "Whether backends tensorrt and torch (aot) build missing engines in configure, or leave that to anomseg build.",
         choices=BUILD_ENGINE,
     ),
     Parameter(

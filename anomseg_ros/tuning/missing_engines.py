@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from anomseg_ros.backends.engine_cache import EngineCache, Found
+from anomseg_ros.backends.built_engines import engine_outputs
+from anomseg_ros.backends.engine_cache import Found
 from anomseg_ros.backends.tensorrt import HOW_IT_WAS_BUILT, PROVIDERS
-from anomseg_ros.backends.tensorrt_build import BuildOptions, engine_outputs
+from anomseg_ros.backends.tensorrt_build import BuildOptions
 from anomseg_ros.bench.candidate_runs import LeftOut
 from anomseg_ros.bench.candidates import Candidate
 from anomseg_ros.compression.checked_engines import (
     SYNTHETIC_FRAMES,
     EngineRequest,
-    Machine,
-    ThisMachine,
+    cache_of,
     engine_states,
     provide_engines,
 )
+from anomseg_ros.compression.engine_machines import Machine, ThisMachine
 from anomseg_ros.core.bundle import LABELS_OUTPUT, load_bundle
 from anomseg_ros.core.progress import Progress
 from anomseg_ros.errors import BackendError, CompressionError
@@ -70,5 +71,5 @@ def _provide(candidate: Candidate, frames: Path | None, machine: Machine, progre
     checked_on = SYNTHETIC_FRAMES if frames is None else (str(frames),)
     request = EngineRequest(bundle, (smallest,), options, checked_on)
     (state,) = engine_states(request, machine)
-    if not isinstance(EngineCache(request.cache).find(state.key, HOW_IT_WAS_BUILT), Found):
+    if not isinstance(cache_of(request, machine).find(state.key, HOW_IT_WAS_BUILT), Found):
         provide_engines(request, machine, progress)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,8 @@ import onnx
 import pytest
 from fake_tensorrt import read_plan
 
-from anomseg_ros.backends.engine_cache import EngineCache, EngineKey, Found, Miss
-from anomseg_ros.backends.tensorrt_build import (
-    BuildOptions,
-    Built,
-    build_engine,
-    engine_key,
-    engine_outputs,
-    provide_engine,
-)
+from anomseg_ros.backends.engine_cache import EngineKey
+from anomseg_ros.backends.tensorrt_build import BuildOptions, build_engine, engine_key
 from anomseg_ros.backends.tensorrt_library import Library, load_library
 from anomseg_ros.core.bundle import Bundle, load_bundle
 from anomseg_ros.errors import BackendError, BundleError
@@ -48,15 +40,6 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Library:
 def builds(library: Library) -> list[Any]:
     found: list[Any] = library.module.builds  # type: ignore[attr-defined]
     return found
-
-
-def test_there_are_two_engines(bundle: Bundle) -> None:
-    contract = bundle.contract
-    engines = engine_outputs(contract)
-    assert engines["labels"] == ("labels", "void") or engines["labels"] == (contract.score_names[0], "labels")
-    assert set(engines["all"]) == {"labels", *contract.score_names} and list(engines["all"]) == sorted(engines["all"])
-    one_score = replace(contract, outputs=tuple(o for o in contract.outputs if o.name in engines["labels"]))
-    assert list(engine_outputs(one_score)) == ["labels"]
 
 
 def test_an_engine_computes_its_outputs_and_no_more(library: Library, bundle: Bundle) -> None:
@@ -176,74 +159,3 @@ def test_the_key_has_what_the_engine_depends_on(library: Library, bundle: Bundle
     assert len(digests) == 11
     with pytest.raises(BundleError, match=r"has no model\.onnx"):
         key(Bundle(bundle.directory, replace(bundle.contract, files={"model.pt2": "0" * 64})))
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> EngineCache:
-    return EngineCache(tmp_path / "cache")
-
-
-class Place:
-    """Provides one engine, and counts what is done for it."""
-
-    def __init__(self, cache: EngineCache, key: EngineKey) -> None:
-        self.cache, self.key = cache, key
-        self.built: list[bytes] = []
-        self.checked: list[bytes] = []
-        self.check_error: Exception | None = None
-
-    def build(self, timings: bytes) -> Built:
-        self.built.append(timings)
-        return Built(b"plan", {"build_s": 1.0}, b"timings")
-
-    def check(self, built: Built) -> dict[str, Any]:
-        assert not isinstance(self.cache.find(self.key), Found)
-        self.checked.append(built.plan)
-        if self.check_error is not None:
-            raise self.check_error
-        return {"drift": 0.0}
-
-    def provide(self, *needs: str) -> Found:
-        return provide_engine(self.cache, self.key, self.build, self.check, needs)
-
-
-@pytest.fixture
-def place(cache: EngineCache, library: Library, bundle: Bundle) -> Place:
-    return Place(cache, engine_key(bundle, ["labels"], library, Gpu(), BuildOptions()))
-
-
-def test_an_engine_is_built_and_checked_once(place: Place) -> None:
-    found = place.provide()
-    assert found.plan == b"plan" and found.facts["check"] == {"drift": 0.0} and found.facts["build_s"] == 1.0
-    assert place.provide("drift") == found
-    assert (place.built, place.checked) == ([b""], [b"plan"])
-
-
-def test_an_engine_that_fails_its_check_is_not_in_the_cache(place: Place) -> None:
-    place.check_error = BackendError("too far")
-    with pytest.raises(BackendError, match="too far"):
-        place.provide()
-    assert isinstance(place.cache.find(place.key), Miss)
-    place.check_error = None
-    place.provide()
-    assert place.built == [b"", b"timings"]  # what was timed is not lost
-
-
-def test_an_engine_that_was_checked_less_is_checked_again_but_not_built(place: Place) -> None:
-    place.cache.store(place.key, b"plan", {"build_s": 7.0, "check": {"noise": 1.0}})
-    found = place.provide("drift")
-    assert found.facts["build_s"] == 7.0 and found.facts["check"] == {"drift": 0.0} and place.built == []
-    place.cache.store(place.key, b"plan", {"build_s": 7.0, "check": {"noise": 1.0}})
-    place.check_error = BackendError("too far")
-    with pytest.raises(BackendError, match="too far"):
-        place.provide("drift")
-    assert isinstance(place.cache.find(place.key), Miss)
-
-
-def test_threads_build_one_engine(place: Place) -> None:
-    threads = [threading.Thread(target=place.provide) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(place.built) == 1

@@ -99,7 +99,7 @@ def test_the_engine_for_everything_serves_alone(fake: FakeRuntime, bundle: Bundl
 
 def test_an_engine_that_computes_something_else_is_not_stored(fake: FakeRuntime, bundle: Bundle, cache: Path) -> None:
     fake.noise = 1e3
-    with pytest.raises(BackendError, match=r"does not compute what the graph does.*not put into the cache"):
+    with pytest.raises(BackendError, match=r"does not compute what the bundle does.*not put into the cache"):
         opened(bundle)
     assert not list(cache.glob("*/engine.plan"))
     assert fake.cudart.used[0] == 0

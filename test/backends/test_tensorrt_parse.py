@@ -14,7 +14,8 @@ import pytest
 import torch
 from fitted_networks import fit_on_noise
 
-from anomseg_ros.backends.tensorrt_build import BuildOptions, build_engine, engine_outputs
+from anomseg_ros.backends.built_engines import engine_outputs
+from anomseg_ros.backends.tensorrt_build import BuildOptions, build_engine
 from anomseg_ros.backends.tensorrt_library import Library, load_library
 from anomseg_ros.compression.half import HALF, in_half_precision
 from anomseg_ros.compression.quantize_onnx import NONE, QuantizeConfig, quantize

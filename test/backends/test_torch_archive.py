@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 import torch
 from fitted_networks import float_program
+from torch_archives import Members, archive_of, edit, first_node, members_of, rewrite_program
 
 from anomseg_ros.backends import open_backend
 from anomseg_ros.backends.backend_options import BackendOptions
-from anomseg_ros.backends.torch_archive import OPERATORS, PROGRAM, SAMPLE_INPUTS, TENSORS, WORDS, read_plain_program
+from anomseg_ros.backends.torch_archive import PROGRAM, SAMPLE_INPUTS, TENSORS, read_plain_program
 from anomseg_ros.compression.reexport import export_config_of
 from anomseg_ros.core.bundle import TORCH_FILE, Contract, load_bundle, save_bundle
 from anomseg_ros.core.detector import Backend
@@ -31,7 +32,6 @@ from anomseg_ros.export import ExportConfig
 from anomseg_ros.scores import SCORES, find_score
 
 WEIGHTS, CONSTANTS = TENSORS
-Members = dict[str, bytes]
 
 
 @pytest.fixture(scope="module")
@@ -43,31 +43,6 @@ def contract(tiny_bundle: Path) -> Contract:
 def program(contract: Contract, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A program with weights and constants."""
     return float_program(export_config_of(contract), tmp_path_factory.mktemp("program") / TORCH_FILE)
-
-
-def members_of(program: Path | io.BytesIO) -> Members:
-    with zipfile.ZipFile(program) as archive:
-        return {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
-
-
-def archive_of(members: Members, to: Path, **options: Any) -> Path:
-    with zipfile.ZipFile(to, "w", **options) as archive:
-        for name, content in members.items():
-            archive.writestr(f"model/{name}", content)
-    return to
-
-
-def rewrite_program(program: Path, to: Path, change: Callable[[Members], object]) -> Path:
-    """Copy the program with its members changed."""
-    members = members_of(program)
-    change(members)
-    return archive_of(members, to)
-
-
-def edit(members: Members, name: str, change: Callable[[Any], object]) -> None:
-    content = json.loads(members[name])
-    change(content)
-    members[name] = json.dumps(content).encode()
 
 
 class Evil:
@@ -99,10 +74,6 @@ def mark_pickled(members: Members, config_name: str, member: str, content: bytes
 
     edit(members, config_name, change)
     members[f"{config_name.rpartition('/')[0]}/{member}"] = content
-
-
-def first_node(program: Any) -> Any:
-    return next(node for node in program["graph_module"]["graph"]["nodes"] if node["outputs"])
 
 
 def call_signature(program: Any) -> Any:
@@ -199,48 +170,6 @@ def test_file_change_after_the_check_has_no_effect(program: Path, tmp_path: Path
     assert not sign.exists()
 
 
-def with_operator(target: str) -> Callable[[Members], object]:
-    return lambda members: edit(members, PROGRAM, lambda d: first_node(d).update(target=target))
-
-
-@pytest.mark.parametrize(
-    "target",
-    [
-        "torch.load",
-        "torch.ops.load_library",
-        "torch.ops.aten.from_file.default",
-        "torch.ops.aten.as_strided.default",
-        "torch.ops.aten.set_.source_Tensor_storage_offset",
-        "torch.ops.aten.add.Tensor.__class__",
-        "torch.ops.quantized_decomposed.choose_qparams.tensor",
-        "torch.ops.higher_order.cond",
-        "_operator.getitem",
-        "math.sqrt",
-        "#aoti:f",
-        "torch.ops.aten.add.Tensor\n",
-        7,
-        None,
-        ["torch.ops.aten.add.Tensor"],
-    ],
-)
-def test_other_operators_are_refused(target: Any, program: Path, tmp_path: Path) -> None:
-    bad = rewrite_program(program, tmp_path / "bad.pt2", with_operator(target))
-    with pytest.raises(BackendError, match=r"the program calls .*, which is none of .*; expected the program"):
-        read_plain_program(bad)
-
-
-def test_allowed_operators_only_compute() -> None:
-    """Each operator exists and has only tensors, numbers and tensor types as arguments and results."""
-    from torch.ao.quantization.fx import _decomposed  # noqa: F401
-
-    plain = {"Tensor", "int", "float", "bool", "number", "Device", "Optional", "List"}
-    for target in OPERATORS:
-        namespace, name, overload = target.split(".")[2:]
-        schema = getattr(getattr(getattr(torch.ops, namespace), name), overload)._schema
-        kinds = {word for item in (*schema.arguments, *schema.returns) for word in re.findall(r"\w+", str(item.type))}
-        assert kinds - plain == ({"str"} if target in WORDS else set()), target
-
-
 def add_text_argument(members: Members, of: str) -> None:
     def change(content: Any) -> None:
         node = next(node for node in content["graph_module"]["graph"]["nodes"] if node["target"] == of)
@@ -251,6 +180,15 @@ def add_text_argument(members: Members, of: str) -> None:
 
 def in_graph(change: Callable[[Any], object]) -> Callable[[Members], object]:
     return lambda members: edit(members, PROGRAM, lambda d: change(d["graph_module"]["graph"]))
+
+
+def on_device(device: Any) -> Callable[[Members], object]:
+    return in_graph(lambda graph: graph["nodes"][0]["inputs"][0].update(arg={"as_device": device}))
+
+
+def move(members: Members, name: str, device: Any) -> None:
+    """Change all devices that a member names."""
+    members[name] = re.sub(rb'\{"type": "cpu", "index": null\}', json.dumps(device).encode(), members[name])
 
 
 @pytest.mark.parametrize(
@@ -283,7 +221,15 @@ def in_graph(change: Callable[[Any], object]) -> Callable[[Members], object]:
             in_graph(lambda g: g["nodes"][0]["inputs"][0].update(arg={"as_graph": {"name": "a", "graph": {}}})),
             "as_graph",
         ),
-        (in_graph(lambda g: g["nodes"][0]["inputs"][0].update(arg={"as_device": {"type": "cuda"}})), "cpu"),
+        (on_device({"type": "meta", "index": None}), "expected one of cpu, cuda"),
+        (on_device({"type": "privateuseone", "index": 0}), "expected one of cpu, cuda"),
+        (on_device({"type": ["cuda"], "index": 0}), "expected one of cpu, cuda"),
+        (on_device({"type": "cuda", "index": "0"}), "index is '0', expected the index of a GPU"),
+        (on_device({"type": "cuda", "index": -1}), "index is -1, expected the index of a GPU"),
+        (on_device({"type": "cuda", "index": 10**9}), "expected the index of a GPU"),
+        (on_device({"type": "cuda", "index": True}), "expected the index of a GPU"),
+        (on_device({"type": "cuda", "index": 0, "path": "a"}), "path is 'a', expected nothing"),
+        (lambda m: move(m, WEIGHTS, {"type": "xla", "index": 0}), "expected one of cpu, cuda"),
         (lambda m: edit(m, PROGRAM, lambda d: d.update(a_later_field=["text"])), "a_later_field"),
     ],
 )
@@ -293,6 +239,17 @@ def test_program_with_unexpected_content_is_refused(
     bad = rewrite_program(program, tmp_path / "bad.pt2", change)
     with pytest.raises(BackendError, match=rf"is not loaded, since that could run code(?s:.*){words}"):
         read_plain_program(bad)
+
+
+def test_program_of_a_gpu_is_data_as_well(program: Path, tmp_path: Path) -> None:
+    def to_gpu(members: Members) -> None:
+        before = dict(members)
+        for name in (WEIGHTS, CONSTANTS, PROGRAM):
+            move(members, name, {"type": "cuda", "index": 0})
+        assert all(members[name] != before[name] for name in (WEIGHTS, PROGRAM))
+
+    moved = rewrite_program(program, tmp_path / "gpu.pt2", to_gpu)
+    assert members_of(read_plain_program(moved)) == members_of(moved)
 
 
 def test_unusual_archives_are_refused(program: Path, tmp_path: Path) -> None:

@@ -23,10 +23,10 @@ def test_command_line_exports_bundle_with_scores(
 ) -> None:
     words = ["--network", "mide_net", "--checkpoint", str(checkpoint), "--num-classes", "20", "--void-class", "19"]
     words += ["--height", "64", "--width", "128", "--scores", "msp,max_logit,void", "--output", str(tmp_path / "out")]
-    assert main(["export", *words]) == 0
+    assert main(["export", *words, "--torch-program"]) == 0
     contract = load_bundle(tmp_path / "out").contract
     assert contract.score_names == ("msp", "max_logit", "void")
-    assert contract.name == "out"
+    assert contract.name == "out" and set(contract.files) == {"model.onnx", "model.pt2"}
     assert contract.provenance.source_sha256
     assert contract.provenance.command is not None and contract.provenance.command.startswith(
         "anomseg export --network"

@@ -14,15 +14,17 @@ import pytest
 from fake_machine import FakeMachine, Gpu
 
 from anomseg_ros.backends import open_backend
+from anomseg_ros.backends.built_engines import engine_outputs
 from anomseg_ros.backends.engine_cache import EngineCache, Found, Miss
-from anomseg_ros.backends.tensorrt_build import BuildOptions, engine_outputs
+from anomseg_ros.backends.tensorrt_build import BuildOptions
 from anomseg_ros.compression.checked_engines import (
     EngineRequest,
     check_graph_builds,
     engine_states,
     provide_engines,
 )
-from anomseg_ros.compression.engine_check import TOLERANCES, check_engine, runnable_on_cpu
+from anomseg_ros.compression.engine_check import TOLERANCES, check_engine
+from anomseg_ros.compression.engine_machines import runnable_on_cpu
 from anomseg_ros.compression.half import in_half_precision
 from anomseg_ros.core.bundle import GRAPH_FILE, LABELS_OUTPUT, PRECISIONS, Bundle, load_bundle, save_bundle
 from anomseg_ros.core.preprocess import noise_frames
@@ -177,7 +179,7 @@ def test_bfloat16_is_compared_with_its_weights_in_float32(
         def opened() -> Any:
             return open_backend("onnxruntime", reference)
 
-        measured = check_engine(half, ["labels", "void"], opened, [frame[0]])
+        measured = check_engine(half, ["labels", "void"], opened, opened, [frame[0]])
     assert measured["drift"]["label_agreement"] == 1.0
     with runnable_on_cpu(original) as reference:
         assert reference is original

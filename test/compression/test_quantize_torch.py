@@ -15,16 +15,17 @@ from small_bundles import HEIGHT_PX, WIDTH_PX, camvid_frames, street_frames
 
 from anomseg_ros.backends.torch_archive import read_plain_program
 from anomseg_ros.compression import quantize_torch as module_under_test
-from anomseg_ros.compression.quantize_torch import TorchQuantizeConfig, TorchQuantized, quantize_torch, save_program
+from anomseg_ros.compression.quantize_torch import TorchQuantizeConfig, TorchQuantized, quantize_torch
 from anomseg_ros.compression.reexport import export_config_of
 from anomseg_ros.core.bundle import load_bundle
 from anomseg_ros.core.progress import no_progress
 from anomseg_ros.core.resources import find_bundle
-from anomseg_ros.errors import CompressionError
+from anomseg_ros.errors import CompressionError, ExportError
 from anomseg_ros.export import DetectorGraph, ExportConfig
 from anomseg_ros.networks import build_network
 from anomseg_ros.networks.checkpoints import load_checkpoint
 from anomseg_ros.networks.network import SegmentationNetwork
+from anomseg_ros.networks.torch_program import save_program
 
 pytestmark = pytest.mark.slow
 
@@ -239,5 +240,5 @@ def test_options_named_in_errors_exist_in_the_command() -> None:
 
 def test_unwritable_program_is_refused(tmp_path: Path) -> None:
     made = quantize_torch(random_network("mide_net"), CONFIG, tensors(1), TorchQuantizeConfig("fx"), no_progress)
-    with pytest.raises(CompressionError, match=r"cannot write .*nowhere/model\.pt2: "):
+    with pytest.raises(ExportError, match=r"cannot write .*nowhere/model\.pt2: "):
         save_program(made.program, tmp_path / "nowhere" / "model.pt2")

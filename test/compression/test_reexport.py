@@ -1,7 +1,8 @@
-"""Exporting the checkpoint of a bundle again at another size."""
+"""Exporting the checkpoint of a bundle again: at another size, or with another temperature."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 import torch
 
 from anomseg_ros.backends import open_detector
-from anomseg_ros.compression.reexport import export_at_size, export_config_of
-from anomseg_ros.core.bundle import Bundle, load_bundle
+from anomseg_ros.backends.backend_options import BackendOptions
+from anomseg_ros.compression.reexport import export_again, export_at_size, export_config_of, load_float_network
+from anomseg_ros.core.bundle import GRAPH_FILE, TORCH_FILE, Bundle, change_bundle, load_bundle
 from anomseg_ros.errors import CheckpointError
 from anomseg_ros.export import ExportConfig, export_checkpoint
 from anomseg_ros.networks import build_network
@@ -43,6 +45,24 @@ def test_checkpoint_is_exported_at_another_size(exported: tuple[Bundle, Path], t
     assert made.contract.name == "small-32x64" and made.contract.temperature == 1.5
     assert open_detector(made).detect(np.zeros((64, 96, 3), np.uint8)).labels.shape == (32, 64)
     assert sorted(path.read_bytes() for path in bundle.directory.iterdir()) == before
+
+
+@pytest.mark.slow
+def test_program_of_torch_is_written_again_with_the_graph(exported: tuple[Bundle, Path], tmp_path: Path) -> None:
+    checkpoint, config = exported[1], replace(export_config_of(exported[0].contract), torch_program=True)
+    bundle, _ = export_checkpoint("mide_net", checkpoint, config, tmp_path / "both")
+    network = load_float_network(bundle, checkpoint, "temperature")
+    warmer = replace(export_config_of(bundle.contract), temperature=3.0)
+    made = export_again(bundle, network, warmer, lambda contract: replace(contract, temperature=3.0), None)
+    assert set(made.contract.files) == {GRAPH_FILE, TORCH_FILE}
+    assert all(made.contract.files[name] != digest for name, digest in bundle.contract.files.items())
+    frame = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    one, two = (open_detector(made, *how).detect(frame) for how in ((), ("torch", BackendOptions(provider="eager"))))
+    assert (one.labels == two.labels).mean() > 0.999
+    for name, score in one.scores.items():
+        np.testing.assert_allclose(two.scores[name], score, atol=1e-4)
+    assert np.abs(one.scores["msp"] - open_detector(exported[0]).detect(frame).scores["msp"]).max() > 1e-3
+    assert set(change_bundle(made, replace, tmp_path / "copy").contract.files) == {GRAPH_FILE, TORCH_FILE}
 
 
 def test_checkpoint_of_another_bundle_is_refused(exported: tuple[Bundle, Path], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What an engine that is built while a node is configured must show: that it computes what the graph does, on noise.
+"""What an engine that is built while a node is configured must show: that it computes what the bundle does, on noise.
 
 `anomseg build` also measures the drift on camera frames. The node has none while it is configured, so the engines that
 it builds are only checked for gross faults.
@@ -6,16 +6,15 @@ it builds are only checked for gross faults.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from anomseg_ros.backends.backend_options import BackendOptions
-from anomseg_ros.backends.onnxruntime import OnnxRuntimeBackend
-from anomseg_ros.backends.tensorrt_engine import TensorRtEngine
 from anomseg_ros.core.bundle import LABELS_OUTPUT, Bundle
 from anomseg_ros.core.preprocess import noise_frames
+from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import BackendError
 
 LEAST_AGREEMENT = {"fp32": 0.995, "fp16": 0.9, "bf16": 0.8, "int8": 0.8}
@@ -25,33 +24,31 @@ LEAST_CORRELATION = {"fp32": 0.999, "fp16": 0.95, "bf16": 0.9, "int8": 0.9}
 _FLAT = 1e-6
 
 
-def check_on_noise(bundle: Bundle, engine: TensorRtEngine) -> dict[str, Any]:
-    """Return output -> agreement of an engine with ONNX Runtime on the CPU, in values of JSON.
+Run = Callable[[RgbImage, Sequence[str]], list[npt.NDArray[np.generic]]]
+"""As Backend.run."""
 
-    Raises BackendError where it is too small, or a score is not finite.
+
+def check_on_noise(bundle: Bundle, names: Sequence[str], run: Run, reference: Run | None) -> dict[str, Any]:
+    """Return output -> agreement of an engine with its bundle, in values of JSON.
+
+    Args:
+        bundle: that the engine was built of.
+        names: outputs of the engine.
+        run: runs the engine.
+        reference: runs the bundle on the CPU; None where nothing does, so that only finite scores are asked for.
+
+    Raises:
+        BackendError: the agreement is too small, or a score is not finite.
     """
-    names = sorted(engine.outputs)
-    reference = _reference(bundle)
     worst: dict[str, float] = {}
     for frame in noise_frames(bundle.contract.input.height_px, bundle.contract.input.width_px):
         tensor = frame[np.newaxis]
-        got = dict(zip(names, engine.run(tensor, names), strict=True))
-        expected = got if reference is None else dict(zip(names, reference.run(tensor, names), strict=True))
+        got = dict(zip(names, run(tensor, names), strict=True))
+        expected = got if reference is None else dict(zip(names, reference(tensor, names), strict=True))
         for name in names:
             worst[name] = min(worst.get(name, 1.0), _agreement(name, expected[name], got[name]))
-    if reference is not None:
-        reference.close()
     _require(bundle, worst)
     return {"noise": {name: round(value, 6) for name, value in worst.items()}}
-
-
-def _reference(bundle: Bundle) -> OnnxRuntimeBackend | None:
-    try:
-        return OnnxRuntimeBackend(bundle, BackendOptions())
-    except BackendError:
-        if bundle.contract.precision == "bf16":  # which ONNX Runtime does not have on a CPU
-            return None
-        raise
 
 
 def _agreement(name: str, expected: npt.NDArray[np.generic], got: npt.NDArray[np.generic]) -> float:
@@ -71,7 +68,7 @@ def _require(bundle: Bundle, worst: dict[str, float]) -> None:
         least = (LEAST_AGREEMENT if name == LABELS_OUTPUT else LEAST_CORRELATION)[precision]
         if not value >= least:
             raise BackendError(
-                f"the engine of bundle {bundle.contract.name!r} does not compute what the graph does: the agreement of "
-                f"{name!r} is {value:.4f}, expected at least {least}; it was not put into the cache. Use a bundle of a "
-                "higher precision"
+                f"the engine of bundle {bundle.contract.name!r} does not compute what the bundle does: the agreement "
+                f"of {name!r} is {value:.4f}, expected at least {least}; it was not put into the cache. Use a bundle "
+                "of a higher precision"
             )
