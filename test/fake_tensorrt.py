@@ -10,6 +10,9 @@ from __future__ import annotations
 import enum
 import json
 import sys
+import threading
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -39,6 +42,31 @@ class ILogger:
 
 class IProgressMonitor:
     pass
+
+
+class Registry:
+    """The one logger of a library: the first of its builders and runtimes, until the last of them is gone.
+
+    A freed logger stays registered. The real library crashes when it calls it, or does not; here that is an error.
+    """
+
+    def __init__(self) -> None:
+        self._users = weakref.WeakSet[Any]()
+        self._logger: Callable[[], ILogger | None] = lambda: None
+
+    def register(self, user: object, logger: ILogger) -> None:
+        """Note a builder or runtime; it keeps its own logger alive."""
+        if not len(self._users):
+            self._logger = weakref.ref(logger)
+        elif self._logger() is not logger:
+            self.log(Severity.WARNING, "The logger passed in differs from one already registered, and is ignored.")
+        self._users.add(user)
+
+    def log(self, severity: Severity, words: str) -> None:
+        """Call the logger, as whoever the words are about."""
+        logger = self._logger()
+        assert logger is not None, "a logger that is freed is called"
+        logger.log(severity, words)
 
 
 class NetworkDefinitionCreationFlag(enum.IntEnum):
@@ -86,10 +114,14 @@ class LayerType(enum.IntEnum):
 
 @dataclass
 class Faults:
-    """What goes wrong. build_error: logged by the builder, which then returns None."""
+    """What goes wrong. build_error: logged by the builder, which then returns None. in_phase_start: a callback runs it.
+
+    Exceptions of callbacks that return nothing are lost, as in the real library.
+    """
 
     no_driver: bool = False
     build_error: str = ""
+    in_phase_start: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -247,6 +279,7 @@ def fake_tensorrt(version: str = "10.3.0", faults: Faults | None = None, name: s
     module.__version__ = version
     module.faults = faults or Faults()
     module.builds = []
+    module.registry = Registry()
     parts = (
         ILogger,
         IProgressMonitor,
@@ -264,8 +297,9 @@ def fake_tensorrt(version: str = "10.3.0", faults: Faults | None = None, name: s
 
         def __init__(self, logger: ILogger) -> None:
             self._logger = logger
+            module.registry.register(self, logger)
             if module.faults.no_driver:
-                logger.log(Severity.ERROR, NO_DRIVER)
+                module.registry.log(Severity.ERROR, NO_DRIVER)
                 raise TypeError("pybind11::init(): factory function returned nullptr")
 
         def create_network(self, flags: int = 0) -> Network:
@@ -275,11 +309,12 @@ def fake_tensorrt(version: str = "10.3.0", faults: Faults | None = None, name: s
             return BuilderConfig()
 
         def build_serialized_network(self, network: Network, config: BuilderConfig) -> Memory | None:
-            if not _monitored(config.progress_monitor):
-                self._logger.log(Severity.ERROR, "Error Code 7: BuildCanceled (Build canceled by user)")
+            if not _monitored(config.progress_monitor, module.faults.in_phase_start):
+                module.registry.log(Severity.ERROR, "Error Code 7: BuildCanceled (Build canceled by user)")
                 return None
             if module.faults.build_error:
-                self._logger.log(Severity.ERROR, module.faults.build_error)
+                words = Severity.ERROR, module.faults.build_error
+                _on_a_thread(lambda: module.registry.log(*words))
                 return None
             header = _header(module.__version__, network, config)
             module.builds.append((header, config.timing_cache and config.timing_cache.content))
@@ -318,19 +353,50 @@ def _header(version: str, network: Network, config: BuilderConfig) -> dict[str, 
     }
 
 
-def _monitored(monitor: Any) -> bool:
-    """Go through nested phases as the library does; return whether the monitor let them pass."""
+def _monitored(monitor: Any, in_phase_start: Callable[[], None]) -> bool:
+    """Go through nested phases as the library does, two of them at once; return whether the monitor let them pass."""
     if monitor is None:
         return True
-    monitor.phase_start("Building engine", None, 2)
-    goes_on = bool(monitor.step_complete("Building engine", 0))
-    monitor.phase_start("Timing tactics", "Building engine", 4)
-    for step in range(4):
-        goes_on = goes_on and bool(monitor.step_complete("Timing tactics", step))
-    monitor.phase_finish("Timing tactics")
-    goes_on = goes_on and bool(monitor.step_complete("Building engine", 1))
-    monitor.phase_finish("Building engine")
-    return goes_on
+    answers: list[bool] = []
+
+    def step(name: str, index: int) -> None:
+        if all(answers):
+            try:
+                answers.append(bool(monitor.step_complete(name, index)))
+            except BaseException:  # the library prints it, and takes it for a no
+                answers.append(False)
+
+    def inner(name: str) -> None:
+        _lost(monitor.phase_start, name, "Building engine", 4)
+        for index in range(4):
+            step(name, index)
+        _lost(monitor.phase_finish, name)
+
+    def first() -> None:
+        in_phase_start()
+        monitor.phase_start("Building engine", None, 2)
+
+    _lost(first)
+    step("Building engine", 0)
+    _on_a_thread(lambda: inner("Timing tactics"), meanwhile=lambda: inner("Timing other tactics"))
+    step("Building engine", 1)
+    _lost(monitor.phase_finish, "Building engine")
+    return all(answers)
+
+
+def _lost(callback: Callable[..., None], *arguments: object) -> None:
+    """Call what returns nothing; the library prints its exceptions and goes on."""
+    try:
+        callback(*arguments)
+    except BaseException:
+        return
+
+
+def _on_a_thread(work: Callable[[], None], meanwhile: Callable[[], None] = lambda: None) -> None:
+    thread = threading.Thread(target=work)
+    thread.start()
+    meanwhile()
+    thread.join()
 
 
 def _tensor(value: onnx.ValueInfoProto) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import threading
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -112,6 +114,36 @@ def test_progress_cancels(library: Library, bundle: Bundle, error: type[BaseExce
     with pytest.raises(error, match="enough"):
         build_engine(library, bundle, ["labels"], BuildOptions(), progress=progress)
     assert builds(library) == []
+
+
+def test_an_interrupt_in_any_callback_cancels(library: Library, bundle: Bundle) -> None:
+    """Python raises KeyboardInterrupt wherever it is, and the library loses it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    library.module.faults.in_phase_start = lambda: signal.raise_signal(signal.SIGINT)  # type: ignore[attr-defined]
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            build_engine(library, bundle, ["labels"], BuildOptions())
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        signal.signal(signal.SIGINT, lambda *_: None)  # a program's own handler is left alone
+        build_engine(library, bundle, ["labels"], BuildOptions())
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(builds(library)) == 1
+
+
+def test_progress_is_told_by_one_thread_at_a_time(library: Library, bundle: Bundle) -> None:
+    """The library calls the monitor from several threads at once."""
+    inside, threads, overlaps = list[str](), set[str](), list[str]()
+
+    def progress(what: str, done: int, total: int | None) -> None:
+        threads.add(threading.current_thread().name)
+        overlaps.extend(inside)
+        inside.append(what)
+        time.sleep(0.02)
+        inside.remove(what)
+
+    build_engine(library, bundle, ["labels"], BuildOptions(), progress=progress)
+    assert len(threads) == 2 and overlaps == []
 
 
 @pytest.mark.parametrize("words", [fake_tensorrt.NO_IMPLEMENTATION, "Error Code 2: OutOfMemory (Requested size was 9)"])
