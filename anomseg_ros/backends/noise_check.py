@@ -28,14 +28,14 @@ Run = Callable[[RgbImage, Sequence[str]], list[npt.NDArray[np.generic]]]
 """As Backend.run."""
 
 
-def check_on_noise(bundle: Bundle, names: Sequence[str], run: Run, reference: Run | None) -> dict[str, Any]:
+def check_on_noise(bundle: Bundle, names: Sequence[str], run: Run, reference: Run) -> dict[str, Any]:
     """Return output -> agreement of an engine with its bundle, in values of JSON.
 
     Args:
         bundle: that the engine was built of.
         names: outputs of the engine.
         run: runs the engine.
-        reference: runs the bundle on the CPU; None where nothing does, so that only finite scores are asked for.
+        reference: runs the bundle on the CPU.
 
     Raises:
         BackendError: the agreement is too small, or a score is not finite.
@@ -44,7 +44,7 @@ def check_on_noise(bundle: Bundle, names: Sequence[str], run: Run, reference: Ru
     for frame in noise_frames(bundle.contract.input.height_px, bundle.contract.input.width_px):
         tensor = frame[np.newaxis]
         got = dict(zip(names, run(tensor, names), strict=True))
-        expected = got if reference is None else dict(zip(names, reference(tensor, names), strict=True))
+        expected = dict(zip(names, reference(tensor, names), strict=True))
         for name in names:
             worst[name] = min(worst.get(name, 1.0), _agreement(name, expected[name], got[name]))
     _require(bundle, worst)
@@ -68,7 +68,7 @@ def _require(bundle: Bundle, worst: dict[str, float]) -> None:
         least = (LEAST_AGREEMENT if name == LABELS_OUTPUT else LEAST_CORRELATION)[precision]
         if not value >= least:
             raise BackendError(
-                f"the engine of bundle {bundle.contract.name!r} does not compute what the bundle does: the agreement of "
-                f"{name!r} is {value:.4f}, expected at least {least}; it was not put into the cache. Use a bundle of a "
-                "higher precision"
+                f"the engine of bundle {bundle.contract.name!r} does not compute what the bundle does: the agreement "
+                f"of {name!r} is {value:.4f}, expected at least {least}; it was not put into the cache. Use a bundle "
+                "of a higher precision"
             )

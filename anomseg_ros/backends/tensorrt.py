@@ -8,8 +8,8 @@ asked for.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from anomseg_ros.backends.backend_options import CONFIGURE, BackendOptions
 from anomseg_ros.backends.built_engines import Built, EngineSet
 from anomseg_ros.backends.cuda import Cuda, open_cuda
 from anomseg_ros.backends.engine_cache import EngineCache, EngineKey
-from anomseg_ros.backends.noise_check import Run, check_on_noise
+from anomseg_ros.backends.noise_check import check_on_noise
 from anomseg_ros.backends.onnxruntime import OnnxRuntimeBackend
 from anomseg_ros.backends.tensorrt_build import BuildOptions, build_engine, engine_key
 from anomseg_ros.backends.tensorrt_engine import TensorRtEngine
@@ -51,11 +51,12 @@ class TensorRtBackend:
         self._library = load_library()
         self._cuda = open_cuda(options.device)
         self._lock = threading.Lock()
+        self._is_closed = False
         maker = _Maker(bundle, self._library, self._cuda, progress)
         self._engines = EngineSet(bundle, EngineCache(), maker, f"anomseg build {bundle.directory}", HOW_IT_WAS_BUILT)
         try:
             if options.build_engine == CONFIGURE:
-                self._engines.provide()
+                self._engines.provide(progress)
             self._engines.smallest()
         except BaseException:
             self.close()
@@ -64,32 +65,36 @@ class TensorRtBackend:
     def run(self, tensor: RgbImage, outputs: Sequence[str]) -> list[npt.NDArray[np.generic]]:
         """Run the smallest engine that has the outputs; see Backend.run. It is loaded at its first use, never built."""
         with self._lock:
+            if self._is_closed:
+                raise BackendError("the backend tensorrt was closed, and runs no more frames; open it again")
             return self._engines.smallest(outputs).run(tensor, outputs)
 
     def facts(self) -> dict[str, str]:
         """Return what is in use, in words, for diagnostics. It waits for nothing."""
-        loaded = tuple(self._engines.loaded.values())
-        if not loaded:
+        used, loaded = self._engines.used, tuple(self._engines.loaded.values())
+        if used is None:
             return {}
-        device = self._cuda.device
+        (engine, found), device = used, self._cuda.device
         return {
             "tensorrt": self._library.version_text,
             "gpu": f"{device.name} (compute {device.compute_capability}, {device.multiprocessors} multiprocessors)",
             "cuda": f"{_version(device.runtime_version)}, driver for {_version(device.driver_version)}",
             "cuda_binding": self._cuda.binding,
             **self._engines.facts(),
-            "tf32": "yes" if BuildOptions().tf32 else "no",
-            "cuda_graph": loaded[-1].cuda_graph,
-            **{name: f"{value:.3f}" for name, value in loaded[-1].times._asdict().items()},
-            "device_memory_mib": f"{sum(engine.device_memory_bytes for engine in loaded) / (1 << 20):.1f}",
+            "tf32": "yes" if found.facts["key"].get("tf32") else "no",
+            "cuda_graph": engine.cuda_graph,
+            **{name: f"{value:.3f}" for name, value in engine.times._asdict().items()},
+            "device_memory_mib": f"{sum(each.device_memory_bytes for each in loaded) / (1 << 20):.1f}",
         }
 
     def close(self) -> None:
-        """Release the engines."""
-        for engine in self._engines.loaded.values():
-            engine.close()
-        self._engines.loaded.clear()
-        self._cuda.close()
+        """Release the engines, once the frame in work is done."""
+        with self._lock:
+            self._is_closed = True
+            for engine in self._engines.loaded.values():
+                engine.close()
+            self._engines.loaded.clear()
+            self._cuda.close()
 
 
 class _Maker:
@@ -102,6 +107,12 @@ class _Maker:
         return engine_key(self._bundle, outputs, self._library, self._cuda.device, BuildOptions())
 
     def build(self, outputs: tuple[str, ...], timings: bytes) -> Built:
+        if self._bundle.contract.precision == "bf16":
+            raise BackendError(
+                f"bundle {self._bundle.contract.name!r} is in bf16, which ONNX Runtime cannot run on a processor, so "
+                "there is nothing here to compare a new engine with; build it before, with "
+                f"`anomseg build {self._bundle.directory}`"
+            )
         try:
             with self._cuda.entered():
                 return build_engine(self._library, self._bundle, outputs, BuildOptions(), timings, self._progress)
@@ -111,25 +122,14 @@ class _Maker:
             ) from error
 
     def check(self, outputs: tuple[str, ...], built: Built) -> Mapping[str, Any]:
-        with closing(self.load(outputs, built.plan)) as engine, _reference(self._bundle) as reference:
-            return check_on_noise(self._bundle, outputs, engine.run, reference)
+        with (
+            closing(self.load(outputs, built.plan)) as engine,
+            closing(OnnxRuntimeBackend(self._bundle, BackendOptions())) as reference,
+        ):
+            return check_on_noise(self._bundle, outputs, engine.run, reference.run)
 
     def load(self, outputs: tuple[str, ...], plan: bytes) -> TensorRtEngine:
         return TensorRtEngine(self._library, self._cuda, self._bundle, plan)
-
-
-@contextmanager
-def _reference(bundle: Bundle) -> Iterator[Run | None]:
-    """Yield what runs the graph on the CPU; None for bfloat16, which ONNX Runtime does not have there."""
-    try:
-        backend = OnnxRuntimeBackend(bundle, BackendOptions())
-    except BackendError:
-        if bundle.contract.precision != "bf16":
-            raise
-        yield None
-    else:
-        with closing(backend):
-            yield backend.run
 
 
 def open_plan(bundle: Bundle, plan: bytes, outputs: Sequence[str], library: Library, cuda: Cuda) -> TensorRtEngine:

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from anomseg_ros.backends import open_backend
+from anomseg_ros.backends.built_engines import DRIFT
 from anomseg_ros.compression.drift import Drift, Guard, Tolerance, measure_drift
 from anomseg_ros.core.bundle import GRAPH_FILE, LABELS_OUTPUT, Bundle, save_bundle
 from anomseg_ros.core.detector import Backend, Detector
 from anomseg_ros.core.preprocess import noise_frames
 from anomseg_ros.core.progress import Progress, no_progress
 from anomseg_ros.core.types import RgbImage
-from anomseg_ros.errors import CompressionError
+from anomseg_ros.errors import BackendError, CompressionError
 
 TOLERANCES = {
     "fp32": Tolerance(label_agreement=0.995, rank_correlation=0.999),
@@ -33,8 +35,8 @@ TOLERANCES = {
 }
 """Precision -> what an engine may lose against its own bundle; of float32, only the unpooling of near ties."""
 
-PARITY, DRIFT = "parity", "drift"
-"""What is measured. An engine that the node built lacks the drift, since the node has no frames to measure it on."""
+PARITY = "parity"
+"""What is measured beside the drift. An engine that the node built has neither: the node compares on noise alone."""
 
 RELATIVE_TOLERANCE, USUAL_SCORE = 5e-5, 20.0
 """In float32 a score may differ by this share of its magnitude, as in the parity check of an export."""
@@ -75,6 +77,16 @@ def check_engine(
     scores = {name: vars(score) for name, score in drift.scores.items()}
     measured = {"frames": drift.frames, "label_agreement": drift.label_agreement, "scores": scores}
     return {PARITY: parity, DRIFT: measured}
+
+
+def require_comparable(bundle: Bundle) -> None:
+    """Raise BackendError where the packages are missing that a bundle of this precision is compared with."""
+    if bundle.contract.precision == "bf16" and any(find_spec(name) is None for name in ("onnx", "ml_dtypes")):
+        raise BackendError(
+            f"an engine of bundle {bundle.contract.name!r}, which is in bf16, is compared with the bundle in float32, "
+            "and that needs the packages onnx and ml_dtypes: pip install 'anomseg_ros[offline]', or use a bundle in "
+            "fp16 or fp32"
+        )
 
 
 @contextmanager

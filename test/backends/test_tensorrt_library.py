@@ -13,7 +13,15 @@ import onnx.parser
 import pytest
 from fake_tensorrt import Faults
 
-from anomseg_ros.backends.tensorrt_library import MODULES, RTX, TENSORRT, collected_errors, load_library, logger_of, parse_graph
+from anomseg_ros.backends.tensorrt_library import (
+    MODULES,
+    RTX,
+    TENSORRT,
+    collected_errors,
+    load_library,
+    logger_of,
+    parse_graph,
+)
 from anomseg_ros.errors import BackendError
 
 

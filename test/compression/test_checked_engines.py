@@ -27,7 +27,7 @@ from anomseg_ros.compression.engine_check import TOLERANCES, check_engine, runna
 from anomseg_ros.compression.half import in_half_precision
 from anomseg_ros.core.bundle import GRAPH_FILE, LABELS_OUTPUT, PRECISIONS, Bundle, load_bundle, save_bundle
 from anomseg_ros.core.preprocess import noise_frames
-from anomseg_ros.errors import BackendError, CompressionError, ConfigError
+from anomseg_ros.errors import AnomsegError, BackendError, CompressionError, ConfigError
 
 FRAMES = ("synthetic=1000105:2",)
 
@@ -130,6 +130,32 @@ def test_an_engine_that_the_node_built_is_checked_on_frames(request_: EngineRequ
         name: facts["check"] for name, facts in provided.items()
     }
     assert len(machine.builds) == 2
+
+
+def test_frames_that_are_not_there_cost_no_build_and_no_engine(request_: EngineRequest, machine: FakeMachine) -> None:
+    mistyped = replace(request_, frames=("/nowhere",))
+    with pytest.raises(AnomsegError, match="/nowhere"):
+        provide_engines(mistyped, machine)
+    assert machine.builds == []
+    provide_engines(request_, machine)
+    cache, built = EngineCache(request_.cache), len(machine.builds)
+    for one in engine_states(request_, machine):
+        assert isinstance(one.state, Found)
+        cache.store(one.key, one.state.plan, {**one.state.facts, "check": {"noise": {}}})
+    with pytest.raises(AnomsegError, match="/nowhere"):
+        provide_engines(mistyped, machine)
+    assert all(isinstance(one.state, Found) for one in engine_states(request_, machine))
+    assert len(machine.builds) == built
+
+
+def test_packages_that_the_check_needs_are_asked_for_before_the_build(
+    request_: EngineRequest, machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = Bundle(request_.bundle.directory, replace(request_.bundle.contract, precision="bf16"))
+    monkeypatch.setattr("anomseg_ros.compression.engine_check.find_spec", lambda name: None)
+    with pytest.raises(BackendError, match=r"bf16.*onnx and ml_dtypes: pip install 'anomseg_ros\[offline\]'"):
+        provide_engines(replace(request_, bundle=half), machine)
+    assert machine.builds == []
 
 
 def test_states_say_what_is_missing(request_: EngineRequest, machine: FakeMachine) -> None:
