@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fake_tensorrt_runtime
 import numpy as np
@@ -83,29 +84,35 @@ def test_building_is_shown_while_configure_lasts(fake: FakeRuntime, started: typ
     assert values["backend"] == "tensorrt:gpu" and values["backend_engine"].startswith("built now")
 
 
+def configured_with_other_score(started: type) -> tuple[Any, str, str]:
+    """Return a configured node, its score and one that its engine lacks."""
+    run = started(build_engine="configure")
+    assert run.node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+    score = run.node._pipeline.settings.score
+    (other,) = {"max_logit", "void"} - {score}
+    return run, score, other
+
+
 def test_a_score_without_an_engine_is_rejected_and_frames_go_on(
     fake: FakeRuntime, started: type, tmp_path: Path
 ) -> None:
-    run = started(build_engine="configure")
-    assert run.node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+    run, score, other = configured_with_other_score(started)
     for facts in tmp_path.rglob("engine.json"):
-        if '"msp"' in facts.read_text():
+        if f'"{other}"' in facts.read_text():
             facts.unlink()
-    score = run.node.get_parameter("score").value
-    (answer,) = run.node.set_parameters([Parameter("score", value="msp")])
+    (answer,) = run.node.set_parameters([Parameter("score", value=other)])
     assert not answer.successful and "has no engine for this computer" in answer.reason
-    assert "anomseg build" in answer.reason and run.node.get_parameter("score").value == score
-    pixels = np.zeros((64, 128, 3), np.uint8)
-    assert run.node._pipeline.detector.detect(pixels, ("void",)).labels.shape == (64, 128)
+    assert "anomseg build" in answer.reason and run.node._pipeline.settings.score == score
     requested = run.node._share._engine.requested_outputs.values()
-    assert [sorted(outputs) for outputs in requested] == [["labels", "void"]]
+    assert [set(outputs) for outputs in requested] == [{"labels", score}]
+    pixels = np.zeros((128, 256, 3), np.uint8)
+    assert run.node._pipeline.detector.detect(pixels, (score,)).labels.shape == (128, 256)
 
 
 def test_a_score_with_an_engine_is_prepared_before_a_frame_needs_it(fake: FakeRuntime, started: type) -> None:
-    run = started(build_engine="configure")
-    assert run.node.trigger_configure() == TransitionCallbackReturn.SUCCESS
-    assert fake.counts["computed"] and run.node._share.facts()["engines"] == "labels"
-    (answer,) = run.node.set_parameters([Parameter("score", value="msp")])
+    run, _, other = configured_with_other_score(started)
+    assert run.node._share.facts()["engines"] == "labels"
+    (answer,) = run.node.set_parameters([Parameter("score", value=other)])
     assert answer.successful and run.node._share.facts()["engines"] == "labels, all"
 
 
