@@ -33,6 +33,10 @@ NOT_INSTALLED = (
     "TensorRT is not installed: on a Jetson, apt install python3-libnvinfer, and make the virtual environment with "
     "--system-site-packages; elsewhere, pip install 'tensorrt>=10.3,<12'"
 )
+SAME_VERSION = (
+    "install the libraries of the module's version: on a Jetson, apt install tensorrt python3-libnvinfer; elsewhere, "
+    "pip install --force-reinstall 'tensorrt>=10.3,<12'"
+)
 CHECK_INSTALLED = "; to check graphs without a GPU, pip install 'anomseg_ros[tensorrt-check]'"
 NO_DRIVER = (
     "install NVIDIA's driver; a container needs --runtime nvidia (Jetson) or --gpus all. "
@@ -64,10 +68,15 @@ class Library:
 def load_library(parse_only: bool = False) -> Library:
     """Return the installed TensorRT.
 
-    parse_only: TensorRT-RTX will do, and is taken where TensorRT is absent or finds no GPU. Raises BackendError where
-    there is none, or one that is too old; warns of one that is newer than any that was tried.
+    parse_only: TensorRT-RTX will do, and is taken where TensorRT is absent, cannot be loaded or finds no GPU. Raises
+    BackendError where there is none, or one that is too old; warns of one that is newer than any that was tried.
     """
-    found = _find(TENSORRT)
+    try:
+        found = _find(TENSORRT)
+    except BackendError as error:  # it is installed, and one of its libraries is missing
+        found = _find(RTX) if parse_only else None
+        if found is None:
+            raise BackendError(f"{error}{CHECK_INSTALLED * parse_only}") from error
     if parse_only and (found is None or not _can_build(found)):
         found = _find(RTX) or found
     if found is None:
@@ -126,9 +135,9 @@ def _find(name: str) -> Library | None:
         except ModuleNotFoundError as error:
             if error.name == module_name:
                 continue
-            raise BackendError(f"{module_name} is installed, but needs {error.name!r}; {NOT_INSTALLED}") from error
+            raise BackendError(f"{module_name} is installed, but needs {error.name!r}; {SAME_VERSION}") from error
         except (ImportError, OSError) as error:  # its shared libraries are missing or for another system
-            raise BackendError(f"{module_name} cannot be loaded: {first_line(error)}; {NOT_INSTALLED}") from error
+            raise BackendError(f"{module_name} cannot be loaded: {first_line(error)}; {SAME_VERSION}") from error
         if hasattr(module, "OnnxParser"):
             text = str(module.__version__)
             return Library(module, name, tuple(map(int, re.findall(r"\d+", text))), text)

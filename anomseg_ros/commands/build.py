@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from anomseg_ros.backends.backend_options import MAX_DEVICE
 from anomseg_ros.backends.built_engines import EVERYTHING, LABELS
 from anomseg_ros.backends.engine_cache import EngineCache, Found
 from anomseg_ros.backends.tensorrt_build import MEBIBYTE, BuildOptions
 from anomseg_ros.commands import options
+from anomseg_ros.commands.graph_form import tell_cpu_form
 from anomseg_ros.commands.progress_lines import ProgressLines
 from anomseg_ros.compression.checked_engines import (
     SYNTHETIC_FRAMES,
@@ -26,29 +29,39 @@ from anomseg_ros.core.bundle import load_bundle
 from anomseg_ros.core.resources import find_bundle
 from anomseg_ros.errors import ConfigError
 
+MOST_WORKSPACE_MIB = 1 << 20
+"""More than any GPU has."""
+
 
 def main(argv: Sequence[str]) -> int:
     """Build, check or list the engines of a bundle; returns 0."""
     args = _parser().parse_args(argv)
     request = _request(args)
+    tell_cpu_form(request.bundle.contract)
     if args.check:
         _check(request)
-    elif args.dry_run:
-        _list(request, args.device)
-    else:
-        _build(request, args.device)
+        return 0
+    with closing(ThisMachine(args.device or 0)) as machine:
+        (_list if args.dry_run else _build)(request, machine)
     return 0
 
 
 def _request(args: argparse.Namespace) -> EngineRequest:
-    if args.workspace is not None and args.workspace < 1:
-        raise ConfigError(f"--workspace {args.workspace}: expected MiB, 1 or more; leave it out for no limit")
-    workspace = None if args.workspace is None else args.workspace * MEBIBYTE
+    workspace, device = args.workspace, args.device
+    if args.check:
+        for option, value in {"--device": device, "--frames": args.frames, "--output": args.output}.items():
+            if value is not None:
+                raise ConfigError(f"--check uses no GPU and no frames, and writes nothing: leave out {option}")
+    if workspace is not None and not 1 <= workspace <= MOST_WORKSPACE_MIB:
+        expected = f"expected MiB, 1 to {MOST_WORKSPACE_MIB}; leave it out for no limit"
+        raise ConfigError(f"--workspace {workspace}: {expected}")
+    if device is not None and not 0 <= device <= MAX_DEVICE:
+        raise ConfigError(f"--device {device}: expected the number of a GPU, 0 to {MAX_DEVICE}")
     return EngineRequest(
         load_bundle(find_bundle(args.bundle)),
         tuple(args.outputs),
-        BuildOptions(workspace_bytes=workspace),
-        tuple(args.frames),
+        BuildOptions(workspace_bytes=None if workspace is None else workspace * MEBIBYTE),
+        tuple(args.frames or SYNTHETIC_FRAMES),
         args.output,
     )
 
@@ -61,8 +74,7 @@ def _check(request: EngineRequest) -> None:
     _print_engines(title, {name: one.facts for name, one in built.items()})
 
 
-def _list(request: EngineRequest, device: int) -> None:
-    machine = ThisMachine(device)
+def _list(request: EngineRequest, machine: ThisMachine) -> None:
     console = Console()
     where = f"{machine.library.title} on {machine.gpu.name}, cache {EngineCache(request.cache).root}"
     console.print(where, soft_wrap=True, highlight=False, markup=False)
@@ -71,8 +83,7 @@ def _list(request: EngineRequest, device: int) -> None:
         console.print(f"{one.name} ({one.key.digest[:12]}) {state}", soft_wrap=True, highlight=False, markup=False)
 
 
-def _build(request: EngineRequest, device: int) -> None:
-    machine = ThisMachine(device)
+def _build(request: EngineRequest, machine: ThisMachine) -> None:
     with ProgressLines() as lines:
         for one in engine_states(request, machine):
             if not isinstance(one.state, Found):
@@ -84,7 +95,7 @@ def _build(request: EngineRequest, device: int) -> None:
 
 
 def _print_engines(title: str, engines: Mapping[str, Mapping[str, Any]]) -> None:
-    headings = {"built in": _seconds, "size": _size, "layers": _layers}
+    headings = {"built in": _seconds, "size": _size, "layers of the graph": _layers}
     if any("check" in facts for facts in engines.values()):
         headings |= {"labels that agree": _agreement, "least rank correlation": _correlation}
     table = Table()
@@ -133,10 +144,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--outputs", nargs="+", default=(), choices=(LABELS, EVERYTHING), help=outputs_help)
     workspace_help = "most scratch memory of a layer (default: no limit)"
     parser.add_argument("--workspace", type=int, metavar="MIB", help=workspace_help)
-    parser.add_argument("--device", type=int, default=0, metavar="N", help="number of the GPU")
+    parser.add_argument("--device", type=int, metavar="N", help="number of the GPU (default: 0)")
     output_help = "folder of the cache (default: $XDG_CACHE_HOME/anomseg_ros/tensorrt)"
     parser.add_argument("--output", type=options.output_folder, metavar="FOLDER", help=output_help)
     frames_help = "what the camera sees, to check the engines on: folders of images, or datasets as NAME=PATH "
     frames_help += "(default: generated scenes)"
-    parser.add_argument("--frames", nargs="+", default=SYNTHETIC_FRAMES, metavar="FOLDER|NAME=PATH", help=frames_help)
+    parser.add_argument("--frames", nargs="+", metavar="FOLDER|NAME=PATH", help=frames_help)
     return parser

@@ -84,6 +84,10 @@ class ThisMachine:
         self._cuda: Any = importlib.import_module("anomseg_ros.backends.cuda").open_cuda(device)
         self.gpu: Gpu = self._cuda.device
 
+    def close(self) -> None:
+        """Release the GPU."""
+        self._cuda.close()
+
     def entered(self) -> AbstractContextManager[object]:
         """See Machine."""
         entered: AbstractContextManager[object] = self._cuda.entered()

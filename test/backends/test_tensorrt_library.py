@@ -110,7 +110,13 @@ def test_a_broken_installation(code: str, told: str, monkeypatch: pytest.MonkeyP
     monkeypatch.delitem(sys.modules, "tensorrt")
     (tmp_path / "tensorrt.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(BackendError, match=f"tensorrt .*{told}.*apt install"):
+    with pytest.raises(BackendError, match=f"tensorrt .*{told}.*of the module's version.*apt install"):
+        load_library()
+    with pytest.raises(BackendError, match=rf"tensorrt .*{told}.*anomseg_ros\[tensorrt-check\]"):
+        load_library(parse_only=True)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake_tensorrt.fake_tensorrt("1.7.1.116"))
+    assert load_library(parse_only=True).name == RTX
+    with pytest.raises(BackendError, match=told):
         load_library()
 
 
