@@ -76,7 +76,6 @@ class NetworkDefinitionCreationFlag(enum.IntEnum):
 class BuilderFlag(enum.IntEnum):
     GPU_FALLBACK = 2
     TF32 = 5
-    VERSION_COMPATIBLE = 10
 
 
 class MemoryPoolType(enum.IntEnum):
@@ -240,7 +239,6 @@ class BuilderConfig:
         self.flags = {BuilderFlag.TF32}
         self.pools: dict[MemoryPoolType, int] = {}
         self.progress_monitor: Any = None
-        self.builder_optimization_level = 3
         self.default_device_type = DeviceType.GPU
         self.DLA_core = -1
         self.timing_cache: TimingCache | None = None
@@ -348,7 +346,6 @@ def _header(version: str, network: Network, config: BuilderConfig) -> dict[str, 
         "flags": sorted(flag.name for flag in config.flags),
         "workspace": config.pools.get(MemoryPoolType.WORKSPACE),
         "outputs": sorted(tensor.name for tensor in network.outputs),
-        "optimization_level": config.builder_optimization_level,
         "dla_core": config.DLA_core,
     }
 

@@ -42,7 +42,10 @@ LONGEST_WAIT_S = 3600.0
 
 @dataclass(frozen=True)
 class EngineKey:
-    """Everything that an engine depends on. workspace_bytes, optimization_level: None for the library's own."""
+    """Everything that an engine depends on.
+
+    tf32: layers of float32 may round their inputs to 10 bits of fraction. workspace_bytes: None for the library's own.
+    """
 
     program_sha256: str
     outputs: tuple[str, ...]
@@ -55,9 +58,7 @@ class EngineKey:
     architecture: str
     dla_core: int | None = None
     tf32: bool = False
-    optimization_level: int | None = None
     workspace_bytes: int | None = None
-    version_compatible: bool = False
     backend_version: int = CODE_VERSION
 
     @property

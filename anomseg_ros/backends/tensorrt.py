@@ -32,8 +32,8 @@ from anomseg_ros.errors import BackendError, unknown_name
 PROVIDERS = {"cpu": "gpu", "gpu": "gpu"}
 """Provider -> where engines run. Every backend has the provider cpu, its default."""
 
-HOW_IT_WAS_BUILT = ("workspace_bytes", "optimization_level")
-"""Fields of a key that limit the builder's search. They do not change what an engine computes, so any value will do."""
+HOW_IT_WAS_BUILT = ("workspace_bytes",)
+"""Fields of a key that limit the builder's search. The engine was checked with them, so any value will do."""
 
 
 class TensorRtBackend:

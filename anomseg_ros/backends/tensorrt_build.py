@@ -45,16 +45,11 @@ class Gpu(Protocol):
 class BuildOptions:
     """How to build. None stands for the library's own value.
 
-    workspace_bytes: the most scratch memory of a layer. tf32: let float32 layers round their inputs to 10 bits of
-    fraction. optimization_level: 0 to 5, more searches longer. dla_core: run what it can on this accelerator.
-    version_compatible: for newer TensorRT versions as well, which is slower.
+    workspace_bytes: the most scratch memory of a layer. dla_core: run what it can on this accelerator.
     """
 
     workspace_bytes: int | None = None
-    tf32: bool = False
-    optimization_level: int | None = None
     dla_core: int | None = None
-    version_compatible: bool = False
 
 
 def engine_key(
@@ -81,10 +76,7 @@ def engine_key(
         integrated=gpu.integrated,
         architecture=platform.machine(),
         dla_core=options.dla_core,
-        tf32=options.tf32,
-        optimization_level=options.optimization_level,
         workspace_bytes=options.workspace_bytes,
-        version_compatible=options.version_compatible,
     )
 
 
@@ -179,13 +171,9 @@ def _check_network(bundle: Bundle, network: Any, outputs: Collection[str]) -> No
 def _configure(library: Library, config: Any, options: BuildOptions) -> None:
     module = library.module
     # It is on unless cleared, and thresholds that were calibrated in float32 would not hold.
-    (config.set_flag if options.tf32 else config.clear_flag)(module.BuilderFlag.TF32)
+    config.clear_flag(module.BuilderFlag.TF32)
     if options.workspace_bytes is not None:
         config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, options.workspace_bytes)
-    if options.optimization_level is not None:
-        config.builder_optimization_level = options.optimization_level
-    if options.version_compatible:
-        config.set_flag(module.BuilderFlag.VERSION_COMPATIBLE)
     if options.dla_core is not None:
         config.default_device_type = module.DeviceType.DLA
         config.DLA_core = options.dla_core
@@ -193,7 +181,7 @@ def _configure(library: Library, config: Any, options: BuildOptions) -> None:
 
 
 def _layers(network: Any, config: Any) -> dict[str, Any]:
-    """Return the number of the network's layers, by device and kind. The builder fuses many of them."""
+    """Return the number of the network's layers, by device and kind, before the builder fuses many of them."""
     by_device: dict[str, Counter[str]] = {}
     for index in range(network.num_layers):
         layer = network.get_layer(index)

@@ -83,6 +83,7 @@ class TensorRtEngine:
                 self._load(plan)
                 self.outputs = self._checked_outputs(bundle)
                 self._allocate(bundle)
+                # What other programs took or freed meanwhile is in it; the library tells only parts of its own memory.
                 self.device_memory_bytes = max(0, free_before - cuda.memory_info()[0])
         except BaseException:
             self.close()

@@ -67,18 +67,17 @@ def test_an_engine_computes_its_outputs_and_no_more(library: Library, bundle: Bu
     assert built.facts["build_s"] >= 0 and built.facts["bundle"] == bundle.contract.name
 
 
-def test_tf32_is_off_unless_asked_for(library: Library, bundle: Bundle) -> None:
-    for tf32, flags in ((False, []), (True, ["TF32"])):
-        header, _ = read_plan(build_engine(library, bundle, ["labels"], BuildOptions(tf32=tf32)).plan)
-        assert header["flags"] == flags and header["strongly_typed"]
+def test_tf32_is_off(library: Library, bundle: Bundle) -> None:
+    header, _ = read_plan(build_engine(library, bundle, ["labels"], BuildOptions()).plan)
+    assert header["flags"] == [] and header["strongly_typed"]
 
 
 def test_what_the_builder_is_told(library: Library, bundle: Bundle) -> None:
-    options = BuildOptions(workspace_bytes=1 << 20, optimization_level=5, dla_core=1, version_compatible=True)
+    options = BuildOptions(workspace_bytes=1 << 20, dla_core=1)
     built = build_engine(library, bundle, ["labels"], options)
     header, _ = read_plan(built.plan)
-    assert header["flags"] == ["GPU_FALLBACK", "VERSION_COMPATIBLE"]
-    assert (header["workspace"], header["optimization_level"], header["dla_core"]) == (1 << 20, 5, 1)
+    assert header["flags"] == ["GPU_FALLBACK"]
+    assert (header["workspace"], header["dla_core"]) == (1 << 20, 1)
     by_device = built.facts["layers_by_device"]
     assert set(by_device["DLA"]) == {"convolution"} and "convolution" not in by_device["GPU"]
 
@@ -185,14 +184,11 @@ def test_the_key_has_what_the_engine_depends_on(library: Library, bundle: Bundle
             key(gpu=Gpu(name="A2")),
             key(gpu=Gpu(compute_capability="9.0")),
             key(gpu=Gpu(integrated=False)),
-            key(tf32=True),
             key(workspace_bytes=1),
-            key(optimization_level=1),
             key(dla_core=0),
-            key(version_compatible=True),
         )
     }
-    assert len(digests) == 11
+    assert len(digests) == 8
     with pytest.raises(BundleError, match=r"has no model\.onnx"):
         key(Bundle(bundle.directory, replace(bundle.contract, files={"model.pt2": "0" * 64})))
 
