@@ -10,8 +10,9 @@ from anomseg_ros.commands.drift_options import add_guard, guard_of, print_compre
 from anomseg_ros.commands.graph_form import tell_cpu_form
 from anomseg_ros.commands.progress_lines import ProgressLines
 from anomseg_ros.commands.prune import FRAMES_HELP
+from anomseg_ros.compression.drift import TOLERANCES
 from anomseg_ros.compression.half import HALF
-from anomseg_ros.compression.half_bundle import TOLERANCES, HalfRequest, convert_bundle
+from anomseg_ros.compression.half_bundle import HalfRequest, convert_bundle
 from anomseg_ros.core.bundle import load_bundle
 from anomseg_ros.core.resources import find_bundle
 

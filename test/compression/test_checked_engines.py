@@ -16,6 +16,7 @@ from fake_machine import FakeMachine, Gpu
 from anomseg_ros.backends import open_backend
 from anomseg_ros.backends.built_engines import engine_outputs
 from anomseg_ros.backends.engine_cache import EngineCache, Found, Miss
+from anomseg_ros.backends.noise_check import NOISE_TOLERANCES
 from anomseg_ros.backends.tensorrt_build import BuildOptions
 from anomseg_ros.compression.checked_engines import (
     EngineRequest,
@@ -23,7 +24,8 @@ from anomseg_ros.compression.checked_engines import (
     engine_states,
     provide_engines,
 )
-from anomseg_ros.compression.engine_check import TOLERANCES, check_engine, runnable_on_cpu
+from anomseg_ros.compression.drift import TOLERANCES, Drift
+from anomseg_ros.compression.engine_check import check_engine, runnable_on_cpu
 from anomseg_ros.compression.half import in_half_precision
 from anomseg_ros.core.bundle import GRAPH_FILE, LABELS_OUTPUT, PRECISIONS, Bundle, load_bundle, save_bundle
 from anomseg_ros.core.preprocess import noise_frames
@@ -117,7 +119,19 @@ def test_less_is_asked_of_lower_precision(request_: EngineRequest, machine: Fake
     machine.change = scores_a_little_off
     int8 = Bundle(request_.bundle.directory, replace(request_.bundle.contract, precision="int8"))
     assert len(provide_engines(replace(request_, bundle=int8), machine)) == 2
-    assert TOLERANCES.keys() == set(PRECISIONS)
+    assert TOLERANCES.keys() == NOISE_TOLERANCES.keys() == set(PRECISIONS)
+
+
+def test_what_is_measured_on_noise_is_required_in_every_precision(
+    request_: EngineRequest, machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames of the camera may be so even that they show nothing."""
+    monkeypatch.setattr(Drift, "excesses", lambda drift: [])
+    machine.change = scores_reversed
+    int8 = Bundle(request_.bundle.directory, replace(request_.bundle.contract, precision="int8"))
+    with pytest.raises(CompressionError, match=r"the agreement of '\w+' on noise is -1.0000 \(at least 0.9\)"):
+        provide_engines(replace(request_, bundle=int8), machine)
+    assert entries(request_) == []
 
 
 def test_an_engine_that_the_node_built_is_checked_on_frames(request_: EngineRequest, machine: FakeMachine) -> None:
