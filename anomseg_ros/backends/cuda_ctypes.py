@@ -74,7 +74,7 @@ class CtypesRuntime:
     def works(self) -> bool:
         """Return whether the library finds a driver that it can use, and a GPU."""
         status, count = self.cudaGetDeviceCount()  # type: ignore[attr-defined]
-        return status == 0 and count > 0
+        return bool(status == 0 and count > 0)
 
     def cudaStreamEndCapture(self, stream: int) -> tuple[int, int]:
         """Return the status and the graph, which comes last in C here."""

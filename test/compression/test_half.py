@@ -130,7 +130,8 @@ def test_command_converts_a_bundle(tiny_bundle: Path, tmp_path: Path, capsys: py
     request_of(tiny_bundle, tmp_path)
     words = ["convert", str(tiny_bundle), "--frames", str(tmp_path / "frames"), "--output", str(tmp_path / "half")]
     assert anomseg([*words, "--accept-drift"]) == 0
-    assert "fp16, typed graph" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "fp16, typed graph" in told.out and "has the form for a CPU" in told.err
     assert load_bundle(tmp_path / "half").contract.precision == "fp16"
 
 
