@@ -54,11 +54,15 @@ class FakeMachine(TensorRtMachine):
         super().__init__(load_library(), Gpu())
         self.change: Change = lambda name, array: array
         self.opened: list[PlanBackend] = []
+        self.closed = 0
 
     @property
     def builds(self) -> list[Any]:
         found: list[Any] = self.library.module.builds
         return found
+
+    def close(self) -> None:
+        self.closed += 1
 
     def entered(self) -> AbstractContextManager[object]:
         return nullcontext()

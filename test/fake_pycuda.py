@@ -26,6 +26,7 @@ class FakeDriver:
         self.cudart = cudart
         self.depth = threading.local()
         self.no_device = False
+        self.retained = 0
         self.Device = _device_class(self)
 
     def init(self) -> None:
@@ -131,7 +132,12 @@ def _device_class(driver: FakeDriver) -> Any:
             return int(driver.call("cudaDeviceGetAttribute", attribute, self._index))
 
         def retain_primary_context(self) -> Any:
-            return SimpleNamespace(push=self._push, pop=self._pop)
+            driver.retained += 1
+            return SimpleNamespace(push=self._push, pop=self._pop, detach=self._detach)
+
+        def _detach(self) -> None:
+            assert driver.retained, "detached more often than retained"
+            driver.retained -= 1
 
         def _push(self) -> None:
             driver.cudart.cudaSetDevice(self._index)

@@ -10,6 +10,9 @@ from __future__ import annotations
 import enum
 import json
 import sys
+import threading
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -41,6 +44,31 @@ class IProgressMonitor:
     pass
 
 
+class Registry:
+    """The one logger of a library: the first of its builders and runtimes, until the last of them is gone.
+
+    A freed logger stays registered. The real library crashes when it calls it, or does not; here that is an error.
+    """
+
+    def __init__(self) -> None:
+        self._users = weakref.WeakSet[Any]()
+        self._logger: Callable[[], ILogger | None] = lambda: None
+
+    def register(self, user: object, logger: ILogger) -> None:
+        """Note a builder or runtime; it keeps its own logger alive."""
+        if not len(self._users):
+            self._logger = weakref.ref(logger)
+        elif self._logger() is not logger:
+            self.log(Severity.WARNING, "The logger passed in differs from one already registered, and is ignored.")
+        self._users.add(user)
+
+    def log(self, severity: Severity, words: str) -> None:
+        """Call the logger, as whoever the words are about."""
+        logger = self._logger()
+        assert logger is not None, "a logger that is freed is called"
+        logger.log(severity, words)
+
+
 class NetworkDefinitionCreationFlag(enum.IntEnum):
     STRONGLY_TYPED = 1
 
@@ -48,7 +76,6 @@ class NetworkDefinitionCreationFlag(enum.IntEnum):
 class BuilderFlag(enum.IntEnum):
     GPU_FALLBACK = 2
     TF32 = 5
-    VERSION_COMPATIBLE = 10
 
 
 class MemoryPoolType(enum.IntEnum):
@@ -86,10 +113,14 @@ class LayerType(enum.IntEnum):
 
 @dataclass
 class Faults:
-    """What goes wrong. build_error: logged by the builder, which then returns None. dla_cores: that the machine has."""
+    """What goes wrong. build_error: logged by the builder, which then returns None. in_phase_start: a callback runs it.
+
+    dla_cores: that the machine has. Exceptions of callbacks that return nothing are lost, as in the real library.
+    """
 
     no_driver: bool = False
     build_error: str = ""
+    in_phase_start: Callable[[], None] = lambda: None
     dla_cores: int = 2
 
 
@@ -209,7 +240,6 @@ class BuilderConfig:
         self.flags = {BuilderFlag.TF32}
         self.pools: dict[MemoryPoolType, int] = {}
         self.progress_monitor: Any = None
-        self.builder_optimization_level = 3
         self.default_device_type = DeviceType.GPU
         self.DLA_core = -1
         self.timing_cache: TimingCache | None = None
@@ -248,6 +278,7 @@ def fake_tensorrt(version: str = "10.3.0", faults: Faults | None = None, name: s
     module.__version__ = version
     module.faults = faults or Faults()
     module.builds = []
+    module.registry = Registry()
     parts = (
         ILogger,
         IProgressMonitor,
@@ -263,8 +294,9 @@ def fake_tensorrt(version: str = "10.3.0", faults: Faults | None = None, name: s
     class Builder:
         def __init__(self, logger: ILogger) -> None:
             self._logger = logger
+            module.registry.register(self, logger)
             if module.faults.no_driver:
-                logger.log(Severity.ERROR, NO_DRIVER)
+                module.registry.log(Severity.ERROR, NO_DRIVER)
                 raise TypeError("pybind11::init(): factory function returned nullptr")
 
         num_DLA_cores = property(lambda self: module.faults.dla_cores)
@@ -276,11 +308,12 @@ def fake_tensorrt(version: str = "10.3.0", faults: Faults | None = None, name: s
             return BuilderConfig()
 
         def build_serialized_network(self, network: Network, config: BuilderConfig) -> Memory | None:
-            if not _monitored(config.progress_monitor):
-                self._logger.log(Severity.ERROR, "Error Code 7: BuildCanceled (Build canceled by user)")
+            if not _monitored(config.progress_monitor, module.faults.in_phase_start):
+                module.registry.log(Severity.ERROR, "Error Code 7: BuildCanceled (Build canceled by user)")
                 return None
             if module.faults.build_error:
-                self._logger.log(Severity.ERROR, module.faults.build_error)
+                words = Severity.ERROR, module.faults.build_error
+                _on_a_thread(lambda: module.registry.log(*words))
                 return None
             header = _header(module.__version__, network, config)
             module.builds.append((header, config.timing_cache and config.timing_cache.content))
@@ -314,24 +347,54 @@ def _header(version: str, network: Network, config: BuilderConfig) -> dict[str, 
         "flags": sorted(flag.name for flag in config.flags),
         "workspace": config.pools.get(MemoryPoolType.WORKSPACE),
         "outputs": sorted(tensor.name for tensor in network.outputs),
-        "optimization_level": config.builder_optimization_level,
         "dla_core": config.DLA_core,
     }
 
 
-def _monitored(monitor: Any) -> bool:
-    """Go through nested phases as the library does; return whether the monitor let them pass."""
+def _monitored(monitor: Any, in_phase_start: Callable[[], None]) -> bool:
+    """Go through nested phases as the library does, two of them at once; return whether the monitor let them pass."""
     if monitor is None:
         return True
-    monitor.phase_start("Building engine", None, 2)
-    goes_on = bool(monitor.step_complete("Building engine", 0))
-    monitor.phase_start("Timing tactics", "Building engine", 4)
-    for step in range(4):
-        goes_on = goes_on and bool(monitor.step_complete("Timing tactics", step))
-    monitor.phase_finish("Timing tactics")
-    goes_on = goes_on and bool(monitor.step_complete("Building engine", 1))
-    monitor.phase_finish("Building engine")
-    return goes_on
+    answers: list[bool] = []
+
+    def step(name: str, index: int) -> None:
+        if all(answers):
+            try:
+                answers.append(bool(monitor.step_complete(name, index)))
+            except BaseException:  # the library prints it, and takes it for a no
+                answers.append(False)
+
+    def inner(name: str) -> None:
+        _lost(monitor.phase_start, name, "Building engine", 4)
+        for index in range(4):
+            step(name, index)
+        _lost(monitor.phase_finish, name)
+
+    def first() -> None:
+        in_phase_start()
+        monitor.phase_start("Building engine", None, 2)
+
+    _lost(first)
+    step("Building engine", 0)
+    _on_a_thread(lambda: inner("Timing tactics"), meanwhile=lambda: inner("Timing other tactics"))
+    step("Building engine", 1)
+    _lost(monitor.phase_finish, "Building engine")
+    return all(answers)
+
+
+def _lost(callback: Callable[..., None], *arguments: object) -> None:
+    """Call what returns nothing; the library prints its exceptions and goes on."""
+    try:
+        callback(*arguments)
+    except BaseException:
+        return
+
+
+def _on_a_thread(work: Callable[[], None], meanwhile: Callable[[], None] = lambda: None) -> None:
+    thread = threading.Thread(target=work)
+    thread.start()
+    meanwhile()
+    thread.join()
 
 
 def _tensor(value: onnx.ValueInfoProto) -> Tensor:

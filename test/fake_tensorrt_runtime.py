@@ -69,6 +69,7 @@ def install(patch: pytest.MonkeyPatch, *gpus: Any, version: str = "10.3.0") -> F
 
         def __init__(self, logger: Any) -> None:
             self._logger = logger
+            fake.module.registry.register(self, logger)
 
         def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
             fake.counts["load"] += 1
@@ -77,18 +78,18 @@ def install(patch: pytest.MonkeyPatch, *gpus: Any, version: str = "10.3.0") -> F
             assert header["dla_core"] == self.DLA_core, "the runtime would take another DLA core than the builder"
             error = fake.faults.load or (OTHER_VERSION if header["version"] != fake.module.__version__ else "")
             if error:
-                return _failed(self._logger, error)
+                return _failed(fake, error)
             try:
-                return Engine(fake, self._logger, model)
+                return Engine(fake, self, model)
             except Failed:
-                return _failed(self._logger, NO_MEMORY)
+                return _failed(fake, NO_MEMORY)
 
     fake.module.Runtime = Runtime
     return fake
 
 
-def _failed(logger: Any, words: str) -> Any:
-    logger.log(Severity.ERROR, words)
+def _failed(fake: FakeRuntime, words: str) -> Any:
+    fake.module.registry.log(Severity.ERROR, words)
     return None
 
 
@@ -100,8 +101,8 @@ def _session(model: bytes) -> ort.InferenceSession:
 
 
 class Engine:
-    def __init__(self, fake: FakeRuntime, logger: Any, model: bytes) -> None:
-        self.fake, self.logger, self.session = fake, logger, _session(model)
+    def __init__(self, fake: FakeRuntime, runtime: Any, model: bytes) -> None:
+        self.fake, self.runtime, self.session = fake, runtime, _session(model)
         self.device = fake.cudart.current()
         _hold(self, fake.cudart, len(model))
         self._tensors = {tensor.name: tensor for tensor in (*self.session.get_inputs(), *self.session.get_outputs())}
@@ -126,11 +127,11 @@ class Engine:
     def create_execution_context(self) -> Context | None:
         self.fake.counts["prepare"] += 1
         if self.fake.faults.prepare:
-            return _failed(self.logger, self.fake.faults.prepare)
+            return _failed(self.fake, self.fake.faults.prepare)
         try:
             return Context(self)
         except Failed:
-            return _failed(self.logger, NO_MEMORY)
+            return _failed(self.fake, NO_MEMORY)
 
 
 class Context:
@@ -157,7 +158,7 @@ class Context:
                 error = "the first run allocates, which a capture forbids"
             if error:
                 stream.spoiled = True
-                _failed(engine.logger, error)
+                _failed(self._fake, error)
                 return False
             if not self._is_warm:
                 _hold(self, cudart, FIRST_RUN_BYTES)

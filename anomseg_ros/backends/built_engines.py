@@ -7,14 +7,17 @@ load that they pass in.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from anomseg_ros.backends.backend_options import CONFIGURE
 from anomseg_ros.backends.engine_cache import EngineCache, EngineKey, Found, Miss
 from anomseg_ros.core.bundle import LABELS_OUTPUT, Bundle, Contract
-from anomseg_ros.errors import BackendError
+from anomseg_ros.core.progress import Progress, no_progress
+from anomseg_ros.errors import BackendError, CompressionError
 
+DRIFT = "drift"
+"""Name in an engine's check of what was measured on frames of the camera; a check that lacks it was on noise only."""
 LABELS, EVERYTHING = "labels", "all"
 
 
@@ -39,7 +42,12 @@ def engine_outputs(contract: Contract) -> dict[str, tuple[str, ...]]:
 
 
 def provide_engine(
-    cache: EngineCache, key: EngineKey, build: Callable[[bytes], Built], check: Check, needs: Collection[str] = ()
+    cache: EngineCache,
+    key: EngineKey,
+    build: Callable[[bytes], Built],
+    check: Check,
+    needs: Collection[str] = (),
+    progress: Progress = no_progress,
 ) -> Found:
     """Return an engine of the cache, and build, check and store it first where it is not there.
 
@@ -49,22 +57,29 @@ def provide_engine(
         build: makes it; called with the timing cache.
         check: judges it; what it returns is stored as the engine's facts `check`.
         needs: names that the facts `check` must have. An engine of the cache that lacks one is checked again.
+        progress: called while another process builds. An error from it ends the wait.
 
     Raises:
-        BackendError: it cannot be built or stored. Errors of `check` pass through; the cache has no engine then.
+        BackendError: it cannot be built or stored.
+        CompressionError: from `check`: it does not compute what its bundle does. The cache has no engine then. After
+            any other error of `check`, which may have come before the comparison, the cache is as it was.
     """
-    with cache.lock(key):
+    with cache.lock(key, progress=progress):
         found = cache.find(key)  # another process may have built it while this one waited
         if isinstance(found, Found):
-            if set(needs) <= set(found.facts.get("check", ())):
+            if set(needs) <= set(found.facts["check"]):
                 return found
-            cache.discard(key)
             built = Built(found.plan, {name: value for name, value in found.facts.items() if name != "check"})
         else:
             built = build(cache.read_timings(key))
         if built.timings:  # they hold for the next attempt as well
             cache.write_timings(key, built.timings)
-        cache.store(key, built.plan, {**built.facts, "check": dict(check(built))})
+        try:
+            measured = dict(check(built))
+        except CompressionError:
+            cache.discard(key)
+            raise
+        cache.store(key, built.plan, {**built.facts, "check": measured})
         stored = cache.find(key)
     if not isinstance(stored, Found):
         raise BackendError(f"an engine was stored in {cache.root} and cannot be read back: {stored.reason}")
@@ -111,21 +126,25 @@ class EngineSet(Generic[Engine]):
             any_of: fields of the key that may differ, as in EngineCache.find.
         """
         self.loaded: dict[str, Engine] = {}
-        """Name -> engine, the one loaded last at the end."""
+        """Name -> engine."""
         self._bundle, self._cache, self._maker = bundle, cache, maker
         self._command, self._any_of = command, any_of
         self._outputs = engine_outputs(bundle.contract)
         self._hits: dict[str, str] = {}
-        self._last: tuple[str, Found] | None = None
+        self._found: dict[str, Found] = {}  # of loaded engines, without their plans
+        self._used = ""
 
-    def provide(self) -> None:
-        """Build, check and store the engines that the cache lacks. Raises BackendError."""
+    def provide(self, progress: Progress = no_progress) -> None:
+        """Build, check and store the engines that the cache lacks. Raises BackendError.
+
+        progress: called while another process builds. An error from it ends the wait.
+        """
         for name, outputs in self._outputs.items():
             key = self._maker.key(outputs)
             found = self._cache.find(key, self._any_of)
             if isinstance(found, Miss):
                 self._hits[name] = f"built now: {found.reason}"
-                self._build(key, outputs)
+                self._build(key, outputs, progress)
 
     def smallest(self, wanted: Collection[str] = ()) -> Engine:
         """Return the smallest engine of the cache that has these outputs; see Backend.run. Raises BackendError."""
@@ -134,31 +153,41 @@ class EngineSet(Generic[Engine]):
             raise BackendError(f"bundle {self._bundle.contract.name!r} has no {', '.join(sorted(wanted))}")
         reasons = []
         for name in covering:
-            if name in self.loaded:
-                return self.loaded[name]
-            found = self._cache.find(self._maker.key(self._outputs[name]), self._any_of)
-            if isinstance(found, Found):
+            if name not in self.loaded:
+                found = self._cache.find(self._maker.key(self._outputs[name]), self._any_of)
+                if isinstance(found, Miss):
+                    reasons.append(found.reason)
+                    continue
                 self.loaded[name] = self._maker.load(self._outputs[name], found.plan)
-                self._last = name, found
-                return self.loaded[name]
-            reasons.append(found.reason)
+                self._found[name] = replace(found, plan=b"")
+            self._used = name
+            return self.loaded[name]
         raise BackendError(
             f"bundle {self._bundle.contract.name!r} has no engine for this computer: {reasons[0]}; build it with "
             f"`{self._command}`, or set build_engine to {CONFIGURE!r}"
         )
 
+    @property
+    def used(self) -> tuple[Engine, Found] | None:
+        """The engine of the last frame, or the one that was loaded for the first, and its entry without the plan."""
+        name = self._used
+        engine = self.loaded.get(name)
+        return None if engine is None else (engine, self._found[name])
+
     def facts(self) -> dict[str, str]:
-        """Return what is loaded, in words, for diagnostics."""
-        if self._last is None:
+        """Return in words which engines are loaded, and what is known of the one in use, for diagnostics."""
+        name, used = self._used, self.used
+        if used is None:
             return {}
-        name, found = self._last
-        facts = found.facts
+        found, facts = used[1], used[1].facts
         return {
-            "engines": ", ".join(self.loaded),
+            "engines": ", ".join(tuple(self.loaded)),
+            "engine_in_use": name,
             "engine_key": found.plan_path.parent.name[:12],
             "engine": self._hits.get(name, "found in the cache"),
             "engine_build_s": str(facts.get("build_s", "unknown")),
-            "engine_check": _plain(facts.get("check", "none")),
+            "engine_checked_on": "noise and frames" if DRIFT in facts["check"] else "noise only",
+            "engine_check": _plain(facts["check"]),
             "engine_precision": str(facts.get("precision", self._bundle.contract.precision)),
             **({"engine_layers": str(facts["layers_by_device"])} if "layers_by_device" in facts else {}),
         }
@@ -167,12 +196,13 @@ class EngineSet(Generic[Engine]):
         """Forget the loaded engines."""
         self.loaded.clear()
 
-    def _build(self, key: EngineKey, outputs: tuple[str, ...]) -> None:
+    def _build(self, key: EngineKey, outputs: tuple[str, ...], progress: Progress) -> None:
         provide_engine(
             self._cache,
             key,
             lambda timings: self._maker.build(outputs, timings),
             lambda built: self._maker.check(outputs, built),
+            progress=progress,
         )
 
     def _size(self, name: str) -> int:

@@ -37,7 +37,7 @@ class RuntimeCuda:
         yield
 
     def entered(self) -> Any:
-        """See Cuda.entered. cudaSetDevice takes less than a microsecond where the device is current already."""
+        """See Cuda.entered. cudaSetDevice is expected to cost little where the device is current already."""
         return self._current(self.device.index)
 
     def malloc(self, size: int) -> int:
@@ -85,7 +85,9 @@ class RuntimeCuda:
             work()
         except BaseException:
             # Takes the stream out of the capture. Its own error says less than the one that led here.
-            self._runtime.cudaStreamEndCapture(stream)
+            status, unfinished = self._runtime.cudaStreamEndCapture(stream)
+            if int(status) == 0 and int(unfinished):
+                self._runtime.cudaGraphDestroy(unfinished)
             self._runtime.cudaGetLastError()
             raise
         graph = int(self._call("cudaStreamEndCapture", stream))

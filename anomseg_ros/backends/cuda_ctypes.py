@@ -71,6 +71,11 @@ class CtypesRuntime:
         for name in ("cudaGetErrorName", "cudaGetErrorString"):
             getattr(library, name).restype = ctypes.c_char_p
 
+    def works(self) -> bool:
+        """Return whether the library finds a driver that it can use, and a GPU."""
+        status, count = self.cudaGetDeviceCount()  # type: ignore[attr-defined]
+        return bool(status == 0 and count > 0)
+
     def cudaStreamEndCapture(self, stream: int) -> tuple[int, int]:
         """Return the status and the graph, which comes last in C here."""
         graph = ctypes.c_void_p()
@@ -92,14 +97,22 @@ class CtypesRuntime:
 
 
 def load_runtime() -> CtypesRuntime:
-    """Load libcudart of the system or of an installed wheel. Raises OSError where there is none."""
+    """Load libcudart of the system or of an installed wheel, the first that works with the driver.
+
+    Where none works, the first that loads is returned, whose errors say why. Raises OSError where there is none.
+    """
+    loaded: list[CtypesRuntime] = []
     for name in _places():
         try:
-            library = ctypes.CDLL(name)
-        except OSError:
+            runtime = CtypesRuntime(ctypes.CDLL(name), Path(name).name)
+        except (OSError, AttributeError):  # not there, or too old to have all functions
             continue
-        return CtypesRuntime(library, Path(name).name)
-    raise OSError(f"none of {', '.join(SONAMES)} can be loaded")
+        if runtime.works():
+            return runtime
+        loaded.append(runtime)
+    if not loaded:
+        raise OSError(f"none of {', '.join(SONAMES)} can be loaded")
+    return loaded[0]
 
 
 def _places() -> Iterator[str]:

@@ -48,6 +48,7 @@ class PyCuda:
     def __init__(self, driver: Any, device: int) -> None:
         self._driver = driver
         self._handles: dict[int, Any] = {}
+        self._is_closed = False
         with self._worded("cuInit"):
             driver.init()
             check_index(device, driver.Device.count())
@@ -165,8 +166,13 @@ class PyCuda:
 
     def close(self) -> None:
         """Release the primary context. pycuda needs it current while it drops what is left."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         with suppress(CudaError), self.entered():
             self._handles.clear()
+        with suppress(CudaError), self._worded("cuDevicePrimaryCtxRelease"):
+            self._context.detach()
 
     def _kept(self, handle: int, owner: Any) -> int:
         """Keep pycuda's object, which frees what it stands for when it is dropped."""

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from anomseg_ros.core.progress import Progress, no_progress
 from anomseg_ros.core.staging import part_beside, put_in_place, remove, remove_leftovers, staging_folder
 from anomseg_ros.errors import BackendError, describe_os_error
 
@@ -34,6 +35,7 @@ FACTS_FILE = "engine.json"
 FOLDER_MODE, FILE_MODE = 0o700, 0o600
 MOST_FACTS_BYTES = 1 << 20
 POLL_S = 0.2
+REPORT_S = 1.0
 LONGEST_WAIT_S = 3600.0
 """For another process's build, seconds. The longest builds, int8 on small Jetsons, take some tens of minutes."""
 
@@ -42,8 +44,8 @@ LONGEST_WAIT_S = 3600.0
 class EngineKey:
     """Everything that an engine depends on.
 
-    gpu_name: the processor's name where that runs the engine. workspace_bytes, optimization_level: None for the
-    library's own.
+    gpu_name: the processor's name where that runs the engine. tf32: layers of float32 may round their inputs to 10 bits
+    of fraction. workspace_bytes: None for the library's own.
     """
 
     program_sha256: str
@@ -57,9 +59,7 @@ class EngineKey:
     architecture: str
     dla_core: int | None = None
     tf32: bool = False
-    optimization_level: int | None = None
     workspace_bytes: int | None = None
-    version_compatible: bool = False
     backend_version: int = CODE_VERSION
 
     @property
@@ -105,19 +105,24 @@ class EngineCache:
     def find(self, key: EngineKey, any_of: Collection[str] = ()) -> Found | Miss:
         """Return the engine of a key, or why there is none.
 
-        any_of: fields that may differ, such as "workspace_bytes" for a process that does not build. Raises BackendError
-        where another user could have written the engine.
+        any_of: fields that may differ, such as "workspace_bytes" for a process that does not build. An engine that is
+        damaged, or that was never checked, is none. Raises BackendError where another user could have written it.
         """
         if not self.root.is_dir():
             return Miss(f"there is no engine yet in {self.root}")
         _require_own(self.root)
-        if (self.root / key.digest).is_dir():
-            return self._read(key.digest)
         others = self._entries()
         differing = {digest: _differing(key.fields, fields) for digest, fields in others.items()}
-        for digest, names in differing.items():
-            if set(names) <= set(any_of):
-                return self._read(digest)
+        fitting = [digest for digest, names in differing.items() if set(names) <= set(any_of)]
+        own = [key.digest] if (self.root / key.digest).is_dir() else []
+        misses = []
+        for digest in dict.fromkeys((*own, *fitting)):
+            found = self._read(digest)
+            if isinstance(found, Found):
+                return found
+            misses.append(found)
+        if misses:
+            return misses[0]
         if not differing:
             return Miss(f"there is no engine yet in {self.root}")
         nearest = min(differing, key=lambda digest: (len(differing[digest]), digest))
@@ -130,7 +135,8 @@ class EngineCache:
     def store(self, key: EngineKey, plan: bytes, facts: Mapping[str, Any]) -> Path:
         """Put an engine into the cache, in place of one that is there; return the path of the plan.
 
-        facts: values of JSON for engine.json, beside the key and the plan's digest. Raises BackendError.
+        facts: values of JSON for engine.json, beside the key and the plan's digest. `check`, what was measured of the
+        engine, has to be among them for the engine to be found. Raises BackendError.
         """
         contents = {**facts, "key": key.fields, "plan_sha256": hashlib.sha256(plan).hexdigest()}
         with self._writing():
@@ -155,15 +161,16 @@ class EngineCache:
                 remove(aside)
 
     @contextmanager
-    def lock(self, key: EngineKey, wait_s: float = LONGEST_WAIT_S) -> Iterator[None]:
+    def lock(self, key: EngineKey, wait_s: float = LONGEST_WAIT_S, progress: Progress = no_progress) -> Iterator[None]:
         """Hold the lock of the key's kind of GPU: two builds at once would spoil each other's timings.
 
-        A killed process's lock is free. Raises BackendError where another process holds it for longer than wait_s.
+        A killed process's lock is free. progress: called each second of waiting; an error from it ends the wait.
+        Raises BackendError where another process holds the lock for longer than wait_s.
         """
         with self._writing():
             descriptor = os.open(self.root / f"{key.gpu_slug}.lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, FILE_MODE)
         try:
-            _lock(descriptor, time.monotonic() + wait_s, wait_s, self.root)
+            _lock(descriptor, wait_s, self.root, progress)
             yield
         finally:
             os.close(descriptor)
@@ -217,6 +224,8 @@ class EngineCache:
             return Miss(f"the engine {digest[:12]} is damaged: the key in {FACTS_FILE} is that of another")
         if hashlib.sha256(plan).hexdigest() != facts.get("plan_sha256"):
             return Miss(f"the engine {digest[:12]} is damaged: {PLAN_FILE} does not match its digest")
+        if not isinstance(facts.get("check"), dict) or not facts["check"]:
+            return Miss(f"the engine {digest[:12]} was never compared with its bundle: {FACTS_FILE} has no check")
         return Found(folder / PLAN_FILE, facts, plan)
 
 
@@ -257,16 +266,21 @@ def _short(value: object) -> str:
     return f"{text[:12]}…" if re.fullmatch(r"[0-9a-f]{64}", text) else text
 
 
-def _lock(descriptor: int, deadline: float, wait_s: float, root: Path) -> None:
+def _lock(descriptor: int, wait_s: float, root: Path, progress: Progress) -> None:
+    started, reports = time.monotonic(), 0
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            if time.monotonic() > deadline:
+            waited_s = time.monotonic() - started
+            if waited_s > wait_s:
                 raise BackendError(
                     f"another process has been building an engine in {root} for more than {wait_s:g} s; wait for it, "
                     "or end it"
                 ) from error
+            if waited_s >= reports * REPORT_S:
+                progress("waiting for another process that builds an engine, s", int(waited_s), int(wait_s))
+                reports += 1
             time.sleep(POLL_S)
         else:
             return

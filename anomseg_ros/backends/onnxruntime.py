@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
 from anomseg_ros.backends.backend_options import BackendOptions
+from anomseg_ros.backends.built_engines import engine_outputs
 from anomseg_ros.backends.graph_outputs import check_graph, keep_outputs, next_outputs
 from anomseg_ros.backends.onnxruntime_gpu import (
     CPU,
@@ -37,12 +38,24 @@ PROVIDERS = {
 _ERRORS_ONLY = 3
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """A session that computes these outputs. actual: the providers that have its nodes."""
+
+    session: ort.InferenceSession
+    outputs: frozenset[str]
+    actual: str
+    bound: BoundSession | None = None
+
+
 class OnnxRuntimeBackend:
     """Runs model.onnx in an onnxruntime.InferenceSession.
 
     There is one session at a time. It computes the scores that were requested last and, once requested, the labels;
     on a GPU, at first the labels and the default score. Other scores need a new session, which takes some tenths of a
-    second, and minutes where TensorRT builds an engine for it. `actual` names every provider that has a node.
+    second. With the provider tensorrt, whose sessions build engines for minutes, both sessions that are ever needed are
+    opened with the backend: one for the labels and the default score, one for everything. `actual` names every provider
+    that has a node of the session in use.
     """
 
     def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
@@ -53,47 +66,59 @@ class OnnxRuntimeBackend:
         self._options = options
         self._model = bundle.require_program(GRAPH_FILE).read_bytes()
         # The whole graph is checked before anything is cut off. On the CPU: elsewhere it may take minutes to open.
-        self._session = _open_session(bundle, self._model, replace(options, provider="cpu"))
+        whole = _open_session(bundle, self._model, replace(options, provider="cpu"))
         check_graph(
             bundle,
-            [(item.name, item.type, list(item.shape)) for item in self._session.get_inputs()],
-            {item.name: item.type for item in self._session.get_outputs()},
+            [(item.name, item.type, list(item.shape)) for item in whole.get_inputs()],
+            {item.name: item.type for item in whole.get_outputs()},
             {"uint8": "tensor(uint8)", "float32": "tensor(float)"},
         )
-        self._outputs: frozenset[str] = frozenset()
-        self._bound: BoundSession | None = None
-        self.actual = "onnxruntime:cpu"
-        if options.provider != "cpu":
-            self._prepare(frozenset({LABELS_OUTPUT, *bundle.contract.score_names[:1]}))
+        self._builds = PROVIDERS[options.provider] == TENSORRT
+        if self._builds:
+            self._opened = [self._open(frozenset(outputs)) for outputs in engine_outputs(bundle.contract).values()]
+        elif options.provider == "cpu":
+            self._opened = [_Opened(whole, frozenset(), "onnxruntime:cpu")]
+        else:
+            self._opened = [self._open(frozenset({LABELS_OUTPUT, *bundle.contract.score_names[:1]}))]
+        self.actual = self._opened[0].actual
 
     def run(self, tensor: RgbImage, outputs: Sequence[str]) -> list[npt.NDArray[np.generic]]:
         """Run the graph; see Backend.run."""
-        needed = next_outputs(frozenset(outputs), self._outputs)
-        if needed is not None:
-            self._prepare(needed)
+        opened = self._session_for(frozenset(outputs))
+        self.actual = opened.actual
         try:
-            if self._bound is not None:
-                return self._bound.run(tensor, outputs)
-            return list(self._session.run(list(outputs), {GRAPH_INPUT: tensor}))
+            if opened.bound is not None:
+                return opened.bound.run(tensor, outputs)
+            return list(opened.session.run(list(outputs), {GRAPH_INPUT: tensor}))
         except Exception as error:  # onnxruntime raises bare pybind exceptions of many classes
             raise BackendError(
                 f"onnxruntime failed on a {tensor.dtype} {tensor.shape} tensor: {_one_line(error)}"
             ) from error
 
     def close(self) -> None:
-        """Release the session."""
-        self._bound = None
-        del self._session
+        """Release the sessions."""
+        del self._opened
 
-    def _prepare(self, outputs: frozenset[str]) -> None:
+    def _session_for(self, wanted: frozenset[str]) -> _Opened:
+        """Return the smallest session that computes what is wanted, a new one where none does."""
+        if self._builds:
+            covering = [opened for opened in self._opened if opened.outputs >= wanted]
+            if not covering:
+                raise BackendError(f"bundle {self._bundle.contract.name!r} has no {', '.join(sorted(wanted))}")
+            return covering[0]
+        needed = next_outputs(wanted, self._opened[0].outputs)
+        if needed is not None:
+            self._opened = [self._open(needed)]
+        return self._opened[0]
+
+    def _open(self, outputs: frozenset[str]) -> _Opened:
         """Open a session that computes these outputs, and look where its nodes are."""
         model = keep_outputs(self._model, outputs)
-        self._bound = None
-        self._session = _open_session(self._bundle, model, self._options)
-        self.actual = f"onnxruntime:{_in_use(self._session, model, self._options)}"
-        if self._session.get_providers()[0] in ON_GPU:
-            self._bound = BoundSession(self._session, "cuda", self._options.device)
-        self._outputs = outputs
+        session = _open_session(self._bundle, model, self._options)
+        actual = f"onnxruntime:{_in_use(session, model, self._options)}"
+        is_on_gpu = session.get_providers()[0] in ON_GPU
+        bound = BoundSession(session, "cuda", self._options.device) if is_on_gpu else None
+        return _Opened(session, outputs, actual, bound)
 
 
 def _open_session(bundle: Bundle, model: bytes, options: BackendOptions) -> ort.InferenceSession:

@@ -26,7 +26,7 @@ ON_GPU = (CUDA, TENSORRT)
 RECORD_PLACEMENT = "session.record_ep_graph_assignment_info"
 """Setting of a session, from ONNX Runtime 1.24 on. Older versions ignore it."""
 NO_TF32 = "NVIDIA_TF32_OVERRIDE"
-"""Variable of NVIDIA's libraries. The provider for TensorRT has no option for TF32."""
+"""Variable of NVIDIA's libraries: 0 keeps them from using TF32. The provider for TensorRT has no option for that."""
 
 
 def provider_list(provider: str, device: int, model: bytes) -> list[tuple[str, dict[str, str]]]:
@@ -34,6 +34,7 @@ def provider_list(provider: str, device: int, model: bytes) -> list[tuple[str, d
 
     TF32 is off: it rounds inputs of float32 to 10 bits of fraction, and thresholds were calibrated without. Engines of
     TensorRT are cached in a folder of the graph and of ONNX Runtime's version, so that no other's is taken for them.
+    Raises BackendError where a variable of the environment asks for TF32 with TensorRT.
     """
     here = str(device)
     cuda = (CUDA, {"device_id": here, "use_tf32": "0"})
@@ -41,7 +42,11 @@ def provider_list(provider: str, device: int, model: bytes) -> list[tuple[str, d
         return [cuda, (CPU, {})]
     if provider != TENSORRT:
         return [(provider, {}), *([] if provider == CPU else [(CPU, {})])]
-    os.environ.setdefault(NO_TF32, "0")
+    if os.environ.setdefault(NO_TF32, "0") != "0":
+        raise BackendError(
+            f"{NO_TF32}={os.environ[NO_TF32]} may let TensorRT round float32 to 10 bits of fraction (TF32), and "
+            f"thresholds were calibrated without: unset it, or set {NO_TF32}=0"
+        )
     digest = hashlib.sha256(model + ort.__version__.encode()).hexdigest()
     folder = str(private_folder(default_root().parent / "onnxruntime" / digest))
     cached = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": folder}

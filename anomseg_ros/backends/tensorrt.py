@@ -8,8 +8,8 @@ asked for.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from anomseg_ros.backends.backend_options import CONFIGURE, BackendOptions
 from anomseg_ros.backends.built_engines import Built, EngineSet
 from anomseg_ros.backends.cuda import Cuda, open_cuda
 from anomseg_ros.backends.engine_cache import EngineCache, EngineKey
-from anomseg_ros.backends.noise_check import Run, check_on_noise
+from anomseg_ros.backends.noise_check import check_on_noise
 from anomseg_ros.backends.onnxruntime import OnnxRuntimeBackend
 from anomseg_ros.backends.tensorrt_build import BuildOptions, build_engine, engine_key
 from anomseg_ros.backends.tensorrt_engine import TensorRtEngine
@@ -32,8 +32,8 @@ from anomseg_ros.errors import BackendError, unknown_name
 PROVIDERS: dict[str, int | None] = {"cpu": None, "gpu": None, "dla0": 0, "dla1": 1}
 """Provider -> core of a Jetson's DLA that runs what it can, None for the GPU alone. cpu is every backend's default."""
 
-HOW_IT_WAS_BUILT = ("workspace_bytes", "optimization_level")
-"""Fields of a key that limit the builder's search. They do not change what an engine computes, so any value will do."""
+HOW_IT_WAS_BUILT = ("workspace_bytes",)
+"""Fields of a key that limit the builder's search. The engine was checked with them, so any value will do."""
 
 
 class TensorRtBackend:
@@ -54,11 +54,12 @@ class TensorRtBackend:
         self._library = load_library()
         self._cuda = open_cuda(options.device)
         self._lock = threading.Lock()
+        self._is_closed = False
         maker = _Maker(bundle, self._library, self._cuda, self._build_options, progress)
         self._engines = EngineSet(bundle, EngineCache(), maker, _command(bundle, dla_core), HOW_IT_WAS_BUILT)
         try:
             if options.build_engine == CONFIGURE:
-                self._engines.provide()
+                self._engines.provide(progress)
             self._engines.smallest()
         except BaseException:
             self.close()
@@ -67,38 +68,42 @@ class TensorRtBackend:
     def run(self, tensor: RgbImage, outputs: Sequence[str]) -> list[npt.NDArray[np.generic]]:
         """Run the smallest engine that has the outputs; see Backend.run. It is loaded at its first use, never built."""
         with self._lock:
+            if self._is_closed:
+                raise BackendError("the backend tensorrt was closed, and runs no more frames; open it again")
             return self._engines.smallest(outputs).run(tensor, outputs)
 
     def facts(self) -> dict[str, str]:
         """Return what is in use, in words, for diagnostics. It waits for nothing."""
-        loaded = tuple(self._engines.loaded.values())
-        if not loaded:
+        used, loaded = self._engines.used, tuple(self._engines.loaded.values())
+        if used is None:
             return {}
-        device = self._cuda.device
+        (engine, found), device = used, self._cuda.device
         return {
             "tensorrt": self._library.version_text,
             "gpu": f"{device.name} (compute {device.compute_capability}, {device.multiprocessors} multiprocessors)",
             "cuda": f"{_version(device.runtime_version)}, driver for {_version(device.driver_version)}",
             "cuda_binding": self._cuda.binding,
             **self._engines.facts(),
-            "tf32": "yes" if self._build_options.tf32 else "no",
-            "cuda_graph": loaded[-1].cuda_graph,
+            "tf32": "yes" if found.facts["key"].get("tf32") else "no",
+            "cuda_graph": engine.cuda_graph,
             **{f"{name}_ms": f"{value:.3f}" for name, value in self.stages_ms().items()},
-            "device_memory_mib": f"{sum(engine.device_memory_bytes for engine in loaded) / (1 << 20):.1f}",
+            "device_memory_mib": f"{sum(each.device_memory_bytes for each in loaded) / (1 << 20):.1f}",
         }
 
     def stages_ms(self) -> dict[str, float]:
         """Return how long upload, compute and download of the last frame took on the GPU, milliseconds."""
-        engines = tuple(self._engines.loaded.values())
-        times = engines[-1].times._asdict() if engines else {}
+        used = self._engines.used
+        times = used[0].times._asdict() if used else {}
         return {name.removesuffix("_ms"): value for name, value in times.items()}
 
     def close(self) -> None:
-        """Release the engines."""
-        for engine in self._engines.loaded.values():
-            engine.close()
-        self._engines.unload()
-        self._cuda.close()
+        """Release the engines, once the frame in work is done."""
+        with self._lock:
+            self._is_closed = True
+            for engine in self._engines.loaded.values():
+                engine.close()
+            self._engines.unload()
+            self._cuda.close()
 
 
 class _Maker:
@@ -112,6 +117,12 @@ class _Maker:
         return engine_key(self._bundle, outputs, self._library, self._cuda.device, self._options)
 
     def build(self, outputs: tuple[str, ...], timings: bytes) -> Built:
+        if self._bundle.contract.precision == "bf16":
+            raise BackendError(
+                f"bundle {self._bundle.contract.name!r} is in bf16, which ONNX Runtime cannot run on a processor, so "
+                "there is nothing here to compare a new engine with; build it before, with "
+                f"`anomseg build {self._bundle.directory}`"
+            )
         try:
             with self._cuda.entered():
                 return build_engine(self._library, self._bundle, outputs, self._options, timings, self._progress)
@@ -121,8 +132,11 @@ class _Maker:
             ) from error
 
     def check(self, outputs: tuple[str, ...], built: Built) -> Mapping[str, Any]:
-        with closing(self.load(outputs, built.plan)) as engine, _reference(self._bundle) as reference:
-            return check_on_noise(self._bundle, outputs, engine.run, reference)
+        with (
+            closing(self.load(outputs, built.plan)) as engine,
+            closing(OnnxRuntimeBackend(self._bundle, BackendOptions())) as reference,
+        ):
+            return check_on_noise(self._bundle, outputs, engine.run, reference.run)
 
     def load(self, outputs: tuple[str, ...], plan: bytes) -> TensorRtEngine:
         return TensorRtEngine(self._library, self._cuda, self._bundle, plan, self._options.dla_core)
@@ -131,20 +145,6 @@ class _Maker:
 def _command(bundle: Bundle, dla_core: int | None) -> str:
     """Return the command that builds the bundle's engines."""
     return f"anomseg build {bundle.directory}" + ("" if dla_core is None else f" --dla {dla_core}")
-
-
-@contextmanager
-def _reference(bundle: Bundle) -> Iterator[Run | None]:
-    """Yield what runs the graph on the CPU; None for bfloat16, which ONNX Runtime does not have there."""
-    try:
-        backend = OnnxRuntimeBackend(bundle, BackendOptions())
-    except BackendError:
-        if bundle.contract.precision != "bf16":
-            raise
-        yield None
-    else:
-        with closing(backend):
-            yield backend.run
 
 
 def open_plan(

@@ -5,9 +5,12 @@ from __future__ import annotations
 import functools
 import platform
 import re
+import signal
+import threading
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, Protocol
@@ -15,7 +18,7 @@ from typing import Any, Protocol
 from anomseg_ros.backends.built_engines import Built
 from anomseg_ros.backends.engine_cache import EngineKey
 from anomseg_ros.backends.graph_outputs import check_graph, keep_outputs
-from anomseg_ros.backends.tensorrt_library import TENSORRT, Library, one_line, parse_graph
+from anomseg_ros.backends.tensorrt_library import TENSORRT, Library, collected_errors, one_line, parse_graph
 from anomseg_ros.core.bundle import GRAPH_FILE, Bundle
 from anomseg_ros.core.progress import Progress, no_progress
 from anomseg_ros.errors import BackendError
@@ -42,16 +45,11 @@ class Gpu(Protocol):
 class BuildOptions:
     """How to build. None stands for the library's own value.
 
-    workspace_bytes: the most scratch memory of a layer. tf32: let float32 layers round their inputs to 10 bits of
-    fraction. optimization_level: 0 to 5, more searches longer. dla_core: run what it can on this accelerator.
-    version_compatible: for newer TensorRT versions as well, which is slower.
+    workspace_bytes: the most scratch memory of a layer. dla_core: run what it can on this accelerator.
     """
 
     workspace_bytes: int | None = None
-    tf32: bool = False
-    optimization_level: int | None = None
     dla_core: int | None = None
-    version_compatible: bool = False
 
 
 def engine_key(
@@ -78,10 +76,7 @@ def engine_key(
         integrated=gpu.integrated,
         architecture=platform.machine(),
         dla_core=options.dla_core,
-        tf32=options.tf32,
-        optimization_level=options.optimization_level,
         workspace_bytes=options.workspace_bytes,
-        version_compatible=options.version_compatible,
     )
 
 
@@ -101,13 +96,14 @@ def build_engine(
         outputs: to compute.
         options: of the builder.
         timings: the timing cache of an earlier build with the same version and GPU.
-        progress: called with per cents. An error from it cancels the build.
+        progress: called with per cents, perhaps from a thread of the library. An error from it cancels the build.
 
     Raises:
         BackendError: the parser refuses the graph, or the builder fails.
+        KeyboardInterrupt: Ctrl-C was pressed in the meantime; the builder's step in work is finished first.
     """
     model = keep_outputs(bundle.require_program(GRAPH_FILE).read_bytes(), outputs)
-    builder, network, parser, logger = parse_graph(library, model, f"bundle {bundle.contract.name!r}")
+    builder, network, parser = parse_graph(library, model, f"bundle {bundle.contract.name!r}")
     _check_network(bundle, network, outputs)
     _check_dla(library, builder, options)
     config = builder.create_builder_config()
@@ -117,11 +113,12 @@ def build_engine(
     if library.name == TENSORRT:  # TensorRT-RTX has no timing cache
         _use_timings(config, timings or b"")
     started = time.monotonic()
-    memory = builder.build_serialized_network(network, config)
+    with collected_errors(library) as errors, _interrupts_cancel(monitor):
+        memory = builder.build_serialized_network(network, config)
     if monitor.error is not None:
         raise monitor.error
     if memory is None:
-        raise BackendError(_failure(library, bundle, logger.errors, options))
+        raise BackendError(_failure(library, bundle, errors, options))
     del parser  # it owns the weights, so it is there until the engine is built
     plan = bytes(memory)
     facts = {
@@ -132,6 +129,23 @@ def build_engine(
         **_layers(network, config),
     }
     return Built(plan, facts, bytes(config.get_timing_cache().serialize()) if library.name == TENSORRT else b"")
+
+
+@contextmanager
+def _interrupts_cancel(monitor: Any) -> Iterator[None]:
+    """Have Ctrl-C cancel the build. The exception that Python would raise in a callback is lost in the library.
+
+    A program that handles Ctrl-C in another way keeps its way, and so do threads, which get no signals.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: monitor.cancel(KeyboardInterrupt()))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _use_timings(config: Any, timings: bytes) -> None:
@@ -167,13 +181,9 @@ def _check_dla(library: Library, builder: Any, options: BuildOptions) -> None:
 def _configure(library: Library, config: Any, options: BuildOptions) -> None:
     module = library.module
     # It is on unless cleared, and thresholds that were calibrated in float32 would not hold.
-    (config.set_flag if options.tf32 else config.clear_flag)(module.BuilderFlag.TF32)
+    config.clear_flag(module.BuilderFlag.TF32)
     if options.workspace_bytes is not None:
         config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, options.workspace_bytes)
-    if options.optimization_level is not None:
-        config.builder_optimization_level = options.optimization_level
-    if options.version_compatible:
-        config.set_flag(module.BuilderFlag.VERSION_COMPATIBLE)
     if options.dla_core is not None:
         config.default_device_type = module.DeviceType.DLA
         config.DLA_core = options.dla_core
@@ -181,7 +191,7 @@ def _configure(library: Library, config: Any, options: BuildOptions) -> None:
 
 
 def _layers(network: Any, config: Any) -> dict[str, Any]:
-    """Return the number of the network's layers, by device and kind. The builder fuses many of them."""
+    """Return the number of the network's layers, by device and kind, before the builder fuses many of them."""
     by_device: dict[str, Counter[str]] = {}
     for index in range(network.num_layers):
         layer = network.get_layer(index)
@@ -200,42 +210,63 @@ def _monitor_class(module: ModuleType) -> Any:
     base: Any = module.IProgressMonitor
 
     class Monitor(base):  # type: ignore[misc]
-        """Reports how far a build is. Phases are nested: each step of one may hold phases of its own."""
+        """Reports how far a build is. Phases are nested: each step of one may hold phases of its own.
+
+        The library calls phase_start, step_complete and phase_finish, from any thread and from several at once.
+        """
 
         def __init__(self, progress: Progress) -> None:
             base.__init__(self)
             self.error: BaseException | None = None
             self._progress, self._reported = progress, -1
+            self._lock = threading.Lock()
             self._phases: dict[str, list[Any]] = {}  # name -> [parent or None, steps, steps that are done]
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            """Called by the library, as all methods are, from any thread."""
-            self._phases[phase_name] = [parent_phase, num_steps, 0]
+            """Note a phase."""
+            self._guard(self._start, phase_name, parent_phase, num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            """Return whether to go on."""
-            if phase_name in self._phases:
-                self._phases[phase_name][2] = step + 1
-                self._report(
-                    max((self._share(name) for name, phase in self._phases.items() if not phase[0]), default=0)
-                )
+            """Report how far the build is; return whether to go on."""
+            self._guard(self._complete, phase_name, step)
             return self.error is None
 
         def phase_finish(self, phase_name: str) -> None:
             """Forget a phase; the outermost one is the whole build."""
-            phase = self._phases.pop(phase_name, None)
+            self._guard(self._finish, phase_name)
+
+        def cancel(self, error: BaseException) -> None:
+            """Have the next step end the build; `error` is why."""
+            self.error = self.error or error
+
+        def _guard(self, body: Callable[..., None], *arguments: Any) -> None:
+            """Run the body of a callback. An error must not pass through the library: it would be lost there."""
+            try:
+                with self._lock:
+                    body(*arguments)
+            except BaseException as error:
+                self.cancel(error)
+
+        def _start(self, name: str, parent: str | None, steps: int) -> None:
+            self._phases[name] = [parent, steps, 0]
+
+        def _complete(self, name: str, step: int) -> None:
+            if name in self._phases:
+                self._phases[name][2] = step + 1
+                shares = (self._share(outer) for outer, phase in self._phases.items() if not phase[0])
+                self._report(max(shares, default=0))
+
+        def _finish(self, name: str) -> None:
+            phase = self._phases.pop(name, None)
             if phase and not phase[0]:
                 self._report(1.0)
 
         def _report(self, done: float) -> None:
-            """Report a share of the build. An error must not pass through the library: it would end the process."""
+            """Report a share of the build."""
             per_cent = int(PER_CENT * min(1.0, done))
             if per_cent > self._reported:
                 self._reported = per_cent
-                try:
-                    self._progress("building the engine, per cent", per_cent, PER_CENT)
-                except BaseException as error:
-                    self.error = self.error or error
+                self._progress("building the engine, per cent", per_cent, PER_CENT)
 
         def _share(self, name: str) -> float:
             _, steps, done = self._phases[name]

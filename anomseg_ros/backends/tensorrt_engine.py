@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from anomseg_ros.backends.cuda import LOST_REMEDY, MEMORY_REMEDY, Cuda, CudaError, HostMemory
 from anomseg_ros.backends.graph_outputs import check_graph, next_outputs
-from anomseg_ros.backends.tensorrt_library import Library, new_logger, one_line
+from anomseg_ros.backends.tensorrt_library import Library, collected_errors, logger_of, one_line
 from anomseg_ros.core.bundle import GRAPH_INPUT, Bundle
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import BackendError, first_line
@@ -65,7 +65,7 @@ class TensorRtEngine:
 
     def __init__(self, library: Library, cuda: Cuda, bundle: Bundle, plan: bytes, dla_core: int | None = None) -> None:
         """plan: of bundle's graph or of that graph cut to some outputs, for this DLA core. Raises BackendError."""
-        self._title, self._cuda, self._name = library.title, cuda, bundle.contract.name
+        self._library, self._cuda, self._name = library, cuda, bundle.contract.name
         self._dla_core = dla_core
         self._lock = threading.Lock()
         self._resources = ExitStack()
@@ -81,9 +81,10 @@ class TensorRtEngine:
         try:
             with cuda.entered():
                 free_before, _ = cuda.memory_info()
-                self._load(library, plan)
+                self._load(plan)
                 self.outputs = self._checked_outputs(bundle)
                 self._allocate(bundle)
+                # What other programs took or freed meanwhile is in it; the library tells only parts of its own memory.
                 self.device_memory_bytes = max(0, free_before - cuda.memory_info()[0])
         except BaseException:
             self.close()
@@ -116,20 +117,13 @@ class TensorRtEngine:
             self._resources.close()
             self._stream = self._done = 0
 
-    def _load(self, library: Library, plan: bytes) -> None:
-        self._logger = new_logger(library)
-        try:
-            self._runtime = library.module.Runtime(self._logger)
-        except Exception as error:  # a bare TypeError of pybind11, and the reason in the log
-            raise BackendError(self._failure("cannot start, to load the engine")) from error
+    def _load(self, plan: bytes) -> None:
+        make_runtime = self._library.module.Runtime
+        self._runtime = self._made("cannot start, to load the engine", make_runtime, logger_of(self._library))
         if self._dla_core is not None:  # otherwise it runs on the first core, whatever it was built for
             self._runtime.DLA_core = self._dla_core
-        self._engine = self._runtime.deserialize_cuda_engine(plan)
-        if self._engine is None:
-            raise BackendError(self._failure("cannot load the engine"))
-        self._context = self._engine.create_execution_context()
-        if self._context is None:
-            raise BackendError(self._failure("cannot prepare the engine"))
+        self._engine = self._made("cannot load the engine", self._runtime.deserialize_cuda_engine, plan)
+        self._context = self._made("cannot prepare the engine", self._engine.create_execution_context)
 
     def _checked_outputs(self, bundle: Bundle) -> frozenset[str]:
         """Return the engine's outputs. Raises BackendError unless they are as bundle.yaml says."""
@@ -174,8 +168,7 @@ class TensorRtEngine:
         if address is None:
             address = cuda.malloc(size)
             self._resources.callback(cuda.free, address)
-        if not self._context.set_tensor_address(name, address):
-            raise BackendError(self._failure(f"refuses memory for the tensor {name!r}"))
+        self._made(f"refuses memory for the tensor {name!r}", self._context.set_tensor_address, name, address)
         return _Buffer(memory.array.view(dtype).reshape(shape), memory, address)
 
     def _start(self, wanted: frozenset[str]) -> None:
@@ -226,8 +219,7 @@ class TensorRtEngine:
         cuda.event_record(self._marks[-1], stream, captured)
 
     def _compute(self) -> None:
-        if not self._context.execute_async_v3(self._stream):
-            raise BackendError(self._failure("cannot run the engine"))
+        self._made("cannot run the engine", self._context.execute_async_v3, self._stream)
 
     def _download(self) -> None:
         for name in sorted(self._downloads):
@@ -239,10 +231,20 @@ class TensorRtEngine:
             self._cuda.graph_destroy(self._graph)
             self._graph = None
 
-    def _failure(self, what: str) -> str:
-        """Return an error's message, with what the library logged since the last one and the remedy."""
-        words = one_line("\n".join(self._logger.errors)) or "it does not say why"
-        self._logger.errors.clear()
+    def _made(self, failure: str, call: Callable[..., Any], *arguments: object) -> Any:
+        """Return what a call of the library gives. Raises BackendError with what it logged, where that is nothing."""
+        with collected_errors(self._library) as errors:
+            try:
+                made = call(*arguments)
+            except Exception as error:  # a bare TypeError of pybind11, and the reason in the log
+                raise BackendError(self._failure(failure, errors)) from error
+        if made is None or made is False:
+            raise BackendError(self._failure(failure, errors))
+        return made
+
+    def _failure(self, what: str, errors: Sequence[str]) -> str:
+        """Return an error's message, with what the library logged and the remedy."""
+        words = one_line("\n".join(errors)) or "it does not say why"
         lower = words.lower()
         remedies = [remedy for signs, remedy in _REFUSED.items() if any(sign in lower for sign in signs)]
-        return "; ".join([f"{self._title} {what} of bundle {self._name!r}: {words}", *remedies[:1]])
+        return "; ".join([f"{self._library.title} {what} of bundle {self._name!r}: {words}", *remedies[:1]])

@@ -5,12 +5,13 @@ TensorRT-RTX has the same parser and builder and needs no GPU for them. It serve
 
 from __future__ import annotations
 
-import functools
 import importlib
 import re
+import threading
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -32,11 +33,18 @@ NOT_INSTALLED = (
     "TensorRT is not installed: on a Jetson, apt install python3-libnvinfer, and make the virtual environment with "
     "--system-site-packages; elsewhere, pip install 'tensorrt>=10.3,<12'"
 )
+SAME_VERSION = (
+    "install the libraries of the module's version: on a Jetson, apt install tensorrt python3-libnvinfer; elsewhere, "
+    "pip install --force-reinstall 'tensorrt>=10.3,<12'"
+)
 CHECK_INSTALLED = "; to check graphs without a GPU, pip install 'anomseg_ros[tensorrt-check]'"
 NO_DRIVER = (
     "install NVIDIA's driver; a container needs --runtime nvidia (Jetson) or --gpus all. "
     "Without a GPU, `anomseg build BUNDLE --check` checks a graph: pip install 'anomseg_ros[tensorrt-check]'"
 )
+
+_loggers: dict[ModuleType, Any] = {}
+_making_loggers = threading.Lock()
 
 _EXPORT_AGAIN = "export the bundle again, with --target gpu"
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
@@ -60,10 +68,15 @@ class Library:
 def load_library(parse_only: bool = False) -> Library:
     """Return the installed TensorRT.
 
-    parse_only: TensorRT-RTX will do, and is taken where TensorRT is absent or finds no GPU. Raises BackendError where
-    there is none, or one that is too old; warns of one that is newer than any that was tried.
+    parse_only: TensorRT-RTX will do, and is taken where TensorRT is absent, cannot be loaded or finds no GPU. Raises
+    BackendError where there is none, or one that is too old; warns of one that is newer than any that was tried.
     """
-    found = _find(TENSORRT)
+    try:
+        found = _find(TENSORRT)
+    except BackendError as error:  # it is installed, and one of its libraries is missing
+        found = _find(RTX) if parse_only else None
+        if found is None:
+            raise BackendError(f"{error}{CHECK_INSTALLED * parse_only}") from error
     if parse_only and (found is None or not _can_build(found)):
         found = _find(RTX) or found
     if found is None:
@@ -72,26 +85,47 @@ def load_library(parse_only: bool = False) -> Library:
     return found
 
 
-def new_logger(library: Library) -> Any:
-    """Return a logger that prints nothing and has the library's errors in `errors`, and its warnings too."""
-    logger: Any = _logger_class(library.module)()
-    return logger
+def logger_of(library: Library) -> Any:
+    """Return the one logger of a library. It prints nothing; `collected_errors` collects what it is given.
+
+    The library keeps the first logger that a builder or runtime was made with until the last of them is gone, and
+    calls it for all of them, even once Python has freed it. So there is one, which is never freed.
+    """
+    with _making_loggers:
+        if library.module not in _loggers:
+            _loggers[library.module] = _logger_class(library.module)()
+        return _loggers[library.module]
 
 
-def parse_graph(library: Library, model: bytes, name: str) -> tuple[Any, Any, Any, Any]:
+@contextmanager
+def collected_errors(library: Library) -> Iterator[list[str]]:
+    """Collect the errors that a library logs in the meantime: of this thread, and of threads of its own."""
+    logger = logger_of(library)
+    collector = logger.start()
+    try:
+        yield collector.errors
+    finally:
+        logger.stop(collector)
+    if collector.interrupt is not None:  # such as Ctrl-C while the library was logging
+        raise collector.interrupt
+
+
+def parse_graph(library: Library, model: bytes, name: str) -> tuple[Any, Any, Any]:
     """Parse an ONNX model into a strongly typed network.
 
-    Returns (builder, network, parser, logger); the weights belong to the parser, so keep all four while building.
+    Returns (builder, network, parser); the weights belong to the parser, so keep all three while building.
     name: what the model is, for errors. Raises BackendError that names the refused node and the remedy.
     """
-    module, logger = library.module, new_logger(library)
-    builder = _builder(library, logger)
+    module = library.module
+    builder = _builder(library)
     typed = getattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if typed is None else 1 << int(typed))
-    parser = module.OnnxParser(network, logger)
-    if not parser.parse(model):
-        raise BackendError(f"{name}: {library.title} {_refusal(parser, logger)}")
-    return builder, network, parser, logger
+    parser = module.OnnxParser(network, logger_of(library))
+    with collected_errors(library) as errors:
+        is_parsed = parser.parse(model)
+    if not is_parsed:
+        raise BackendError(f"{name}: {library.title} {_refusal(parser, errors)}")
+    return builder, network, parser
 
 
 def _find(name: str) -> Library | None:
@@ -101,9 +135,9 @@ def _find(name: str) -> Library | None:
         except ModuleNotFoundError as error:
             if error.name == module_name:
                 continue
-            raise BackendError(f"{module_name} is installed, but needs {error.name!r}; {NOT_INSTALLED}") from error
+            raise BackendError(f"{module_name} is installed, but needs {error.name!r}; {SAME_VERSION}") from error
         except (ImportError, OSError) as error:  # its shared libraries are missing or for another system
-            raise BackendError(f"{module_name} cannot be loaded: {first_line(error)}; {NOT_INSTALLED}") from error
+            raise BackendError(f"{module_name} cannot be loaded: {first_line(error)}; {SAME_VERSION}") from error
         if hasattr(module, "OnnxParser"):
             text = str(module.__version__)
             return Library(module, name, tuple(map(int, re.findall(r"\d+", text))), text)
@@ -123,47 +157,74 @@ def _check_version(library: Library) -> None:
 
 def _can_build(library: Library) -> bool:
     try:
-        _builder(library, new_logger(library))
+        _builder(library)
     except BackendError:
         return False
     return True
 
 
-def _builder(library: Library, logger: Any) -> Any:
-    try:
-        return library.module.Builder(logger)
-    except Exception as error:  # a bare TypeError of pybind11, and the reason in the log
-        reason = one_line("\n".join(logger.errors)) or first_line(error)
-        remedy = NO_DRIVER if "CUDA" in reason else "install it again, with all its libraries of one version"
-        raise BackendError(f"{library.title} cannot start: {reason}; {remedy}") from error
+def _builder(library: Library) -> Any:
+    with collected_errors(library) as errors:
+        try:
+            return library.module.Builder(logger_of(library))
+        except Exception as error:  # a bare TypeError of pybind11, and the reason in the log
+            reason = one_line("\n".join(errors)) or first_line(error)
+            remedy = NO_DRIVER if "CUDA" in reason else "install it again, with all its libraries of one version"
+            raise BackendError(f"{library.title} cannot start: {reason}; {remedy}") from error
 
 
-@functools.cache
+@dataclass(eq=False)
+class _Collector:
+    """The errors of one call. thread: that called. interrupt: what was raised while the library logged."""
+
+    thread: int
+    errors: list[str] = field(default_factory=list)
+    interrupt: BaseException | None = None
+
+
 def _logger_class(module: ModuleType) -> Any:
     base: Any = module.ILogger
+    severities = base.Severity.INTERNAL_ERROR, base.Severity.ERROR
 
     class Logger(base):  # type: ignore[misc]
-        """Collects errors: the library only writes them to standard output, and answers None."""
+        """Hands errors to the call they belong to: the library only writes them to standard output."""
 
         def __init__(self) -> None:
             base.__init__(self)
-            self.errors: list[str] = []
-            self.warnings: list[str] = []
+            self._collectors: tuple[_Collector, ...] = ()  # replaced, never changed: log() takes no lock
+            self._lock = threading.Lock()
+
+        def start(self) -> _Collector:
+            """Return a collector for a call of this thread."""
+            collector = _Collector(threading.get_ident())
+            with self._lock:
+                self._collectors += (collector,)
+            return collector
+
+        def stop(self, collector: _Collector) -> None:
+            """End a call."""
+            with self._lock:
+                self._collectors = tuple(one for one in self._collectors if one is not collector)
 
         def log(self, severity: Any, message: str) -> None:
-            """Called by the library, from any thread."""
-            if severity in (base.Severity.INTERNAL_ERROR, base.Severity.ERROR):
-                self.errors.append(message)
-            elif severity == base.Severity.WARNING:
-                self.warnings.append(message)
+            """Called by the library, from any thread. An error must not pass through it: it would be lost."""
+            collectors = self._collectors
+            try:
+                if severity in severities:
+                    mine = [one for one in collectors if one.thread == threading.get_ident()]
+                    for collector in mine[-1:] or collectors:  # a thread of the library may work for any call
+                        collector.errors.append(message)
+            except BaseException as error:
+                for collector in collectors:
+                    collector.interrupt = error
 
     return Logger
 
 
-def _refusal(parser: Any, logger: Any) -> str:
+def _refusal(parser: Any, errors: list[str]) -> str:
     """Return the parser's first error, with the remedy."""
     if not parser.num_errors:
-        return f"cannot parse the graph: {one_line(chr(10).join(logger.errors))}; {_EXPORT_AGAIN}"
+        return f"cannot parse the graph: {one_line(chr(10).join(errors))}; {_EXPORT_AGAIN}"
     error = parser.get_error(0)
     words = one_line(error.desc())
     if error.node() < 0:

@@ -154,7 +154,7 @@ def _open_packages(bundle: Bundle, place: Place, options: BackendOptions, progre
     cache = EngineCache(default_root(FOLDER))
     packages = EngineSet(bundle, cache, PackageMaker(bundle, place, progress), command)
     if options.build_engine == CONFIGURE:
-        packages.provide()
+        packages.provide(progress)
     packages.smallest()
     return packages
 

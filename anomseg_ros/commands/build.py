@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from anomseg_ros.backends.backend_options import MAX_DEVICE
 from anomseg_ros.backends.built_engines import EVERYTHING, LABELS
 from anomseg_ros.backends.engine_cache import Found
 from anomseg_ros.backends.tensorrt_build import MEBIBYTE, BuildOptions
 from anomseg_ros.commands import options
+from anomseg_ros.commands.graph_form import tell_cpu_form
 from anomseg_ros.commands.progress_lines import ProgressLines
 from anomseg_ros.compression.checked_engines import (
     SYNTHETIC_FRAMES,
@@ -30,40 +33,61 @@ from anomseg_ros.errors import ConfigError
 TENSORRT, TORCH = "tensorrt", "torch"
 TORCH_PROVIDERS = ("aot", "cuda-aot")
 """Of the backend torch, those that are compiled ahead of time."""
+MOST_WORKSPACE_MIB = 1 << 20
+"""More than any GPU has."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Build, check or list the engines of a bundle; returns 0."""
     args = _parser().parse_args(argv)
     request = _request(args)
+    tell_cpu_form(request.bundle.contract)
     if args.check:
         _check(request)
         return 0
-    machine: Machine
-    if args.backend == TORCH:
-        request.bundle.require_program(TORCH_FILE)
-        machine = TorchMachine(args.provider or TORCH_PROVIDERS[0], args.device)
-    else:
-        machine = ThisMachine(args.device)
-    (_list if args.dry_run else _build)(request, machine)
+    with _machine(args, request) as machine:
+        (_list if args.dry_run else _build)(request, machine)
     return 0
 
 
-def _request(args: argparse.Namespace) -> EngineRequest:
-    foreign = {"--check": args.check, "--workspace": args.workspace, "--dla": args.dla} if args.backend == TORCH else {}
-    if args.backend == TENSORRT:
-        foreign = {"--provider": args.provider}
+@contextmanager
+def _machine(args: argparse.Namespace, request: EngineRequest) -> Iterator[Machine]:
+    """Yield what builds and runs the engines, and release its device afterwards. Raises BackendError."""
+    if args.backend == TORCH:
+        request.bundle.require_program(TORCH_FILE)
+        yield TorchMachine(args.provider or TORCH_PROVIDERS[0], args.device or 0)
+        return
+    with closing(ThisMachine(args.device or 0)) as machine:
+        yield machine
+
+
+def _refuse_foreign_options(args: argparse.Namespace) -> None:
+    """Raise ConfigError for an option that the backend, or --check, does not use."""
+    foreign: dict[str, object] = {"--provider": args.provider}
+    if args.backend == TORCH:
+        foreign = {"--check": args.check or None, "--workspace": args.workspace, "--dla": args.dla}
     for option, value in foreign.items():
-        if value is not None and value is not False:
+        if value is not None:
             raise ConfigError(f"{option} is not an option of --backend {args.backend}; leave it out")
-    if args.workspace is not None and args.workspace < 1:
-        raise ConfigError(f"--workspace {args.workspace}: expected MiB, 1 or more; leave it out for no limit")
-    workspace = None if args.workspace is None else args.workspace * MEBIBYTE
+    unused = {"--device": args.device, "--frames": args.frames, "--output": args.output} if args.check else {}
+    for option, value in unused.items():
+        if value is not None:
+            raise ConfigError(f"--check uses no GPU and no frames, and writes nothing: leave out {option}")
+
+
+def _request(args: argparse.Namespace) -> EngineRequest:
+    workspace, device = args.workspace, args.device
+    _refuse_foreign_options(args)
+    if workspace is not None and not 1 <= workspace <= MOST_WORKSPACE_MIB:
+        expected = f"expected MiB, 1 to {MOST_WORKSPACE_MIB}; leave it out for no limit"
+        raise ConfigError(f"--workspace {workspace}: {expected}")
+    if device is not None and not 0 <= device <= MAX_DEVICE:
+        raise ConfigError(f"--device {device}: expected the number of a GPU, 0 to {MAX_DEVICE}")
     return EngineRequest(
         load_bundle(find_bundle(args.bundle)),
         tuple(args.outputs),
-        BuildOptions(workspace_bytes=workspace, dla_core=args.dla),
-        tuple(args.frames),
+        BuildOptions(workspace_bytes=None if workspace is None else workspace * MEBIBYTE, dla_core=args.dla),
+        tuple(args.frames or SYNTHETIC_FRAMES),
         args.output,
     )
 
@@ -99,7 +123,7 @@ def _build(request: EngineRequest, machine: Machine) -> None:
 def _print_engines(title: str, engines: Mapping[str, Mapping[str, Any]]) -> None:
     headings = {"built in": _seconds, "size": _size}
     if any("layers_by_device" in facts for facts in engines.values()):
-        headings |= {"layers": _layers}
+        headings |= {"layers of the graph": _layers}
     if any("check" in facts for facts in engines.values()):
         headings |= {"labels that agree": _agreement, "least rank correlation": _correlation}
     table = Table()
@@ -158,10 +182,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workspace", type=int, metavar="MIB", help=workspace_help)
     dla_help = "core of a Jetson's DLA that runs what it can, the GPU the rest; run it with the provider dla0 or dla1"
     parser.add_argument("--dla", type=int, choices=(0, 1), metavar="CORE", help=dla_help)
-    parser.add_argument("--device", type=int, default=0, metavar="N", help="number of the GPU")
+    parser.add_argument("--device", type=int, metavar="N", help="number of the GPU (default: 0)")
     output_help = "folder of the cache (default: $XDG_CACHE_HOME/anomseg_ros/ and the backend)"
     parser.add_argument("--output", type=options.output_folder, metavar="FOLDER", help=output_help)
     frames_help = "what the camera sees, to check the engines on: folders of images, or datasets as NAME=PATH "
     frames_help += "(default: generated scenes)"
-    parser.add_argument("--frames", nargs="+", default=SYNTHETIC_FRAMES, metavar="FOLDER|NAME=PATH", help=frames_help)
+    parser.add_argument("--frames", nargs="+", metavar="FOLDER|NAME=PATH", help=frames_help)
     return parser

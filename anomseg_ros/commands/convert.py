@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 from anomseg_ros.commands import options
 from anomseg_ros.commands.drift_options import add_guard, guard_of, print_compressed
+from anomseg_ros.commands.graph_form import tell_cpu_form
 from anomseg_ros.commands.progress_lines import ProgressLines
 from anomseg_ros.commands.prune import FRAMES_HELP
+from anomseg_ros.compression.drift import TOLERANCES
 from anomseg_ros.compression.half import HALF
-from anomseg_ros.compression.half_bundle import TOLERANCES, HalfRequest, convert_bundle
+from anomseg_ros.compression.half_bundle import HalfRequest, convert_bundle
 from anomseg_ros.core.bundle import load_bundle
 from anomseg_ros.core.resources import find_bundle
 
@@ -26,6 +28,7 @@ def main(argv: Sequence[str]) -> int:
         bundle=load_bundle(find_bundle(args.bundle)),
         guard=guard_of(args, TOLERANCES[args.precision]),
     )
+    tell_cpu_form(request.bundle.contract)
     with ProgressLines() as lines:
         bundle = convert_bundle(request, lines)
     print_compressed(bundle, "float", args.precision)

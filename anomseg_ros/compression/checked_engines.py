@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from anomseg_ros.backends.built_engines import Built, engine_outputs, provide_engine
+from anomseg_ros.backends.built_engines import DRIFT, Built, engine_outputs, provide_engine
 from anomseg_ros.backends.engine_cache import EngineCache, EngineKey, Found, Miss
 from anomseg_ros.backends.tensorrt_build import BuildOptions, build_engine
 from anomseg_ros.backends.tensorrt_library import Library, load_library
 from anomseg_ros.compression.calibration_frames import drawn_frames
-from anomseg_ros.compression.engine_check import DRIFT, check_engine
+from anomseg_ros.compression.engine_check import check_engine
 from anomseg_ros.compression.engine_machines import Machine
 from anomseg_ros.core.bundle import Bundle
 from anomseg_ros.core.detector import Backend
@@ -59,7 +59,7 @@ class EngineState:
 
 @dataclass
 class _Frames:
-    """Frames that are read when the first engine needs them."""
+    """Frames that are read when the first engine needs them, before it is built."""
 
     request: EngineRequest
     progress: Progress
@@ -90,12 +90,18 @@ def provide_engines(
 ) -> dict[str, Mapping[str, Any]]:
     """Build, check and store the engines that the cache lacks; return name -> facts of all that are asked for.
 
-    Raises BackendError where one cannot be built, CompressionError where it does not compute what the bundle does.
+    What a check needs, frames among it, is there before anything is built, and an engine of the cache stays until a
+    better one replaces it. Raises DatasetError for frames that cannot be read, BackendError where an engine cannot be
+    built, CompressionError where it does not compute what the bundle does.
     """
     cache, frames = cache_of(request, machine), _Frames(request, progress)
     provided: dict[str, Mapping[str, Any]] = {}
     for name, outputs in request.outputs().items():
         key = machine.key(request.bundle, outputs, request.options)
+        found = cache.find(key)
+        if isinstance(found, Miss) or DRIFT not in found.facts["check"]:
+            machine.require_reference(request.bundle)
+            frames.get()
 
         def build(timings: bytes, name: str = name, outputs: tuple[str, ...] = outputs) -> Built:
             return machine.build(request.bundle, outputs, request.options, timings, _named(progress, name))
@@ -109,7 +115,7 @@ def provide_engines(
                     request.bundle, outputs, open_engine, open_reference, frames.get(), progress=progress
                 )
 
-        provided[name] = provide_engine(cache, key, build, check, needs=(DRIFT,)).facts
+        provided[name] = provide_engine(cache, key, build, check, (DRIFT,), _named(progress, name)).facts
     return provided
 
 

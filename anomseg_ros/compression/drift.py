@@ -45,6 +45,18 @@ class Tolerance:
     miou_points: float = 1.0
 
 
+TOLERANCES = {
+    "fp32": Tolerance(label_agreement=0.995, rank_correlation=0.999),
+    "fp16": Tolerance(label_agreement=0.995, rank_correlation=0.995),
+    "bf16": Tolerance(label_agreement=0.97, rank_correlation=0.98),
+    "int8": Tolerance(label_agreement=0.97, rank_correlation=0.98),
+}
+"""Precision -> what it may lose: a bundle against its parent, an engine against its bundle.
+
+Float32 loses only the unpooling of near ties. bfloat16 has as many bits of fraction as 8-bit integers have.
+"""
+
+
 @dataclass(frozen=True)
 class Guard:
     """How a compressed bundle is judged.

@@ -1,7 +1,8 @@
 """What a new engine must show before it serves: that it computes what its bundle does.
 
-Parity is measured on noise, pixel by pixel. Drift is measured on frames of the camera, by the guard of compressed
-bundles. The bundle itself runs on the CPU. Nothing here needs torch, so a vehicle's computer can do it.
+It is compared on noise, as every engine is (backends/noise_check.py). Drift is measured on frames of the camera, by the
+guard of compressed bundles. The bundle itself runs on the CPU. Nothing here needs torch, so a vehicle's computer can do
+it.
 """
 
 from __future__ import annotations
@@ -11,32 +12,14 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from anomseg_ros.compression.drift import Drift, Guard, Tolerance, measure_drift
-from anomseg_ros.core.bundle import LABELS_OUTPUT, Bundle
+from anomseg_ros.backends.built_engines import DRIFT
+from anomseg_ros.backends.noise_check import compare_on_noise
+from anomseg_ros.compression.drift import TOLERANCES, Guard, Tolerance, measure_drift
+from anomseg_ros.core.bundle import Bundle
 from anomseg_ros.core.detector import Backend, Detector
-from anomseg_ros.core.preprocess import noise_frames
 from anomseg_ros.core.progress import Progress, no_progress
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import CompressionError
-
-TOLERANCES = {
-    "fp32": Tolerance(label_agreement=0.995, rank_correlation=0.999),
-    "fp16": Tolerance(label_agreement=0.995, rank_correlation=0.995),
-    "bf16": Tolerance(label_agreement=0.97, rank_correlation=0.98),
-    "int8": Tolerance(label_agreement=0.97, rank_correlation=0.98),
-}
-"""Precision -> what an engine may lose against its own bundle; of float32, only the unpooling of near ties."""
-
-PARITY, DRIFT = "parity", "drift"
-"""What is measured. An engine that the node built lacks the drift, since the node has no frames to measure it on."""
-
-RELATIVE_TOLERANCE, USUAL_SCORE = 5e-5, 20.0
-"""In float32 a score may differ by this share of its magnitude, as in the parity check of an export."""
-SPARED_SHARE = 0.005
-"""Pixels that may differ more: max-unpooling puts a value at an arbitrary place among near ties."""
 
 
 def check_engine(
@@ -66,7 +49,11 @@ def check_engine(
     tolerance = tolerance or TOLERANCES[bundle.contract.precision]
     kept = tuple(output for output in bundle.contract.outputs if output.name in outputs)
     child = Bundle(bundle.directory, replace(bundle.contract, outputs=kept))
-    parity = _parity(child, open_engine, open_reference)
+    names = [output.name for output in kept]
+    with closing(open_reference()) as before, closing(open_engine()) as after:
+        noise = compare_on_noise(child, names, after.run, before.run)
+    if noise.malformed:  # no drift can be measured of it
+        raise _differs(bundle, noise.malformed)
     drift = measure_drift(
         bundle,
         child,
@@ -76,58 +63,16 @@ def check_engine(
         open_child=lambda: Detector(child, open_engine()),
         progress=progress,
     )
-    _require(bundle, parity, drift)
+    if excesses := [*noise.excesses, *drift.excesses()]:
+        raise _differs(bundle, excesses)
     scores = {name: vars(score) for name, score in drift.scores.items()}
     measured = {"frames": drift.frames, "label_agreement": drift.label_agreement, "scores": scores}
-    return {PARITY: parity, DRIFT: measured}
+    return {**noise.facts, DRIFT: measured}
 
 
-def _parity(
-    child: Bundle, open_engine: Callable[[], Backend], open_reference: Callable[[], Backend]
-) -> dict[str, float]:
-    """Return output -> largest share of pixels, of any frame of noise, that differ by more than float32 rounding."""
-    names = [output.name for output in child.contract.outputs]
-    spec = child.contract.input
-    shares = dict.fromkeys(names, 0.0)
-    with closing(open_reference()) as before, closing(open_engine()) as after:
-        for frame in noise_frames(spec.height_px, spec.width_px):
-            pairs = zip(before.run(frame[np.newaxis], names), after.run(frame[np.newaxis], names), strict=True)
-            for output, (expected, got) in zip(child.contract.outputs, pairs, strict=True):
-                _require_form(child, output.name, output.dtype, expected, got)
-                shares[output.name] = max(shares[output.name], round(_off(output.name, expected, got), 6))
-    return shares
-
-
-def _require_form(
-    bundle: Bundle, name: str, dtype: str, expected: npt.NDArray[np.generic], got: npt.NDArray[np.generic]
-) -> None:
-    if got.shape != expected.shape or got.dtype != dtype or not np.isfinite(got).all():
-        state = "" if got.shape != expected.shape or got.dtype != dtype else ", with values that are not finite"
-        raise CompressionError(
-            f"the engine of bundle {bundle.contract.name!r} gives {name!r} as {got.dtype} {got.shape}{state}; expected "
-            f"{dtype} {expected.shape}; it was not put into the cache"
-        )
-
-
-def _off(name: str, expected: npt.NDArray[np.generic], got: npt.NDArray[np.generic]) -> float:
-    if name == LABELS_OUTPUT:
-        return float((expected != got).mean())
-    before, after = np.asarray(expected, np.float32), np.asarray(got, np.float32)
-    allowed = RELATIVE_TOLERANCE * max(USUAL_SCORE, float(np.abs(before).max()))
-    return float((np.abs(before - after) > allowed).mean())
-
-
-def _require(bundle: Bundle, parity: dict[str, float], drift: Drift) -> None:
-    excesses = drift.excesses()
-    if bundle.contract.precision == "fp32":
-        excesses += [
-            f"{name!r} differs in {share:.2%} of the pixels of noise (at most {SPARED_SHARE:.2%})"
-            for name, share in parity.items()
-            if share > SPARED_SHARE
-        ]
-    if excesses:
-        raise CompressionError(
-            f"the engine of bundle {bundle.contract.name!r} does not compute what the bundle does: "
-            f"{'; '.join(excesses)}. It was not put into the cache; use a bundle of a higher precision or another "
-            "version of the library, and report this one"
-        )
+def _differs(bundle: Bundle, excesses: Sequence[str]) -> CompressionError:
+    return CompressionError(
+        f"the engine of bundle {bundle.contract.name!r} does not compute what the bundle does: "
+        f"{'; '.join(excesses)}. It was not put into the cache; use a bundle of a higher precision or another "
+        "version of the library, and report this one"
+    )

@@ -6,6 +6,7 @@ import importlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from anomseg_ros.backends.tensorrt_library import Library, load_library
 from anomseg_ros.core.bundle import GRAPH_FILE, TORCH_FILE, Bundle, save_bundle
 from anomseg_ros.core.detector import Backend
 from anomseg_ros.core.progress import Progress
+from anomseg_ros.errors import BackendError
 
 Opens = Callable[[], Backend]
 """Opens a backend; the caller closes it."""
@@ -51,6 +53,10 @@ class Machine(Protocol):
 
     def open_plan(self, bundle: Bundle, plan: bytes, outputs: Sequence[str], options: BuildOptions) -> Backend:
         """Return a backend that runs an engine which is not in the cache."""
+        ...
+
+    def require_reference(self, bundle: Bundle) -> None:
+        """Raise BackendError where packages are missing that the reference needs."""
         ...
 
     def reference(self, bundle: Bundle) -> AbstractContextManager[Opens]:
@@ -90,6 +96,15 @@ class TensorRtMachine:
         with self.entered():
             return build_engine(self.library, bundle, outputs, options, timings, progress)
 
+    def require_reference(self, bundle: Bundle) -> None:
+        """See Machine."""
+        if bundle.contract.precision == "bf16" and any(find_spec(name) is None for name in ("onnx", "ml_dtypes")):
+            raise BackendError(
+                f"an engine of bundle {bundle.contract.name!r}, which is in bf16, is compared with the bundle in "
+                "float32, and that needs the packages onnx and ml_dtypes: pip install 'anomseg_ros[offline]', or use a "
+                "bundle in fp16 or fp32"
+            )
+
     @contextmanager
     def reference(self, bundle: Bundle) -> Iterator[Opens]:
         """See Machine. It is ONNX Runtime."""
@@ -105,6 +120,10 @@ class ThisMachine(TensorRtMachine):
         library = load_library()
         self._cuda: Any = importlib.import_module("anomseg_ros.backends.cuda").open_cuda(device)
         super().__init__(library, self._cuda.device)
+
+    def close(self) -> None:
+        """Release the GPU."""
+        self._cuda.close()
 
     def entered(self) -> AbstractContextManager[object]:
         """See TensorRtMachine."""
@@ -146,6 +165,9 @@ class TorchMachine:
         """See Machine."""
         runner: Backend = self._maker(bundle).load(tuple(outputs), plan)
         return runner
+
+    def require_reference(self, bundle: Bundle) -> None:
+        """See Machine. It needs torch alone."""
 
     @contextmanager
     def reference(self, bundle: Bundle) -> Iterator[Opens]:

@@ -11,19 +11,13 @@ from typing import Any
 import onnx
 
 from anomseg_ros.compression.calibration_frames import drawn_frames
-from anomseg_ros.compression.drift import Tolerance, compressed_contract, measure_drift, require
+from anomseg_ros.compression.drift import compressed_contract, measure_drift, require
 from anomseg_ros.compression.half import HALF, in_half_precision, rounded_like
 from anomseg_ros.compression.step_request import StepRequest, require_float
 from anomseg_ros.core.bundle import GRAPH_FILE, TORCH_FILE, Bundle, save_bundle
 from anomseg_ros.core.progress import Progress, no_progress
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import ConfigError, unknown_name
-
-TOLERANCES = {
-    "fp16": Tolerance(label_agreement=0.995, rank_correlation=0.995),
-    "bf16": Tolerance(label_agreement=0.97, rank_correlation=0.98),
-}
-"""Precision -> what a bundle may lose. bfloat16 has as many bits of fraction as 8-bit integers have."""
 
 REMEDY = "use the other type of half precision, or stay with float32"
 

@@ -332,7 +332,10 @@ class DetectorNode(LifecycleNode):
             live = live_parameters(values | changed)
             if self._pipeline is not None:
                 check_only_live_changed(values, changed)
-                pipeline.resolve(live, self._pipeline.detector.bundle)
+                settings = pipeline.resolve(live, self._pipeline.detector.bundle)
+                if self._share is not None and settings.score != self._pipeline.settings.score:
+                    # Where no engine has the score, every frame would fail, labels included.
+                    self._share.prepare((LABELS_OUTPUT, settings.score))
         except AnomsegError as error:
             return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)

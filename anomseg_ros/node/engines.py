@@ -81,11 +81,19 @@ class Engine:
         return [arrays[name] for name in outputs]
 
     def prepare(self, share: Share, outputs: Sequence[str]) -> None:
-        """Add a camera's outputs to every run, with a first run now if they are new, so that no frame waits for it."""
+        """Add a camera's outputs to every run, with a first run now if they are new, so that no frame waits for it.
+
+        Raises BackendError where the engine cannot compute them; the camera's outputs are then as they were.
+        """
+        before = self.requested_outputs.get(share, frozenset())
         if not self._all_requested().issuperset(outputs):
             spec = self._bundle.contract.input
             grey = np.full((1, spec.height_px, spec.width_px, 3), 128, np.uint8)
-            self.run(share, grey, outputs, ENGINE_WAIT_S)
+            try:
+                self.run(share, grey, outputs, ENGINE_WAIT_S)
+            except BaseException:
+                self.requested_outputs[share] = before
+                raise
         self.requested_outputs[share] = frozenset(outputs)
 
     def _all_requested(self) -> frozenset[str]:

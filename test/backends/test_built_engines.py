@@ -13,7 +13,7 @@ import pytest
 from anomseg_ros.backends.built_engines import Built, EngineSet, engine_outputs, provide_engine
 from anomseg_ros.backends.engine_cache import EngineCache, EngineKey, Found, Miss
 from anomseg_ros.core.bundle import Bundle
-from anomseg_ros.errors import BackendError
+from anomseg_ros.errors import BackendError, CompressionError
 
 
 def key_of(outputs: tuple[str, ...]) -> EngineKey:
@@ -80,8 +80,12 @@ def test_an_engine_that_was_checked_less_is_checked_again_but_not_built(place: P
     found = place.provide("drift")
     assert found.facts["build_s"] == 7.0 and found.facts["check"] == {"drift": 0.0} and place.built == []
     place.cache.store(place.key, b"plan", {"build_s": 7.0, "check": {"noise": 1.0}})
-    place.check_error = BackendError("too far")
-    with pytest.raises(BackendError, match="too far"):
+    place.check_error = BackendError("no memory for the check")
+    with pytest.raises(BackendError, match="no memory"):
+        place.provide("drift")
+    assert isinstance(place.cache.find(place.key), Found)  # nothing is known against it
+    place.check_error = CompressionError("too far")
+    with pytest.raises(CompressionError, match="too far"):
         place.provide("drift")
     assert isinstance(place.cache.find(place.key), Miss)
 
@@ -141,7 +145,7 @@ def test_the_smallest_engine_serves_and_is_loaded_once(bundle: Bundle, cache: Pa
 def test_an_engine_that_covers_more_serves_where_the_smallest_is_missing(bundle: Bundle, cache: Path) -> None:
     maker, store = FakeMaker(), EngineCache(cache)
     whole = engine_outputs(bundle.contract)["all"]
-    provide_engine(store, key_of(whole), lambda timings: maker.build(whole, timings), lambda built: {})
+    provide_engine(store, key_of(whole), lambda timings: maker.build(whole, timings), lambda built: {"noise": 1.0})
     engines = EngineSet(bundle, store, maker, "build it")
     assert engines.smallest(["labels"]) == " ".join(whole)
     assert engines.facts()["engine"] == "found in the cache"

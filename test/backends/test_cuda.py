@@ -208,6 +208,50 @@ def test_a_binding_that_is_newer_than_the_driver_gives_way_to_the_next(monkeypat
     assert open_cuda(0).binding.startswith("ctypes")
 
 
+def test_a_runtime_that_does_not_work_gives_way_to_one_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    newer, older = FakeCudart(), FakeCudart()
+    newer.fail["cudaGetDeviceCount"] = 35
+    installed("ctypes", older, monkeypatch)
+    libraries = {"libcudart.so.13": newer, "libcudart.so.12": older}
+
+    def load(name: str) -> FakeCdll:
+        if name not in libraries:
+            raise OSError(name)
+        return FakeCdll(libraries[name])
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    assert open_cuda(0).binding == "ctypes (libcudart.so.12)"
+    older.fail["cudaGetDeviceCount"] = 100
+    with pytest.raises(BackendError, match="cudaErrorInsufficientDriver"):
+        open_cuda(0)
+
+
+def test_pycuda_gives_the_context_back_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = fake_pycuda.FakeDriver(installed("pycuda", FakeCudart(), monkeypatch))
+    fake_pycuda.install(monkeypatch, driver)
+    cuda = open_cuda(0)
+    assert driver.retained == 1
+    cuda.close()
+    cuda.close()
+    assert driver.retained == 0
+
+
+@capturing_bindings
+def test_the_graph_of_work_that_fails_is_destroyed(fake: FakeCudart) -> None:
+    cuda = open_cuda(0)
+
+    def fails() -> None:
+        raise RuntimeError("before anything was enqueued")
+
+    with cuda.entered():
+        stream = cuda.stream_create()
+        before = len(fake.objects)
+        with pytest.raises(RuntimeError, match="before anything"):
+            cuda.capture(stream, fails)
+        assert len(fake.objects) == before
+        cuda.stream_destroy(stream)
+
+
 def test_nothing_of_cuda_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     installed("none", FakeCudart(), monkeypatch)
     with pytest.raises(BackendError, match=r"no CUDA can be found.*libcudart.*pip install cuda-python"):

@@ -49,12 +49,11 @@ CHANGED: dict[str, Any] = {
     "architecture": "x86_64",
     "dla_core": 0,
     "tf32": True,
-    "optimization_level": 5,
     "workspace_bytes": 1 << 30,
-    "version_compatible": True,
     "backend_version": KEY.backend_version + 1,
 }
 PLAN = b"a plan" * 1000
+CHECKED = {"check": {"noise": {"labels": 1.0}}}
 
 TAKE_AND_WAIT = """
 import sys, time
@@ -68,16 +67,16 @@ KILLED_WHILE_STORING = """
 import os, signal, sys
 from pathlib import Path
 from anomseg_ros.backends import engine_cache
-from test_engine_cache import KEY, PLAN
+from test_engine_cache import CHECKED, KEY, PLAN
 engine_cache.put_in_place = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-engine_cache.EngineCache(Path(sys.argv[1])).store(KEY, PLAN, {})
+engine_cache.EngineCache(Path(sys.argv[1])).store(KEY, PLAN, CHECKED)
 """
 
 
 @pytest.fixture
 def cache(tmp_path: Path) -> EngineCache:
     cache = EngineCache(tmp_path / "cache")
-    cache.store(KEY, PLAN, {"build_s": 12.5})
+    cache.store(KEY, PLAN, {"build_s": 12.5, **CHECKED})
     return cache
 
 
@@ -115,7 +114,7 @@ def test_every_field_of_the_key_has_a_test() -> None:
 
 @pytest.mark.parametrize("name", CHANGED)
 def test_an_engine_that_differs_in_anything_is_not_found_and_the_reason_names_it(cache: EngineCache, name: str) -> None:
-    cache.store(replace(KEY, program_sha256="ef" * 32, gpu_name="A2", version="11.0", tf32=True), PLAN, {})
+    cache.store(replace(KEY, program_sha256="ef" * 32, gpu_name="A2", version="11.0", tf32=True), PLAN, CHECKED)
     changed = replace(KEY, **{name: CHANGED[name]})
     assert changed.digest != KEY.digest
     text = reason(cache, changed)
@@ -138,14 +137,14 @@ def test_an_empty_cache_has_no_engine_yet(tmp_path: Path, exists: bool) -> None:
 
 
 def test_fields_that_may_differ(cache: EngineCache) -> None:
-    asked = replace(KEY, workspace_bytes=5, optimization_level=1)
-    assert isinstance(cache.find(asked, any_of=("workspace_bytes", "optimization_level")), Found)
+    asked = replace(KEY, workspace_bytes=5, dla_core=0)
+    assert isinstance(cache.find(asked, any_of=("workspace_bytes", "dla_core")), Found)
     assert isinstance(cache.find(asked, any_of=("workspace_bytes",)), Miss)
     assert isinstance(cache.find(asked), Miss)
 
 
 def test_a_stored_engine_replaces_the_one_of_its_key(cache: EngineCache) -> None:
-    cache.store(KEY, b"another", {})
+    cache.store(KEY, b"another", CHECKED)
     found = cache.find(KEY)
     assert isinstance(found, Found) and found.plan == b"another"
 
@@ -172,8 +171,26 @@ def test_a_damaged_engine_is_a_miss_and_can_be_replaced(cache: EngineCache, file
     (entry(cache) / file).write_bytes(content)
     assert reason(cache).startswith(f"the engine {KEY.digest[:12]} is damaged: ")
     assert isinstance(cache.find(replace(KEY, tf32=True)), Miss)
-    cache.store(KEY, PLAN, {})
+    cache.store(KEY, PLAN, CHECKED)
     assert isinstance(cache.find(KEY), Found)
+
+
+@pytest.mark.parametrize("facts", [{}, {"check": {}}, {"check": "yes"}])
+def test_an_engine_that_was_never_checked_is_a_miss(cache: EngineCache, facts: dict[str, Any]) -> None:
+    cache.store(KEY, PLAN, facts)
+    assert "was never compared with its bundle" in reason(cache)
+
+
+def test_a_damaged_engine_does_not_hide_good_ones(cache: EngineCache) -> None:
+    keys = [replace(KEY, workspace_bytes=limit) for limit in range(4)]
+    for key in keys:
+        cache.store(key, PLAN, CHECKED)
+    (entry(cache) / PLAN_FILE).write_bytes(b"")
+    for key in keys:
+        assert isinstance(cache.find(KEY, any_of=("workspace_bytes",)), Found)
+        (cache.root / key.digest / PLAN_FILE).write_bytes(b"")
+    missed = cache.find(KEY, any_of=("workspace_bytes",))
+    assert isinstance(missed, Miss) and missed.reason.startswith(f"the engine {KEY.digest[:12]} is damaged")
 
 
 @pytest.mark.parametrize("file", [PLAN_FILE, FACTS_FILE])
@@ -207,7 +224,7 @@ def test_what_belongs_to_another_user_is_refused(
 def test_nothing_is_stored_where_others_can_write(cache: EngineCache) -> None:
     cache.root.chmod(0o777)
     for write in (
-        lambda: cache.store(KEY, PLAN, {}),
+        lambda: cache.store(KEY, PLAN, CHECKED),
         lambda: cache.write_timings(KEY, b"x"),
         lambda: cache.discard(KEY),
     ):
@@ -235,7 +252,7 @@ def test_files_are_the_users_own_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o000)
     try:
         cache = EngineCache(tmp_path / "a" / "b")
-        path = cache.store(KEY, PLAN, {})
+        path = cache.store(KEY, PLAN, CHECKED)
         cache.write_timings(KEY, b"timings")
     finally:
         os.umask(before)
@@ -255,14 +272,25 @@ def test_timings_belong_to_a_version_and_a_kind_of_gpu(cache: EngineCache) -> No
         cache.read_timings(KEY)
 
 
-def test_one_process_builds_at_a_time(cache: EngineCache) -> None:
+def test_one_process_builds_at_a_time(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
     holder = python(TAKE_AND_WAIT, cache.root)
     assert holder.stdout is not None and holder.stdout.readline() == "taken\n"
-    told = pytest.raises(BackendError, match=r"another process has been building .* for more than 0.3 s")
-    with told, cache.lock(replace(KEY, outputs=("labels",)), wait_s=0.3):
+    refused = pytest.raises(BackendError, match=r"another process has been building .* for more than 0.3 s")
+    with refused, cache.lock(replace(KEY, outputs=("labels",)), wait_s=0.3):
         pass
     with cache.lock(replace(KEY, gpu_name="another"), wait_s=0.3):
         pass
+    monkeypatch.setattr(engine_cache, "REPORT_S", 0.1)
+    told: list[str] = []
+
+    def ends_the_wait(what: str, done: int, total: int | None) -> None:
+        told.append(f"{what}: {done} of {total}")
+        if len(told) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), cache.lock(KEY, 60, ends_the_wait):
+        pass
+    assert told == ["waiting for another process that builds an engine, s: 0 of 60"] * 2
     holder.kill()
     holder.wait()
     started = time.monotonic()
@@ -274,14 +302,14 @@ def test_a_killed_writer_leaves_nothing(cache: EngineCache, tmp_path: Path) -> N
     other = EngineCache(tmp_path / "other")
     assert python(KILLED_WHILE_STORING, other.root).wait() == -signal.SIGKILL
     assert "no engine yet" in reason(other)
-    other.store(replace(KEY, tf32=True), PLAN, {})
+    other.store(replace(KEY, tf32=True), PLAN, CHECKED)
     assert [path.name for path in other.root.iterdir()] == [replace(KEY, tf32=True).digest]
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BackendError, match=r"cannot write to the cache of engines '.*file/below'"):
-        EngineCache(tmp_path / "file" / "below").store(KEY, PLAN, {})
+        EngineCache(tmp_path / "file" / "below").store(KEY, PLAN, CHECKED)
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_session_has_only_the_requested_outputs(tiny_bundle: Path) -> None:
     frame = np.zeros((64, 128, 3), np.uint8)
 
     def computed() -> set[str]:
-        return {output.name for output in detector.backend._session.get_outputs()}  # type: ignore[attr-defined]
+        return {output.name for output in detector.backend._opened[0].session.get_outputs()}  # type: ignore[attr-defined]
 
     detector.detect(frame)
     assert computed() == {"labels", *detector.bundle.contract.score_names}
@@ -48,7 +48,7 @@ def test_session_has_only_the_requested_outputs(tiny_bundle: Path) -> None:
         assert computed() == {"labels", "msp"}
     alone = open_detector(tiny_bundle)
     alone.detect(frame, ["void"], labels=False)
-    assert {output.name for output in alone.backend._session.get_outputs()} == {"void"}  # type: ignore[attr-defined]
+    assert {output.name for output in alone.backend._opened[0].session.get_outputs()} == {"void"}  # type: ignore[attr-defined]
 
 
 @pytest.mark.skipif(

@@ -174,13 +174,35 @@ def test_actual_is_where_the_nodes_are(
 
 
 def test_only_the_wanted_outputs_are_opened_on_the_gpu(gpu: type[GpuSession], bundle: Bundle) -> None:
-    backend = open_backend("onnxruntime", bundle, BackendOptions(provider="tensorrt"))
-    assert [providers[0][0] for providers in gpu.opened] == [CPU, TENSORRT]
+    backend = open_backend("onnxruntime", bundle, BackendOptions(provider="cuda"))
+    assert [providers[0][0] for providers in gpu.opened] == [CPU, CUDA]
     backend.run(frame(), ["labels", "void"])
     assert len(gpu.opened) == 2
-    gpu.placement = {TENSORRT: 2, CPU: 1}
+    gpu.placement = {CUDA: 2, CPU: 1}
     backend.run(frame(), ["msp"])
-    assert backend.actual == "onnxruntime:tensorrt (2 nodes) + cpu (1 nodes)"
+    assert backend.actual == "onnxruntime:cuda (2 nodes) + cpu (1 nodes)"
+
+
+def test_tensorrt_builds_two_engines_when_it_is_opened_and_none_for_a_frame(
+    gpu: type[GpuSession], bundle: Bundle
+) -> None:
+    backend = open_backend("onnxruntime", bundle, BackendOptions(provider="tensorrt"))
+    assert [providers[0][0] for providers in gpu.opened] == [CPU, TENSORRT, TENSORRT]
+    alone = REAL(bundle.graph_path.read_bytes(), providers=[CPU])
+    gpu.opened.clear()
+    for names in (["labels", "void"], ["msp"], ["labels", "energy", "msp"], ["void"], ["labels"]):
+        for one, other in zip(backend.run(frame(), names), alone.run(names, {"image": frame()}), strict=True):
+            assert one == pytest.approx(other, abs=1e-6)
+    assert gpu.opened == []
+    with pytest.raises(BackendError, match="has no nothing"):
+        backend.run(frame(), ["nothing"])
+
+
+def test_a_variable_that_asks_for_tf32_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(NO_TF32, "1")
+    with pytest.raises(BackendError, match=f"{NO_TF32}=1 may let TensorRT round .*unset it"):
+        provider_list(TENSORRT, 0, b"graph")
+    assert provider_list(CUDA, 0, b"graph")[0][1]["use_tf32"] == "0"
 
 
 def test_an_onnxruntime_that_does_not_tell_is_profiled(

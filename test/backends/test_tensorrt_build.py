@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,18 +57,17 @@ def test_an_engine_computes_its_outputs_and_no_more(library: Library, bundle: Bu
     assert built.facts["build_s"] >= 0 and built.facts["bundle"] == bundle.contract.name
 
 
-def test_tf32_is_off_unless_asked_for(library: Library, bundle: Bundle) -> None:
-    for tf32, flags in ((False, []), (True, ["TF32"])):
-        header, _ = read_plan(build_engine(library, bundle, ["labels"], BuildOptions(tf32=tf32)).plan)
-        assert header["flags"] == flags and header["strongly_typed"]
+def test_tf32_is_off(library: Library, bundle: Bundle) -> None:
+    header, _ = read_plan(build_engine(library, bundle, ["labels"], BuildOptions()).plan)
+    assert header["flags"] == [] and header["strongly_typed"]
 
 
 def test_what_the_builder_is_told(library: Library, bundle: Bundle) -> None:
-    options = BuildOptions(workspace_bytes=1 << 20, optimization_level=5, dla_core=1, version_compatible=True)
+    options = BuildOptions(workspace_bytes=1 << 20, dla_core=1)
     built = build_engine(library, bundle, ["labels"], options)
     header, _ = read_plan(built.plan)
-    assert header["flags"] == ["GPU_FALLBACK", "VERSION_COMPATIBLE"]
-    assert (header["workspace"], header["optimization_level"], header["dla_core"]) == (1 << 20, 5, 1)
+    assert header["flags"] == ["GPU_FALLBACK"]
+    assert (header["workspace"], header["dla_core"]) == (1 << 20, 1)
     by_device = built.facts["layers_by_device"]
     assert set(by_device["DLA"]) == {"convolution"} and "convolution" not in by_device["GPU"]
 
@@ -110,6 +112,36 @@ def test_progress_cancels(library: Library, bundle: Bundle, error: type[BaseExce
     assert builds(library) == []
 
 
+def test_an_interrupt_in_any_callback_cancels(library: Library, bundle: Bundle) -> None:
+    """Python raises KeyboardInterrupt wherever it is, and the library loses it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    library.module.faults.in_phase_start = lambda: signal.raise_signal(signal.SIGINT)  # type: ignore[attr-defined]
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            build_engine(library, bundle, ["labels"], BuildOptions())
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        signal.signal(signal.SIGINT, lambda *_: None)  # a program's own handler is left alone
+        build_engine(library, bundle, ["labels"], BuildOptions())
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(builds(library)) == 1
+
+
+def test_progress_is_told_by_one_thread_at_a_time(library: Library, bundle: Bundle) -> None:
+    """The library calls the monitor from several threads at once."""
+    inside, threads, overlaps = list[str](), set[str](), list[str]()
+
+    def progress(what: str, done: int, total: int | None) -> None:
+        threads.add(threading.current_thread().name)
+        overlaps.extend(inside)
+        inside.append(what)
+        time.sleep(0.02)
+        inside.remove(what)
+
+    build_engine(library, bundle, ["labels"], BuildOptions(), progress=progress)
+    assert len(threads) == 2 and overlaps == []
+
+
 @pytest.mark.parametrize("words", [fake_tensorrt.NO_IMPLEMENTATION, "Error Code 2: OutOfMemory (Requested size was 9)"])
 @pytest.mark.parametrize(("workspace", "given"), [(None, "no limit was set"), (64 << 20, "64 MiB")])
 def test_too_little_memory(library: Library, bundle: Bundle, words: str, workspace: int | None, given: str) -> None:
@@ -149,13 +181,10 @@ def test_the_key_has_what_the_engine_depends_on(library: Library, bundle: Bundle
             key(gpu=Gpu(name="A2")),
             key(gpu=Gpu(compute_capability="9.0")),
             key(gpu=Gpu(integrated=False)),
-            key(tf32=True),
             key(workspace_bytes=1),
-            key(optimization_level=1),
             key(dla_core=0),
-            key(version_compatible=True),
         )
     }
-    assert len(digests) == 11
+    assert len(digests) == 8
     with pytest.raises(BundleError, match=r"has no model\.onnx"):
         key(Bundle(bundle.directory, replace(bundle.contract, files={"model.pt2": "0" * 64})))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ def test_a_miss_names_what_differs(fake: FakeRuntime, bundle: Bundle, monkeypatc
 def test_an_engine_that_was_built_with_more_workspace_serves(fake: FakeRuntime, bundle: Bundle) -> None:
     library, options = load_library(), BuildOptions(workspace_bytes=1 << 30)
     built = build_engine(library, bundle, DEFAULT, options)
-    EngineCache().store(engine_key(bundle, DEFAULT, library, open_cuda().device, options), built.plan, built.facts)
+    facts = {**built.facts, "check": {"noise": {}}}
+    EngineCache().store(engine_key(bundle, DEFAULT, library, open_cuda().device, options), built.plan, facts)
     assert opened(bundle, "never").run(frame(), DEFAULT)[0].shape == SHAPE[:3]
 
 
@@ -114,6 +116,7 @@ def test_facts_say_what_is_in_use(fake: FakeRuntime, bundle: Bundle) -> None:
     assert facts["engine"].startswith("built now: there is no engine yet")
     assert len(facts["engine_key"]) == 12 and float(facts["device_memory_mib"]) > 1
     assert "noise" in facts["engine_check"] and "labels 1.0" in facts["engine_check"]
+    assert facts["engine_checked_on"] == "noise only"
     assert all(isinstance(value, str) and "\n" not in value for value in facts.values())
 
 
@@ -128,6 +131,59 @@ def test_anomseg_build_makes_what_the_backend_takes(
     backend = opened(lively, "never")
     assert backend.run(frame(), DEFAULT)[0].shape == SHAPE[:3]
     assert "label_agreement 1.0" in backend.facts()["engine_check"]
+    assert backend.facts()["engine_checked_on"] == "noise and frames"
+
+
+def test_facts_are_of_the_engine_in_use(fake: FakeRuntime, bundle: Bundle, cache: Path) -> None:
+    opened(bundle).close()
+    for facts in cache.glob("*/engine.json"):
+        if '"msp"' in facts.read_text():
+            facts.write_text(facts.read_text().replace('"build_s": ', '"build_s": 7'))
+    backend = opened(bundle, "never")
+    seen = []
+    for outputs in (DEFAULT, ["msp"], DEFAULT):
+        backend.run(frame(), outputs)
+        seen.append(backend.facts())
+    first, everything, last = seen
+    assert (first["engine_in_use"], everything["engine_in_use"], last["engine_in_use"]) == ("labels", "all", "labels")
+    for name in ("engine_key", "engine_build_s", "download_ms"):
+        assert first[name] == last[name] != everything[name]
+    assert everything["engines"] == last["engines"] == "labels, all"
+
+
+def test_tf32_is_that_of_the_engine(fake: FakeRuntime, bundle: Bundle) -> None:
+    backend = opened(bundle)
+    used = backend._engines.used
+    assert used is not None and backend.facts()["tf32"] == "no"
+    used[1].facts["key"]["tf32"] = True
+    assert backend.facts()["tf32"] == "yes"
+
+
+def test_a_closed_backend_stays_closed(fake: FakeRuntime, bundle: Bundle) -> None:
+    backend = opened(bundle)
+    backend.run(frame(), DEFAULT)
+    backend.close()
+    with pytest.raises(BackendError, match="was closed"):
+        backend.run(frame(), DEFAULT)
+    assert fake.cudart.used[0] == 0 and backend.facts() == {}
+    backend.close()
+
+
+def test_bf16_is_not_built_without_something_to_compare_it_with(fake: FakeRuntime, bundle: Bundle, cache: Path) -> None:
+    half = Bundle(bundle.directory, replace(bundle.contract, precision="bf16"))
+    with pytest.raises(BackendError, match=rf"is in bf16.*nothing here to compare .*anomseg build {bundle.directory}"):
+        opened(half)
+    assert fake.module.builds == [] and not list(cache.glob("*/engine.plan"))
+
+
+def test_the_wait_for_another_build_is_reported_and_can_be_ended(fake: FakeRuntime, bundle: Bundle) -> None:
+    key = engine_key(bundle, DEFAULT, load_library(), open_cuda().device, BuildOptions())
+
+    def stops(what: str, done: int, total: int | None) -> None:
+        raise RuntimeError(what)
+
+    with EngineCache().lock(key), pytest.raises(RuntimeError, match="waiting for another process that builds"):
+        open_backend("tensorrt", bundle, BackendOptions(build_engine="configure"), stops)
 
 
 def test_engines_of_a_dla_core_are_engines_of_their_own(fake: FakeRuntime, bundle: Bundle, cache: Path) -> None:

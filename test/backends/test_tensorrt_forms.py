@@ -10,7 +10,7 @@ import onnx
 import onnx.parser
 import pytest
 
-from anomseg_ros.backends.tensorrt_library import Library, load_library, parse_graph
+from anomseg_ros.backends.tensorrt_library import Library, collected_errors, load_library, parse_graph
 from anomseg_ros.errors import BackendError
 
 FLOAT, PIXELS, INTS = "float[1,4,8,8] x", "uint8[1,8,8,4] x", "int32[1,8,8,4] x"
@@ -187,9 +187,10 @@ def typed(parsed: onnx.ModelProto) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("row", BUILT)
 def test_forms_that_are_built(library: Library, row: str) -> None:
-    builder, network, parser, logger = parse_graph(library, model(*BUILT[row]), row)
-    plan = builder.build_serialized_network(network, builder.create_builder_config())
-    assert parser.num_errors == 0 and plan is not None, logger.errors
+    builder, network, parser = parse_graph(library, model(*BUILT[row]), row)
+    with collected_errors(library) as errors:
+        plan = builder.build_serialized_network(network, builder.create_builder_config())
+    assert parser.num_errors == 0 and plan is not None, errors
 
 
 @pytest.mark.parametrize("row", REFUSED)

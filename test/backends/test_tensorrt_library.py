@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import threading
 import warnings
 
 import fake_tensorrt
@@ -11,7 +13,15 @@ import onnx.parser
 import pytest
 from fake_tensorrt import Faults
 
-from anomseg_ros.backends.tensorrt_library import MODULES, RTX, TENSORRT, load_library, new_logger, parse_graph
+from anomseg_ros.backends.tensorrt_library import (
+    MODULES,
+    RTX,
+    TENSORRT,
+    collected_errors,
+    load_library,
+    logger_of,
+    parse_graph,
+)
 from anomseg_ros.errors import BackendError
 
 
@@ -100,7 +110,13 @@ def test_a_broken_installation(code: str, told: str, monkeypatch: pytest.MonkeyP
     monkeypatch.delitem(sys.modules, "tensorrt")
     (tmp_path / "tensorrt.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(BackendError, match=f"tensorrt .*{told}.*apt install"):
+    with pytest.raises(BackendError, match=f"tensorrt .*{told}.*of the module's version.*apt install"):
+        load_library()
+    with pytest.raises(BackendError, match=rf"tensorrt .*{told}.*anomseg_ros\[tensorrt-check\]"):
+        load_library(parse_only=True)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake_tensorrt.fake_tensorrt("1.7.1.116"))
+    assert load_library(parse_only=True).name == RTX
+    with pytest.raises(BackendError, match=told):
         load_library()
 
 
@@ -113,7 +129,7 @@ def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_networks_are_strongly_typed(monkeypatch: pytest.MonkeyPatch) -> None:
     module = fake_tensorrt.install(monkeypatch)
-    _, network, _, _ = parse_graph(load_library(), GOOD, "graph")
+    _, network, _ = parse_graph(load_library(), GOOD, "graph")
     assert network.flags == 1 << module.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     monkeypatch.setattr(module, "NetworkDefinitionCreationFlag", object)  # if every network is, one day
     assert parse_graph(load_library(), GOOD, "graph")[1].flags == 0
@@ -128,12 +144,63 @@ def test_a_refused_node_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         parse_graph(load_library(), b"junk", "bundle 'x'")
 
 
-def test_the_logger_keeps_errors_and_warnings(
+def test_errors_are_collected_and_nothing_is_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = fake_tensorrt.install(monkeypatch)
-    logger = new_logger(load_library())
-    for severity in module.ILogger.Severity:
-        logger.log(severity, severity.name)
-    assert (logger.errors, logger.warnings) == (["INTERNAL_ERROR", "ERROR"], ["WARNING"])
-    assert capsys.readouterr() == ("", "")
+    library = load_library()
+    with collected_errors(library) as errors:
+        for severity in module.ILogger.Severity:
+            logger_of(library).log(severity, severity.name)
+    assert errors == ["INTERNAL_ERROR", "ERROR"]
+    logger_of(library).log(module.ILogger.Severity.ERROR, "of nobody")
+    assert len(errors) == 2 and capsys.readouterr() == ("", "")
+
+
+def test_there_is_one_logger_that_outlives_what_it_was_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = fake_tensorrt.install(monkeypatch)
+    library = load_library()
+    first = parse_graph(library, GOOD, "graph")
+    second = parse_graph(library, GOOD, "graph")
+    del first
+    gc.collect()
+    module.registry.log(module.ILogger.Severity.ERROR, "the second builder's")  # a freed logger would be called
+    with collected_errors(library) as errors:
+        module.registry.log(module.ILogger.Severity.ERROR, "the second builder's")
+    assert errors == ["the second builder's"] and len(second) == 3
+
+
+def test_each_call_has_its_own_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = fake_tensorrt.install(monkeypatch).ILogger.Severity.ERROR
+    library, found, inner_is_there, log_now = load_library(), list[str](), threading.Event(), threading.Event()
+
+    def other_call() -> None:
+        with collected_errors(library) as errors:
+            inner_is_there.set()
+            log_now.wait(10)
+            logger_of(library).log(error, "theirs")
+            found.extend(errors)
+
+    thread = threading.Thread(target=other_call)
+    with collected_errors(library) as errors:
+        thread.start()
+        inner_is_there.wait(10)
+        logger_of(library).log(error, "mine")
+        log_now.set()
+        thread.join(10)
+        from_a_worker = threading.Thread(target=logger_of(library).log, args=(error, "of a worker of the library"))
+        from_a_worker.start()
+        from_a_worker.join(10)
+    assert errors == ["mine", "of a worker of the library"] and found == ["theirs"]
+
+
+def test_an_interrupt_while_the_library_logs_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_tensorrt.install(monkeypatch)
+
+    class Interrupting:
+        def __eq__(self, other: object) -> bool:
+            raise KeyboardInterrupt
+
+    library = load_library()
+    with pytest.raises(KeyboardInterrupt), collected_errors(library):
+        logger_of(library).log(Interrupting(), "words")

@@ -5,6 +5,7 @@ TensorRT-RTX stands in for TensorRT, which needs a GPU even to parse: pip instal
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from anomseg_ros.backends.tensorrt_library import Library, load_library
 from anomseg_ros.compression.half import HALF, in_half_precision
 from anomseg_ros.compression.quantize_onnx import NONE, QuantizeConfig, quantize
 from anomseg_ros.compression.ranges import RangeConfig
-from anomseg_ros.core.bundle import GRAPH_FILE, Contract, Provenance, save_bundle
+from anomseg_ros.core.bundle import GRAPH_FILE, Bundle, Contract, Provenance, save_bundle
 from anomseg_ros.core.preprocess import noise_frames
 from anomseg_ros.core.progress import no_progress
 from anomseg_ros.errors import BackendError
@@ -60,6 +61,20 @@ def converted(graph: onnx.ModelProto, precision: str) -> onnx.ModelProto:
         )
         return quantize(graph, frames, config, no_progress).model
     return graph
+
+
+def test_an_interrupt_in_a_callback_cancels_a_build(library: Library, bundle: Bundle) -> None:
+    """The library loses the exception that Python would raise there."""
+
+    def interrupt(what: str, done: int, total: int | None) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            build_engine(library, bundle, ("labels", "void"), BuildOptions(), progress=interrupt)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.slow

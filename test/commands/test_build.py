@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import fake_tensorrt
@@ -13,6 +14,7 @@ from fake_machine import FakeMachine
 from anomseg_ros import cli
 from anomseg_ros.backends.tensorrt_library import MODULES
 from anomseg_ros.commands import build
+from anomseg_ros.core.bundle import load_bundle, save_bundle
 
 FRAMES = ("--frames", "synthetic=1000105:2")
 
@@ -89,6 +91,50 @@ def test_a_workspace_of_nothing(
 ) -> None:
     assert cli.main(["build", str(tiny_bundle), *words]) == 1
     assert f"--workspace {words[1]}: expected MiB" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--workspace", "9" * 21], "expected MiB, 1 to 1048576"),
+        (["--device", "-1"], "--device -1: expected the number of a GPU, 0 to 63"),
+        (["--device", "99"], "--device 99: expected the number of a GPU, 0 to 63"),
+        (["--check", "--workspace", "9" * 21], "expected MiB, 1 to 1048576"),
+        (["--check", "--device", "0"], "leave out --device"),
+        (["--check", "--frames", "/nonexistent"], "leave out --frames"),
+        (["--check", "--output", "cache"], "leave out --output"),
+    ],
+)
+def test_options_that_cannot_be_meant(
+    machine: FakeMachine,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["build", str(tiny_bundle), *words]) == 1
+    assert told in capsys.readouterr().err and machine.builds == []
+
+
+@pytest.mark.parametrize("target", ["cpu", "gpu"])
+def test_a_graph_in_the_form_for_a_cpu_is_told(
+    machine: FakeMachine, tiny_bundle: Path, tmp_path: Path, target: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = load_bundle(tiny_bundle)
+    files = {name: bundle.directory / name for name in bundle.contract.files}
+    saved = save_bundle(replace(bundle.contract, target=target), files, tmp_path / "bundle")
+    assert cli.main(["build", str(saved.directory), "--check"]) == 0
+    assert ("has the form for a CPU" in capsys.readouterr().err) == (target == "cpu")
+
+
+def test_the_gpu_is_released(machine: FakeMachine, tiny_bundle: Path) -> None:
+    assert cli.main(["build", str(tiny_bundle), "--dry-run"]) == 0
+    assert machine.closed == 1
+    assert cli.main(["build", str(tiny_bundle), "--frames", "/nowhere"]) == 1
+    assert machine.closed == 2
 
 
 def test_an_engine_that_is_too_far_off(

@@ -16,6 +16,7 @@ from fake_machine import FakeMachine, Gpu
 from anomseg_ros.backends import open_backend
 from anomseg_ros.backends.built_engines import engine_outputs
 from anomseg_ros.backends.engine_cache import EngineCache, Found, Miss
+from anomseg_ros.backends.noise_check import NOISE_TOLERANCES
 from anomseg_ros.backends.tensorrt_build import BuildOptions
 from anomseg_ros.compression.checked_engines import (
     EngineRequest,
@@ -23,12 +24,13 @@ from anomseg_ros.compression.checked_engines import (
     engine_states,
     provide_engines,
 )
-from anomseg_ros.compression.engine_check import TOLERANCES, check_engine
+from anomseg_ros.compression.drift import TOLERANCES, Drift
+from anomseg_ros.compression.engine_check import check_engine
 from anomseg_ros.compression.engine_machines import runnable_on_cpu
 from anomseg_ros.compression.half import in_half_precision
 from anomseg_ros.core.bundle import GRAPH_FILE, LABELS_OUTPUT, PRECISIONS, Bundle, load_bundle, save_bundle
 from anomseg_ros.core.preprocess import noise_frames
-from anomseg_ros.errors import BackendError, CompressionError, ConfigError
+from anomseg_ros.errors import AnomsegError, BackendError, CompressionError, ConfigError
 
 FRAMES = ("synthetic=1000105:2",)
 
@@ -118,7 +120,19 @@ def test_less_is_asked_of_lower_precision(request_: EngineRequest, machine: Fake
     machine.change = scores_a_little_off
     int8 = Bundle(request_.bundle.directory, replace(request_.bundle.contract, precision="int8"))
     assert len(provide_engines(replace(request_, bundle=int8), machine)) == 2
-    assert TOLERANCES.keys() == set(PRECISIONS)
+    assert TOLERANCES.keys() == NOISE_TOLERANCES.keys() == set(PRECISIONS)
+
+
+def test_what_is_measured_on_noise_is_required_in_every_precision(
+    request_: EngineRequest, machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames of the camera may be so even that they show nothing."""
+    monkeypatch.setattr(Drift, "excesses", lambda drift: [])
+    machine.change = scores_reversed
+    int8 = Bundle(request_.bundle.directory, replace(request_.bundle.contract, precision="int8"))
+    with pytest.raises(CompressionError, match=r"the agreement of '\w+' on noise is -1.0000 \(at least 0.9\)"):
+        provide_engines(replace(request_, bundle=int8), machine)
+    assert entries(request_) == []
 
 
 @pytest.mark.slow
@@ -132,6 +146,32 @@ def test_an_engine_that_the_node_built_is_checked_on_frames(request_: EngineRequ
         name: facts["check"] for name, facts in provided.items()
     }
     assert len(machine.builds) == 2
+
+
+def test_frames_that_are_not_there_cost_no_build_and_no_engine(request_: EngineRequest, machine: FakeMachine) -> None:
+    mistyped = replace(request_, frames=("/nowhere",))
+    with pytest.raises(AnomsegError, match="/nowhere"):
+        provide_engines(mistyped, machine)
+    assert machine.builds == []
+    provide_engines(request_, machine)
+    cache, built = EngineCache(request_.cache), len(machine.builds)
+    for one in engine_states(request_, machine):
+        assert isinstance(one.state, Found)
+        cache.store(one.key, one.state.plan, {**one.state.facts, "check": {"noise": {}}})
+    with pytest.raises(AnomsegError, match="/nowhere"):
+        provide_engines(mistyped, machine)
+    assert all(isinstance(one.state, Found) for one in engine_states(request_, machine))
+    assert len(machine.builds) == built
+
+
+def test_packages_that_the_check_needs_are_asked_for_before_the_build(
+    request_: EngineRequest, machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = Bundle(request_.bundle.directory, replace(request_.bundle.contract, precision="bf16"))
+    monkeypatch.setattr("anomseg_ros.compression.engine_machines.find_spec", lambda name: None)
+    with pytest.raises(BackendError, match=r"bf16.*onnx and ml_dtypes: pip install 'anomseg_ros\[offline\]'"):
+        provide_engines(replace(request_, bundle=half), machine)
+    assert machine.builds == []
 
 
 def test_states_say_what_is_missing(request_: EngineRequest, machine: FakeMachine) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fake_tensorrt_runtime
+import numpy as np
 import pytest
 import rclpy
 from diagnostic_msgs.msg import DiagnosticStatus
 from fake_tensorrt_runtime import FakeRuntime
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.parameter import Parameter
 from ros_harness import Client
 
 from anomseg_ros.core.bundle import Bundle
@@ -79,6 +82,38 @@ def test_building_is_shown_while_configure_lasts(fake: FakeRuntime, started: typ
     assert len(fake.module.builds) == 2
     values = {pair.key: pair.value for pair in run.client.diagnostics[-1].status[1].values}
     assert values["backend"] == "tensorrt:gpu" and values["backend_engine"].startswith("built now")
+
+
+def configured_with_other_score(started: type) -> tuple[Any, str, str]:
+    """Return a configured node, its score and one that its engine lacks."""
+    run = started(build_engine="configure")
+    assert run.node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+    score = run.node._pipeline.settings.score
+    (other,) = {"max_logit", "void"} - {score}
+    return run, score, other
+
+
+def test_a_score_without_an_engine_is_rejected_and_frames_go_on(
+    fake: FakeRuntime, started: type, tmp_path: Path
+) -> None:
+    run, score, other = configured_with_other_score(started)
+    for facts in tmp_path.rglob("engine.json"):
+        if f'"{other}"' in facts.read_text():
+            facts.unlink()
+    (answer,) = run.node.set_parameters([Parameter("score", value=other)])
+    assert not answer.successful and "has no engine for this computer" in answer.reason
+    assert "anomseg build" in answer.reason and run.node._pipeline.settings.score == score
+    requested = run.node._share._engine.requested_outputs.values()
+    assert [set(outputs) for outputs in requested] == [{"labels", score}]
+    pixels = np.zeros((128, 256, 3), np.uint8)
+    assert run.node._pipeline.detector.detect(pixels, (score,)).labels.shape == (128, 256)
+
+
+def test_a_score_with_an_engine_is_prepared_before_a_frame_needs_it(fake: FakeRuntime, started: type) -> None:
+    run, _, other = configured_with_other_score(started)
+    assert run.node._share.facts()["engines"] == "labels"
+    (answer,) = run.node.set_parameters([Parameter("score", value=other)])
+    assert answer.successful and run.node._share.facts()["engines"] == "labels, all"
 
 
 def test_without_an_engine_configure_fails_and_says_how_to_build_one(fake: FakeRuntime, started: type) -> None:
