@@ -113,10 +113,8 @@ class LayerType(enum.IntEnum):
 
 @dataclass
 class Faults:
-    """What goes wrong. build_error: logged by the builder, which then returns None. in_phase_start: a callback runs it.
-
-    dla_cores: that the machine has. Exceptions of callbacks that return nothing are lost, as in the real library.
-    """
+    """What goes wrong. build_error: logged by the builder, which then returns None. in_phase_start: a callback runs it;
+    exceptions of callbacks that return nothing are lost, as in the real library. dla_cores: that the machine has."""
 
     no_driver: bool = False
     build_error: str = ""
