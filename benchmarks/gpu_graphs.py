@@ -13,7 +13,6 @@ from common import WEIGHTS
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from anomseg_ros.core.labels import VOID
 from anomseg_ros.export import DetectorGraph, ExportConfig
 from anomseg_ros.networks import build_network
 from anomseg_ros.networks.checkpoints import load_checkpoint
@@ -45,7 +44,9 @@ class TypedGraph(DetectorGraph):
 
     def __init__(self, network: SegmentationNetwork, config: ExportConfig, dtype: torch.dtype) -> None:
         # A copy, since the graph moves to the device and the reference stays on the processor.
-        super().__init__(copy.deepcopy(network) if dtype == torch.float32 else in_half(network, dtype), config)
+        super().__init__(
+            copy.deepcopy(network.for_gpu()) if dtype == torch.float32 else in_half(network, dtype), config
+        )
         self.dtype = dtype
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -60,11 +61,6 @@ class TypedGraph(DetectorGraph):
         scores = self.scores.frame_scores(self.scores.pixel_maps(logits), prediction)
         return self.labels(logits).to(torch.uint8), *scores
 
-    def labels(self, logits: Tensor) -> Tensor:
-        """Return the same as DetectorGraph's, without a tensor on the host, which no CUDA graph may hold."""
-        index = logits.argmax(dim=1).to(torch.int32)
-        return index.masked_fill(index == self.config.void_class, VOID.train_id)
-
 
 def in_half(network: SegmentationNetwork, dtype: torch.dtype) -> SegmentationNetwork:
     """Return a copy of the network, as exported for GPUs, in half precision.
@@ -75,7 +71,7 @@ def in_half(network: SegmentationNetwork, dtype: torch.dtype) -> SegmentationNet
     network = folded(network.for_gpu())
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.PReLU)):
-            # Camera pixels arrive with their channels last; convolutions in half precision are fastest that way.
+            # Camera pixels arrive with their channels last, so the convolutions take them as they are.
             layout = torch.channels_last if module.weight.ndim == 4 else torch.preserve_format
             module.to(dtype=dtype, memory_format=layout)  # type: ignore[call-overload]
     return network
