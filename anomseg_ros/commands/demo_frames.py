@@ -209,7 +209,7 @@ class _Painter:
 
     def paint(self, number: int, image: RgbImage, outputs: _FrameOutputs, anomaly: Mask | None) -> tuple[str, ...]:
         """Write the pictures of a frame and return their paths relative to the page."""
-        self._seen[np.unique(outputs.labels)] = True
+        self._seen[outputs.labels] = True
         width = min(image.shape[1], _WIDTH_PX)
         height = round(image.shape[0] * width / image.shape[1])
         small = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)

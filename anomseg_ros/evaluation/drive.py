@@ -168,7 +168,7 @@ class DriveTracker:
         _, regions, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
         false = stats[:, cv2.CC_STAT_AREA] >= self.min_alarm_px
         false[0] = False
-        false[np.unique(regions[anomalous])] = False
+        false[regions[anomalous]] = False
         numbers = np.where(false, np.cumsum(false), 0).astype(np.int32)
         self._alarm_ids = _matched_ids(numbers[regions], int(false.sum()) + 1, self._alarm_ids, begin)
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from anomseg_ros.core.types import LabelImage
 from anomseg_ros.errors import MetricError
 from anomseg_ros.metrics.curve import ScoreCurve
-from anomseg_ros.metrics.histogram import ScoreHistogram, bin_edges, keys_from_scores
+from anomseg_ros.metrics.histogram import Keys, ScoreHistogram, bin_edges, keys_from_scores
 from anomseg_ros.metrics.storage import load_arrays, save_arrays
 
 KNOWN, ANOMALY = 0, 1
@@ -172,12 +172,19 @@ class PixelCurves:
     def _read_curve(self) -> ScoreCurve:
         shift = max(self.known.shift, self.anomaly.shift)
         known, anomaly = self.known.coarsened(shift), self.anomaly.coarsened(shift)
-        keys = np.union1d(known.keys, anomaly.keys)
+        keys = _merged(known.keys, anomaly.keys)
         false, true = np.zeros(keys.size, np.int64), np.zeros(keys.size, np.int64)
         false[np.searchsorted(keys, known.keys)] = known.counts
         true[np.searchsorted(keys, anomaly.keys)] = anomaly.counts
         thresholds = bin_edges(keys, shift)[0].astype(np.float64)
         return ScoreCurve(thresholds[::-1], np.cumsum(true[::-1]), np.cumsum(false[::-1]), exact=shift == 0)
+
+
+def _merged(one: Keys, other: Keys) -> Keys:
+    """Return the values of two sorted arrays, sorted, each once. np.union1d hashes integers: a hundred times slower."""
+    merged = np.concatenate([one, other])
+    merged.sort(kind="stable")  # merges two sorted runs
+    return merged[np.append(True, merged[1:] != merged[:-1])] if merged.size else merged
 
 
 def _check_finite(scores: npt.NDArray[np.floating]) -> None:

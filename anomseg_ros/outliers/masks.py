@@ -66,8 +66,10 @@ def without_plain_rim(image: RgbImage, mask: npt.NDArray[np.bool_]) -> npt.NDArr
     grey = cv2.cvtColor(blurred, cv2.COLOR_RGB2GRAY)
     slope = cv2.magnitude(*(cv2.Sobel(grey, cv2.CV_32F, *axis, ksize=3, scale=1 / 8) for axis in ((1, 0), (0, 1))))
     plain = (slope < _SMOOTH) & (hue < _SAME_HUE) & (relative > _SHADOW_LIGHT[0]) & (relative < _SHADOW_LIGHT[1])
-    _, parts = cv2.connectedComponents((outside | plain).astype(np.uint8), connectivity=4)
-    joined = np.isin(parts, np.unique(parts[outside]))
+    count, parts = cv2.connectedComponents((outside | plain).astype(np.uint8), connectivity=4)
+    reaches_outside = np.zeros(count, np.bool_)
+    reaches_outside[parts[outside]] = True
+    joined = reaches_outside[parts]
     opened = cv2.morphologyEx((mask & ~joined).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     left = cv2.morphologyEx(opened, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8)).astype(bool) & mask
     enough = np.count_nonzero(left) >= _LEAST_LEFT * np.count_nonzero(mask)
