@@ -136,7 +136,7 @@ def _print_engines(title: str, engines: Mapping[str, Mapping[str, Any]]) -> None
     console.print(title, soft_wrap=True, highlight=False, markup=False)
     console.print(table)
     for name, facts in engines.items():
-        if "DLA" in facts["layers_by_device"]:
+        if "DLA" in facts.get("layers_by_device", ()):
             rest = ", ".join(f"{count} {kind}" for kind, count in facts["layers_by_device"].get("GPU", {}).items())
             console.print(f"{name}: layers that stay on the GPU: {rest or 'none'}", soft_wrap=True, highlight=False)
 
