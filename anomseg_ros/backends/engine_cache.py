@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from anomseg_ros.core.progress import Progress, no_progress
 from anomseg_ros.core.staging import part_beside, put_in_place, remove, remove_leftovers, staging_folder
@@ -38,6 +38,19 @@ POLL_S = 0.2
 REPORT_S = 1.0
 LONGEST_WAIT_S = 3600.0
 """For another process's build, seconds. The longest builds, int8 on small Jetsons, take some tens of minutes."""
+
+
+class Hardware(Protocol):
+    """What a key takes of the GPU or processor that runs an engine."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def compute_capability(self) -> str: ...
+    @property
+    def multiprocessors(self) -> int: ...
+    @property
+    def integrated(self) -> bool: ...
 
 
 @dataclass(frozen=True)

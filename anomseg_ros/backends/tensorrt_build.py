@@ -13,10 +13,10 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 from anomseg_ros.backends.built_engines import Built
-from anomseg_ros.backends.engine_cache import EngineKey
+from anomseg_ros.backends.engine_cache import EngineKey, Hardware
 from anomseg_ros.backends.graph_outputs import check_graph, keep_outputs
 from anomseg_ros.backends.tensorrt_library import TENSORRT, Library, collected_errors, one_line, parse_graph
 from anomseg_ros.core.bundle import GRAPH_FILE, Bundle
@@ -26,19 +26,6 @@ from anomseg_ros.errors import BackendError
 PER_CENT = 100
 MEBIBYTE = 1 << 20
 _SHOWN_ERRORS = 3
-
-
-class Gpu(Protocol):
-    """What the key of an engine takes of a GPU (backends/cuda.py: Device)."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def compute_capability(self) -> str: ...
-    @property
-    def multiprocessors(self) -> int: ...
-    @property
-    def integrated(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +40,7 @@ class BuildOptions:
 
 
 def engine_key(
-    bundle: Bundle, outputs: Collection[str], library: Library, gpu: Gpu, options: BuildOptions
+    bundle: Bundle, outputs: Collection[str], library: Library, gpu: Hardware, options: BuildOptions
 ) -> EngineKey:
     """Return the key of an engine.
 

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from anomseg_ros.backends.engine_cache import Hardware
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import BackendError
 
@@ -24,19 +25,11 @@ _WARM_UPS = 3
 """Runs before a capture, in which libraries allocate and choose their kernels."""
 
 
-class Place(Protocol):
-    """A processor or GPU. The last four are what a compiled program depends on."""
+class Place(Hardware, Protocol):
+    """A processor or GPU."""
 
     @property
     def device(self) -> torch.device: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def compute_capability(self) -> str: ...
-    @property
-    def multiprocessors(self) -> int: ...
-    @property
-    def integrated(self) -> bool: ...
 
     def entered(self) -> AbstractContextManager[object]:
         """Make the device the current one of this thread, for compiling."""

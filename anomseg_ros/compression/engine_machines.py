@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from anomseg_ros.backends import open_backend
 from anomseg_ros.backends.backend_options import BackendOptions
 from anomseg_ros.backends.built_engines import Built
-from anomseg_ros.backends.engine_cache import EngineKey, default_root
-from anomseg_ros.backends.tensorrt_build import BuildOptions, Gpu, build_engine, engine_key
+from anomseg_ros.backends.engine_cache import EngineKey, Hardware, default_root
+from anomseg_ros.backends.tensorrt_build import BuildOptions, build_engine, engine_key
 from anomseg_ros.backends.tensorrt_library import Library, load_library
 from anomseg_ros.core.bundle import GRAPH_FILE, TORCH_FILE, Bundle, save_bundle
 from anomseg_ros.core.detector import Backend
@@ -67,7 +67,7 @@ class Machine(Protocol):
 class TensorRtMachine:
     """A GPU with TensorRT. Subclasses open engines and know how to make the GPU the current one."""
 
-    def __init__(self, library: Library, gpu: Gpu) -> None:
+    def __init__(self, library: Library, gpu: Hardware) -> None:
         self.library, self.gpu = library, gpu
         self.folder = default_root()
 
