@@ -72,7 +72,7 @@ def picture(readings: Sequence[Reading], result: dict[str, Any]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
         f'role="img"><style>{_STYLE}</style><rect class="ground" width="{WIDTH}" height="{height}"/>',
         f'<text class="head" x="{LEFT}" y="22">{_headline(result)}</text>',
-        *(_legend_entry(index, name, result["cameras"][name]) for index, name in enumerate(names)),
+        *(_legend_entry(index, len(names), name, result["cameras"][name]) for index, name in enumerate(names)),
         *(
             part
             for index, panel in enumerate(panels)
@@ -89,10 +89,11 @@ def _headline(result: dict[str, Any]) -> str:
     return f"{len(result['cameras'])} camera(s), {result['hours']:.1f} hours in {slices_text}, {received:,} frames"
 
 
-def _legend_entry(index: int, name: str, camera: dict[str, Any]) -> str:
-    slope, error = (camera[figure]["anonymous_mib"] for figure in ("slope_per_hour", "slope_error_per_hour"))
-    text = f"{name}: allocated {slope:+.2f} ± {error:.2f} MiB/h, p99 {camera['age_ms']['p99']:.0f} ms"
-    x = LEFT + index * 300
+def _legend_entry(index: int, entries: int, name: str, camera: dict[str, Any]) -> str:
+    figures = ("last_slice_slope_per_hour", "last_slice_slope_error_per_hour")
+    slope, error = (camera[figure]["anonymous_mib"] for figure in figures)
+    text = f"{name}: last slice {slope:+.2f} ± {error:.2f} MiB/h, p99 {camera['age_ms']['p99']:.0f} ms"
+    x = LEFT + index * (RIGHT - LEFT) // entries
     return (
         f'<line x1="{x}" y1="42" x2="{x + 18}" y2="42" stroke="var(--s{index % 6})" stroke-width="3"/>'
         f'<text x="{x + 24}" y="46">{text}</text>'

@@ -75,7 +75,7 @@ def test_chart_has_every_curve() -> None:
     root = ElementTree.fromstring(svg)
     paths = root.findall("{http://www.w3.org/2000/svg}path")
     assert len(paths) == 2 * 2 * (1 + 2 + 1) + 2  # cameras, slices, curves; one slice of allocated memory
-    assert "1.5 hours in 2 slices" in svg and "front: allocated +3.00 ± 0.00 MiB/h, p99 20 ms" in svg
+    assert "1.5 hours in 2 slices" in svg and "front: last slice +3.00 ± 0.00 MiB/h, p99 20 ms" in svg
 
 
 @pytest.mark.slow
