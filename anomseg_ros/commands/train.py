@@ -19,6 +19,7 @@ from anomseg_ros.training.chain import CONFIG_FOLDER, find_config, train_chain
 from anomseg_ros.training.config import TrainConfig, load_config
 from anomseg_ros.training.folder import clear_folder
 from anomseg_ros.training.loop import Result, open_sets
+from anomseg_ros.training.processes import end_processes
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,6 +32,7 @@ def main(argv: Sequence[str]) -> int:
         clear_folder(output)
     with ProgressLines() as lines:
         result = train_chain(config, output, changes, args.resume or args.overwrite, lines.training)
+        end_processes()
         if result.is_first_process and not args.no_bundle:
             command = shlex.join(["anomseg", "train", args.config, *(f"--set={change}" for change in args.set)])
             bundle = make_bundle(config, result, output / "bundle", command, lines)

@@ -37,6 +37,12 @@ def start_processes(run: RunConfig) -> Fabric:
     return fabric
 
 
+def end_processes() -> None:
+    """Leave the group of the run's processes. Its threads would otherwise be running at exit, which may abort."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def is_first_process() -> bool:
     """Return whether this is the only or the first process of a run, by its launcher's variables."""
     if "RANK" in os.environ:  # torchrun
