@@ -83,6 +83,7 @@ def test_argument_names_in_errors_become_options() -> None:
     assert said == "accept it with --accept-drift, give `checkpoint`, see `anomseg run` and --max-latency-ms"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["--help"], ["models", "list"]])
 def test_unwritable_standard_output_is_a_one_line_error(words: list[str]) -> None:
     command = f"{sys.executable} -m anomseg_ros.cli {' '.join(words)}"

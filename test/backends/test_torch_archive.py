@@ -161,6 +161,7 @@ def test_old_program_layout_is_refused(tmp_path: Path) -> None:
     assert not sign.exists()
 
 
+@pytest.mark.slow
 def test_file_change_after_the_check_has_no_effect(program: Path, tmp_path: Path) -> None:
     sign, path = tmp_path / "was-run", tmp_path / "changing.pt2"
     path.write_bytes(program.read_bytes())

@@ -168,6 +168,7 @@ def test_wrong_size_is_refused(tiny_bundle: Path) -> None:
             main(["bench", str(tiny_bundle), "--size", text])
 
 
+@pytest.mark.slow
 def test_more_threads_than_cores_gives_warning(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", str(tiny_bundle), "--threads", "200", *FEW]) == 0
     assert "200 threads on" in capsys.readouterr().out

@@ -31,6 +31,7 @@ def arguments(place: Path, output: Path, *more: str) -> list[str]:
 LENIENT = ("--keep-float", "none", "--label-agreement", "0.5", "--rank-correlation", "0.5")
 
 
+@pytest.mark.slow
 def test_bundle_is_quantized_and_source_unchanged(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -44,6 +44,7 @@ def saved_elsewhere(error: str, spare: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_evaluation_is_printed_and_saved_elsewhere(
     tiny_bundle: Path, tmp_path: Path, spare: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,6 +101,7 @@ def test_missing_bag_messages_are_in_output_json_and_page(
     assert plain["results"][0]["frames"] == 3 and plain["settings"]["bags"][0]["frames"] == 3
 
 
+@pytest.mark.slow
 def test_missing_evaluation_frames_are_reported(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

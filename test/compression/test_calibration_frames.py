@@ -43,6 +43,7 @@ def test_duplicate_file_counts_once(folder: Path) -> None:
     assert len(split.calibration) + len(split.held_out) == 20
 
 
+@pytest.mark.slow
 def test_frames_of_a_named_dataset_are_used() -> None:
     frames = split_frames(["synthetic=2"], 8, 2).calibration
     assert len(frames) == 8 and frames[0].dtype == np.uint8

@@ -108,6 +108,7 @@ def request_of(bundle: Path, folder: Path, **given: Any) -> HalfRequest:
     return HalfRequest(**values)
 
 
+@pytest.mark.slow
 def test_bundle_is_written_with_its_drift(tiny_bundle: Path, tmp_path: Path) -> None:
     accept = Guard(accept_drift=True)  # the weights are random
     bundle = convert_bundle(request_of(tiny_bundle, tmp_path, precision="bf16", guard=accept))
@@ -117,6 +118,7 @@ def test_bundle_is_written_with_its_drift(tiny_bundle: Path, tmp_path: Path) -> 
         convert_bundle(request_of(bundle.directory, tmp_path, output=tmp_path / "again"))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_converted_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     strict = Guard(Tolerance(rank_correlation=1.0))
     with pytest.raises(CompressionError, match="Nothing was written; use the other type of half precision"):

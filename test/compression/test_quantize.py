@@ -29,6 +29,7 @@ def request_of(place: Path, output: Path, **given: Any) -> QuantizeRequest:
     return QuantizeRequest(**{"bundle": bundle, "output": output, "frames": (str(place / "frames"),), **given})
 
 
+@pytest.mark.slow
 def test_too_much_drift_is_refused_unless_accepted(place: Path, tmp_path: Path) -> None:
     strict = request_of(
         place,

@@ -171,6 +171,7 @@ def test_fishyscapes_static_with_complete_pictures_needs_no_cityscapes(tmp_path:
     assert_frames(open_dataset("fs_static", tmp_path / "fs"), None, [0, 1, 255])
 
 
+@pytest.mark.slow
 def test_synthetic_frames_are_reproducible() -> None:
     dataset = open_named("synthetic=3:2")
     frame = dataset.load(1)

@@ -116,6 +116,7 @@ def test_bags_are_pooled_like_one_dataset(tmp_path: Path, bags: tuple[BagSource,
     assert outcome.results[1].components is not None and outcome.results[0].dataset == "drive0+drive1+drive2"
 
 
+@pytest.mark.slow
 def test_drives_of_bags_are_pooled(tmp_path: Path) -> None:
     paths = [recorded_bag(tmp_path / f"drive{n}", drawn, None, shade=0.8) for n, drawn in enumerate(drives())]
     bags = tuple(BagSource(str(path), topic="/camera/image") for path in paths)

@@ -282,6 +282,7 @@ def test_wrapper_module_prefixes_are_removed(enet_state, tmp_path, prefix):
     assert all(torch.equal(value, plain[key]) for key, value in network.state_dict().items())
 
 
+@pytest.mark.slow
 def test_partial_prefix_or_keys_that_do_not_fit_are_refused(enet_state, tmp_path):
     keys = list(enet_state)
     some = {("model." if key in keys[:5] else "") + key: value for key, value in enet_state.items()}

@@ -69,6 +69,7 @@ def test_pruned_weights_without_the_mark_are_refused(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "unmarked.safetensors", "mide_net", 5)
 
 
+@pytest.mark.slow
 def test_number_of_classes_of_a_pruned_network_is_checked(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "own.safetensors", narrow_network("enet"), {})
     with pytest.raises(CheckpointError, match="for 5 classes, not 7; ask for num_classes=5"):

@@ -61,6 +61,7 @@ def test_frames_have_the_configured_size_types_and_ranges(height_px: int, width_
     assert frame.time_s == pytest.approx(11 / config.rate_hz)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hood", [0.0, 1.0])
 def test_pixels_are_unlabelled_if_anomalous_or_ignored(hood: float) -> None:
     config = dataclasses.replace(SMALL, hood_probability=hood)

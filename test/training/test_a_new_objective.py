@@ -74,6 +74,7 @@ def test_new_objective_trains_and_saves_a_plain_checkpoint(config: Path, tmp_pat
     assert set(entry["loss"]) == {"classification", "distance", "total"}
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_to_the_same_bits(config: Path, tmp_path: Path) -> None:
     assert train(config, tmp_path / "whole") == 0
     with pytest.raises(Killed):

@@ -277,6 +277,7 @@ def test_early_stop_ends_after_the_given_number_of_worse_validations(
     assert run(config, tmp_path / "out").steps == 15  # it does not continue
 
 
+@pytest.mark.slow
 def test_synthetic_frames_need_no_folder(tmp_path: Path) -> None:
     config = tiny_config(
         tmp_path,

@@ -54,6 +54,7 @@ def before_step(monkeypatch: pytest.MonkeyPatch, at: int, what: Callable[[Any], 
     monkeypatch.setattr(loop._Run, "_step", poison)
 
 
+@pytest.mark.slow
 def test_run_resumes_from_the_last_state_after_a_nan(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,7 @@ class Messages:
         raise AssertionError("nothing is trained")
 
 
+@pytest.mark.slow
 def test_bench_report_records_its_settings(tiny_bundle: Path) -> None:
     request = BenchRequest((tiny_bundle,), threads=(1,), stop=Stop(rounds=3), memory=False, command="mine")
     report = bench(request)

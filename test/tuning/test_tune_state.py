@@ -202,6 +202,7 @@ def test_keys_depend_on_weights_not_on_folders(tiny_bundle: Path, tmp_path: Path
     assert candidate_key(here) != candidate_key(two) and accuracy_key(here) == accuracy_key(two)
 
 
+@pytest.mark.slow
 def test_label_agreement_is_1_only_with_itself(tiny_bundle: Path) -> None:
     frames = [frame.image for frame in SyntheticSequence(1).frames(2)]
     own = candidates_of([tiny_bundle], ["onnxruntime"], [1])[0]
