@@ -192,35 +192,67 @@ def _layers(network: Any, config: Any) -> dict[str, Any]:
     }
 
 
+class _Phases:
+    """How far a build is. Phases are nested: each step of one may hold phases of its own."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._reported = progress, -1
+        self._phases: dict[str, list[Any]] = {}  # name -> [parent or None, steps, steps that are done]
+
+    def start(self, name: str, parent: str | None, steps: int) -> None:
+        """Note a phase."""
+        self._phases[name] = [parent, steps, 0]
+
+    def complete(self, name: str, step: int) -> None:
+        """Report how far the build is after a step."""
+        if name in self._phases:
+            self._phases[name][2] = step + 1
+            shares = (self._share(outer) for outer, phase in self._phases.items() if not phase[0])
+            self._report(max(shares, default=0))
+
+    def finish(self, name: str) -> None:
+        """Forget a phase; the outermost one is the whole build."""
+        phase = self._phases.pop(name, None)
+        if phase and not phase[0]:
+            self._report(1.0)
+
+    def _report(self, done: float) -> None:
+        """Report a share of the build."""
+        per_cent = int(PER_CENT * min(1.0, done))
+        if per_cent > self._reported:
+            self._reported = per_cent
+            self._progress("building the engine, per cent", per_cent, PER_CENT)
+
+    def _share(self, name: str) -> float:
+        _, steps, done = self._phases[name]
+        inner = max((self._share(other) for other, phase in self._phases.items() if phase[0] == name), default=0.0)
+        return float((done + min(inner, 1.0) * (done < steps)) / max(steps, 1))
+
+
 @functools.cache
 def _monitor_class(module: ModuleType) -> Any:
     base: Any = module.IProgressMonitor
 
     class Monitor(base):  # type: ignore[misc]
-        """Reports how far a build is. Phases are nested: each step of one may hold phases of its own.
-
-        The library calls phase_start, step_complete and phase_finish, from any thread and from several at once.
-        """
+        """Reports how far a build is. The library calls it from any thread and from several at once."""
 
         def __init__(self, progress: Progress) -> None:
             base.__init__(self)
             self.error: BaseException | None = None
-            self._progress, self._reported = progress, -1
-            self._lock = threading.Lock()
-            self._phases: dict[str, list[Any]] = {}  # name -> [parent or None, steps, steps that are done]
+            self._phases, self._lock = _Phases(progress), threading.Lock()
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            """Note a phase."""
-            self._guard(self._start, phase_name, parent_phase, num_steps)
+            """See _Phases.start."""
+            self._guard(self._phases.start, phase_name, parent_phase, num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            """Report how far the build is; return whether to go on."""
-            self._guard(self._complete, phase_name, step)
+            """See _Phases.complete; returns whether to go on."""
+            self._guard(self._phases.complete, phase_name, step)
             return self.error is None
 
         def phase_finish(self, phase_name: str) -> None:
-            """Forget a phase; the outermost one is the whole build."""
-            self._guard(self._finish, phase_name)
+            """See _Phases.finish."""
+            self._guard(self._phases.finish, phase_name)
 
         def cancel(self, error: BaseException) -> None:
             """Have the next step end the build; `error` is why."""
@@ -233,32 +265,6 @@ def _monitor_class(module: ModuleType) -> Any:
                     body(*arguments)
             except BaseException as error:
                 self.cancel(error)
-
-        def _start(self, name: str, parent: str | None, steps: int) -> None:
-            self._phases[name] = [parent, steps, 0]
-
-        def _complete(self, name: str, step: int) -> None:
-            if name in self._phases:
-                self._phases[name][2] = step + 1
-                shares = (self._share(outer) for outer, phase in self._phases.items() if not phase[0])
-                self._report(max(shares, default=0))
-
-        def _finish(self, name: str) -> None:
-            phase = self._phases.pop(name, None)
-            if phase and not phase[0]:
-                self._report(1.0)
-
-        def _report(self, done: float) -> None:
-            """Report a share of the build."""
-            per_cent = int(PER_CENT * min(1.0, done))
-            if per_cent > self._reported:
-                self._reported = per_cent
-                self._progress("building the engine, per cent", per_cent, PER_CENT)
-
-        def _share(self, name: str) -> float:
-            _, steps, done = self._phases[name]
-            inner = max((self._share(other) for other, phase in self._phases.items() if phase[0] == name), default=0.0)
-            return float((done + min(inner, 1.0) * (done < steps)) / max(steps, 1))
 
     return Monitor
 
