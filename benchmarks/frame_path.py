@@ -80,16 +80,18 @@ def measure(bundle: Bundle, network_only: Path, args: argparse.Namespace) -> dic
     publish = FramePath(node, bundle, args.threads)
     session = ort.InferenceSession(str(network_only), session_options(BackendOptions(threads=args.threads)))
     images = np.random.default_rng(0).random((1, 3, HEIGHT_PX, WIDTH_PX), dtype=np.float32)
-    results = {}
-    for name, size in FRAME_SIZES.items():
-        message = frame_message(*size)
-        alone, whole = [], []
-        for round_ in range(args.rounds + 2):
+    messages = {name: frame_message(*size) for name, size in FRAME_SIZES.items()}
+    alone: dict[str, list[float]] = {name: [] for name in messages}
+    whole: dict[str, list[float]] = {name: [] for name in messages}
+    for round_ in range(args.rounds + 2):  # the frame sizes take turns: the machine's speed drifts within minutes
+        for name, message in messages.items():
             times = timed(lambda: session.run(None, {"images": images})), timed(lambda m=message: publish(m))
             if round_ >= 2:  # the first two rounds warm up
-                alone.append(times[0])
-                whole.append(times[1])
-        network_ms, path_ms = statistics.median(alone), statistics.median(whole)
+                alone[name].append(times[0])
+                whole[name].append(times[1])
+    results = {}
+    for name in messages:
+        network_ms, path_ms = statistics.median(alone[name]), statistics.median(whole[name])
         share = (path_ms - network_ms) / network_ms
         results[name] = {"network_ms": network_ms, "frame_path_ms": path_ms, "beyond_share": share}
     node.destroy_node()
