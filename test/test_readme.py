@@ -128,9 +128,13 @@ def command_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from published_keys import davidtvs_enet, eromera_erfnet
 
+    from small_bundles import small_network
+
+    from anomseg_ros.networks.checkpoints import save_checkpoint
     from anomseg_ros.scenes.sequence import SyntheticSequence
 
     folder = tmp_path_factory.mktemp("readme")
+    save_checkpoint(folder / "mide_net.safetensors", small_network("mide_net"), {})
     for name, shapes in (("erfnet", eromera_erfnet(20)), ("enet", davidtvs_enet(20))):
         torch.save({key: fresh_weight(key, shape) for key, shape in shapes.items()}, folder / f"{name}.pth")
     (folder / "frames").mkdir()
