@@ -43,11 +43,6 @@ def view_sizes(protocols: Sequence[str]) -> tuple[Size, ...]:
     return tuple(dict.fromkeys(protocol(name).size_px for name in protocols))
 
 
-def size_name(size_px: Size) -> str:
-    """Return `native` or, for example, `512x1024`."""
-    return "native" if size_px is None else f"{size_px[0]}x{size_px[1]}"
-
-
 def make_view(image: RgbImage, labels: LabelImage | None, anomaly: npt.NDArray[np.uint8] | None, size_px: Size) -> View:
     """Return a frame of a dataset or bag at a size; uint8 (H, W, 3), and (H, W) or None."""
     if size_px is None:
