@@ -39,7 +39,7 @@ setup(
     maintainer_email="maintainers@anomseg-ros.example",
     license="Apache-2.0",
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
-    package_data={f"{NAME}.evaluation": ["templates/*"]},
+    package_data={NAME: ["py.typed"], f"{NAME}.evaluation": ["templates/*"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
         "numpy>=1.23,<3",

@@ -37,14 +37,27 @@ ALLOWED = {
     },
     "parity": {"networks", "core", "scores", "backends"},
     "export": {"parity", "networks", "core", "scores", "backends"},
+    "api": {"core", "scores", "backends", "evaluation", "export"},
     "deploy": {"export", "evaluation", "metrics", "datasets", "networks", "core", "scores"},
     "commands": {
         *("core", "scores", "backends", "catalog", "bags", "metrics", "scenes", "outliers", "datasets", "node"),
-        *("replay", "evaluation", "networks", "training", "bench", "compression", "tuning", "export", "deploy", "cli"),
+        *(
+            "replay",
+            "evaluation",
+            "networks",
+            "training",
+            "bench",
+            "compression",
+            "tuning",
+            "export",
+            "deploy",
+            "cli",
+            "api",
+        ),
     },
     "cli": {"commands", "node"},
     "errors": set(),
-    "__init__": set(),
+    "__init__": {"api", "core", "evaluation"},
 }
 """Packages that each package may import, or name in a string for a later import, apart from itself and `errors`."""
 EVERYWHERE = {"errors"}

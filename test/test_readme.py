@@ -1,4 +1,4 @@
-"""All commands in README.md and docs/*.md are run or checked, and all link targets exist."""
+"""All commands and programs in README.md and docs/*.md are run or checked, and all link targets exist."""
 
 from __future__ import annotations
 
@@ -127,7 +127,6 @@ def command_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import cv2
     import torch
     from published_keys import davidtvs_enet, eromera_erfnet
-
     from small_bundles import small_network
 
     from anomseg_ros.networks.checkpoints import save_checkpoint
@@ -204,6 +203,18 @@ def test_commands_of_other_pages_run(page: Path, run_line: Callable[[str], None]
     for line in commands(page):
         if not (line.startswith(HANDLED_ELSEWHERE) or (line.startswith("anomseg build") and not can_run(line))):
             run_line(line)
+
+
+@pytest.mark.slow
+def test_programs_of_the_page_for_python_run(
+    fresh_command_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(fresh_command_folder)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)
+    assert len(blocks) == 3
+    for block in blocks:
+        exec(compile(block, "docs/python.md", "exec"), {})
+        assert capsys.readouterr().out
 
 
 def can_run(build: str) -> bool:

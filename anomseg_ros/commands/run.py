@@ -10,21 +10,20 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from anomseg_ros.backends import open_detector
+from anomseg_ros.api.detection import Detector
+from anomseg_ros.backends import open_backend
 from anomseg_ros.commands import options
 from anomseg_ros.commands.progress_lines import ProgressLines
+from anomseg_ros.core.bundle import load_bundle
 from anomseg_ros.core.delivered import deviations
-from anomseg_ros.core.detector import Detector
 from anomseg_ros.core.frames import FrameSource
-from anomseg_ros.core.labels import palette
 from anomseg_ros.core.output_files import make_output_folder, write_file, write_image
-from anomseg_ros.core.overlay import anomaly_mask, overlay
 from anomseg_ros.core.resources import find_bundle
 from anomseg_ros.core.road_region import NO_REGION, limited_scores, road_region
 from anomseg_ros.core.staging import remove_leftovers
 from anomseg_ros.core.types import Outputs, RgbImage
 from anomseg_ros.errors import AnomsegError
-from anomseg_ros.scores import find_score, threshold_of
+from anomseg_ros.scores import find_score
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,11 +53,12 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run the detector on every frame and write its outputs; return 0 if all frames were written, else 1."""
     args = _parser().parse_args(argv)
-    detector = open_detector(find_bundle(args.bundle), args.backend, options.backend_options(args))
+    bundle = load_bundle(find_bundle(args.bundle))
+    detector = Detector(bundle, open_backend(args.backend, bundle, options.backend_options(args)))
     failures: list[AnomsegError] = []
     source = FrameSource(args.inputs, failures.append)
     scores = tuple(map(detector.bundle.check_score, args.scores)) or detector.bundle.contract.score_names
-    threshold = mask_threshold(detector, scores[0], args.threshold, args.target_fpr)
+    threshold = detector.threshold(scores[0], args.target_fpr) if args.threshold is None else args.threshold
     road = road_region(args.road_region or NO_REGION, detector.bundle.contract)
     make_output_folder(args.output)
     remove_leftovers(args.output, ".")
@@ -89,21 +89,6 @@ def _print_messages(warnings: Sequence[str], failures: Sequence[AnomsegError]) -
         console.print(f"warning: {warning}", style="yellow", soft_wrap=True, markup=False, highlight=False)
     for failure in failures:
         console.print(f"failed: {failure}", style="red", soft_wrap=True, markup=False)
-
-
-def mask_threshold(detector: Detector, score: str, threshold: float | None, target_fpr: float) -> float | None:
-    """Return the threshold of the mask, or None if the bundle has none for this score.
-
-    Args:
-        detector: the detector with its bundle.
-        score: score of the mask.
-        threshold: the user's threshold; None: that of the bundle.
-        target_fpr: false-positive rate that selects a threshold of the bundle.
-    """
-    if threshold is not None:
-        return threshold
-    bundle_threshold = threshold_of(detector.bundle, score, target_fpr)
-    return None if bundle_threshold is None else bundle_threshold.value
 
 
 def write_outputs(
@@ -141,8 +126,5 @@ def write_outputs(
         np.save(buffer, limited_scores(values, outputs.region, find_score(score_name).lowest))
         write_file(folder / f"{name}_{score_name}.npy", buffer.getvalue())
     if with_overlay:
-        mask = None
-        if threshold is not None:
-            mask = anomaly_mask(limited_scores(outputs.scores[score], outputs.region, -np.inf), threshold)
-        picture = overlay(frame, outputs.labels, mask, palette(detector.bundle.contract.classes))
-        write_image(folder / f"{name}_overlay.png", picture)
+        mask = None if threshold is None else detector.mask(outputs, score, threshold=threshold)
+        write_image(folder / f"{name}_overlay.png", detector.overlay(frame, outputs, mask))

@@ -1,0 +1,96 @@
+"""The public detector: the same figures as the rest of the package, and errors that say what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from anomseg_ros import AnomsegError, Detector, read_frames
+from anomseg_ros.backends import open_detector
+from anomseg_ros.core.output_files import write_image
+from anomseg_ros.core.resources import find_bundle
+from anomseg_ros.core.types import Outputs, RgbImage
+
+
+@pytest.fixture(scope="module")
+def frame() -> RgbImage:
+    return np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    return Detector.load("enet-synthetic", threads=1)
+
+
+def test_outputs_equal_those_of_the_package(detector: Detector, frame: RgbImage) -> None:
+    ours = detector.detect(frame)
+    theirs = open_detector(find_bundle("enet-synthetic")).detect(frame)
+    assert (ours.labels == theirs.labels).all()
+    assert all((ours.scores[name] == theirs.scores[name]).all() for name in detector.score_names)
+
+
+def test_mask_is_where_the_score_is_above_the_threshold(detector: Detector, frame: RgbImage) -> None:
+    outputs = detector.detect(frame, source_size=True)
+    score = outputs.scores[detector.score_names[0]]
+    mask = detector.mask(outputs)
+    assert mask.shape == frame.shape[:2] and mask.dtype == np.uint8
+    threshold = detector.threshold()
+    assert threshold is not None and ((mask == 255) == (score > np.float32(threshold))).all()
+    middle = float(np.median(score))
+    assert 0 < (detector.mask(outputs, threshold=middle) > 0).mean() < 1
+
+
+def test_mask_stays_on_the_road(detector: Detector, frame: RgbImage) -> None:
+    outputs = detector.detect(frame)
+    region = np.zeros_like(outputs.labels)
+    region[: region.shape[0] // 2] = 255
+    limited = Outputs(outputs.labels, outputs.scores, 0.0, region)
+    assert (detector.mask(limited, threshold=-1e9) == region).all()
+
+
+def test_overlay_marks_the_mask(detector: Detector, frame: RgbImage) -> None:
+    outputs = detector.detect(frame, source_size=True)
+    everything = np.full(frame.shape[:2], 255, np.uint8)
+    plain, marked = detector.overlay(frame, outputs), detector.overlay(frame, outputs, everything)
+    assert plain.shape == marked.shape == frame.shape and (plain != marked).any()
+
+
+def test_classes_and_scores_are_named(detector: Detector) -> None:
+    assert detector.class_names[0] == "road" and "max_logit" in detector.score_names
+
+
+def test_context_closes_the_backend() -> None:
+    class Closing(Detector):
+        closed = False
+
+        def close(self) -> None:
+            super().close()
+            self.closed = True
+
+    with Closing.load("enet-synthetic", threads=1) as opened:
+        assert isinstance(opened, Closing) and not opened.closed
+    assert opened.closed
+
+
+def test_frames_are_read_in_order(frame: RgbImage, tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        write_image(tmp_path / f"{name}.png", frame)
+    assert [(name, (image == frame).all()) for name, image in read_frames(tmp_path)] == [("a", True), ("b", True)]
+
+
+def test_wrong_use_says_what_to_do(detector: Detector, tiny_bundle: Path, frame: RgbImage) -> None:
+    with pytest.raises(AnomsegError, match="neither a bundle directory nor a shipped bundle; shipped: enet-syn"):
+        Detector.load("enet-synthetik")
+    with pytest.raises(AnomsegError, match="unknown backend 'onnx'; known: onnxruntime"):
+        Detector.load("enet-synthetic", backend="onnx")
+    with pytest.raises(AnomsegError, match=r"hold no score 'msp', only \['max_logit'\]; ask detect for it"):
+        detector.mask(detector.detect(frame, ["max_logit"]), "msp")
+    with pytest.raises(AnomsegError, match="hold no labels; ask detect for them"):
+        detector.overlay(frame, detector.detect(frame, labels=False))
+    plain = Detector.load(tiny_bundle, threads=1)
+    with pytest.raises(AnomsegError, match="no threshold for the score 'max_logit': give threshold=, or find one"):
+        plain.mask(plain.detect(frame), "max_logit")
+    with pytest.raises(AnomsegError, match="non-empty uint8"):
+        detector.detect(frame[:, :, 0])
