@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "anomseg_ros.commands.datasets_pseudo_label:main",
         "label frames with Cityscapes' classes by teacher networks",
     ),
+    "doctor": ("anomseg_ros.commands.doctor:main", "examine this installation: what works, and what to do"),
     "share": ("anomseg_ros.commands.share:main", "print the path of a file that ships with the package"),
     "export": ("anomseg_ros.commands.export:main", "export a checkpoint as a bundle"),
     "evaluate": ("anomseg_ros.commands.evaluate:main", "measure bundles on datasets: table, JSON and HTML report"),

@@ -37,6 +37,7 @@ ALLOWED = {
     },
     "parity": {"networks", "core", "scores", "backends"},
     "export": {"parity", "networks", "core", "scores", "backends"},
+    "doctor": {"core", "backends", "evaluation", "node", "scenes"},
     "api": {"core", "scores", "backends", "evaluation", "export"},
     "deploy": {"export", "evaluation", "metrics", "datasets", "networks", "core", "scores"},
     "commands": {
@@ -52,7 +53,7 @@ ALLOWED = {
             "export",
             "deploy",
             "cli",
-            "api",
+            *("api", "doctor"),
         ),
     },
     "cli": {"commands", "node"},
