@@ -24,7 +24,7 @@ ALLOWED = {
     "scenes": set(),
     "outliers": {"core"},
     "datasets": {"core", "scores", "bags", "outliers", "scenes"},
-    "node": {"core", "scores", "backends"},
+    "node": {"core", "scores", "backends", "command_table"},
     "replay": {"core", "bags", "node", "cli"},  # the node runs in a separate process
     "evaluation": {"core", "scores", "backends", "datasets", "metrics", "bags"},
     "networks": {"core", "scores"},
@@ -53,10 +53,11 @@ ALLOWED = {
             "export",
             "deploy",
             "cli",
-            *("api", "doctor"),
+            *("api", "doctor", "command_table"),
         ),
     },
-    "cli": {"commands", "node"},
+    "command_table": {"commands", "node"},
+    "cli": {"command_table"},
     "errors": set(),
     "__init__": {"api", "core", "evaluation"},
 }

@@ -16,6 +16,7 @@ from rich.table import Table
 from anomseg_ros.backends import BACKENDS
 from anomseg_ros.backends.backend_options import BackendOptions
 from anomseg_ros.bench.power import PowerRequest
+from anomseg_ros.command_table import example_of
 from anomseg_ros.core.bundle import CHECKPOINT_FILE, Bundle, check_target
 from anomseg_ros.core.image_files import read_image
 from anomseg_ros.core.output_files import check_output_file, check_output_folder
@@ -30,7 +31,10 @@ T = TypeVar("T")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Appends defaults, unless they are empty or the help text mentions them."""
+    """Appends defaults, unless they are empty or the help text mentions them, and leaves the example as it is."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith("example:") else super()._fill_text(text, width, indent)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         default = action.default
@@ -43,8 +47,13 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def parser(command: str, description: str) -> argparse.ArgumentParser:
-    """Return the parser of `anomseg COMMAND`, which shows every default."""
-    return argparse.ArgumentParser(prog=f"anomseg {command}", description=description, formatter_class=_HelpFormatter)
+    """Return the parser of `anomseg COMMAND`, whose help shows every default and ends with an example."""
+    return argparse.ArgumentParser(
+        prog=f"anomseg {command}",
+        description=description,
+        epilog=example_of(command),
+        formatter_class=_HelpFormatter,
+    )
 
 
 def output_file(text: str) -> Path:

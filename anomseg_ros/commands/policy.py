@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 
 from rclpy.exceptions import NameValidationException
 from rclpy.validate_full_topic_name import validate_full_topic_name
 from rclpy.validate_namespace import validate_namespace
 
-from anomseg_ros.commands.options import output_file
+from anomseg_ros.commands import options
 from anomseg_ros.core.output_files import write_file
 from anomseg_ros.errors import ConfigError
 from anomseg_ros.node.cameras import read_cameras
@@ -18,18 +17,19 @@ from anomseg_ros.node.policy import SecuredNode, policy
 
 def main(argv: list[str]) -> int:
     """Print the policy, or write it to --output; return 0."""
-    parser = argparse.ArgumentParser(
-        prog="anomseg policy",
-        description="Print the SROS 2 policy of the detector: the topics and services of its nodes, and no others.",
+    parser = options.parser(
+        "policy", "Print the SROS 2 policy of the detector: the topics and services of its nodes, and no others."
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--cameras", metavar="FILE", help="YAML file of cameras, such as config/cameras.yaml")
-    topic_help = "topic of the camera, with camera_info in the same namespace (default: /camera/image)"
+    topic_help = "topic of the camera, with camera_info in the same namespace"
     source.add_argument("--image-topic", default="/camera/image", help=topic_help)
-    parser.add_argument("--namespace", default="/", help="namespace of the node without --cameras (default: /)")
-    parser.add_argument("--enclave", default="/detector", help="enclave of the process (default: /detector)")
+    parser.add_argument("--namespace", default="/", help="namespace of the node without --cameras")
+    parser.add_argument("--enclave", default="/detector", help="enclave of the process")
     parser.add_argument("--use-sim-time", action="store_true", help="allow /clock, for replayed bags")
-    parser.add_argument("--output", type=output_file, metavar="FILE", help="file to write (default: standard output)")
+    parser.add_argument(
+        "--output", type=options.output_file, metavar="FILE", help="file to write (default: standard output)"
+    )
     args = parser.parse_args(argv)
     if args.cameras:
         nodes = [SecuredNode.of_camera(camera) for camera in read_cameras(args.cameras)]

@@ -13,6 +13,7 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 
+from anomseg_ros.command_table import example_of
 from anomseg_ros.errors import AnomsegError, ConfigError
 from anomseg_ros.node.cameras import Camera, read_cameras, remappings, select_cameras
 from anomseg_ros.node.detector_node import DetectorNode
@@ -198,6 +199,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="anomseg node",
         description="Start the detector node, configured and active. Everything after --ros-args goes to ROS 2.",
+        epilog=example_of("node"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     image_topic_help = "topic of the camera, with camera_info in the same namespace (default: image)"
     parser.add_argument("--image-topic", help=image_topic_help)
