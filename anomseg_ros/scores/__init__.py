@@ -76,7 +76,7 @@ def start_fits(names: Sequence[str], known: int) -> dict[str, Fit]:
 def threshold_of(bundle: Bundle, name: str, target_fpr: float) -> Threshold | None:
     """Return the bundle's calibrated threshold, else the score's natural one, if it has one.
 
-    Raises ConfigError if every calibrated rate is above `target_fpr`.
+    Raises ConfigError if `target_fpr` is no share, or every calibrated rate is above it.
     """
     natural = find_score(name).natural_threshold
     fallback = None if natural is None else Threshold(natural, f"default {natural:g}, not calibrated", False)
