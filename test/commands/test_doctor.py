@@ -26,6 +26,7 @@ def states(findings: list[Finding]) -> dict[str, str]:
     return {finding.name: finding.state for finding in findings}
 
 
+@pytest.mark.slow
 def test_this_machine_has_no_problems(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--json", str(tmp_path / "findings.json")]) == 0
     findings = [Finding(**row) for row in json.loads((tmp_path / "findings.json").read_text())]
@@ -66,6 +67,7 @@ def test_check_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPat
     assert len(others) > 3
 
 
+@pytest.mark.slow
 def test_backend_that_is_not_installed_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.delitem(sys.modules, "anomseg_ros.backends.openvino", raising=False)
@@ -104,6 +106,7 @@ def test_small_shared_memory_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert finding.state == PROBLEM and finding.text.startswith("0 MiB free") and "--shm-size" in finding.remedy
 
 
+@pytest.mark.slow
 def test_topics_of_images_are_listed() -> None:
     context = rclpy.Context()
     rclpy.init(args=[], context=context)
