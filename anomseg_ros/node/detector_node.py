@@ -31,6 +31,7 @@ from anomseg_ros.node import conversions, diagnostics, pipeline, vision
 from anomseg_ros.node.activation import Activation, logs_failure
 from anomseg_ros.node.engines import Engines, Share
 from anomseg_ros.node.health import BAD, DROPPED, IDLE, PUBLISHED, FrameResult, Health, Level, State, current_states
+from anomseg_ros.node.names import qos_overrides
 from anomseg_ros.node.parameters import (
     FixedParameters,
     check_only_live_changed,
@@ -45,6 +46,8 @@ NODE_NAME = "detector"
 DIAGNOSTICS_PERIOD_S = 1.0
 MAX_CAMERA_INFOS = 64
 LABEL_INFO = "~/label_info"
+CAMERA_TOPICS = RAW, COMPRESSED = "image", "image/compressed"
+IMAGE_TYPES = frozenset({"sensor_msgs/msg/Image", COMPRESSED_TYPE := "sensor_msgs/msg/CompressedImage"})
 
 CAMERA_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 CAMERA_INFO_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -58,7 +61,7 @@ class DetectorNode(LifecycleNode):
     def __init__(self, engines: Engines | None = None, **node_options: Any) -> None:
         """engines: shared by the cameras of the process. node_options: keyword arguments of rclpy's node."""
         super().__init__(NODE_NAME, **node_options)
-        declare_parameters(self)
+        declare_parameters(self, qos_overrides(self, pipeline.OUTPUTS, CAMERA_TOPICS))
         self._engines = engines or Engines()
         self._share: Share | None = None
         self._pipeline: pipeline.FramePipeline | None = None
@@ -241,13 +244,13 @@ class DetectorNode(LifecycleNode):
         except Exception as error:  # the other outputs go on; the diagnostics name this one
             self._label_info_error = f"{LABEL_INFO} cannot be published: {pipeline.error_reason(error)}"
 
-    def _follow_camera(self) -> int:
-        """Subscribe to the camera, again if its message type changes; return the number of its publishers."""
+    def _follow_camera(self) -> list[str]:
+        """Subscribe to the camera, again if its message type changes; return the type of each of its publishers."""
         types = self._published_types("image")
         if types or self._image_subscription is None:  # without a publisher, keep the subscription as it is
             transport = fixed_parameters(current_values(self)).image_transport
             self._subscribe(*image_source(transport, types))
-        return len(self._published_types(self._image_subscription.topic_name))
+        return self._published_types(self._image_subscription.topic_name)
 
     def _subscribe(self, message_type: Any, topic: str) -> None:
         if (current := self._image_subscription) is not None:
@@ -352,7 +355,8 @@ class DetectorNode(LifecycleNode):
         self.get_logger().warning("the clock jumped back; latency statistics are reset", throttle_duration_sec=1.0)
 
     def _publish_diagnostics(self) -> None:
-        snapshot = self.health.snapshot(self._follow_camera() if self._activation else 0)
+        types = self._follow_camera() if self._activation else []
+        snapshot = self.health.snapshot(len(types), () if IMAGE_TYPES.intersection(types) else sorted({*types}))
         problem = self.failure or diagnostics.missing_bundle_file(self._pipeline)
         if self._activation is not None:
             states = current_states(snapshot, self.health.limits)
@@ -390,6 +394,6 @@ def image_source(transport: str, types: Collection[str]) -> tuple[Any, str]:
 
     types: message type of each publisher on `image`, such as sensor_msgs/msg/Image.
     """
-    if types and all(kind == "sensor_msgs/msg/CompressedImage" for kind in types):
+    if types and all(kind == COMPRESSED_TYPE for kind in types):
         return CompressedImage, "image"
-    return (CompressedImage, "image/compressed") if transport == "compressed" else (Image, "image")
+    return (CompressedImage, COMPRESSED) if transport == "compressed" else (Image, RAW)

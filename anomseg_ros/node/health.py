@@ -103,8 +103,9 @@ class Snapshot:
 
     ages_s, results, lost: of the frames in the window; an age is None for a frame without a stamp. active_s: time since
     activation. silent_s: time since the last frame arrived. working_s: how long the current frame has been processed.
-    waiting_s: how long frames have been waiting without any result. latency_ms, processing_ms, network_ms: percentile
-    -> milliseconds, over the last HISTORY_S seconds; empty before the first frame.
+    waiting_s: how long frames have been waiting without any result. wrong_types: what the publishers of the image topic
+    send instead of images. latency_ms, processing_ms, network_ms: percentile -> milliseconds, over the last HISTORY_S
+    seconds; empty before the first frame.
     """
 
     counts: Counts
@@ -116,6 +117,7 @@ class Snapshot:
     working_s: float = 0.0
     waiting_s: float = 0.0
     publishers: int = 1
+    wrong_types: Sequence[str] = ()
     rate_hz: float = 0.0
     frame_id: str = ""
     last_error: str = ""
@@ -190,8 +192,8 @@ class Health:
             self._ages.clear()
             self._results = deque((at, replace(result, latency_ms=None)) for at, result in self._results)
 
-    def snapshot(self, publishers: int = 1) -> Snapshot:
-        """Return the current health. publishers: number of publishers on the image topic."""
+    def snapshot(self, publishers: int = 1, wrong_types: Sequence[str] = ()) -> Snapshot:
+        """Return the current health. Arguments as in Snapshot."""
         with self._lock:
             now = self._now()
             since = now - self.limits.window_s
@@ -208,6 +210,7 @@ class Health:
                 working_s=0.0 if self._started_at is None else now - self._started_at,
                 waiting_s=now - self._waiting_since if self._in_work() else 0.0,
                 publishers=publishers,
+                wrong_types=wrong_types,
                 rate_hz=_rate_hz(published_at),
                 **self._latest,
                 # A negative latency is not valid: the clocks of camera and node differ, or one of them has jumped.
@@ -247,8 +250,7 @@ def current_states(now: Snapshot, limits: Limits) -> list[State]:
     if not now.counts.received:
         return [State(Level.OK, "waiting", "waiting for the first frame")]
     if now.results and all(result.outcome == IDLE for result in now.results):
-        message = "receiving frames; no output has a subscriber, so nothing is computed"
-        return [State(Level.OK, "idle", message)]
+        return [State(Level.OK, "idle", "receiving frames; no output has a subscriber, so nothing is computed")]
     return [State(Level.OK, "running", "running")]
 
 
@@ -268,10 +270,8 @@ def _stuck(now: Snapshot, limits: Limits) -> _Fault:
 def _starved(now: Snapshot, limits: Limits) -> _Fault:
     if not 0 < limits.output_timeout_s < now.waiting_s:
         return None
-    return (
-        Level.ERROR,
-        f"starved: frames arrive, but none has been processed for {now.waiting_s:.1f} s; restart the node",
-    )
+    message = f"starved: frames arrive, but none has been processed for {now.waiting_s:.1f} s; restart the node"
+    return Level.ERROR, message
 
 
 def _silent(now: Snapshot, limits: Limits) -> _Fault:
@@ -279,6 +279,8 @@ def _silent(now: Snapshot, limits: Limits) -> _Fault:
         return None
     if now.lost:
         remedy = f"{now.lost} frames were sent but lost in transport: start the camera with config/fastdds.xml as well"
+    elif now.wrong_types:
+        remedy = f"the image topic carries {', '.join(now.wrong_types)}: give the node a topic of images"
     elif now.publishers:
         remedy = "the image topic has a publisher: check that it sends and that its QoS is compatible"
     else:

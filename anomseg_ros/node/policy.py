@@ -12,13 +12,7 @@ from anomseg_ros.node.cameras import Camera, remappings
 NODE = "detector"
 CLOCK = "/clock"
 PUBLISHED = (
-    pipeline.LABELS,
-    pipeline.SCORE,
-    pipeline.MASK,
-    pipeline.DETECTIONS,
-    pipeline.OVERLAY,
-    pipeline.OVERLAY_COMPRESSED,
-    pipeline.CAMERA_INFO,
+    *pipeline.OUTPUTS,
     "~/label_info",
     "~/transition_event",
     "/diagnostics",

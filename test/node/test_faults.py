@@ -28,14 +28,14 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
 from ros_harness import RELIABLE, Client
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
-from std_msgs.msg import Header
+from std_msgs.msg import Header, String
 
 from anomseg_ros.backends import BACKENDS
 from anomseg_ros.errors import ConfigError
 from anomseg_ros.node import activation, detector_node, vision
 from anomseg_ros.node.conversions import compressed_from_array, image_from_array
 from anomseg_ros.node.detector_node import DetectorNode, image_source
-from anomseg_ros.replay.process import free_domain_id, local_environment
+from anomseg_ros.replay.process import NodeProcess, free_domain_id, local_environment
 
 CAMERA = "/camera/image"
 FRAME = np.random.default_rng(0).integers(0, 256, (90, 160, 3), dtype=np.uint8)
@@ -190,6 +190,20 @@ def test_silent_camera_is_error(run: Harness) -> None:
     run.feed_until(run.is_error("silent"), None, within_s=5.0)
     assert "the image topic has a publisher" in run.frames.message
     run.recover()
+
+
+def test_camera_topic_of_another_type_is_named(tmp_path: Path, tiny_bundle: Path) -> None:
+    domain = free_domain_id()
+    words = ["--bundle", str(tiny_bundle), "--image-topic", CAMERA]
+    client = Client(domain, {})
+    try:
+        client.node.create_publisher(String, CAMERA, RELIABLE)
+        with NodeProcess(domain, tmp_path / "node.log", words):
+            assert client.spin_until(lambda: bool(client.diagnostics), 60.0)
+            client.spin_for(4.0)
+            assert "the image topic carries std_msgs/msg/String" in client.status("frames").message
+    finally:
+        client.close()
 
 
 def test_rate_below_min_rate_hz_is_error(run: Harness) -> None:
