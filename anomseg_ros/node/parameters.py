@@ -15,7 +15,7 @@ from anomseg_ros.backends.backend_options import BUILD_ENGINE, MAX_DEVICE, NEVER
 from anomseg_ros.core.bundle import PRECISIONS, Contract
 from anomseg_ros.core.resources import ROAD_BUNDLE
 from anomseg_ros.core.road_region import NO_REGION, SURFACES
-from anomseg_ros.core.temporal_filter import FILTERS, NO_FILTER, FilterSpec
+from anomseg_ros.core.temporal_filter import FILTERS, NO_FILTER, TIME_CONSTANTS_S, FilterSpec
 from anomseg_ros.core.tracks import LONGEST_WINDOW, AlarmRule, check_alarm_frames
 from anomseg_ros.errors import ConfigError, unknown_name
 from anomseg_ros.node.health import Limits
@@ -149,7 +149,7 @@ PARAMETERS = (
         0.1,
         "Time constant of the temporal filter, seconds: it passes 63 % of a change in this time.",
         live=True,
-        limits=(0.01, 10.0),
+        limits=TIME_CONSTANTS_S,
     ),
     Parameter(
         "alarm_frames_n",

@@ -106,7 +106,8 @@ def test_threads_out_of_range_are_refused(threads: str, images: Path, capsys: py
     assert f"threads {threads}: expected 0 (one per core) to 256" in capsys.readouterr().err
 
 
-def test_threshold_nan_is_refused(images: Path) -> None:
+@pytest.mark.parametrize("words", [["--threshold", "nan"], ["--target-fpr", "2"], ["--target-fpr", "-0.1"]])
+def test_numbers_without_meaning_are_refused(words: list[str], images: Path) -> None:
     with pytest.raises(SystemExit) as raised:
-        main(["run", "enet-synthetic", str(images), "--output", str(images / "out"), "--threshold", "nan"])
+        main(["run", "enet-synthetic", str(images), "--output", str(images / "out"), *words])
     assert raised.value.code == 2
