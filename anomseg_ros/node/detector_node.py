@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
@@ -29,6 +28,7 @@ from anomseg_ros.core.resources import find_bundle
 from anomseg_ros.errors import AnomsegError
 from anomseg_ros.node import conversions, diagnostics, pipeline, vision
 from anomseg_ros.node.activation import Activation, logs_failure
+from anomseg_ros.node.arrivals import CAMERA_TOPICS, IMAGE_TYPES, SequenceGaps, image_source
 from anomseg_ros.node.engines import Engines, Share
 from anomseg_ros.node.health import BAD, DROPPED, IDLE, PUBLISHED, FrameResult, Health, Level, State, current_states
 from anomseg_ros.node.names import qos_overrides
@@ -40,14 +40,16 @@ from anomseg_ros.node.parameters import (
     fixed_parameters,
     live_parameters,
 )
-from anomseg_ros.node.ros_distributions import SubscriptionEventCallbacks, call_after_parameters_are_set
+from anomseg_ros.node.ros_distributions import (
+    SubscriptionEventCallbacks,
+    call_after_parameters_are_set,
+    with_message_info,
+)
 
 NODE_NAME = "detector"
 DIAGNOSTICS_PERIOD_S = 1.0
 MAX_CAMERA_INFOS = 64
 LABEL_INFO = "~/label_info"
-CAMERA_TOPICS = RAW, COMPRESSED = "image", "image/compressed"
-IMAGE_TYPES = frozenset({"sensor_msgs/msg/Image", COMPRESSED_TYPE := "sensor_msgs/msg/CompressedImage"})
 
 CAMERA_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 CAMERA_INFO_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -72,6 +74,7 @@ class DetectorNode(LifecycleNode):
         self._label_info_error = ""
         self._image_subscription: Any = None
         self._camera_info_subscription: Any = None
+        self._gaps = SequenceGaps()
         self._camera_infos: deque[CameraInfo] = deque(maxlen=MAX_CAMERA_INFOS)
         self._logged_states: set[str] = set()
         self.health = Health(live_parameters(current_values(self)).limits)
@@ -250,17 +253,20 @@ class DetectorNode(LifecycleNode):
         if types or self._image_subscription is None:  # without a publisher, keep the subscription as it is
             transport = fixed_parameters(current_values(self)).image_transport
             self._subscribe(*image_source(transport, types))
-        return self._published_types(self._image_subscription.topic_name)
+        types = self._published_types(self._image_subscription.topic_name)
+        self._gaps.has_one_publisher = len(types) < 2
+        return types
 
     def _subscribe(self, message_type: Any, topic: str) -> None:
         if (current := self._image_subscription) is not None:
             if (current.msg_type, current.topic_name) == (message_type, self.resolve_topic_name(topic)):
                 return
             self.destroy_subscription(current)
+        self._gaps = SequenceGaps()
         self._image_subscription = self.create_subscription(
             message_type,
             topic,
-            self._on_image,
+            with_message_info(self._on_image),
             CAMERA_QOS,
             event_callbacks=SubscriptionEventCallbacks(message_lost=self._on_lost),
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
@@ -271,9 +277,10 @@ class DetectorNode(LifecycleNode):
         """Return the message type of each publisher on a topic."""
         return [publisher.topic_type for publisher in self.get_publishers_info_by_topic(topic)]
 
-    def _on_image(self, msg: Image | CompressedImage) -> None:
+    def _on_image(self, msg: Image | CompressedImage, info: Any) -> None:
         if (activation := self._activation) is None:
             return
+        activation.health.lost(self._gaps.before(info), reported=False)
         age_ms = conversions.age_ms_of(msg.header, self.get_clock().now().nanoseconds)
         activation.health.received(None if age_ms is None else age_ms / 1e3, msg.header.frame_id)
         if activation.mailbox.put((msg, time.monotonic())):
@@ -387,13 +394,3 @@ class DetectorNode(LifecycleNode):
             else:
                 logger.info(state.message)
         self._logged_states = {state.name for state in states}
-
-
-def image_source(transport: str, types: Collection[str]) -> tuple[Any, str]:
-    """Return the message type and topic to subscribe to: `image` if it only carries CompressedImage, else by transport.
-
-    types: message type of each publisher on `image`, such as sensor_msgs/msg/Image.
-    """
-    if types and all(kind == COMPRESSED_TYPE for kind in types):
-        return CompressedImage, "image"
-    return (CompressedImage, COMPRESSED) if transport == "compressed" else (Image, RAW)

@@ -46,9 +46,9 @@ class Counts:
     """Frame counts since activation. received = published + dropped + bad + idle + in_work at all times.
 
     dropped: replaced by a newer frame before processing, or still waiting at deactivation. bad: unusable. idle: no
-    output had a subscriber. in_work: waiting or being processed. lost: never arrived, according to the middleware.
-    late: took longer than max_processing_ms, or older than max_image_age_s when published. failed: messages of single
-    outputs that could not be created. roadless: alarms were not limited to the road, because the labels showed none.
+    output had a subscriber. in_work: waiting or being processed. lost: never arrived, or replaced in the middleware's
+    queue. late: took longer than max_processing_ms, or older than max_image_age_s when published. failed: messages of
+    single outputs that could not be created. roadless: alarms were not limited to the road, as the labels showed none.
     """
 
     received: int = 0
@@ -138,6 +138,7 @@ class Health:
         self._ages: deque[tuple[float, float | None]] = deque()
         self._results: deque[tuple[float, FrameResult]] = deque()
         self._lost: deque[tuple[float, int]] = deque()
+        self._lost_counts = [0, 0]  # missing, reported: a frame that was lost in transport is in both
         self._activated_at = self._last_arrival_at = now()
         self._started_at: float | None = None
         self._waiting_since = 0.0
@@ -160,9 +161,8 @@ class Health:
 
     def finished(self, result: FrameResult) -> None:
         """Count the result of the frame that was being processed."""
-        limits = self.limits
-        too_old = result.latency_ms is not None and 0 < limits.max_image_age_s < result.latency_ms / 1e3
-        too_slow = 0 < limits.max_processing_ms < result.processing_ms
+        too_old = result.latency_ms is not None and 0 < self.limits.max_image_age_s < result.latency_ms / 1e3
+        too_slow = 0 < self.limits.max_processing_ms < result.processing_ms
         with self._lock:
             self._counts[result.outcome] += 1
             self._counts["late"] += too_old or too_slow
@@ -179,11 +179,12 @@ class Health:
         with self._lock:
             self._counts[DROPPED] += 1
 
-    def lost(self, frames: int) -> None:
-        """Count frames that never arrived."""
+    def lost(self, frames: int, *, reported: bool = True) -> None:
+        """Count frames that never arrived: reported by the middleware, or missing in the publisher's numbers."""
         with self._lock:
-            self._counts["lost"] += frames
-            self._append(self._lost, frames)
+            self._lost_counts[reported] += frames
+            if reported:
+                self._append(self._lost, frames)
 
     def clock_jumped(self) -> None:
         """Discard ages and latencies after the node's clock has jumped back; across the jump they mean nothing."""
@@ -201,7 +202,7 @@ class Health:
             latencies_ms = (result.latency_ms for result in published)
             published_at = [at for at, result in self._results if result.outcome == PUBLISHED and at >= since]
             return Snapshot(
-                Counts(**self._counts, in_work=self._in_work()),
+                Counts(**self._counts, in_work=self._in_work(), lost=max(self._lost_counts)),
                 ages_s=tuple(age for at, age in self._ages if at >= since),
                 results=tuple(result for at, result in self._results if at >= since),
                 lost=sum(frames for at, frames in self._lost if at >= since),
@@ -317,10 +318,9 @@ def _rate(now: Snapshot, limits: Limits) -> _Fault:
         return None
     enough_arrive = (len(now.ages_s) + 1) / limits.window_s >= limits.min_rate_hz
     remedy = "use a smaller network or more threads" if enough_arrive else "check the camera and its connection"
-    return Level.ERROR, (
-        f"{processed / limits.window_s:.1f} frames per second are processed, {limits.min_rate_hz:g} are expected, "
-        f"{len(now.ages_s) / limits.window_s:.1f} arrive: {remedy}"
-    )
+    processed_hz, arriving_hz = processed / limits.window_s, len(now.ages_s) / limits.window_s
+    figures = f"{processed_hz:.1f} frames per second are processed, {limits.min_rate_hz:g} are expected"
+    return Level.ERROR, f"{figures}, {arriving_hz:.1f} arrive: {remedy}"
 
 
 def _output(now: Snapshot, limits: Limits) -> _Fault:

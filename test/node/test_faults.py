@@ -33,8 +33,9 @@ from std_msgs.msg import Header, String
 from anomseg_ros.backends import BACKENDS
 from anomseg_ros.errors import ConfigError
 from anomseg_ros.node import activation, detector_node, vision
+from anomseg_ros.node.arrivals import image_source
 from anomseg_ros.node.conversions import compressed_from_array, image_from_array
-from anomseg_ros.node.detector_node import DetectorNode, image_source
+from anomseg_ros.node.detector_node import DetectorNode
 from anomseg_ros.replay.process import NodeProcess, free_domain_id, local_environment
 
 CAMERA = "/camera/image"
@@ -202,6 +203,24 @@ def test_camera_topic_of_another_type_is_named(tmp_path: Path, tiny_bundle: Path
             assert client.spin_until(lambda: bool(client.diagnostics), 60.0)
             client.spin_for(4.0)
             assert "the image topic carries std_msgs/msg/String" in client.status("frames").message
+    finally:
+        client.close()
+
+
+def test_frames_replaced_in_the_queue_of_the_middleware_are_counted_as_lost(tmp_path: Path, tiny_bundle: Path) -> None:
+    domain, frames = free_domain_id(), 300
+    client = Client(domain, {"labels": Image})
+    try:
+        with NodeProcess(domain, tmp_path / "node.log", ["--bundle", str(tiny_bundle), "--image-topic", CAMERA]):
+            client.wait_for_node()
+            # The numbers are known from the first frame on. The last one shows how many were missing before it.
+            for burst in (1, frames - 2, 1):
+                for _ in range(burst):  # faster than they are received
+                    client.publish(CAMERA, image_from_array(FRAME, "rgb8", Header(stamp=Time(sec=1))))
+                client.spin_for(1.0)
+            counts = client.counts()
+            assert counts["lost"] > 0 and counts["received"] + counts["lost"] == frames
+            assert counts["published"] == len(client.messages["labels"])
     finally:
         client.close()
 

@@ -195,6 +195,14 @@ def test_lost_frames_are_not_reported_as_silent_camera() -> None:
     assert "7 frames were sent but lost in transport" in run.states[0].message
 
 
+def test_lost_frames_are_counted_once_if_reported_and_missing() -> None:
+    run = Run()
+    run.health.lost(3)
+    run.health.lost(3, reported=False)
+    run.health.lost(2, reported=False)  # replaced in the queue, which the middleware does not report
+    assert run.health.snapshot().counts.lost == 5
+
+
 def test_silent_camera_message_names_other_type_of_topic() -> None:
     run = Run()
     run.wrong_types = ("std_msgs/msg/String",)
