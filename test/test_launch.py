@@ -198,6 +198,8 @@ def test_a_manager_s_node_does_not_start_by_itself(installed: Path) -> None:
     [
         ("detector.launch.py", ["bundle:=nowhere"], "'nowhere' is neither a bundle directory nor a shipped bundle"),
         ("detector.launch.py", ["params_file:=/nowhere.yaml"], "params_file:='/nowhere.yaml' is not a file"),
+        ("detector.launch.py", ["target_fpr:=low"], "target_fpr:='low' is not a number; give one such as 0.5"),
+        ("multi_camera.launch.py", [f"cameras:={CONFIG / 'cameras.yaml'}", "threads:=two"], "threads:='two' is not a"),
         ("replay.launch.py", ["bag:=/nowhere"], "bag:='/nowhere' does not exist"),
         ("replay.launch.py", [f"bag:={ROOT / 'demo'}"], "the bag was not played"),
         ("multi_camera.launch.py", ["cameras:=/nowhere.yaml"], "No such file or directory; give the YAML file"),

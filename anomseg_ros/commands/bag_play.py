@@ -67,6 +67,14 @@ def argument_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Play the bag; return 0, also after Ctrl-C, or 1 if messages are missing. Raises BagError."""
     args = argument_parser().parse_args(argv)
+    # From here to the end, so that a signal while ROS starts or stops does not end the command by an exception.
+    with _stop_on_signal() as stop:
+        report = _report(args, stop)
+        _print_report(report)
+        return print_differences(report.differences)
+
+
+def _report(args: argparse.Namespace, stop: threading.Event) -> PlayReport:
     import rclpy
     from rclpy.signals import SignalHandlerOptions
 
@@ -87,13 +95,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     try:
         node: Any = rclpy.create_node("anomseg_bag_player")  # rclpy is annotated only in part
-        with _stop_on_signal() as stop:
-            report = _play(node, args.file, play_options, stop)
+        report = _play(node, args.file, play_options, stop)
         node.destroy_node()
+        return report
     finally:
         rclpy.shutdown()
-    _print_report(report)
-    return print_differences(report.differences)
 
 
 def _play(node: Node, path: Path, play_options: PlayOptions, stop: threading.Event) -> PlayReport:

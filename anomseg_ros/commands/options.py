@@ -76,6 +76,22 @@ def number(text: str) -> float:
     return value
 
 
+def fraction(text: str) -> float:
+    """Argument type: a number from 0 to 1."""
+    value = number(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
+def positive(text: str) -> float:
+    """Argument type: a finite number above 0."""
+    value = number(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
 EXACT_HELP = "do not round scores, whatever memory that takes"
 JSON_HELP = "JSON file for all results and settings"
 HTML_HELP = "HTML file for the report, one self-contained page"

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from rclpy.exceptions import NameValidationException
-from rclpy.validate_full_topic_name import validate_full_topic_name
 from rclpy.validate_namespace import validate_namespace
 
 from anomseg_ros.commands import options
 from anomseg_ros.core.output_files import write_file
 from anomseg_ros.errors import ConfigError
 from anomseg_ros.node.cameras import read_cameras
+from anomseg_ros.node.names import check_topic
 from anomseg_ros.node.policy import SecuredNode, policy
 
 
@@ -35,7 +33,7 @@ def main(argv: list[str]) -> int:
         nodes = [SecuredNode.of_camera(camera) for camera in read_cameras(args.cameras)]
     else:
         nodes = [_single_node(args.namespace, args.image_topic)]
-    text = policy(nodes, _full_name("--enclave", args.enclave, validate_namespace), use_sim_time=args.use_sim_time)
+    text = policy(nodes, _full_name("--enclave", args.enclave), use_sim_time=args.use_sim_time)
     if args.output:
         write_file(args.output, text)
     else:
@@ -44,15 +42,16 @@ def main(argv: list[str]) -> int:
 
 
 def _single_node(namespace: str, image_topic: str) -> SecuredNode:
-    namespace = _full_name("--namespace", namespace, validate_namespace)
-    return SecuredNode(namespace, _full_name("--image-topic", image_topic, validate_full_topic_name, namespace))
+    namespace = _full_name("--namespace", namespace)
+    check_topic(image_topic, "--image-topic", namespace)
+    return SecuredNode(namespace, image_topic)
 
 
-def _full_name(option: str, name: str, validate: Callable[[str], object], namespace: str = "/") -> str:
-    """Return a name of ROS 2 that begins with /; a relative one is in the namespace. Raises ConfigError."""
-    full = name if name.startswith("/") else f"{namespace.rstrip('/')}/{name}"
+def _full_name(option: str, name: str) -> str:
+    """Return a namespace or enclave with a leading /. Raises ConfigError."""
+    full = name if name.startswith("/") else f"/{name}"
     try:
-        validate(full)
+        validate_namespace(full)
     except NameValidationException as error:
         raise ConfigError(f"{option}: {' '.join(str(error).split())}") from error
     return full

@@ -43,7 +43,10 @@ def _parser() -> argparse.ArgumentParser:
         "--scores", type=options.names, default=(), help="scores to write, comma separated (default: all)"
     )
     parser.add_argument(
-        "--target-fpr", type=options.number, default=0.01, help="false-positive rate that selects the mask's threshold"
+        "--target-fpr",
+        type=options.fraction,
+        default=0.01,
+        help="false-positive rate that selects the mask's threshold",
     )
     parser.add_argument(
         "--threshold", type=options.number, help="score threshold of the mask (default: the bundle's for --target-fpr)"

@@ -14,7 +14,7 @@ from anomseg_ros.compression.ranges import METHODS, RangeConfig
 from anomseg_ros.core.resources import find_yaml
 from anomseg_ros.core.schema import from_plain
 from anomseg_ros.core.untrusted_text import parse_yaml
-from anomseg_ros.errors import ConfigError, unknown_name
+from anomseg_ros.errors import ConfigError, reason_of, unknown_name
 
 RECIPE_FOLDER = "config/compress"
 
@@ -81,7 +81,7 @@ def load_recipe(path: Path) -> Recipe:
     try:
         data = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the recipe {path}: {error}") from error
+        raise ConfigError(f"cannot read the recipe {path}: {reason_of(error)}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if isinstance(data, dict):

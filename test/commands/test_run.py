@@ -67,16 +67,6 @@ def test_score_files_can_be_compressed_or_left_out(tiny_bundle: Path, images: Pa
     assert masks[0] == masks[1] == masks[2]
 
 
-@pytest.mark.parametrize("rate", ["2", "-0.01"])
-def test_rate_that_is_no_share_is_refused(
-    rate: str, tiny_bundle: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["run", str(tiny_bundle), str(images), "--output", str(tmp_path / "out"), f"--target-fpr={rate}"]
-    assert main(words) == 1
-    assert f"{float(rate)!r}: expected a share of the known pixels, 0 to 1" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
 def test_source_size_and_no_overlay_options(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ["--output", str(out), "--source-size", "--no-overlay", "--scores", "msp"]
@@ -146,7 +136,8 @@ def test_threads_out_of_range_are_refused(threads: str, images: Path, capsys: py
     assert f"threads {threads}: expected 0 (one per core) to 256" in capsys.readouterr().err
 
 
-def test_threshold_nan_is_refused(images: Path) -> None:
+@pytest.mark.parametrize("words", [["--threshold", "nan"], ["--target-fpr", "2"], ["--target-fpr", "-0.1"]])
+def test_numbers_without_meaning_are_refused(words: list[str], images: Path) -> None:
     with pytest.raises(SystemExit) as raised:
-        main(["run", "enet-synthetic", str(images), "--output", str(images / "out"), "--threshold", "nan"])
+        main(["run", "enet-synthetic", str(images), "--output", str(images / "out"), *words])
     assert raised.value.code == 2

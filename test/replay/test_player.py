@@ -259,6 +259,27 @@ def test_topics_missing_from_bag_are_refused(tmp_path: Path, node: Node) -> None
             BagPlayer(node, path, options)
 
 
+SIGNAL_AT_START = """
+import os, signal, sys, rclpy
+start = rclpy.init
+
+def interrupted_start(**options):
+    os.kill(os.getpid(), signal.SIGINT)
+    start(**options)
+
+rclpy.init = interrupted_start
+from anomseg_ros.cli import main
+sys.exit(main(["bag", "play", sys.argv[1]]))
+"""
+
+
+def test_command_exits_cleanly_on_signal_while_ros_starts(tmp_path: Path, domain: int) -> None:
+    path = make_bag(tmp_path / "bag", frames=3)
+    done = subprocess.run([sys.executable, "-c", SIGNAL_AT_START, str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "stopped before the end" in done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_command_exits_cleanly_on_signal(tmp_path: Path, domain: int, number: int) -> None:
