@@ -268,7 +268,7 @@ def test_replay_plays_the_bag_into_the_detector(installed: Path) -> None:
     words = [part[0].text for part in player.cmd]
     assert words[1:] == [
         *("-m", "anomseg_ros.cli", "bag", "play", str(ROOT)),
-        *("--rate", "2.0", "--clock", "50", "--wait", "60", "--loop"),
+        *("--rate", "2.0", "--clock", "50", "--wait", "60", "--needs-subscriber", "--loop"),
     ]
     from anomseg_ros.commands.bag_play import argument_parser
 

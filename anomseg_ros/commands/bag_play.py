@@ -54,6 +54,8 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--wait", type=options.number, default=2.0, metavar="SECONDS", help="longest wait for a first subscriber"
     )
+    needs_help = "play nothing, and end with status 1, if no subscriber appears within --wait"
+    parser.add_argument("--needs-subscriber", action="store_true", help=needs_help)
     parser.add_argument(
         "--reliability",
         choices=("reliable", "best_effort"),
@@ -88,6 +90,7 @@ def _report(args: argparse.Namespace, stop: threading.Event) -> PlayReport:
         topics=args.topics,
         remap=dict(args.remap),
         wait_s=args.wait,
+        needs_subscriber=args.needs_subscriber,
         reliability=args.reliability,
     )
     use_large_shared_memory()

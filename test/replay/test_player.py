@@ -207,6 +207,18 @@ def test_loop_repeats_until_stopped(tmp_path: Path, node: Node) -> None:
     assert report.counts["/camera/image"] in (6, 7)
 
 
+def test_bag_that_nobody_wants_is_not_played_if_somebody_has_to(tmp_path: Path, node: Node) -> None:
+    path = make_bag(tmp_path / "bag", frames=3)
+    with BagPlayer(node, path, PlayOptions(rate=20, wait_s=0.2, needs_subscriber=True)) as player:
+        with pytest.raises(
+            BagError, match=r"no subscriber appeared within 0.2 s on a topic of the bag \(/camera/camera_info"
+        ):
+            player.play(progress=lambda _: pytest.fail("a message was played"))
+        stop = threading.Event()
+        stop.set()
+        assert player.play(stop).stopped  # Ctrl-C during the wait is no error
+
+
 def test_stop_interrupts_long_gap(tmp_path: Path, node: Node) -> None:
     with BagWriter(tmp_path / "bag") as writer:
         for stamp_ns in (0, 3_600_000_000_000):
