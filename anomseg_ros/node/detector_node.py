@@ -32,6 +32,7 @@ from anomseg_ros.node.arrivals import CAMERA_TOPICS, IMAGE_TYPES, SequenceGaps, 
 from anomseg_ros.node.engines import Engines, Share
 from anomseg_ros.node.health import BAD, DROPPED, IDLE, PUBLISHED, FrameResult, Health, Level, State, current_states
 from anomseg_ros.node.names import qos_overrides
+from anomseg_ros.node.narrator import Narrator, waiting_line
 from anomseg_ros.node.parameters import (
     FixedParameters,
     check_only_live_changed,
@@ -76,7 +77,7 @@ class DetectorNode(LifecycleNode):
         self._camera_info_subscription: Any = None
         self._gaps = SequenceGaps()
         self._camera_infos: deque[CameraInfo] = deque(maxlen=MAX_CAMERA_INFOS)
-        self._logged_states: set[str] = set()
+        self._narrator = Narrator(self.get_logger())
         self.health = Health(live_parameters(current_values(self)).limits)
         self.add_on_set_parameters_callback(self._check_parameters)
         call_after_parameters_are_set(self, self._apply_parameters)
@@ -177,6 +178,7 @@ class DetectorNode(LifecycleNode):
     def _start_working(self) -> None:
         assert self._pipeline is not None and self._share is not None
         self.health = Health(self.health.limits)
+        self._narrator.begin()
         self._camera_infos.clear()
         self._pipeline.forget_past()
         self._publish_label_info()
@@ -271,7 +273,7 @@ class DetectorNode(LifecycleNode):
             event_callbacks=SubscriptionEventCallbacks(message_lost=self._on_lost),
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
         )
-        self.get_logger().info(f"subscribed to {message_type.__name__} on {self._image_subscription.topic_name}")
+        self.get_logger().info(waiting_line(self._image_subscription))
 
     def _published_types(self, topic: str) -> list[str]:
         """Return the message type of each publisher on a topic."""
@@ -367,7 +369,7 @@ class DetectorNode(LifecycleNode):
         problem = self.failure or diagnostics.missing_bundle_file(self._pipeline)
         if self._activation is not None:
             states = current_states(snapshot, self.health.limits)
-            self._log_new_states(states)
+            self._narrator.tell(snapshot, states)
         else:
             states = [State(Level.ERROR, "trouble", problem) if problem else diagnostics.INACTIVE]
         statuses = [
@@ -380,17 +382,3 @@ class DetectorNode(LifecycleNode):
         header, name = Header(stamp=self.get_clock().now().to_msg()), self.get_fully_qualified_name()
         hardware_id = self.get_parameter("hardware_id").value or frame_id or self.resolve_topic_name("image")
         self._diagnostics_publisher.publish(diagnostics.diagnostic_array(header, name, hardware_id, statuses))
-
-    def _log_new_states(self, states: list[State]) -> None:
-        """Log each state once, when it begins."""
-        logger = self.get_logger()
-        for state in states:
-            if state.name in self._logged_states:
-                continue
-            if state.level == Level.ERROR:  # rclpy requires a separate call for each severity
-                logger.error(state.message)
-            elif state.level == Level.WARN:
-                logger.warning(state.message)
-            else:
-                logger.info(state.message)
-        self._logged_states = {state.name for state in states}
