@@ -227,7 +227,24 @@ class _Plan:
             root.setLevel(level)
         quantizer.model.topological_sort()  # ONNX and graph_outputs.py require this order
         built: onnx.ModelProto = quantizer.model.model
-        return built
+        return _with_float_inputs(built, excluded) if tensorrt else built
+
+
+def _with_float_inputs(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
+    """Return the model with these nodes reading values before they are rounded for other readers.
+
+    The quantizer gives every reader of a quantized value a pair of nodes. ONNX Runtime is faster with them.
+    """
+    graph, chosen = Graph(model), set(names)
+    for node in [node for node in graph.nodes if node.name in chosen]:
+        for index, name in enumerate(node.input):
+            dequantize = graph.producer(name)
+            if dequantize is None or dequantize.op_type != "DequantizeLinear":
+                continue
+            quantize_node = graph.producer(dequantize.input[0])
+            if quantize_node is not None and graph.constant(quantize_node.input[0]) is None:
+                node.input[index] = quantize_node.input[0]
+    return graph.finish()
 
 
 def _override(scales: Array) -> list[dict[str, Any]]:
