@@ -14,7 +14,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from anomseg_ros.backends import BACKENDS
-from anomseg_ros.backends.backend_options import BackendOptions
+from anomseg_ros.backends.backend_options import PROVIDERS_IN_WORDS, BackendOptions
 from anomseg_ros.bench.power import PowerRequest
 from anomseg_ros.command_table import example_of
 from anomseg_ros.core.bundle import CHECKPOINT_FILE, Bundle, check_target
@@ -106,10 +106,7 @@ BUILD_ENGINE_HELP = (
     "an engine are left out)"
 )
 TIMED_SCORE_HELP = "score to compute besides the labels (default: the bundle's first)"
-PROVIDER_HELP = (
-    "device or mode of the backend: cpu; with onnxruntime also cuda, tensorrt, openvino; with openvino and tensorrt "
-    "also gpu, with tensorrt also dla0 and dla1; with torch also eager, aot, cuda, cuda-aot"
-)
+PROVIDER_HELP = f"device or mode of the backend: {PROVIDERS_IN_WORDS}"
 
 
 def add_power_seconds(target: argparse._ActionsContainer) -> None:

@@ -11,7 +11,7 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.node import Node
 
 from anomseg_ros.backends import BACKENDS
-from anomseg_ros.backends.backend_options import BUILD_ENGINE, MAX_DEVICE, NEVER, BackendOptions
+from anomseg_ros.backends.backend_options import BUILD_ENGINE, MAX_DEVICE, NEVER, PROVIDERS_IN_WORDS, BackendOptions
 from anomseg_ros.core.bundle import PRECISIONS, Contract
 from anomseg_ros.core.resources import ROAD_BUNDLE
 from anomseg_ros.core.road_region import NO_REGION, SURFACES
@@ -83,8 +83,7 @@ PARAMETERS = (
     Parameter(
         "provider",
         "cpu",
-        "Device or mode of the backend: cpu; cuda, tensorrt, openvino (onnxruntime); gpu (openvino, tensorrt); dla0, "
-        "dla1 (tensorrt); eager, aot, cuda, cuda-aot (torch).",
+        f"Device or mode of the backend: {PROVIDERS_IN_WORDS}.",
     ),
     Parameter(
         "precision", "auto", "Precision that the bundle must have; auto accepts any.", choices=("auto", *PRECISIONS)
