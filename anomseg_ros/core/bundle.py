@@ -155,11 +155,9 @@ class Bundle:
         """
         if not 0 <= target_fpr <= 1:
             raise ConfigError(f"target_fpr {target_fpr!r}: expected a share of the known pixels, 0 to 1, such as 0.01")
-        table = self.contract.thresholds.get(score)
-        if table is None:
+        if (table := self.contract.thresholds.get(score)) is None:
             return None
-        found = table.at(target_fpr)
-        if found is None:
+        if (found := table.at(target_fpr)) is None:
             known = ", ".join(f"{rate:g}" for rate in sorted(table.by_target_fpr))
             raise ConfigError(f"target_fpr {target_fpr:g} is below every calibrated rate of score {score!r}: {known}")
         return found
