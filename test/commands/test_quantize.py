@@ -11,6 +11,7 @@ from small_bundles import small_bundle, street_frames
 from anomseg_ros.backends import open_detector
 from anomseg_ros.cli import main
 from anomseg_ros.core.bundle import GRAPH_FILE, load_bundle, sha256_of
+from anomseg_ros.export import ExportConfig, export_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -180,3 +181,19 @@ def test_checkpoint_of_other_bundle_is_refused(
     more: tuple[str, ...] = ("--backend", "torch", "--checkpoint", str(other))
     assert main(of_checkpoint(place, with_checkpoint[0], tmp_path / "new", *more)) == 1
     assert "is not what bundle" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_published_network_is_quantized_for_tensorrt_within_the_tolerance(
+    shared_weights: Path, shared_data: Path, tmp_path: Path
+) -> None:
+    """MiDE-Net loses most of all networks: without float layers, every tenth label changes."""
+    config = ExportConfig("mide", 20, 19, height_px=128, width_px=256, scores=("void", "max_logit"), target="gpu")
+    export_checkpoint("mide_net", shared_weights / "midenet_distilled.pth", config, tmp_path / "mide")
+    words = ["quantize", str(tmp_path / "mide"), "--target", "tensorrt", "--output", str(tmp_path / "int8")]
+    frames = f"camvid={shared_data / 'CamVid'}:val"
+    assert main([*words, "--frames", frames, "--allow-few", "--held-out-frames", "8"]) == 0
+    record = load_bundle(tmp_path / "int8").contract.compression
+    assert record["drift"]["label_agreement"] >= 0.97
+    assert all(score["rank_correlation"] >= 0.98 for score in record["drift"]["scores"].values())
+    assert record["settings"]["float_layers"]
