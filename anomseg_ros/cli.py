@@ -37,7 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("anomseg_ros.commands.evaluate:main", "measure bundles on datasets: table, JSON and HTML report"),
     "calibrate threshold": (
         "anomseg_ros.commands.calibrate_threshold:main",
-        "write thresholds for given false-positive rates into a bundle",
+        "write thresholds for given false-positive rates into a bundle, from labelled frames or a drive without labels",
     ),
     "calibrate score": (
         "anomseg_ros.commands.calibrate_score:main",

@@ -1,0 +1,128 @@
+"""`anomseg calibrate threshold --frames`: thresholds from an unlabelled drive."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from anomseg_ros.commands import options
+from anomseg_ros.commands.progress_lines import ProgressLines
+from anomseg_ros.core.bundle import Bundle
+from anomseg_ros.core.delivered import deviations
+from anomseg_ros.core.ego_mask import read_ego_mask
+from anomseg_ros.core.road_region import NO_REGION, road_region
+from anomseg_ros.datasets.check import check
+from anomseg_ros.datasets.unlabelled_drive import UnlabelledDrive, open_drive, read_frame_names
+from anomseg_ros.errors import ConfigError
+from anomseg_ros.evaluation.calibrate import ThresholdChange
+from anomseg_ros.evaluation.drive_thresholds import (
+    DriveRequest,
+    DriveThresholds,
+    HeldBackRate,
+    calibrate_on_drive,
+    split_blocks,
+)
+
+HELP = (
+    "a drive without labels: folders of pictures, videos or bags, in which nothing is strange; a third of it is held "
+    "back to measure how well the rates hold"
+)
+USUAL_RATE = 0.01
+_DRIVE_OPTIONS = ("topic", "ego_mask", "leave_out", "every", "road_region")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that only --frames has."""
+    group = parser.add_argument_group("with --frames")
+    group.add_argument("--topic", help="image topic of the bags (default: the only one in colour)")
+    group.add_argument(
+        "--ego-mask", type=Path, metavar="FILE", help="image, non-zero where the camera sees its own vehicle"
+    )
+    leave_out_help = "text file of frames that show something strange, one name per line"
+    group.add_argument("--leave-out", type=Path, metavar="FILE", help=leave_out_help)
+    group.add_argument("--every", type=int, metavar="N", help="use every N-th frame (default: 1)")
+    options.add_road_region(group, "count only the road (and sidewalk) and objects on it, where a road is found")
+
+
+def refuse_options(args: argparse.Namespace) -> None:
+    """Raise ConfigError for an option that needs --frames; called without it."""
+    for name in _DRIVE_OPTIONS:
+        if getattr(args, name) is not None:
+            raise ConfigError(f"--{name.replace('_', '-')} needs --frames; labelled datasets have no such option")
+
+
+def calibrate(
+    args: argparse.Namespace, bundle: Bundle, scores: tuple[str, ...]
+) -> tuple[Sequence[ThresholdChange], str]:
+    """Measure a drive and print the thresholds with their rates; return them, and what they come from."""
+    road = road_region(args.road_region or NO_REGION, bundle.contract)
+    ego_mask = None if args.ego_mask is None else read_ego_mask(args.ego_mask, "--ego-mask")
+    left_out = () if args.leave_out is None else read_frame_names(args.leave_out)
+    every = 1 if args.every is None else args.every
+    drive = open_drive(args.frames, topic=args.topic, ego_mask=ego_mask, every=every).without(left_out)
+    split_blocks(len(drive))  # too few frames are refused before they are read
+    rates = args.target_fpr or _usual_rates(bundle, scores)
+    request = DriveRequest(bundle, drive, scores, rates, road, args.backend, options.backend_options(args))
+    with ProgressLines() as lines:
+        check(drive, progress=lines).require()
+        found = calibrate_on_drive(request, lines)
+    for text in _warnings(drive, found):
+        Console(stderr=True).print(f"warning: {text}", style="yellow", soft_wrap=True, markup=False, highlight=False)
+    _print(found, bundle)
+    return found.changes, _calibrated_on(drive, found)
+
+
+def _usual_rates(bundle: Bundle, scores: Sequence[str]) -> tuple[float, ...]:
+    """Return the rates that the bundle has thresholds for, so that all of them come from the same frames."""
+    tables = (bundle.contract.thresholds[score] for score in scores if score in bundle.contract.thresholds)
+    return tuple(sorted({USUAL_RATE, *(rate for table in tables for rate in table.by_target_fpr)}))
+
+
+def percent(share: float | None) -> str:
+    """Return a share with three decimals, `-` for None."""
+    return "-" if share is None else f"{100 * share:.3f} %"
+
+
+def _calibrated_on(drive: UnlabelledDrive, found: DriveThresholds) -> str:
+    return f"unlabelled drive {', '.join(drive.input_names)} ({found.used} frames, {found.held_back} held back)"
+
+
+def _print(found: DriveThresholds, bundle: Bundle) -> None:
+    title = f"{bundle.contract.name}: thresholds from {found.used} frames, checked on {found.held_back} held back"
+    table = Table(title=title, title_justify="left")
+    for heading in ("score", "target FPR", "before", "its FPR", "now", "its FPR", "FPR held back", "of target"):
+        table.add_column(heading, justify="left" if heading == "score" else "right")
+    for rate in found.rates:
+        change = rate.change
+        table.add_row(
+            change.score,
+            f"{change.target_fpr:g}",
+            "none" if change.before is None else f"{change.before:.6g}",
+            percent(change.fpr_before),
+            f"{change.threshold:.6g}",
+            percent(change.achieved_fpr),
+            percent(rate.fpr),
+            f"{rate.ratio:.2f} x",
+        )
+    Console().print(table)
+
+
+def _warnings(drive: UnlabelledDrive, found: DriveThresholds) -> list[str]:
+    warnings = list(map(str, deviations(drive.differences)))
+    if found.roadless:
+        total = found.used + found.held_back
+        warnings.append(f"no road was found in {found.roadless} of {total} frames; all their pixels count")
+    return warnings + [_off_target(rate) for rate in found.rates if not rate.holds]
+
+
+def _off_target(rate: HeldBackRate) -> str:
+    change = rate.change
+    return (
+        f"{change.score} at {change.target_fpr:g}: on the frames held back the rate is {percent(rate.fpr)}, "
+        f"{rate.ratio:.2f} times the target, so the drive's parts differ; calibrate on more frames, and on other "
+        "stretches of road as well"
+    )
