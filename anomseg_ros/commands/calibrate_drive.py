@@ -19,6 +19,7 @@ from anomseg_ros.datasets.check import check
 from anomseg_ros.datasets.unlabelled_drive import UnlabelledDrive, open_drive, read_frame_names
 from anomseg_ros.errors import ConfigError
 from anomseg_ros.evaluation.calibrate import ThresholdChange
+from anomseg_ros.evaluation.drive_page import drive_page
 from anomseg_ros.evaluation.drive_thresholds import (
     DriveRequest,
     DriveThresholds,
@@ -26,13 +27,14 @@ from anomseg_ros.evaluation.drive_thresholds import (
     calibrate_on_drive,
     split_blocks,
 )
+from anomseg_ros.evaluation.report_page import write_page
 
 HELP = (
     "a drive without labels: folders of pictures, videos or bags, in which nothing is strange; a third of it is held "
     "back to measure how well the rates hold"
 )
 USUAL_RATE = 0.01
-_DRIVE_OPTIONS = ("topic", "ego_mask", "leave_out", "every", "road_region")
+_DRIVE_OPTIONS = ("topic", "ego_mask", "leave_out", "every", "road_region", "page")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +46,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     leave_out_help = "text file of frames that show something strange, one name per line"
     group.add_argument("--leave-out", type=Path, metavar="FILE", help=leave_out_help)
+    page_help = "HTML page of the frames, worst first, on which to choose the frames for --leave-out"
+    group.add_argument("--page", type=options.output_file, metavar="FILE", help=page_help)
     group.add_argument("--every", type=int, metavar="N", help="use every N-th frame (default: 1)")
     options.add_road_region(group, "count only the road (and sidewalk) and objects on it, where a road is found")
 
@@ -70,9 +74,13 @@ def calibrate(
     with ProgressLines() as lines:
         check(drive, progress=lines).require()
         found = calibrate_on_drive(request, lines)
+        if args.page is not None:
+            write_page(args.page, drive_page(request, found, lines))
     for text in _warnings(drive, found):
         Console(stderr=True).print(f"warning: {text}", style="yellow", soft_wrap=True, markup=False, highlight=False)
     _print(found, bundle)
+    if args.page is not None:
+        Console().print(f"the frames are shown in {args.page}", soft_wrap=True, highlight=False, markup=False)
     return found.changes, _calibrated_on(drive, found)
 
 

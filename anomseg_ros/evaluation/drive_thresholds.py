@@ -6,7 +6,7 @@ held back. All pixels are known except the own vehicle and, with a road region, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import cv2
@@ -18,7 +18,7 @@ from anomseg_ros.core.bundle import Bundle
 from anomseg_ros.core.preprocess import resized_scores
 from anomseg_ros.core.progress import Progress, no_progress
 from anomseg_ros.core.road_region import RoadRegion
-from anomseg_ros.core.types import Outputs
+from anomseg_ros.core.types import Outputs, RgbImage
 from anomseg_ros.datasets.dataset import VOID
 from anomseg_ros.datasets.unlabelled_drive import UnlabelledDrive
 from anomseg_ros.errors import MetricError
@@ -35,6 +35,12 @@ BLOCK_FRAMES = 30
 MAX_HELD_BACK_BLOCKS = 10
 """A drive is cut into blocks of at least BLOCK_FRAMES, as many as possible; no more than these are held back."""
 
+SHOWN_RATE = 0.01
+"""The node's default of target_fpr."""
+
+_TAIL_STEP_PX = 4
+"""Step between the rows and columns that a frame's quantile is taken from."""
+
 TOLERANCE = 2.0
 """A rate holds if it is at most this factor above or below its target on the part held back."""
 
@@ -50,6 +56,11 @@ class DriveRequest:
     road: RoadRegion | None = None
     backend: str = "onnxruntime"
     options: BackendOptions = field(default_factory=BackendOptions)
+
+    @property
+    def shown_rate(self) -> float:
+        """The target rate of the page of frames: the one closest to SHOWN_RATE."""
+        return min(self.target_fprs, key=lambda rate: abs(rate - SHOWN_RATE))
 
 
 @dataclass(frozen=True)
@@ -72,12 +83,17 @@ class HeldBackRate:
 
 @dataclass(frozen=True)
 class DriveThresholds:
-    """used, held_back: numbers of frames. roadless: frames without a road, in which all pixels count."""
+    """used, held_back: numbers of frames. roadless: frames without a road, in which all pixels count.
+
+    tails: frame's index -> value of the first score that a share of the shown rate of its pixels exceeds, about. Frames
+    with high values have much above the threshold.
+    """
 
     rates: tuple[HeldBackRate, ...]
     used: int
     held_back: int
     roadless: int
+    tails: Mapping[int, float]
 
     @property
     def changes(self) -> list[ThresholdChange]:
@@ -107,11 +123,13 @@ def calibrate_on_drive(request: DriveRequest, progress: Progress = no_progress) 
     Raises MetricError for too few frames, before any frame is read, and the package's errors.
     """
     used, held_back = split_blocks(len(request.drive))
-    counted, roadless = _count(request, used, "calibration", progress)
-    checked, roadless_too = _count(request, held_back, "held back", progress)
-    changes = threshold_changes(request.bundle, counted, request.target_fprs)
-    rates = (_held_back(change, checked[change.score]) for change in changes)
-    return DriveThresholds(tuple(rates), len(used), len(held_back), roadless + roadless_too)
+    counted, checked = _Counts(request.scores), _Counts(request.scores)
+    _count(request, used, counted, "calibration", progress)
+    _count(request, held_back, checked, "held back", progress)
+    changes = threshold_changes(request.bundle, counted.curves, request.target_fprs)
+    rates = (_held_back(change, checked.curves[change.score]) for change in changes)
+    roadless = counted.roadless + checked.roadless
+    return DriveThresholds(tuple(rates), len(used), len(held_back), roadless, counted.tails | checked.tails)
 
 
 def drive_frames(request: DriveRequest, indices: Sequence[int]) -> Iterator[DriveFrame]:
@@ -122,18 +140,18 @@ def drive_frames(request: DriveRequest, indices: Sequence[int]) -> Iterator[Driv
         view, outputs = frame.of_size(None)
         assert view.anomaly is not None and outputs is not None
         counted = _limited(view.anomaly, outputs)
-        yield DriveFrame(
-            frame.index, frame.frame_id, counted, outputs, request.road is not None and outputs.region is None
-        )
+        roadless = request.road is not None and outputs.region is None
+        yield DriveFrame(frame.index, frame.frame_id, view.image, counted, outputs, roadless)
 
 
 @dataclass(frozen=True, eq=False)
 class DriveFrame:
-    """A frame of a drive. counted: uint8 (H, W), 0 for pixels that count and 255 for others. roadless: a road was asked
-    for and none was found, so all pixels count."""
+    """A frame of a drive, uint8 (H, W, 3) RGB. counted: uint8 (H, W), 0 for pixels that count and 255 for others.
+    roadless: a road was asked for and none was found, so all pixels count."""
 
     index: int
     name: str
+    image: RgbImage
     counted: npt.NDArray[np.uint8]
     outputs: Outputs
     roadless: bool
@@ -144,21 +162,33 @@ class DriveFrame:
         return resized_scores(self.outputs.scores[name], height, width)
 
 
-def _count(
-    request: DriveRequest, indices: Sequence[int], part: str, progress: Progress
-) -> tuple[dict[str, PixelCurves], int]:
-    """Return the pixel counts per score, and the number of frames without a road."""
-    curves = {score: PixelCurves() for score in request.scores}
-    roadless = 0
-    for done, frame in enumerate(drive_frames(request, indices), start=1):
-        for score, counted in curves.items():
+class _Counts:
+    """What is counted of a part of the drive; see DriveThresholds. curves: pixels by score."""
+
+    def __init__(self, scores: Sequence[str]) -> None:
+        self.curves = {score: PixelCurves() for score in scores}
+        self.tails: dict[int, float] = {}
+        self.roadless = 0
+
+    def add(self, frame: DriveFrame, tail_share: float) -> None:
+        """Count a frame. Raises MetricError for scores that are not finite."""
+        for number, (score, counted) in enumerate(self.curves.items()):
+            scores = frame.scores(score)
             try:
-                counted.add(frame.scores(score), frame.counted)
+                counted.add(scores, frame.counted)
             except MetricError as error:
                 raise MetricError(f"frame {frame.name!r}, score {score!r}: {error}") from error
-        roadless += frame.roadless
+            if number == 0:
+                some = (slice(None, None, _TAIL_STEP_PX),) * 2
+                pixels = scores[some][frame.counted[some] != VOID]
+                self.tails[frame.index] = float(np.quantile(pixels, 1 - tail_share)) if pixels.size else -np.inf
+        self.roadless += frame.roadless
+
+
+def _count(request: DriveRequest, indices: Sequence[int], counts: _Counts, part: str, progress: Progress) -> None:
+    for done, frame in enumerate(drive_frames(request, indices), start=1):
+        counts.add(frame, request.shown_rate)
         progress(part, done, len(indices))
-    return curves, roadless
 
 
 def _limited(known: npt.NDArray[np.uint8], outputs: Outputs) -> npt.NDArray[np.uint8]:

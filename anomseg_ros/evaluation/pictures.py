@@ -12,7 +12,7 @@ from anomseg_ros.core.detector import Detector
 from anomseg_ros.core.labels import palette
 from anomseg_ros.core.overlay import ANOMALY_COLOR, heat_map, overlay
 from anomseg_ros.core.preprocess import resized_labels
-from anomseg_ros.core.types import Outputs
+from anomseg_ros.core.types import Outputs, RgbImage
 from anomseg_ros.datasets.dataset import ANOMALY, Dataset, LabelledFrame
 from anomseg_ros.evaluation.measures import road_of, scores_in_protocol
 from anomseg_ros.evaluation.readout import worst_first
@@ -74,9 +74,13 @@ def _draw(frame: LabelledFrame, outputs: Outputs, result: Result, contract: Cont
         contours, _ = cv2.findContours(truth, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
         cv2.drawContours(canvas, contours, -1, ANOMALY_COLOR, 3)
         cv2.drawContours(canvas, contours, -1, (255, 255, 255), 1)
-    encoded, buffer = cv2.imencode(
-        ".jpg", cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-    )
+    return jpeg(canvas)
+
+
+def jpeg(image: RgbImage) -> bytes:
+    """Return uint8 (H, W, 3) RGB as a JPEG file; empty where OpenCV cannot encode it."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    encoded, buffer = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     return buffer.tobytes() if encoded else b""
 
 

@@ -37,7 +37,12 @@ def test_thresholds_of_a_drive_replace_those_of_the_bundle(
     street, ring = write_pictures(tmp_path / "street", 20), write_video(tmp_path / "ring.avi", 8)
     (tmp_path / "strange.txt").write_text("street/3\nring/ring_000001\n")
     inputs = (street, ring, write_unlabelled_bag(tmp_path / "night", 3))
-    assert calibrate(bundle, "--frames", *inputs, "--leave-out", tmp_path / "strange.txt") == 0
+    assert (
+        calibrate(
+            bundle, "--frames", *inputs, "--leave-out", tmp_path / "strange.txt", "--page", tmp_path / "page.html"
+        )
+        == 0
+    )
     tables = load_bundle(bundle).contract.thresholds
     assert tables["void"].calibrated_on == "unlabelled drive street, ring, night (18 frames, 9 held back)"
     assert list(tables["void"].by_target_fpr) == [0.01, 0.2] and tables["void"].calibrated_elsewhere is None
@@ -45,6 +50,8 @@ def test_thresholds_of_a_drive_replace_those_of_the_bundle(
     said = capsys.readouterr()
     assert "thresholds from 18 frames, checked on 9 held back" in said.out and " x │" in said.out
     assert "calibration" in said.err and "held back" in said.err
+    assert f"the frames are shown in {tmp_path / 'page.html'}" in said.out
+    assert (tmp_path / "page.html").read_text().count("data-names") == 27
 
 
 def test_rates_that_do_not_hold_are_warned_of(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,6 +72,7 @@ def test_rates_that_do_not_hold_are_warned_of(bundle: Path, tmp_path: Path, caps
         (("--leave-out", "HERE/absent.txt"), "the list of frames cannot be read: 'HERE/absent.txt': No such file"),
         (("--leave-out", "HERE/names.txt"), "1 of 1 frames to leave out are not in HERE/street, the first is '99'"),
         (("--every", "2"), "the drive has 10 frames; thresholds need at least 20"),
+        (("--page", "HERE"), "cannot write 'HERE': Is a directory"),
         (("--every", "0"), "every is 0; expected a whole number of frames"),
         (("--topic", "/image"), "topic '/image' was given, but 'HERE/street' is not a bag"),
         (("HERE/absent",), "'HERE/absent' does not exist; give a folder of pictures, a video or a bag"),
