@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from rich.table import Table
 from anomseg_ros.commands import calibrate_drive, options
 from anomseg_ros.commands.calibrate_drive import USUAL_RATE, percent
 from anomseg_ros.commands.progress_lines import ProgressLines
-from anomseg_ros.core.bundle import Bundle, change_bundle, load_bundle
+from anomseg_ros.core.bundle import Bundle, Contract, change_bundle, load_bundle
 from anomseg_ros.core.resources import find_bundle
 from anomseg_ros.datasets import open_named
 from anomseg_ros.datasets.check import check
@@ -45,19 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.check_changed_bundle(args, bundle)
     scores = tuple(map(bundle.check_score, args.score)) or bundle.contract.score_names
     if args.frames:
-        changes, calibrated_on = calibrate_drive.calibrate(args, bundle, scores)
+        change = calibrate_drive.calibrate(args, bundle, scores)
     else:
         calibrate_drive.refuse_options(args)
-        changes, calibrated_on = _on_datasets(args, bundle, scores)
-    with_changes = partial(with_thresholds, changes=changes, calibrated_on=calibrated_on)
-    _print_bundle(change_bundle(bundle, with_changes, args.output, overwrite=args.overwrite), scores)
+        change = _on_datasets(args, bundle, scores)
+    _print_bundle(change_bundle(bundle, change, args.output, overwrite=args.overwrite), scores)
     return 0
 
 
-def _on_datasets(
-    args: argparse.Namespace, bundle: Bundle, scores: Sequence[str]
-) -> tuple[Sequence[ThresholdChange], str]:
-    """Measure labelled frames and print the thresholds; return them, and what they come from."""
+def _on_datasets(args: argparse.Namespace, bundle: Bundle, scores: Sequence[str]) -> Callable[[Contract], Contract]:
+    """Measure labelled frames and print the thresholds; return what writes them into a contract."""
     datasets = [open_named(text) for text in args.dataset]
     with ProgressLines() as lines:
         for dataset in datasets:
@@ -65,7 +62,7 @@ def _on_datasets(
         curves = measure_scores(bundle, datasets, scores, args.backend, options.backend_options(args), lines)
     changes = threshold_changes(bundle, curves, args.target_fpr or (USUAL_RATE,))
     _print(changes, bundle)
-    return changes, _calibrated_on(datasets)
+    return partial(with_thresholds, changes=changes, calibrated_on=_calibrated_on(datasets))
 
 
 def rates(text: str) -> tuple[float, ...]:

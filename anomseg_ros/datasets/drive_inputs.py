@@ -131,17 +131,22 @@ class BagImages(DriveInput):
             raise FrameProblem("unreadable", self._stamped.place(self.topic, stamp_ns), str(error)) from None
 
 
-def open_input(path: Path, topic: str | None = None) -> DriveInput:
+def open_input(path: Path, topic: str | None = None, rate_hz: float | None = None) -> DriveInput:
     """Open a folder of pictures, a video or a bag, which is told from its name and content; no frame is decoded yet.
 
-    Raises AnomsegError: no such file, no frame in it, damaged, or of another kind.
+    rate_hz: frames per second where nothing states the time of the frames. Raises AnomsegError: no such file, no frame
+    in it, damaged, of another kind, or a rate that is not above 0.
     """
+    if rate_hz is not None and not rate_hz > 0:
+        raise DatasetError(f"the rate is {rate_hz!r} Hz; expected a number above 0")
     if not path.exists():
         raise DatasetError(f"{str(path)!r} does not exist; give a folder of pictures, a video or a bag")
     opener = _opener(path, topic)
     opened = opener(path)
     if not opened.frame_names:
         raise DatasetError(f"{str(path)!r} holds no frame")
+    if opened.stamps_ns is None and rate_hz is not None:
+        opened.stamps_ns = [round(index * 1e9 / rate_hz) for index in range(len(opened.frame_names))]
     return opened
 
 

@@ -44,7 +44,7 @@ class UnlabelledDrive:
         self.inputs = tuple(inputs)
         self.input_names = _unique(one.name for one in inputs)
         self.path = ", ".join(str(one.path) for one in inputs)
-        self._ego_mask = ego_mask
+        self._ego_mask, self._every = ego_mask, every
         self._frames = [
             (number, index) for number, one in enumerate(inputs) for index in range(0, len(one.frame_names), every)
         ]
@@ -72,6 +72,24 @@ class UnlabelledDrive:
         number, frame = self._frames[index]
         return f"{self.inputs[number].path.resolve()} {self.inputs[number].frame_names[frame]}"
 
+    def stamp_ns(self, index: int) -> int:
+        """Return the time of a frame in its input. Raises DatasetError where nothing states it."""
+        number, frame = self._frames[index]
+        stamps_ns = self.inputs[number].stamps_ns
+        if stamps_ns is None:
+            raise DatasetError(
+                f"the frames of {str(self.inputs[number].path)!r} have no times, which alarms per minute need: give "
+                "the rate at which they were taken, such as --rate 10"
+            )
+        return stamps_ns[frame]
+
+    def follows(self, index: int) -> bool:
+        """Return whether a frame comes next after the one before it, with no other frame or input between them."""
+        if index == 0:
+            return False
+        (input_before, before), (number, frame) = self._frames[index - 1 : index + 1]
+        return input_before == number and frame - before == self._every
+
     def load(self, index: int) -> LabelledFrame:
         """Read one frame. Raises AnomsegError that names its file."""
         number, frame = self._frames[index]
@@ -90,7 +108,7 @@ class UnlabelledDrive:
                 f"{len(unknown)} of {len(names)} frames to leave out are not in {self.path}, the first is "
                 f"{unknown[0]!r}; the most similar names are {near}"
             )
-        rest = UnlabelledDrive(self.inputs, self._ego_mask)
+        rest = UnlabelledDrive(self.inputs, self._ego_mask, self._every)
         left_out = set(names)
         rest._frames = [one for one in self._frames if self._frame_name(*one) not in left_out]
         return rest
@@ -101,14 +119,19 @@ class UnlabelledDrive:
 
 
 def open_drive(
-    paths: Sequence[Path], *, topic: str | None = None, ego_mask: Mask | None = None, every: int = 1
+    paths: Sequence[Path],
+    *,
+    topic: str | None = None,
+    ego_mask: Mask | None = None,
+    every: int = 1,
+    rate_hz: float | None = None,
 ) -> UnlabelledDrive:
     """Open folders of pictures, videos and bags as one drive; no frame is decoded yet.
 
-    topic: of the images, needed where a bag has several image topics. Otherwise as for UnlabelledDrive. Raises
-    AnomsegError.
+    topic: of the images, needed where a bag has several image topics. rate_hz: of pictures, and of videos that state
+    none. Otherwise as for UnlabelledDrive. Raises AnomsegError.
     """
-    return UnlabelledDrive([open_input(path, topic) for path in paths], ego_mask, every)
+    return UnlabelledDrive([open_input(path, topic, rate_hz) for path in paths], ego_mask, every)
 
 
 def read_frame_names(path: Path) -> tuple[str, ...]:

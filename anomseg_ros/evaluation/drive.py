@@ -142,6 +142,9 @@ class DriveTracker:
             self._objects.append(_Object(stamp_ns))
             return len(self._objects)
 
+        if not anomalous.any():  # the same result, without looking for regions
+            self._object_ids = None
+            return
         count, regions = cv2.connectedComponents(anomalous.astype(np.uint8), connectivity=8, ltype=cv2.CV_32S)
         ids = _matched_ids(np.asarray(regions, np.int32), count, self._object_ids, appear)
         self._object_ids = ids
@@ -165,6 +168,9 @@ class DriveTracker:
             self.onsets_ns.append(stamp_ns)
             return self._alarm_count
 
+        if not mask.any():
+            self._alarm_ids = None
+            return
         _, regions, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
         false = stats[:, cv2.CC_STAT_AREA] >= self.min_alarm_px
         false[0] = False

@@ -23,6 +23,7 @@ from anomseg_ros.datasets.dataset import VOID
 from anomseg_ros.datasets.unlabelled_drive import UnlabelledDrive
 from anomseg_ros.errors import MetricError
 from anomseg_ros.evaluation.calibrate import NATIVE_PROTOCOL, ThresholdChange, share_above, threshold_changes
+from anomseg_ros.evaluation.drive import MIN_ALARM_PX
 from anomseg_ros.evaluation.measures import MeasureSpec
 from anomseg_ros.evaluation.passes import PassTask, model_source, seen_frames
 from anomseg_ros.evaluation.workers import Workers
@@ -47,7 +48,8 @@ TOLERANCE = 2.0
 
 @dataclass(frozen=True)
 class DriveRequest:
-    """A drive, and the bundle to run on it. road: where pixels count, None for everywhere."""
+    """A drive, and the bundle to run on it. road: where pixels count, None for everywhere. min_alarm_px: smallest area
+    of an alarm."""
 
     bundle: Bundle
     drive: UnlabelledDrive
@@ -56,6 +58,8 @@ class DriveRequest:
     road: RoadRegion | None = None
     backend: str = "onnxruntime"
     options: BackendOptions = field(default_factory=BackendOptions)
+    target_alarms_per_minute: tuple[float, ...] = ()
+    min_alarm_px: int = MIN_ALARM_PX
 
     @property
     def shown_rate(self) -> float:
@@ -86,7 +90,7 @@ class DriveThresholds:
     """used, held_back: numbers of frames. roadless: frames without a road, in which all pixels count.
 
     tails: frame's index -> value of the first score that a share of the shown rate of its pixels exceeds, about. Frames
-    with high values have much above the threshold.
+    with high values have much above the threshold. curves: pixels by score of the frames used.
     """
 
     rates: tuple[HeldBackRate, ...]
@@ -94,6 +98,7 @@ class DriveThresholds:
     held_back: int
     roadless: int
     tails: Mapping[int, float]
+    curves: Mapping[str, PixelCurves]
 
     @property
     def changes(self) -> list[ThresholdChange]:
@@ -129,7 +134,8 @@ def calibrate_on_drive(request: DriveRequest, progress: Progress = no_progress) 
     changes = threshold_changes(request.bundle, counted.curves, request.target_fprs)
     rates = (_held_back(change, checked.curves[change.score]) for change in changes)
     roadless = counted.roadless + checked.roadless
-    return DriveThresholds(tuple(rates), len(used), len(held_back), roadless, counted.tails | checked.tails)
+    tails = counted.tails | checked.tails
+    return DriveThresholds(tuple(rates), len(used), len(held_back), roadless, tails, counted.curves)
 
 
 def drive_frames(request: DriveRequest, indices: Sequence[int]) -> Iterator[DriveFrame]:

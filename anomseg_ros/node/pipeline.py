@@ -118,12 +118,13 @@ class _Arrays:
 
 
 def resolve(live: LiveParameters, bundle: Bundle) -> Settings:
-    """Return the settings for a bundle. Raises ConfigError if it lacks the score, the target rate or the road class."""
+    """Return the settings for a bundle. Raises ConfigError if it lacks the score, the target or the road class."""
     score = bundle.check_score(live.score)
     road = road_region(live.road_region, bundle.contract)
     if live.threshold is not None:
         return Settings(live, score, Threshold(live.threshold, "parameter threshold", False), road)
-    return Settings(live, score, threshold_of(bundle, score, live.target_fpr), road)
+    threshold = threshold_of(bundle, score, live.target_fpr, live.target_alarms_per_minute)
+    return Settings(live, score, threshold, road)
 
 
 class FramePipeline:

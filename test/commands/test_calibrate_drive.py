@@ -54,6 +54,29 @@ def test_thresholds_of_a_drive_replace_those_of_the_bundle(
     assert (tmp_path / "page.html").read_text().count("data-names") == 27
 
 
+def test_alarms_per_minute_are_calibrated(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    street = write_pictures(tmp_path / "street", 30)
+    words = ("--frames", street, "--target-fpr", "0.01", "--target-alarms-per-minute", "60,600", "--min-alarm-px", "9")
+    assert calibrate(bundle, *words, "--rate", "10") == 0
+    table = load_bundle(bundle).contract.thresholds["void"]
+    found = table.by_target_alarms_per_minute
+    assert found is not None and list(found) == [60, 600] and found[60].threshold >= found[600].threshold
+    assert found[60].calibrated_on == "unlabelled drive street (20 frames, 10 held back)"
+    assert "thresholds from 2.0 s, checked on 1.0 s held back" in capsys.readouterr().out
+    for more, message in (
+        ((), "street' have no times, which alarms per minute need: give the rate at which they were taken"),
+        (("--rate", "1000"), "60 alarms per minute allow no alarm in the 0.0 s"),
+        (("--rate", "-1"), "the rate is -1.0 Hz; expected a number above 0"),
+        (("--rate", "10", "--min-alarm-px", "0"), "--min-alarm-px is 0; expected at least 1 pixel"),
+    ):
+        assert calibrate(bundle, *words, *more) == 1
+        said = capsys.readouterr().err
+        assert message in said and "calibration" not in said  # before any frame is detected
+    with pytest.raises(SystemExit):
+        calibrate(bundle, "--frames", street, "--target-alarms-per-minute", "0")
+    assert "'0': expected numbers above 0, such as 1 or 0.5,2" in capsys.readouterr().err
+
+
 def test_rates_that_do_not_hold_are_warned_of(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(30):  # the part held back is noise, the other part is plain
         plain = np.full((48, 96, 3), 30, np.uint8)
@@ -98,6 +121,12 @@ def test_either_labelled_or_unlabelled_frames(bundle: Path, tmp_path: Path, caps
         with pytest.raises(SystemExit):
             calibrate(bundle, *words)
     assert "not allowed with argument --frames" in capsys.readouterr().err
-    for option in (("--every", "2"), ("--topic", "/image"), ("--leave-out", "list"), ("--road-region", "road")):
+    for option in (
+        ("--every", "2"),
+        ("--topic", "/image"),
+        ("--leave-out", "list"),
+        ("--road-region", "road"),
+        ("--rate", "10"),
+    ):
         assert calibrate(bundle, "--dataset", dataset, *option) == 1
         assert f"{option[0]} needs --frames" in capsys.readouterr().err

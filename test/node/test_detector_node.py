@@ -251,6 +251,8 @@ def test_road_region_is_rejected_for_bundle_without_road_class(tmp_path: Path, p
     ("name", "value", "reason"),
     [
         ("target_fpr", 1.5, "out of range"),
+        ("target_alarms_per_minute", -1.0, "out of range"),
+        ("target_alarms_per_minute", 1.0, "has no such threshold of"),
         ("jpeg_quality", 0, "out of range"),
         ("score", "mps", "known: msp"),
         ("region_of_interest", [0.9, 0.0, 0.1, 1.0], "left < right"),
