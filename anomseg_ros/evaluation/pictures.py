@@ -9,14 +9,15 @@ import numpy as np
 
 from anomseg_ros.core.bundle import Contract
 from anomseg_ros.core.detector import Detector
-from anomseg_ros.core.labels import palette
-from anomseg_ros.core.overlay import ANOMALY_COLOR, heat_map, overlay
+from anomseg_ros.core.labels import UNLABELLED, palette
+from anomseg_ros.core.overlay import ANOMALY_COLOR, anomaly_mask, heat_map, overlay
 from anomseg_ros.core.preprocess import resized_labels
 from anomseg_ros.core.types import Outputs, RgbImage
+from anomseg_ros.datasets.bag import BagDataset
 from anomseg_ros.datasets.dataset import ANOMALY, Dataset, LabelledFrame
 from anomseg_ros.evaluation.measures import road_of, scores_in_protocol
 from anomseg_ros.evaluation.readout import worst_first
-from anomseg_ros.evaluation.results import Result
+from anomseg_ros.evaluation.results import Drive, Result
 from anomseg_ros.scores import score_facts
 
 WIDTH_PX = 640
@@ -51,6 +52,26 @@ def draw_worst(
                 picture = _draw(frame, outputs, result, detector.bundle.contract)
                 bundle, name, score, protocol = result.key
                 pictures[bundle, name, score, protocol, frame_id] = picture
+    return pictures
+
+
+def draw_moments(detector: Detector, dataset: BagDataset, result: Result, drive: Drive) -> dict[PictureKey, bytes]:
+    """Return JPEG overlays of the worst moments of a drive, in their order: the pixels above the threshold are marked.
+
+    drive: of this dataset. A mask is that of a single frame, also where an alarm needs several.
+    """
+    road = road_of(detector.bundle.contract, [result.protocol])
+    pictures: dict[PictureKey, bytes] = {}
+    for moment in drive.worst:
+        frame = dataset.load(dataset.stamps_ns.index(moment.stamp_ns))
+        outputs = detector.detect(frame.image, [result.score], labels=False, road=road)
+        height = max(1, round(WIDTH_PX * frame.image.shape[0] / frame.image.shape[1]))
+        scores = scores_in_protocol(outputs, (result.score, result.protocol), frame.image.shape[:2])
+        mask = resized_labels(anomaly_mask(scores, drive.threshold), height, WIDTH_PX)
+        small = np.asarray(cv2.resize(frame.image, (WIDTH_PX, height), interpolation=cv2.INTER_AREA), np.uint8)
+        unlabelled = np.full((height, WIDTH_PX), UNLABELLED, np.uint8)
+        key = (*result.key, frame.id)
+        pictures[key] = jpeg(overlay(small, unlabelled, mask, palette(())))
     return pictures
 
 
