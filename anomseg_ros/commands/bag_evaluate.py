@@ -113,6 +113,8 @@ def _add_bag_options(parser: argparse.ArgumentParser) -> None:
     drive = parser.add_argument_group("alarms and detections")
     target_help = "false-positive rate that selects a threshold from the bundle"
     drive.add_argument("--target-fpr", type=options.number, default=0.01, help=target_help)
+    alarms_help = "alarms per minute whose threshold in the bundle is used; 0 = off: --target-fpr selects it"
+    drive.add_argument("--target-alarms-per-minute", type=options.number, default=0.0, metavar="N", help=alarms_help)
     threshold_help = "score above which a pixel is an anomaly; replaces --target-fpr"
     drive.add_argument("--threshold", type=options.number, help=threshold_help)
     drive.add_argument("--min-alarm-px", type=int, default=MIN_ALARM_PX, help="smallest area of an alarm, in pixels")
@@ -156,6 +158,7 @@ def _request(args: argparse.Namespace) -> BagRequest:
         protocols=options.with_road_protocols(dict.fromkeys(args.protocol), args.road_region),
         exact=args.exact,
         target_fpr=args.target_fpr,
+        target_alarms_per_minute=args.target_alarms_per_minute,
         threshold=args.threshold,
         min_alarm_px=args.min_alarm_px,
         alarm_frames=(args.alarm_frames_n, args.alarm_frames_m or args.alarm_frames_n),
@@ -296,6 +299,7 @@ def _settings(args: argparse.Namespace, request: BagRequest, offline: BagOutcome
         "protocols": list(request.protocols),
         "exact": request.exact,
         "target_fpr": request.target_fpr,
+        "target_alarms_per_minute": request.target_alarms_per_minute,
         "threshold": request.threshold,
         "alarm_frames": list(request.alarm_frames),
         "filter": asdict(request.filter),

@@ -57,8 +57,9 @@ class BagRequest:
 
     bundle: the model; None is possible only with `recorded`. scores: empty for all scores of the bundle. The first
     score, by default that of the bundle, gives the mask of the drive. threshold: of this mask; None takes the
-    threshold for target_fpr from the bundle. alarm_frames: n and m, see DriveTracker. filter: of scores over time.
-    recorded: outputs in a bag that are evaluated instead of running the model. workers: processes that share the bags.
+    threshold for target_fpr from the bundle or, where it is above 0, for target_alarms_per_minute. alarm_frames: n and
+    m, see DriveTracker. filter: of scores over time. recorded: outputs in a bag that are evaluated instead of
+    running the model. workers: processes that share the bags.
     """
 
     bags: tuple[BagSource, ...]
@@ -67,6 +68,7 @@ class BagRequest:
     protocols: tuple[str, ...] = ("seeds",)
     exact: bool = False
     target_fpr: float = 0.01
+    target_alarms_per_minute: float = 0.0
     threshold: float | None = None
     min_alarm_px: int = MIN_ALARM_PX
     alarm_frames: tuple[int, int] = (1, 1)
@@ -246,7 +248,8 @@ def _num_classes(request: BagRequest, dataset: BagDataset, has_predictions: bool
 def _drive_spec(request: BagRequest, score: str) -> tuple[DriveSpec | None, str | None]:
     if request.threshold is not None:
         return DriveSpec(score, request.threshold, "as stated", request.min_alarm_px, request.alarm_frames), None
-    found = None if request.bundle is None else threshold_of(request.bundle, score, request.target_fpr)
+    targets = request.target_fpr, request.target_alarms_per_minute
+    found = None if request.bundle is None else threshold_of(request.bundle, score, *targets)
     if found is None:
         return None, (
             f"alarms and detections are not measured: score {score!r} has no threshold; give --threshold, or "

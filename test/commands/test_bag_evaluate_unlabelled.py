@@ -71,3 +71,21 @@ def test_bundle_without_threshold_and_bag_with_truth_beside_it(
     assert "bag bare: bag" in " ".join(capsys.readouterr().err.split())
     assert evaluate(bag, bundle, "--anomaly-topic", "/truth") == 1
     assert "no topic '/truth'" in capsys.readouterr().err
+
+
+def test_alarms_of_a_calibrated_bundle_are_those_that_were_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = painted_bundle(tmp_path / "painted").directory
+    patches = {number: side for start in range(0, 60, 20) for number, side in ((start + 5, 8), (start + 11, 8))}
+    bag = write_bag(tmp_path / "drive", drive(patches, 60))
+    words = ("calibrate", "threshold", str(bundle), "--score", "void", "--frames", str(bag))
+    assert main([*words, "--target-alarms-per-minute", "30,60"]) == 0
+    for target, alarms in ((60, 6), (40, 0)):
+        found = ("--target-alarms-per-minute", str(target), "--json", str(tmp_path / "out.json"))
+        assert main(["bag", "evaluate", str(bag), str(bundle), "--score", "void", *found]) == 0
+        (result,) = load_evaluation(tmp_path / "out.json").results
+        assert result.drive is not None and result.drive.alarms == alarms
+        assert result.drive.threshold_source.startswith(f"target_alarms_per_minute {30 if target == 40 else 60} on unl")
+    assert main(["bag", "evaluate", str(bag), str(bundle), "--score", "void", "--target-alarms-per-minute", "1"]) == 1
+    assert "has thresholds of 'void' only for 30, 60" in capsys.readouterr().err
