@@ -87,6 +87,12 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def reason_of(error: Exception) -> str:
+    """Return the reason of an error on one line, without the number and the path of an operating-system error."""
+    text = (isinstance(error, OSError) and error.strerror) or str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
 def closest_first(given: str, options: Iterable[str]) -> list[str]:
     """Return all options, those most similar to `given` first, the rest in alphabetical order."""
     names = sorted(options)

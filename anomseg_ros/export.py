@@ -39,6 +39,7 @@ from anomseg_ros.core.labels import VOID, ClassInfo, label_set
 from anomseg_ros.core.preprocess import noise_frames
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import ConfigError
+from anomseg_ros.networks.argmax_form import ARGMAX, COMPARE, with_comparisons
 from anomseg_ros.networks.checkpoints import load_checkpoint
 from anomseg_ros.networks.network import SegmentationNetwork, pixels_to_input
 from anomseg_ros.networks.prediction import Prediction
@@ -56,8 +57,9 @@ class ExportConfig:
     """Settings of an export.
 
     num_classes includes the void class. void_class: its output index, None without one. target: "cpu" for a graph that
-    works in strips (StripGraph), "gpu" for one that works on whole frames (DetectorGraph). torch_program: also write
-    model.pt2, the program for the backend torch, which always works on whole frames.
+    works in strips (StripGraph), "gpu" for one that works on whole frames (DetectorGraph). argmax: form of the labels
+    in the ONNX graph, see networks/argmax_form.py. torch_program: also write model.pt2, the program for the backend
+    torch, which always works on whole frames.
     """
 
     name: str
@@ -71,6 +73,7 @@ class ExportConfig:
     temperature: float = 1.0
     channel_order: str = "rgb"
     target: str = TARGETS[0]
+    argmax: str = ARGMAX
     torch_program: bool = False
 
     def classes(self) -> tuple[ClassInfo, ...]:
@@ -322,7 +325,11 @@ def write_graph(
             input_names=[GRAPH_INPUT],
             output_names=[LABELS_OUTPUT, *config.score_names()],
         )
-    _remove_debug_information(path)
+    model = onnx.load(path)
+    if config.argmax == COMPARE:
+        model = with_comparisons(model)
+    _remove_debug_information(model)
+    onnx.save(model, path)
     return path
 
 
@@ -334,13 +341,11 @@ def _black_pixels(config: ExportConfig) -> torch.Tensor:
     return torch.zeros((1, config.height_px, config.width_px, 3), dtype=torch.uint8)
 
 
-def _remove_debug_information(path: Path) -> None:
-    """Remove the exporter's source lines and local paths from an ONNX file; they are half the size of MiDE-Net."""
-    model = onnx.load(path)
+def _remove_debug_information(model: onnx.ModelProto) -> None:
+    """Remove the exporter's source lines and local paths; they are half the size of MiDE-Net."""
     for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.functions):
         del part.metadata_props[:]
         part.ClearField("doc_string")
-    onnx.save(model, path)
 
 
 def random_frames(config: ExportConfig) -> list[RgbImage]:

@@ -20,7 +20,7 @@ from anomseg_ros.networks.counting import count_multiply_adds
 from anomseg_ros.networks.network import SegmentationNetwork, pixels_to_input
 from anomseg_ros.scores import default_scores
 
-PRECISIONS = {"fp16": torch.float16, "fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 NUM_CLASSES, VOID_CLASS = 20, 19
 CHECKPOINTS = {
     "erfnet": "erfnet_void20_dequantized.safetensors",

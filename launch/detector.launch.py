@@ -170,6 +170,13 @@ def existing_file(path: str) -> str:
     return path
 
 
+def number(argument: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise RuntimeError(f"{argument}:={text!r} is not a number; give one such as 0.5") from None
+
+
 def fail_with_detector(event: ProcessExited, context: LaunchContext) -> None:
     """End the launch with a status other than 0 if the detector failed; launch only does so for an exception."""
     # Ctrl-C before the interpreter has started kills the node, which has nothing to clean up at that time.
@@ -188,7 +195,7 @@ def overrides(context: LaunchContext) -> dict[str, object]:
     }
     for name in ("target_fpr", "target_alarms_per_minute", "min_rate_hz"):
         if argument_value(context, name):
-            parameters[name] = float(argument_value(context, name))
+            parameters[name] = number(name, argument_value(context, name))
     # With autostart the node itself configures and activates, once, so that this also happens after a respawn.
     for name in ("use_sim_time", "autostart"):
         parameters[name] = argument_value(context, name) == "true"

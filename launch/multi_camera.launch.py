@@ -120,13 +120,20 @@ def existing_file(path: str) -> str:
     return path
 
 
+def whole_number(argument: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise RuntimeError(f"{argument}:={text!r} is not a whole number; give one such as 2") from None
+
+
 def overrides(context: LaunchContext, processes: int) -> dict[str, object]:
     """Return the parameters of all nodes that take precedence over the parameter file."""
     parameters: dict[str, object] = {}
     for name in ("use_sim_time", "autostart"):
         parameters[name] = argument_value(context, name) == "true"
     if argument_value(context, "threads"):
-        parameters["threads"] = int(argument_value(context, "threads"))
+        parameters["threads"] = whole_number("threads", argument_value(context, "threads"))
     elif processes > 1:
         parameters["threads"] = threads_per_process(processes)
     return parameters

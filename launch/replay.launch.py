@@ -58,7 +58,7 @@ def play_bag(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     if not Path(bag).exists():
         raise RuntimeError(f"bag:={bag!r} does not exist; give a bag directory, an .mcap file or a .db3 file")
     command = [sys.executable, "-m", "anomseg_ros.cli", "bag", "play", bag]
-    command += ["--rate", rate, "--clock", clock, "--wait", WAIT_FOR_NODE_S]
+    command += ["--rate", rate, "--clock", clock, "--wait", WAIT_FOR_NODE_S, "--needs-subscriber"]
     command += ["--loop"] if loop == "true" else []
     return [ExecuteProcess(name="bag_player", cmd=command, output="screen", on_exit=end_with_player)]
 

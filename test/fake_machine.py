@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnxruntime as ort
 from fake_tensorrt import read_plan
 
@@ -35,7 +36,9 @@ class PlanBackend:
     requested = actual = "tensorrt:gpu"
 
     def __init__(self, plan: bytes, change: Change) -> None:
-        self._session = ort.InferenceSession(read_plan(plan)[1], providers=["CPUExecutionProvider"])
+        model = read_plan(plan)[1]
+        self.operators = {node.op_type for node in onnx.load_from_string(model).graph.node}
+        self._session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
         self._change = change
         self.closed = False
 

@@ -1,20 +1,28 @@
 from __future__ import annotations
 
+import argparse
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from anomseg_ros import __version__, cli
+from anomseg_ros.catalog.entries import load_catalog
+from anomseg_ros.command_table import COMMANDS, GROUPS
+from anomseg_ros.core.resources import shipped_bundles
 from anomseg_ros.errors import AnomsegError, ConfigError
 
 
 def test_usage_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(f"  {name} " in text for name in cli.COMMANDS)
+    assert all(f"  {name} " in text for name in COMMANDS)
+    places = [text.index(f"\n{group}:") for group in GROUPS]
+    assert places == sorted(places)
 
 
 def test_version_option_prints_the_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,12 +69,41 @@ def test_other_missing_module_raises(monkeypatch: pytest.MonkeyPatch) -> None:
         cli.main(["run"])
 
 
-@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_has_help_with_its_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main([*name.split(), "--help"])
     assert stopped.value.code == 0
-    assert capsys.readouterr().out.startswith(f"usage: anomseg {name}")
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: anomseg {name}")
+    assert text.rstrip().endswith(f"example:\n  {COMMANDS[name].example}")
+
+
+class ParsedError(Exception):
+    """The command line was parsed."""
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_example_is_a_command_line_of_its_command(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_only(self: argparse.ArgumentParser, *arguments: Any, **options: Any) -> None:
+        parse(self, *arguments, **options)
+        raise ParsedError
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+    monkeypatch.chdir(tmp_path)
+    program, *words = shlex.split(COMMANDS[name].example)
+    assert program == "anomseg" and words[: len(name.split())] == name.split()
+    with pytest.raises(ParsedError):
+        cli.main(words)
+
+
+def test_models_in_examples_exist() -> None:
+    fetched, shown = (COMMANDS[name].example.split()[3] for name in ("models fetch", "models show"))
+    assert fetched in {entry.name for entry in load_catalog().checkpoints} and shown in shipped_bundles()
 
 
 def test_module_can_be_run_as_a_command() -> None:

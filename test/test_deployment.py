@@ -159,13 +159,22 @@ def test_policy_follows_namespace_enclave_and_simulated_time(capsys: pytest.Capt
 
 
 @pytest.mark.parametrize(
+    ("topic", "expanded"), [("~/image", "/robot/detector/image"), ("{node}/image", "/robot/detector/image")]
+)
+def test_policy_expands_topics_as_the_node_does(topic: str, expanded: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["policy", "--namespace", "robot", "--image-topic", topic]) == 0
+    policy = ElementTree.fromstring(capsys.readouterr().out.encode())
+    assert {expanded, f"{expanded}/compressed"} < allowed_names(policy, "/robot", "topics", "subscribe")
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--cameras", "nothing.yaml"], "nothing.yaml: No such file"),
         (["--output", "."], "'.'"),
         (["--namespace", "front camera"], "--namespace: "),
-        (["--image-topic", "/camera/image raw"], "--image-topic: "),
-        (["--image-topic", ""], "--image-topic: "),
+        (["--image-topic", "/camera/image raw"], "--image-topic is "),
+        (["--image-topic", ""], "--image-topic is "),
         (["--enclave", "/a b"], "--enclave: "),
     ],
 )

@@ -24,7 +24,7 @@ ALLOWED = {
     "scenes": set(),
     "outliers": {"core"},
     "datasets": {"core", "scores", "bags", "outliers", "scenes"},
-    "node": {"core", "scores", "backends"},
+    "node": {"core", "scores", "backends", "command_table"},
     "replay": {"core", "bags", "node", "cli"},  # the node runs in a separate process
     "evaluation": {"core", "scores", "backends", "datasets", "metrics", "bags"},
     "networks": {"core", "scores"},
@@ -37,6 +37,7 @@ ALLOWED = {
     },
     "parity": {"networks", "core", "scores", "backends"},
     "export": {"parity", "networks", "core", "scores", "backends"},
+    "doctor": {"core", "backends", "evaluation", "node", "scenes"},
     "api": {"core", "scores", "backends", "evaluation", "export"},
     "deploy": {"export", "evaluation", "metrics", "datasets", "networks", "core", "scores"},
     "commands": {
@@ -52,10 +53,11 @@ ALLOWED = {
             "export",
             "deploy",
             "cli",
-            "api",
+            *("api", "doctor", "command_table"),
         ),
     },
-    "cli": {"commands", "node"},
+    "command_table": {"commands", "node"},
+    "cli": {"command_table"},
     "errors": set(),
     "__init__": {"api", "core", "evaluation"},
 }

@@ -201,6 +201,8 @@ def test_a_manager_s_node_does_not_start_by_itself(installed: Path) -> None:
     [
         ("detector.launch.py", ["bundle:=nowhere"], "'nowhere' is neither a bundle directory nor a shipped bundle"),
         ("detector.launch.py", ["params_file:=/nowhere.yaml"], "params_file:='/nowhere.yaml' is not a file"),
+        ("detector.launch.py", ["target_fpr:=low"], "target_fpr:='low' is not a number; give one such as 0.5"),
+        ("multi_camera.launch.py", [f"cameras:={CONFIG / 'cameras.yaml'}", "threads:=two"], "threads:='two' is not a"),
         ("replay.launch.py", ["bag:=/nowhere"], "bag:='/nowhere' does not exist"),
         ("replay.launch.py", [f"bag:={ROOT / 'demo'}"], "the bag was not played"),
         ("multi_camera.launch.py", ["cameras:=/nowhere.yaml"], "No such file or directory; give the YAML file"),
@@ -269,7 +271,7 @@ def test_replay_plays_the_bag_into_the_detector(installed: Path) -> None:
     words = [part[0].text for part in player.cmd]
     assert words[1:] == [
         *("-m", "anomseg_ros.cli", "bag", "play", str(ROOT)),
-        *("--rate", "2.0", "--clock", "50", "--wait", "60", "--loop"),
+        *("--rate", "2.0", "--clock", "50", "--wait", "60", "--needs-subscriber", "--loop"),
     ]
     from anomseg_ros.commands.bag_play import argument_parser
 

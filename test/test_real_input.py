@@ -79,6 +79,7 @@ def test_real_frames_are_all_counted_and_equal_anomseg_run(
             client.close()
     assert counts["received"] == 30 and counts["bad"] == 0, node.log
     assert counts["published"] + counts["dropped"] == 30
+    assert f"waiting for images on {TOPIC} (raw, reliable)" in node.log
     labels, scores = client.messages["labels"], client.messages["anomaly/score"]
     assert counts["published"] == len(labels) == len(scores) >= 5
     _check_bits(bag, frames, expected, labels, scores)

@@ -12,18 +12,23 @@ MAX_DEVICE = 63
 NEVER, CONFIGURE = "never", "configure"
 BUILD_ENGINE = (NEVER, CONFIGURE)
 
+PROVIDERS_IN_WORDS = (
+    "cpu; cuda, tensorrt, openvino (onnxruntime); gpu (openvino, tensorrt); dla0, dla1 (tensorrt); eager, aot, cuda, "
+    "cuda-aot (torch)"
+)
+"""Providers and the backends that have them. Each backend's module has its own table, which needs its engine."""
+
 
 @dataclass(frozen=True)
 class BackendOptions:
     """How a backend runs.
 
-    threads: processor threads for one frame, 0 for one per core. provider: where the engine runs: cpu; cuda,
-    tensorrt, openvino (onnxruntime); gpu (openvino, tensorrt); dla0, dla1 (tensorrt); eager, aot, cuda, cuda-aot
-    (torch). arena: keep freed memory for the next frame, which is faster and takes more resident memory. spin: let
-    idle worker threads spin, which lowers latency and uses a whole core. device: index of the GPU. build_engine:
-    whether a backend whose engines are built (tensorrt; torch with aot or cuda-aot) may do so when it is opened;
-    otherwise `anomseg build` has to have done it. fallback_backend: opened where the backend cannot be; empty for
-    none.
+    threads: processor threads for one frame, 0 for one per core. provider: where the engine runs, see
+    PROVIDERS_IN_WORDS. arena: keep freed memory for the next frame, which is faster and takes more resident memory.
+    spin: let idle worker threads spin, which lowers latency and uses a whole core. device: index of the GPU.
+    build_engine: whether a backend whose engines are built (tensorrt; torch with aot or cuda-aot) may do so when it is
+    opened; otherwise `anomseg build` has to have done it. fallback_backend: opened where the backend cannot be; empty
+    for none.
     """
 
     threads: int = 0

@@ -48,6 +48,7 @@ def provide_engine(
     check: Check,
     needs: Collection[str] = (),
     progress: Progress = no_progress,
+    built_with: Collection[str] = (),
 ) -> Found:
     """Return an engine of the cache, and build, check and store it first where it is not there.
 
@@ -58,6 +59,7 @@ def provide_engine(
         check: judges it; what it returns is stored as the engine's facts `check`.
         needs: names that the facts `check` must have. An engine of the cache that lacks one is checked again.
         progress: called while another process builds. An error from it ends the wait.
+        built_with: names that the facts must have. An engine of the cache that lacks one is built again.
 
     Raises:
         BackendError: it cannot be built or stored.
@@ -66,7 +68,7 @@ def provide_engine(
     """
     with cache.lock(key, progress=progress):
         found = cache.find(key)  # another process may have built it while this one waited
-        if isinstance(found, Found):
+        if isinstance(found, Found) and set(built_with) <= set(found.facts):
             if set(needs) <= set(found.facts["check"]):
                 return found
             built = Built(found.plan, {name: value for name, value in found.facts.items() if name != "check"})

@@ -262,6 +262,8 @@ def open_bag(path: Path | str, on_difference: OnDifference | None = None) -> Bag
         raise BagError(f"there is no bag {str(path)!r}; give a bag directory, an .mcap file or a .db3 file")
     if path.is_dir() and not (path / "metadata.yaml").is_file():
         path = _only_storage_file(path)
+    elif not path.is_dir() and not path.is_file():  # a pipe that nobody writes to would be waited for
+        raise BagError(f"{str(path)!r} is not a bag; expected a bag directory, an .mcap file or a .db3 file")
     elif path.is_file() and path.name == "metadata.yaml":
         path = path.parent
     elif path.is_file() and path.suffix not in (".mcap", ".db3", ".bag"):

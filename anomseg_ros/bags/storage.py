@@ -36,6 +36,7 @@ else:
 
 import yaml
 
+from anomseg_ros.core.file_kinds import foreign_file
 from anomseg_ros.core.untrusted_text import parse_yaml
 from anomseg_ros.errors import BagError
 
@@ -149,6 +150,11 @@ class BagDirectory:
                 f"bag {str(self.path)!r} lacks {', '.join(missing)} of the {len(files)} files that metadata.yaml "
                 "lists; copy the bag again, or rewrite its metadata.yaml with `ros2 bag reindex`"
             )
+        for file in files:
+            # is_file() first: a pipe that nobody writes to would be waited for.
+            problem = foreign_file(file, "a bag") if file.is_file() else "is not a regular file; copy the bag again"
+            if problem is not None:
+                raise BagError(f"{str(self.path)!r} is not a readable bag: {file.name} {problem}")
         if _compression_mode(self.metadata_yaml) != "file":
             return files
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="anomseg-")))
@@ -246,6 +252,8 @@ def _read_metadata_yaml(folder: Path) -> Mapping[str, Any]:
     path = folder / "metadata.yaml"
     try:
         document = parse_yaml(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        if not isinstance(document, Mapping):
+            raise ValueError("expected the key rosbag2_bagfile_information")
         information = document["rosbag2_bagfile_information"]
         if (
             not isinstance(information["relative_file_paths"], list)

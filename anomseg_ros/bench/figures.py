@@ -13,7 +13,7 @@ from anomseg_ros.bench.statistics import Ratio
 from anomseg_ros.core.output_files import write_results
 from anomseg_ros.core.schema import from_plain, to_plain
 from anomseg_ros.core.untrusted_text import parse_json
-from anomseg_ros.errors import ConfigError
+from anomseg_ros.errors import ConfigError, reason_of
 
 FORMAT_VERSION = 1
 
@@ -91,7 +91,9 @@ def load_report(path: Path) -> BenchReport:
     try:
         data = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is not a benchmark: {error}; `anomseg bench` writes one as JSON") from error
+        raise ConfigError(
+            f"{path} is not a benchmark: {reason_of(error)}; `anomseg bench` writes one as JSON"
+        ) from error
     version = data.get("format_version") if isinstance(data, dict) else None
     if version != FORMAT_VERSION:
         raise ConfigError(f"{path}: benchmark format {version!r}, this anomseg_ros reads {FORMAT_VERSION}")

@@ -112,7 +112,7 @@ def _add_bag_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--label-set", choices=sorted(LABEL_SETS), help=label_set_help)
     drive = parser.add_argument_group("alarms and detections")
     target_help = "false-positive rate that selects a threshold from the bundle"
-    drive.add_argument("--target-fpr", type=options.number, default=0.01, help=target_help)
+    drive.add_argument("--target-fpr", type=options.fraction, default=0.01, help=target_help)
     alarms_help = "alarms per minute whose threshold in the bundle is used; 0 = off: --target-fpr selects it"
     drive.add_argument("--target-alarms-per-minute", type=options.number, default=0.0, metavar="N", help=alarms_help)
     threshold_help = "score above which a pixel is an anomaly; replaces --target-fpr"
@@ -137,7 +137,7 @@ def _add_mode_options(parser: argparse.ArgumentParser) -> None:
     modes = group.add_mutually_exclusive_group()
     modes.add_argument("--live", action="store_true", help="also play the bag through the real node, and compare")
     modes.add_argument("--recorded", action="store_true", help="run no model; use the outputs in each bag")
-    group.add_argument("--rate", type=options.number, default=1.0, help="speed of --live; 1 is the bag's own speed")
+    group.add_argument("--rate", type=options.positive, default=1.0, help="speed of --live; 1 is the bag's own speed")
     keep_help = "bag to write the node's outputs of --live to"
     group.add_argument("--keep", type=options.output_folder, metavar="FILE", help=keep_help)
     group.add_argument("--score-topic", default=SCORE_TOPIC, help="topic of the recorded scores, 32FC1")

@@ -54,6 +54,8 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--wait", type=options.number, default=2.0, metavar="SECONDS", help="longest wait for a first subscriber"
     )
+    needs_help = "play nothing, and end with status 1, if no subscriber appears within --wait"
+    parser.add_argument("--needs-subscriber", action="store_true", help=needs_help)
     parser.add_argument(
         "--reliability",
         choices=("reliable", "best_effort"),
@@ -67,6 +69,14 @@ def argument_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Play the bag; return 0, also after Ctrl-C, or 1 if messages are missing. Raises BagError."""
     args = argument_parser().parse_args(argv)
+    # From here to the end, so that a signal while ROS starts or stops does not end the command by an exception.
+    with _stop_on_signal() as stop:
+        report = _report(args, stop)
+        _print_report(report)
+        return print_differences(report.differences)
+
+
+def _report(args: argparse.Namespace, stop: threading.Event) -> PlayReport:
     import rclpy
     from rclpy.signals import SignalHandlerOptions
 
@@ -80,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         topics=args.topics,
         remap=dict(args.remap),
         wait_s=args.wait,
+        needs_subscriber=args.needs_subscriber,
         reliability=args.reliability,
     )
     use_large_shared_memory()
@@ -87,13 +98,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     try:
         node: Any = rclpy.create_node("anomseg_bag_player")  # rclpy is annotated only in part
-        with _stop_on_signal() as stop:
-            report = _play(node, args.file, play_options, stop)
+        report = _play(node, args.file, play_options, stop)
         node.destroy_node()
+        return report
     finally:
         rclpy.shutdown()
-    _print_report(report)
-    return print_differences(report.differences)
 
 
 def _play(node: Node, path: Path, play_options: PlayOptions, stop: threading.Event) -> PlayReport:

@@ -17,6 +17,7 @@ from anomseg_ros.backends.tensorrt_build import MEBIBYTE, BuildOptions
 from anomseg_ros.commands import options
 from anomseg_ros.commands.graph_form import tell_cpu_form
 from anomseg_ros.commands.progress_lines import ProgressLines
+from anomseg_ros.compression.argmax_choice import ARGMAX_CHOICES, EXPORTED, FACT
 from anomseg_ros.compression.checked_engines import (
     SYNTHETIC_FRAMES,
     EngineRequest,
@@ -46,7 +47,10 @@ def main(argv: Sequence[str]) -> int:
         _check(request)
         return 0
     with _machine(args, request) as machine:
-        (_list if args.dry_run else _build)(request, machine)
+        if args.dry_run:
+            _list(request, machine, read_frames=args.frames is not None)
+        else:
+            _build(request, machine)
     return 0
 
 
@@ -66,12 +70,13 @@ def _refuse_foreign_options(args: argparse.Namespace) -> None:
     foreign: dict[str, object] = {"--provider": args.provider}
     if args.backend == TORCH:
         foreign = {"--check": args.check or None, "--workspace": args.workspace, "--dla": args.dla}
+        foreign["--argmax"] = args.argmax
     for option, value in foreign.items():
         if value is not None:
             raise ConfigError(f"{option} is not an option of --backend {args.backend}; leave it out")
-    unused = {"--device": args.device, "--frames": args.frames, "--output": args.output} if args.check else {}
+    unused = {"--device": args.device, "--frames": args.frames, "--output": args.output, "--argmax": args.argmax}
     for option, value in unused.items():
-        if value is not None:
+        if args.check and value is not None:
             raise ConfigError(f"--check uses no GPU and no frames, and writes nothing: leave out {option}")
 
 
@@ -89,6 +94,7 @@ def _request(args: argparse.Namespace) -> EngineRequest:
         BuildOptions(workspace_bytes=None if workspace is None else workspace * MEBIBYTE, dla_core=args.dla),
         tuple(args.frames or SYNTHETIC_FRAMES),
         args.output,
+        argmax=args.argmax or EXPORTED,
     )
 
 
@@ -100,13 +106,16 @@ def _check(request: EngineRequest) -> None:
     _print_engines(title, {name: one.facts for name, one in built.items()})
 
 
-def _list(request: EngineRequest, machine: Machine) -> None:
+def _list(request: EngineRequest, machine: Machine, *, read_frames: bool) -> None:
     console = Console()
     where = f"{machine.title} on {machine.device_name}, cache {cache_of(request, machine).root}"
     console.print(where, soft_wrap=True, highlight=False, markup=False)
     for one in engine_states(request, machine):
         state = "is in the cache" if isinstance(one.state, Found) else f"would be built: {one.state.reason}"
         console.print(f"{one.name} ({one.key.digest[:12]}) {state}", soft_wrap=True, highlight=False, markup=False)
+    if read_frames:  # so that a folder that is not there is an error now
+        text = f"engines are checked on {len(request.read_frames())} frame(s) of {', '.join(request.frames)}"
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def _build(request: EngineRequest, machine: Machine) -> None:
@@ -124,6 +133,8 @@ def _print_engines(title: str, engines: Mapping[str, Mapping[str, Any]]) -> None
     headings = {"built in": _seconds, "size": _size}
     if any("layers_by_device" in facts for facts in engines.values()):
         headings |= {"layers of the graph": _layers}
+    if any(FACT in facts for facts in engines.values()):
+        headings |= {"argmax": _argmax_form}
     if any("check" in facts for facts in engines.values()):
         headings |= {"labels that agree": _agreement, "least rank correlation": _correlation}
     table = Table()
@@ -151,6 +162,14 @@ def _size(facts: Mapping[str, Any]) -> str:
 
 def _layers(facts: Mapping[str, Any]) -> str:
     return ", ".join(f"{device} {sum(kinds.values())}" for device, kinds in facts["layers_by_device"].items())
+
+
+def _argmax_form(facts: Mapping[str, Any]) -> str:
+    measured = facts.get(FACT)
+    if measured is None:
+        return "as exported"
+    times = ", ".join(f"{form} {time_ms:.3g} ms" for form, time_ms in measured["medians_ms"].items())
+    return f"{measured['form']} ({times})" if times else str(measured["form"])
 
 
 def _agreement(facts: Mapping[str, Any]) -> str:
@@ -182,6 +201,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workspace", type=int, metavar="MIB", help=workspace_help)
     dla_help = "core of a Jetson's DLA that runs what it can, the GPU the rest; run it with the provider dla0 or dla1"
     parser.add_argument("--dla", type=int, choices=(0, 1), metavar="CORE", help=dla_help)
+    argmax_help = "form of the labels: as exported, or the faster one of argmax and comparisons, timed on this device"
+    parser.add_argument("--argmax", choices=ARGMAX_CHOICES, help=f"{argmax_help} (default: {EXPORTED})")
     parser.add_argument("--device", type=int, metavar="N", help="number of the GPU (default: 0)")
     output_help = "folder of the cache (default: $XDG_CACHE_HOME/anomseg_ros/ and the backend)"
     parser.add_argument("--output", type=options.output_folder, metavar="FOLDER", help=output_help)

@@ -13,6 +13,7 @@ from anomseg_ros.commands.prune import FRAMES_HELP
 from anomseg_ros.compression.drift import TOLERANCES
 from anomseg_ros.compression.half import HALF
 from anomseg_ros.compression.half_bundle import HalfRequest, convert_bundle
+from anomseg_ros.compression.sensitivity import AUTO, NONE
 from anomseg_ros.core.bundle import load_bundle
 from anomseg_ros.core.resources import find_bundle
 
@@ -26,6 +27,7 @@ def main(argv: Sequence[str]) -> int:
         HalfRequest,
         args,
         bundle=load_bundle(find_bundle(args.bundle)),
+        keep_float=args.keep_float if args.keep_float in (AUTO, NONE) else options.names(args.keep_float),
         guard=guard_of(args, TOLERANCES[args.precision]),
     )
     tell_cpu_form(request.bundle.contract)
@@ -44,6 +46,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("bundle", help="float bundle: directory, or name of a shipped one")
     parser.add_argument("--precision", choices=tuple(HALF), default="fp16", help="type of half precision")
     parser.add_argument("--frames", nargs="+", required=True, metavar="FOLDER|NAME=PATH", help=FRAMES_HELP)
+    keep_help = "layers that stay in float32: auto (as many as the tolerance needs, at most a quarter), none, or names"
+    parser.add_argument("--keep-float", default=AUTO, metavar="auto|none|NAME,…", help=keep_help)
     parser.add_argument("--output", type=options.output_folder, required=True, help="directory of the new bundle")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     parser.add_argument("--held-out-frames", type=int, default=16, help="frames to measure on, at most")

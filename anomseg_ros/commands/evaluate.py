@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--allow-partial", action="store_true", help=options.ALLOW_PARTIAL_HELP)
     parser.add_argument("--require-miou", action="store_true", help="fail if a bundle's classes do not fit a dataset")
     target_help = "false-positive rate whose threshold in the bundle is applied to each dataset (default: 0.01)"
-    parser.add_argument("--target-fpr", type=options.number, default=0.01, metavar="RATE", help=target_help)
+    parser.add_argument("--target-fpr", type=options.fraction, default=0.01, metavar="RATE", help=target_help)
     network_only_help = "only time the network, without other work at the same time"
     parser.add_argument("--network-only", action="store_true", help=network_only_help)
     _add_corruption_options(parser)

@@ -14,6 +14,7 @@ from anomseg_ros.core.image_files import image_files
 from anomseg_ros.core.labels import LABEL_SETS
 from anomseg_ros.export import ExportConfig, export_checkpoint
 from anomseg_ros.networks import NETWORKS
+from anomseg_ros.networks.argmax_form import ARGMAX_FORMS
 from anomseg_ros.scores import SCORES, default_scores
 
 
@@ -63,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--target", default=defaults.target, choices=TARGETS, help="processor that the graph is written for"
     )
+    argmax_help = "form of the labels in the graph: ArgMax, or a chain of comparisons that gives the same labels"
+    parser.add_argument("--argmax", default=defaults.argmax, choices=ARGMAX_FORMS, help=argmax_help)
     program_help = "also write model.pt2, the program that the backend torch runs, on a GPU as well"
     parser.add_argument("--torch-program", action="store_true", help=program_help)
     parser.add_argument("--name", help="name of the bundle (default: the name of --output)")

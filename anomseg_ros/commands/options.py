@@ -14,8 +14,9 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from anomseg_ros.backends import BACKENDS
-from anomseg_ros.backends.backend_options import BackendOptions
+from anomseg_ros.backends.backend_options import PROVIDERS_IN_WORDS, BackendOptions
 from anomseg_ros.bench.power import PowerRequest
+from anomseg_ros.command_table import example_of
 from anomseg_ros.core.bundle import CHECKPOINT_FILE, Bundle, check_target
 from anomseg_ros.core.image_files import read_image
 from anomseg_ros.core.output_files import check_output_file, check_output_folder
@@ -30,7 +31,10 @@ T = TypeVar("T")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Appends defaults, unless they are empty or the help text mentions them."""
+    """Appends defaults, unless they are empty or the help text mentions them, and leaves the example as it is."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith("example:") else super()._fill_text(text, width, indent)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         default = action.default
@@ -43,8 +47,13 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def parser(command: str, description: str) -> argparse.ArgumentParser:
-    """Return the parser of `anomseg COMMAND`, which shows every default."""
-    return argparse.ArgumentParser(prog=f"anomseg {command}", description=description, formatter_class=_HelpFormatter)
+    """Return the parser of `anomseg COMMAND`, whose help shows every default and ends with an example."""
+    return argparse.ArgumentParser(
+        prog=f"anomseg {command}",
+        description=description,
+        epilog=example_of(command),
+        formatter_class=_HelpFormatter,
+    )
 
 
 def output_file(text: str) -> Path:
@@ -67,6 +76,22 @@ def number(text: str) -> float:
     return value
 
 
+def fraction(text: str) -> float:
+    """Argument type: a number from 0 to 1."""
+    value = number(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
+def positive(text: str) -> float:
+    """Argument type: a finite number above 0."""
+    value = number(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
 EXACT_HELP = "do not round scores, whatever memory that takes"
 JSON_HELP = "JSON file for all results and settings"
 HTML_HELP = "HTML file for the report, one self-contained page"
@@ -81,10 +106,7 @@ BUILD_ENGINE_HELP = (
     "an engine are left out)"
 )
 TIMED_SCORE_HELP = "score to compute besides the labels (default: the bundle's first)"
-PROVIDER_HELP = (
-    "device or mode of the backend: cpu; with onnxruntime also cuda, tensorrt, openvino; with openvino and tensorrt "
-    "also gpu, with tensorrt also dla0 and dla1; with torch also eager, aot, cuda, cuda-aot"
-)
+PROVIDER_HELP = f"device or mode of the backend: {PROVIDERS_IN_WORDS}"
 
 
 def add_power_seconds(target: argparse._ActionsContainer) -> None:

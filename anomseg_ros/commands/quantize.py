@@ -13,8 +13,9 @@ from anomseg_ros.commands.drift_options import ALLOW_FEW_HELP, add_guard, guard_
 from anomseg_ros.commands.progress_lines import ProgressLines
 from anomseg_ros.compression.drift import Tolerance
 from anomseg_ros.compression.quantize import QuantizeRequest, quantize_bundle
-from anomseg_ros.compression.quantize_onnx import AUTO, NONE, TARGETS, QuantizeConfig
+from anomseg_ros.compression.quantize_onnx import TARGETS, QuantizeConfig, default_ranges
 from anomseg_ros.compression.ranges import METHODS, RangeConfig
+from anomseg_ros.compression.sensitivity import AUTO, NONE
 from anomseg_ros.core.bundle import load_bundle
 from anomseg_ros.core.resources import find_bundle
 from anomseg_ros.errors import ConfigError
@@ -57,11 +58,14 @@ def _onnx_config(args: argparse.Namespace) -> QuantizeConfig:
     float_layers = args.keep_float
     return QuantizeConfig(
         target=args.target,
-        ranges=RangeConfig(args.calibration, args.percentile, symmetric=args.target == "tensorrt"),
+        ranges=RangeConfig(
+            args.calibration or default_ranges(args.target), args.percentile, symmetric=args.target == "tensorrt"
+        ),
         equalize=not args.no_equalize,
         compensate=not args.no_compensate,
         keep_float=float_layers if float_layers in (AUTO, NONE) else options.names(float_layers),
         label_agreement=args.label_agreement,
+        rank_correlation=args.rank_correlation,
     )
 
 
@@ -69,18 +73,19 @@ def _torch_config(args: argparse.Namespace) -> TorchQuantizeConfig:
     from anomseg_ros.compression.quantize_torch import RANGE_METHODS, TorchQuantizeConfig
 
     defaults = QuantizeConfig()
+    calibration = args.calibration or default_ranges(defaults.target)
     is_unsupported = {
         "--target": args.target != defaults.target,
         "--percentile": args.percentile != defaults.ranges.percentile,
         "--no-equalize": args.no_equalize,
         "--no-compensate": args.no_compensate,
-        f"--calibration {args.calibration}": args.calibration not in RANGE_METHODS,
+        f"--calibration {args.calibration}": calibration not in RANGE_METHODS,
     }
     unsupported = [option for option, value in is_unsupported.items() if value]
     if unsupported:
         raise ConfigError(f"{', '.join(unsupported)}: only for --backend onnxruntime; omit it for torch")
     float_layers = () if args.keep_float in (AUTO, NONE) else options.names(args.keep_float)
-    return TorchQuantizeConfig(args.torch_method, args.calibration, float_layers)
+    return TorchQuantizeConfig(args.torch_method, calibration, float_layers)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -98,8 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--backend", choices=tuple(BACKENDS), default="onnxruntime", help="engine to quantize for")
     _add_checkpoint_options(parser)
     parser.add_argument("--target", choices=TARGETS, default=defaults.target, help="engine family that runs the bundle")
-    calibration_help = "method to determine ranges of values; torch supports error and minmax"
-    parser.add_argument("--calibration", choices=METHODS, default=defaults.ranges.method, help=calibration_help)
+    by_target = ", ".join(f"{default_ranges(target)} for {target}" for target in TARGETS)
+    calibration_help = f"method to determine ranges of values; torch supports error and minmax (default: {by_target})"
+    parser.add_argument("--calibration", choices=METHODS, help=calibration_help)
     percentile_help = "for --calibration percentile: percentage of the values in the range"
     parser.add_argument("--percentile", type=options.number, default=defaults.ranges.percentile, help=percentile_help)
     keep_help = "layers that stay in float besides the classifier: auto (selected by measurement), none, or names"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from rich.console import Console
 
 from anomseg_ros.api.detection import Detector
@@ -21,14 +23,18 @@ from anomseg_ros.core.output_files import make_output_folder, write_file, write_
 from anomseg_ros.core.resources import find_bundle
 from anomseg_ros.core.road_region import NO_REGION, limited_scores, road_region
 from anomseg_ros.core.staging import remove_leftovers
-from anomseg_ros.core.types import Outputs, RgbImage
+from anomseg_ros.core.types import Outputs, RgbImage, ScoreMap
 from anomseg_ros.errors import AnomsegError
 from anomseg_ros.scores import find_score
+
+SCORE_FILES = NPY, NPZ, NO_SCORES = "npy", "npz", "none"
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = options.parser(
-        "run", "Detect anomalies: write NAME_labels.png, NAME_<score>.npy (float32) and NAME_overlay.png of each frame."
+        "run",
+        "Detect anomalies: write NAME_labels.png, NAME_mask.png (255 where the first score is above its threshold), "
+        "NAME_<score>.npy (float32) and NAME_overlay.png of each frame.",
     )
     parser.add_argument("bundle", help="bundle directory or name of a shipped bundle")
     parser.add_argument("inputs", nargs="+", type=Path, help="images, folders of images, videos")
@@ -37,7 +43,10 @@ def _parser() -> argparse.ArgumentParser:
         "--scores", type=options.names, default=(), help="scores to write, comma separated (default: all)"
     )
     parser.add_argument(
-        "--target-fpr", type=options.number, default=0.01, help="false-positive rate that selects the mask's threshold"
+        "--target-fpr",
+        type=options.fraction,
+        default=0.01,
+        help="false-positive rate that selects the mask's threshold",
     )
     parser.add_argument(
         "--threshold", type=options.number, help="score threshold of the mask (default: the bundle's for --target-fpr)"
@@ -46,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     options.add_road_region(parser, road_help)
     parser.add_argument("--source-size", action="store_true", help="outputs at the frame's size, not the network's")
     parser.add_argument("--no-overlay", action="store_true", help="write no overlays")
+    files_help = "how scores are written: npy; npz, compressed, slower and little smaller; none"
+    parser.add_argument("--score-files", choices=SCORE_FILES, default=SCORE_FILES[0], help=files_help)
     options.add_backend_options(parser)
     return parser
 
@@ -59,6 +70,9 @@ def main(argv: list[str]) -> int:
     source = FrameSource(args.inputs, failures.append)
     scores = tuple(map(detector.bundle.check_score, args.scores)) or detector.bundle.contract.score_names
     threshold = detector.threshold(scores[0], args.target_fpr) if args.threshold is None else args.threshold
+    files = FrameFiles(args.output, detector, scores[0], threshold, args.score_files, not args.no_overlay)
+    if args.score_files == NO_SCORES:
+        scores = scores[:1]  # for the mask
     road = road_region(args.road_region or NO_REGION, detector.bundle.contract)
     make_output_folder(args.output)
     remove_leftovers(args.output, ".")
@@ -68,7 +82,7 @@ def main(argv: list[str]) -> int:
         for name, frame in source:
             try:
                 outputs = detector.detect(frame, scores, source_size=args.source_size, road=road)
-                write_outputs(args.output, name, frame, outputs, detector, scores[0], threshold, not args.no_overlay)
+                files.write(name, frame, outputs)
                 written += 1
                 without_road += road is not None and outputs.region is None
             except AnomsegError as error:
@@ -91,40 +105,44 @@ def _print_messages(warnings: Sequence[str], failures: Sequence[AnomsegError]) -
         console.print(f"failed: {failure}", style="red", soft_wrap=True, markup=False)
 
 
-def write_outputs(
-    folder: Path,
-    name: str,
-    frame: RgbImage,
-    outputs: Outputs,
-    detector: Detector,
-    score: str,
-    threshold: float | None,
-    with_overlay: bool,
-) -> None:
-    """Write the files of one frame.
+@dataclass(frozen=True)
+class FrameFiles:
+    """The files that are written of each frame.
 
-    If the outputs have a road region, scores outside it are set to their lowest value, and the overlay marks no pixels
-    there.
-
-    Args:
-        folder: folder of the files.
-        name: prefix of the file names.
-        frame: uint8 (H, W, 3) RGB.
-        outputs: labels and scores of the frame.
-        detector: the detector that computed them.
-        score: the score of the mask.
-        threshold: score above which the overlay marks a pixel; None: it marks none.
-        with_overlay: whether to write the overlay.
-
-    Raises:
-        OutputError: a file cannot be written.
+    score, threshold: of the mask; None: no mask is written, and the overlay marks nothing. score_files: of SCORE_FILES.
     """
-    assert outputs.labels is not None
-    write_image(folder / f"{name}_labels.png", outputs.labels)
-    for score_name, values in outputs.scores.items():
+
+    folder: Path
+    detector: Detector
+    score: str
+    threshold: float | None
+    score_files: str
+    overlay: bool
+
+    def write(self, name: str, frame: RgbImage, outputs: Outputs) -> None:
+        """Write the files of one frame, uint8 (H, W, 3) RGB; their names begin with `name`. Raises OutputError.
+
+        If the outputs have a road region, scores outside it are set to their lowest value, and nothing is marked there.
+        """
+        assert outputs.labels is not None
+        self._write_image(f"{name}_labels.png", outputs.labels)
+        mask = None
+        if self.threshold is not None:
+            mask = self.detector.mask(outputs, self.score, threshold=self.threshold)
+            self._write_image(f"{name}_mask.png", mask)
+        for score, values in outputs.scores.items():
+            self._write_scores(name, score, limited_scores(values, outputs.region, find_score(score).lowest))
+        if self.overlay:
+            self._write_image(f"{name}_overlay.png", self.detector.overlay(frame, outputs, mask))
+
+    def _write_image(self, file: str, pixels: npt.NDArray[np.uint8]) -> None:
+        write_image(self.folder / file, pixels)
+
+    def _write_scores(self, name: str, score: str, values: ScoreMap) -> None:
         buffer = io.BytesIO()
-        np.save(buffer, limited_scores(values, outputs.region, find_score(score_name).lowest))
-        write_file(folder / f"{name}_{score_name}.npy", buffer.getvalue())
-    if with_overlay:
-        mask = None if threshold is None else detector.mask(outputs, score, threshold=threshold)
-        write_image(folder / f"{name}_overlay.png", detector.overlay(frame, outputs, mask))
+        if self.score_files == NPY:
+            np.save(buffer, values)
+        elif self.score_files == NPZ:
+            np.savez_compressed(buffer, allow_pickle=False, **{score: values})
+        if buffer.tell():
+            write_file(self.folder / f"{name}_{score}.{self.score_files}", buffer.getvalue())

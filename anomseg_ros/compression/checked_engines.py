@@ -11,6 +11,7 @@ from anomseg_ros.backends.built_engines import DRIFT, Built, engine_outputs, pro
 from anomseg_ros.backends.engine_cache import EngineCache, EngineKey, Found, Miss
 from anomseg_ros.backends.tensorrt_build import BuildOptions, build_engine
 from anomseg_ros.backends.tensorrt_library import Library, load_library
+from anomseg_ros.compression.argmax_choice import EXPORTED, FACT, FASTEST, build_faster_form
 from anomseg_ros.compression.calibration_frames import drawn_frames
 from anomseg_ros.compression.engine_check import check_engine
 from anomseg_ros.compression.engine_machines import Machine
@@ -29,7 +30,8 @@ class EngineRequest:
     """Which engines to provide.
 
     engines: names of engine_outputs; empty for all. frames: folders of images, or datasets as NAME=PATH, to check the
-    engines on. cache: folder of the cache, None for the user's own.
+    engines on. cache: folder of the cache, None for the user's own. argmax: "exported" for the form of the labels that
+    the graph has, "fastest" to build both forms and keep the faster one.
     """
 
     bundle: Bundle
@@ -38,6 +40,16 @@ class EngineRequest:
     frames: tuple[str, ...] = SYNTHETIC_FRAMES
     cache: Path | None = None
     seed: int = 0
+    argmax: str = EXPORTED
+
+    @property
+    def built_with(self) -> tuple[str, ...]:
+        """Names that the facts of an engine must have."""
+        return (FACT,) if self.argmax == FASTEST else ()
+
+    def read_frames(self, progress: Progress = no_progress) -> list[RgbImage]:
+        """Return the frames to check engines on. Raises DatasetError or FrameError."""
+        return drawn_frames(self.frames, MOST_FRAMES, seed=self.seed, progress=progress)
 
     def outputs(self) -> dict[str, tuple[str, ...]]:
         """Return name -> outputs of the engines that are asked for. Raises ConfigError for an unknown name."""
@@ -66,8 +78,7 @@ class _Frames:
     read: list[RgbImage] = field(default_factory=list)
 
     def get(self) -> list[RgbImage]:
-        request = self.request
-        self.read = self.read or drawn_frames(request.frames, MOST_FRAMES, seed=request.seed, progress=self.progress)
+        self.read = self.read or self.request.read_frames(self.progress)
         return self.read
 
 
@@ -81,7 +92,10 @@ def engine_states(request: EngineRequest, machine: Machine) -> list[EngineState]
     cache, states = cache_of(request, machine), []
     for name, outputs in request.outputs().items():
         key = machine.key(request.bundle, outputs, request.options)
-        states.append(EngineState(name, key, cache.find(key)))
+        found = cache.find(key)
+        if isinstance(found, Found) and not set(request.built_with) <= set(found.facts):
+            found = Miss(f"the engine {key.digest[:12]} was built without a choice between the forms of argmax")
+        states.append(EngineState(name, key, found))
     return states
 
 
@@ -99,12 +113,13 @@ def provide_engines(
     for name, outputs in request.outputs().items():
         key = machine.key(request.bundle, outputs, request.options)
         found = cache.find(key)
-        if isinstance(found, Miss) or DRIFT not in found.facts["check"]:
+        facts = found.facts if isinstance(found, Found) else {}
+        if not set(request.built_with) <= set(facts) or DRIFT not in facts.get("check", ()):
             machine.require_reference(request.bundle)
             frames.get()
 
         def build(timings: bytes, name: str = name, outputs: tuple[str, ...] = outputs) -> Built:
-            return machine.build(request.bundle, outputs, request.options, timings, _named(progress, name))
+            return _build(request, machine, outputs, timings, _named(progress, name))
 
         def check(built: Built, outputs: tuple[str, ...] = outputs) -> Mapping[str, Any]:
             def open_engine() -> Backend:
@@ -115,8 +130,23 @@ def provide_engines(
                     request.bundle, outputs, open_engine, open_reference, frames.get(), progress=progress
                 )
 
-        provided[name] = provide_engine(cache, key, build, check, (DRIFT,), _named(progress, name)).facts
+        told = _named(progress, name)
+        provided[name] = provide_engine(cache, key, build, check, (DRIFT,), told, request.built_with).facts
     return provided
+
+
+def _build(
+    request: EngineRequest, machine: Machine, outputs: tuple[str, ...], timings: bytes, progress: Progress
+) -> Built:
+    def build(bundle: Bundle, timings: bytes) -> Built:
+        return machine.build(bundle, outputs, request.options, timings, progress)
+
+    def open_plan(plan: bytes) -> Backend:
+        return machine.open_plan(request.bundle, plan, outputs, request.options)
+
+    if request.argmax == EXPORTED:
+        return build(request.bundle, timings)
+    return build_faster_form(request.bundle, build, open_plan, outputs, timings, progress)
 
 
 def check_graph_builds(request: EngineRequest, progress: Progress = no_progress) -> tuple[Library, dict[str, Built]]:

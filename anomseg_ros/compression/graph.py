@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from graphlib import TopologicalSorter
 from typing import Any
 
@@ -183,3 +183,22 @@ def output_layers(graph: Graph) -> list[NodeProto]:
     head = {id(node) for node in head_nodes(graph)}
     readers = [(node, graph.consumers(node.output[0])) for node in graph.nodes if node.op_type in WEIGHTED]
     return [node for node, read_by in readers if read_by and all(id(one) in head for one in read_by)]
+
+
+def name_nodes(graph: Graph) -> None:
+    """Give every node a unique name: layers are chosen by name."""
+    used: set[str] = set()
+    for index, node in enumerate(graph.nodes):
+        if not node.name or node.name in used:
+            node.name = f"{node.op_type}_{index}"
+        used.add(node.name)
+
+
+def with_followers(graph: Graph, chosen: Collection[str], layers: Collection[str]) -> list[str]:
+    """Return the names of the chosen layers and of the nodes after each, up to the next of all `layers`."""
+    names, inside = [], False
+    for node in graph.nodes:
+        inside = node.name in chosen if node.name in layers else inside
+        if inside:
+            names.append(node.name)
+    return names

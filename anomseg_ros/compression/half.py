@@ -2,12 +2,13 @@
 
 TensorRT from version 11 on takes precision from the graph alone ("strongly typed"), and version 10 can; so the graph
 states it. Values that no weighted layer has touched stay in float32, since rounding pixels would be one more error. The
-head (upsampling, labels, scores) stays in float32, since scores in half precision have many ties.
+head (upsampling, labels, scores) stays in float32, since scores in half precision have many ties. Chosen layers stay in
+float32 too, each with the nodes up to the next layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -15,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto
 
-from anomseg_ros.compression.graph import WEIGHTED, Array, Graph, head_nodes
+from anomseg_ros.compression.graph import WEIGHTED, Array, Graph, head_nodes, name_nodes, with_followers
 from anomseg_ros.compression.rewrites import replace_transposed_convolutions
 from anomseg_ros.errors import CompressionError
 
@@ -29,21 +30,27 @@ FLOAT_INPUTS: Mapping[str, tuple[int, ...]] = {"Resize": (1, 2)}
 """Operator -> inputs that are float32 in ONNX whatever the type of the data."""
 
 
-def in_half_precision(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+def layers_in_half(model: onnx.ModelProto, precision: str) -> list[str]:
+    """Return the names of the layers that get half precision, in order, for `keep_float` of the functions below."""
+    return _Half(model, precision).layers
+
+
+def in_half_precision(model: onnx.ModelProto, precision: str, keep_float: Collection[str] = ()) -> onnx.ModelProto:
     """Return the graph with its network typed in half precision, for engines that take their types from the graph.
 
-    Raises CompressionError where a weight is beyond the range of float16.
+    keep_float: names of layers that stay in float32. Raises CompressionError where a weight is beyond the range of
+    float16.
     """
-    return _Half(model, precision).typed()
+    return _Half(model, precision, keep_float).typed()
 
 
-def rounded_like(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+def rounded_like(model: onnx.ModelProto, precision: str, keep_float: Collection[str] = ()) -> onnx.ModelProto:
     """Return a float32 graph that rounds every value that `in_half_precision` types in half, for a CPU.
 
     An engine that adds up in float32 and stores in half precision computes the same. ONNX Runtime has no kernels for
     bfloat16 on a CPU. Raises CompressionError as `in_half_precision` does.
     """
-    return _Half(model, precision).rounded()
+    return _Half(model, precision, keep_float).rounded()
 
 
 def in_single_precision(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -66,16 +73,21 @@ def in_single_precision(model: onnx.ModelProto) -> onnx.ModelProto:
 class _Half:
     """A graph on its way to half precision.
 
-    Its body is what lies between the pixels and the head, the first and the last weighted layers included.
+    Its body is what lies between the pixels and the head, the first and the last weighted layers included, without the
+    layers that stay in float32.
     """
 
-    def __init__(self, model: onnx.ModelProto, precision: str) -> None:
+    def __init__(self, model: onnx.ModelProto, precision: str, keep_float: Collection[str] = ()) -> None:
         self._graph, self._precision = Graph(model), precision
+        name_nodes(self._graph)
         if precision == "bf16":  # TensorRT has no transposed convolution of this type
             replace_transposed_convolutions(self._graph)
             self._graph.infer()
         self._elem_type, self._dtype = HALF[precision]
         body = _body(self._graph)
+        self.layers = [node.name for node in body if node.op_type in WEIGHTED]
+        kept = set(with_followers(self._graph, keep_float, self.layers))
+        body = [node for node in body if node.name not in kept]
         self._body = {id(node) for node in body}
         self._values = {name for node in body for name in node.output if self._graph.is_float(name)}
         self._casts: dict[tuple[str, int], NodeProto] = {}

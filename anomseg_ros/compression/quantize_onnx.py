@@ -19,9 +19,8 @@ from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
-from anomseg_ros.compression import sensitivity
 from anomseg_ros.compression.equalize import channel_values, equalize
-from anomseg_ros.compression.graph import Array, Graph, head_nodes, output_layers
+from anomseg_ros.compression.graph import Array, Graph, head_nodes, name_nodes, output_layers, with_followers
 from anomseg_ros.compression.ranges import RangeConfig, channel_magnitudes, find_ranges, plain_session
 from anomseg_ros.compression.rewrites import (
     fold_and_replace,
@@ -30,13 +29,30 @@ from anomseg_ros.compression.rewrites import (
     widen_grouped_inputs,
 )
 from anomseg_ros.compression.rounding import Rounded, input_moments, round_weights
+from anomseg_ros.compression.sensitivity import AUTO, NONE, PROBES, Goal, checked_layers, find_float_layers
 from anomseg_ros.core.bundle import GRAPH_INPUT
 from anomseg_ros.core.progress import Progress
 from anomseg_ros.core.types import RgbImage
-from anomseg_ros.errors import CompressionError, closest_first
+from anomseg_ros.errors import CompressionError
 
-TARGETS = ("onnxruntime", "tensorrt")
-AUTO, NONE = "auto", "none"
+
+@dataclass(frozen=True)
+class _Search:
+    """How a target's search for layers to leave in float goes.
+
+    ranges: method for the ranges of values. max_float: share of the layers that it may leave in float. margin, probes:
+    see sensitivity.Goal.
+    """
+
+    ranges: str
+    max_float: float
+    margin: float
+    probes: int
+
+
+_SEARCHES = {"onnxruntime": _Search("error", 0.25, 0.1, PROBES), "tensorrt": _Search("entropy", 0.5, 0.3, 2 * PROBES)}
+"""TensorRT's ranges are symmetric, so values after a ReLU have 7 bits: more layers have to stay in float."""
+TARGETS = tuple(_SEARCHES)
 RELATIVE_TOLERANCE = 1e-3
 """Allowed difference of rewritten scores, as a share of their range: float32 sums in another order differ."""
 ROUNDING = 16
@@ -56,9 +72,9 @@ _TENSORRT_OPTIONS: Mapping[str, Any] = {
 class QuantizeConfig:
     """How to quantize.
 
-    keep_float: layers to leave in float: "auto", "none", or names as `layer_names` returns them. label_agreement: share
-    of the labels that "auto" must preserve on calibration frames. max_float: share of the layers that it may leave in
-    float for that.
+    keep_float: layers to leave in float: "auto", "none", or names as `layer_names` returns them. label_agreement,
+    rank_correlation: what "auto" must preserve of the labels and of each score on calibration frames. max_float: share
+    of the layers that it may leave in float for that; None: a quarter, for TensorRT half.
     """
 
     target: str = "onnxruntime"
@@ -67,7 +83,19 @@ class QuantizeConfig:
     compensate: bool = True
     keep_float: str | tuple[str, ...] = AUTO
     label_agreement: float = 0.97
-    max_float: float = 0.25
+    rank_correlation: float = 0.98
+    max_float: float | None = None
+
+    def goal(self, layers: int) -> Goal:
+        """Return what the search for layers to leave in float must reach."""
+        search = _SEARCHES[self.target]
+        most = int((search.max_float if self.max_float is None else self.max_float) * layers)
+        return Goal(self.label_agreement, self.rank_correlation, most, search.margin, search.probes)
+
+
+def default_ranges(target: str) -> str:
+    """Return the method for ranges that is best for most networks on a target."""
+    return _SEARCHES[target].ranges
 
 
 @dataclass(frozen=True)
@@ -99,6 +127,7 @@ def quantize(
     graph = prepare(model, tensors, config, progress)
     _require_same(reference, graph, tensors[0])
     layers = layer_names(graph)
+    sums = sum_names(graph) if config.target == "tensorrt" else []
     rounded: dict[str, Rounded] = {}
     if config.compensate:
         convolutions = [node for node in graph.nodes if node.op_type == "Conv" and node.name in layers]
@@ -110,10 +139,10 @@ def quantize(
     plan = _Plan(graph.finish(), ranges, rounded, config.target)
     noise: dict[str, float] = {}
     if config.keep_float == AUTO:
-        goal = sensitivity.Goal(config.label_agreement, int(config.max_float * len(layers)))
-        float_layers, noise = sensitivity.find_float_layers(plan.build, layers, reference, tensors, goal, progress)
+        goal = config.goal(len(layers))
+        float_layers, noise = find_float_layers(plan.build, layers, reference, tensors, goal, progress, sums)
     else:
-        float_layers = _checked_names(() if config.keep_float == NONE else config.keep_float, layers)
+        float_layers = () if config.keep_float == NONE else checked_layers(config.keep_float, [*layers, *sums])
     classifiers = _classifiers(graph)
     model = plan.build(float_layers)
     return Quantized(model, len(layers) + len(classifiers), (*classifiers, *float_layers), noise)
@@ -122,7 +151,7 @@ def quantize(
 def prepare(model: onnx.ModelProto, tensors: Sequence[RgbImage], config: QuantizeConfig, progress: Progress) -> Graph:
     """Return an equal graph that quantizes well: rewritten, with channels of similar ranges."""
     graph = Graph(model)
-    _name_nodes(graph)
+    name_nodes(graph)
     fold_and_replace(graph)
     if config.equalize:
         equalize(graph, channel_magnitudes(graph, channel_values(graph), tensors, progress))
@@ -140,6 +169,13 @@ def layer_names(graph: Graph) -> list[str]:
     """Return the names of the layers that can be quantized, in order: all weighted layers but the classifier."""
     last = {node.name for node in output_layers(graph)}
     return [node.name for node in graph.nodes if node.op_type in ("Conv", "Gemm") and node.name not in last]
+
+
+def sum_names(graph: Graph) -> list[str]:
+    """Return the names of the sums of two values. Where their inputs are quantized, residual streams lose most."""
+    head = {id(node) for node in head_nodes(graph)}
+    adds = [node for node in graph.nodes if node.op_type == "Add" and id(node) not in head]
+    return [node.name for node in adds if not graph.constants_of(node) and graph.is_float(node.output[0])]
 
 
 def _classifiers(graph: Graph) -> tuple[str, ...]:
@@ -166,7 +202,8 @@ class _Plan:
                 overrides[node.input[1]] = _override(self.rounded[node.name].scale)
         model = graph.finish()
         excluded = [node.name for node in (*head_nodes(graph), *output_layers(graph))]
-        excluded += _with_followers(graph, keep_float)
+        # A sum or concatenation would round the results of layers in float.
+        excluded += [*with_followers(graph, keep_float, layer_names(graph)), *keep_float]
         tensorrt = self.target == "tensorrt"
         operators = sorted({*QDQRegistry, *QLinearOpsRegistry} - {"Softmax", "ArgMax"})
         quantizer = QDQQuantizer(
@@ -190,17 +227,24 @@ class _Plan:
             root.setLevel(level)
         quantizer.model.topological_sort()  # ONNX and graph_outputs.py require this order
         built: onnx.ModelProto = quantizer.model.model
-        return built
+        return _with_float_inputs(built, excluded) if tensorrt else built
 
 
-def _with_followers(graph: Graph, layers: Collection[str]) -> list[str]:
-    """Return layers with the nodes up to the next layer: a sum or concatenation would round their results."""
-    all_layers, names, inside = set(layer_names(graph)), [], False
-    for node in graph.nodes:
-        inside = node.name in layers if node.name in all_layers else inside
-        if inside:
-            names.append(node.name)
-    return names
+def _with_float_inputs(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
+    """Return the model with these nodes reading values before they are rounded for other readers.
+
+    The quantizer gives every reader of a quantized value a pair of nodes. ONNX Runtime is faster with them.
+    """
+    graph, chosen = Graph(model), set(names)
+    for node in [node for node in graph.nodes if node.name in chosen]:
+        for index, name in enumerate(node.input):
+            dequantize = graph.producer(name)
+            if dequantize is None or dequantize.op_type != "DequantizeLinear":
+                continue
+            quantize_node = graph.producer(dequantize.input[0])
+            if quantize_node is not None and graph.constant(quantize_node.input[0]) is None:
+                node.input[index] = quantize_node.input[0]
+    return graph.finish()
 
 
 def _override(scales: Array) -> list[dict[str, Any]]:
@@ -222,25 +266,6 @@ def _require_float(model: onnx.ModelProto) -> None:
                 f"node {node.name!r} is {node.domain}.{node.op_type}, which no backend but its own knows; export the "
                 "network without it"
             )
-
-
-def _name_nodes(graph: Graph) -> None:
-    """Give every node a unique name: layers are chosen by name."""
-    used: set[str] = set()
-    for index, node in enumerate(graph.nodes):
-        if not node.name or node.name in used:
-            node.name = f"{node.op_type}_{index}"
-        used.add(node.name)
-
-
-def _checked_names(names: Sequence[str], layers: Sequence[str]) -> tuple[str, ...]:
-    for name in names:
-        if name not in layers:
-            close = ", ".join(closest_first(name, layers)[:5])
-            raise CompressionError(
-                f"`keep_float`: the graph has no layer {name!r}; the closest of {len(layers)}: {close}"
-            )
-    return tuple(names)
 
 
 def _require_same(reference: Any, graph: Graph, tensor: RgbImage) -> None:

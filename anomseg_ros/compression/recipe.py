@@ -9,22 +9,26 @@ import yaml
 
 from anomseg_ros.compression.fine_tune import FineTune
 from anomseg_ros.compression.prune import PruneConfig
-from anomseg_ros.compression.quantize_onnx import AUTO, NONE, TARGETS, QuantizeConfig
+from anomseg_ros.compression.quantize_onnx import TARGETS, QuantizeConfig, default_ranges
 from anomseg_ros.compression.ranges import METHODS, RangeConfig
+from anomseg_ros.compression.sensitivity import AUTO, NONE
 from anomseg_ros.core.resources import find_yaml
 from anomseg_ros.core.schema import from_plain
 from anomseg_ros.core.untrusted_text import parse_yaml
-from anomseg_ros.errors import ConfigError, unknown_name
+from anomseg_ros.errors import ConfigError, reason_of, unknown_name
 
 RECIPE_FOLDER = "config/compress"
 
 
 @dataclass(frozen=True)
 class QuantizeStep:
-    """The options of `anomseg quantize` with the same names. keep_float: auto, none, or names of layers."""
+    """The options of `anomseg quantize` with the same names. keep_float: auto, none, or names of layers.
+
+    calibration: None for the method that suits the target.
+    """
 
     target: str = QuantizeConfig().target
-    calibration: str = RangeConfig().method
+    calibration: str | None = None
     percentile: float = RangeConfig().percentile
     keep_float: str = "auto"
     calibration_frames: int = 16
@@ -32,21 +36,26 @@ class QuantizeStep:
     def __post_init__(self) -> None:
         """Raise ConfigError for unknown choices and figures out of range."""
         for name, options in (("target", TARGETS), ("calibration", METHODS)):
-            if getattr(self, name) not in options:
+            if getattr(self, name) not in (*options, None):
                 raise ConfigError(unknown_name(f"quantize.{name}", getattr(self, name), options))
         try:
-            RangeConfig(self.calibration, self.percentile)
+            self.ranges()
         except ConfigError as error:
             raise ConfigError(f"step quantize: {error}") from None
         if self.calibration_frames < 1:
             raise ConfigError(f"quantize.calibration_frames {self.calibration_frames!r}: expected 1 or more")
+
+    def ranges(self) -> RangeConfig:
+        """Return how ranges are found. Raises ConfigError for a percentile out of range."""
+        method = self.calibration or default_ranges(self.target)
+        return RangeConfig(method, self.percentile, symmetric=self.target == "tensorrt")
 
     def config(self, label_agreement: float = QuantizeConfig().label_agreement) -> QuantizeConfig:
         """Return the quantizer's configuration. label_agreement: what `keep_float: auto` must preserve."""
         names = self.keep_float
         return QuantizeConfig(
             target=self.target,
-            ranges=RangeConfig(self.calibration, self.percentile, symmetric=self.target == "tensorrt"),
+            ranges=self.ranges(),
             keep_float=names if names in (AUTO, NONE) else tuple(filter(None, map(str.strip, names.split(",")))),
             label_agreement=label_agreement,
         )
@@ -81,7 +90,7 @@ def load_recipe(path: Path) -> Recipe:
     try:
         data = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the recipe {path}: {error}") from error
+        raise ConfigError(f"cannot read the recipe {path}: {reason_of(error)}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if isinstance(data, dict):

@@ -151,13 +151,13 @@ class Bundle:
     def threshold(self, score: str, target_fpr: float) -> Threshold | None:
         """Return the threshold of `score` for the largest calibrated rate not above `target_fpr`, None without any.
 
-        Raises ConfigError if every calibrated rate is above `target_fpr`.
+        Raises ConfigError if `target_fpr` is no share, or every calibrated rate is above it.
         """
-        table = self.contract.thresholds.get(score)
-        if table is None:
+        if not 0 <= target_fpr <= 1:
+            raise ConfigError(f"target_fpr {target_fpr!r}: expected a share of the known pixels, 0 to 1, such as 0.01")
+        if (table := self.contract.thresholds.get(score)) is None:
             return None
-        found = table.at(target_fpr)
-        if found is None:
+        if (found := table.at(target_fpr)) is None:
             known = ", ".join(f"{rate:g}" for rate in sorted(table.by_target_fpr))
             raise ConfigError(f"target_fpr {target_fpr:g} is below every calibrated rate of score {score!r}: {known}")
         return found

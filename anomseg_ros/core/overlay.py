@@ -21,7 +21,9 @@ MAX_TILE_PX = 1024
 
 def anomaly_mask(scores: ScoreMap, threshold: float) -> Mask:
     """Return uint8 (H, W), 255 where the float32 (H, W) score is above the threshold."""
-    mask: Mask = (scores > np.float32(threshold)).view(np.uint8)
+    # Clamped, because a number outside the range of float32 would become infinite, with a warning.
+    limit = float(np.finfo(np.float32).max)
+    mask: Mask = (scores > np.float32(min(max(threshold, -limit), limit))).view(np.uint8)
     mask *= 255  # in place, on the booleans' own bytes
     return mask
 

@@ -22,6 +22,9 @@ from anomseg_ros.errors import ConfigError, unknown_name
 NO_FILTER, EXPONENTIAL, WARPED = "none", "exponential", "warped"
 FILTERS = (NO_FILTER, EXPONENTIAL, WARPED)
 
+TIME_CONSTANTS_S = 0.01, 10.0
+"""Shortest and longest time constant, seconds."""
+
 MAX_GAP_S = 1.0
 """After a longer gap the scene is another one, whatever the time constant."""
 
@@ -45,8 +48,11 @@ class FilterSpec:
         """Raise ConfigError for what cannot be done."""
         if self.kind not in FILTERS:
             raise ConfigError(unknown_name("temporal filter", self.kind, FILTERS))
-        if not 0 < self.time_constant_s < math.inf:
-            raise ConfigError(f"filter_time_constant_s is {self.time_constant_s!r}; expected seconds, more than 0")
+        low, high = TIME_CONSTANTS_S
+        if not low <= self.time_constant_s <= high:
+            raise ConfigError(
+                f"filter_time_constant_s is {self.time_constant_s!r}; expected {low:g} to {high:g} seconds"
+            )
 
     @property
     def is_on(self) -> bool:

@@ -8,6 +8,7 @@ IndexError and AttributeError for dates, numbers and tags that are none. And a t
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 import yaml
@@ -53,10 +54,22 @@ def _size(node: yaml.Node, sizes: dict[int, int]) -> int:
             raise yaml.YAMLError("a value refers to itself")
         return sizes[id(node)]
     sizes[id(node)] = 0
+    _refuse_duplicate_keys(node)
     children = [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
     total = 1 if isinstance(node, yaml.ScalarNode) else 1 + sum(_size(child, sizes) for child in children)
     sizes[id(node)] = total
     return total
+
+
+def _refuse_duplicate_keys(node: yaml.Node) -> None:
+    """PyYAML would use the last value of a key that is given twice, and leave out the others in silence."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+    for (_, key), count in Counter(keys).items():
+        if count > 1:
+            line = node.start_mark.line + 1
+            raise yaml.YAMLError(f"in the mapping that begins in line {line}, {key!r} is given {count} times")
 
 
 def _reason(error: Exception) -> str:

@@ -20,7 +20,7 @@ from anomseg_ros.core.schema import from_plain
 from anomseg_ros.core.types import LabelImage, RgbImage
 from anomseg_ros.core.untrusted_text import parse_yaml
 from anomseg_ros.datasets.dataset import ANOMALY, KNOWN, LabelledFrame
-from anomseg_ros.errors import ConfigError, unknown_name
+from anomseg_ros.errors import ConfigError, reason_of, unknown_name
 from anomseg_ros.outliers.cut_paste import OUTLIER, paste_at
 from anomseg_ros.outliers.objects import ALL_KINDS, OutlierObject, ProceduralObjects
 
@@ -110,7 +110,7 @@ def load_road_scene(path: Path) -> RoadScene:
     try:
         plain = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"road scene {str(path)!r} cannot be read: {error}") from error
+        raise ConfigError(f"road scene {str(path)!r} cannot be read: {reason_of(error)}") from error
     return from_plain(RoadScene, plain, str(path))
 
 

@@ -222,7 +222,7 @@ def _run(request: Request, job: _Job, progress: Progress) -> tuple[Result, ...]:
     identity = Identity(
         job.bundle_name, job.dataset_name, job.bundle.contract, detector_backend, names, workers, thresholds
     )
-    results = read_results(measures, identity, components, (*job.notes, *notes))
+    results = read_results(measures, identity, components, (*job.notes, *notes, *state.notes))
     if not request.network_only and all(result.auprc is None and result.miou is None for result in results):
         reasons = "; ".join(dict.fromkeys(note for result in results for note in result.notes))
         raise MetricError(f"nothing could be measured in {job.dataset.path!r}: {reasons}")

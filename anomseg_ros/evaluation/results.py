@@ -15,7 +15,7 @@ from anomseg_ros.core.delivered import Delivered
 from anomseg_ros.core.output_files import write_results
 from anomseg_ros.core.schema import from_plain, to_plain
 from anomseg_ros.core.untrusted_text import parse_json
-from anomseg_ros.errors import ConfigError
+from anomseg_ros.errors import ConfigError, reason_of
 
 FORMAT_VERSION = 1
 
@@ -318,7 +318,7 @@ def load_evaluation(path: Path) -> Evaluation:
         data = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{path} is not an evaluation: {error}; `anomseg evaluate --json {path.name}` writes one"
+            f"{path} is not an evaluation: {reason_of(error)}; `anomseg evaluate --json {path.name}` writes one"
         ) from error
     version = data.get("format_version") if isinstance(data, dict) else None
     if version != FORMAT_VERSION:

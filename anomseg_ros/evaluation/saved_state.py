@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from anomseg_ros.errors import ConfigError, MetricError
+from anomseg_ros.errors import AnomsegError, ConfigError, MetricError, describe_os_error
 from anomseg_ros.evaluation.measures import Measures, MeasureSpec
 from anomseg_ros.evaluation.results import FORMAT_VERSION, Evaluation, Result, load_evaluation, save_evaluation
 
@@ -37,6 +37,8 @@ class JobState:
         self._identity = text
         self._save_every_s = save_every_s
         self._saved_at = time.monotonic()
+        self.notes: tuple[str, ...] = ()
+        """Why the state could not be saved."""
 
     def load(self, spec: MeasureSpec) -> Measures:
         """Return the newest whole snapshot, or empty measures."""
@@ -53,7 +55,7 @@ class JobState:
         return self._folder is not None and time.monotonic() - self._saved_at >= self._save_every_s
 
     def save(self, measures: Measures) -> None:
-        """Write a snapshot and remove the older ones. Raises ConfigError where the folder cannot be written."""
+        """Write a snapshot and remove the older ones. A folder that cannot be written is a note: measuring goes on."""
         if self._folder is None:
             return
         old = self._snapshots()
@@ -65,18 +67,24 @@ class JobState:
             (self._folder / _JOB_FILE).write_text(self._identity + "\n", encoding="utf-8")
             measures.save(part)
             part.rename(self._folder / f"{number:08d}")
-        except OSError as error:
-            raise ConfigError(f"cannot write {str(part)!r}: {error.strerror}; give --state another folder") from error
-        for snapshot in old:
-            shutil.rmtree(snapshot, ignore_errors=True)
+        except (OSError, AnomsegError) as error:
+            shutil.rmtree(part, ignore_errors=True)
+            self._note(error)
+        else:
+            for snapshot in old:
+                shutil.rmtree(snapshot, ignore_errors=True)
         self._saved_at = time.monotonic()
 
     def finish(self, results: Sequence[Result]) -> None:
         """Write a finished job's results instead of its snapshots, which take thousands of times the space."""
         if self._folder is None:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        save_evaluation(Evaluation(FORMAT_VERSION, tuple(results)), self._folder / _FINISHED_FILE)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            save_evaluation(Evaluation(FORMAT_VERSION, tuple(results)), self._folder / _FINISHED_FILE)
+        except (OSError, AnomsegError) as error:
+            self._note(error)
+            return
         for snapshot in self._snapshots():
             shutil.rmtree(snapshot, ignore_errors=True)
 
@@ -93,6 +101,10 @@ class JobState:
         """Delete the job's snapshots."""
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _note(self, error: Exception) -> None:
+        reason = describe_os_error(error) if isinstance(error, OSError) else str(error)
+        self.notes = (f"the state was not saved, so a killed run would measure again: {reason}",)
 
     def _snapshots(self) -> list[Path]:
         """Return whole snapshots; their names have one length, so that they sort by number."""

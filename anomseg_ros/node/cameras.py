@@ -15,9 +15,10 @@ from rclpy.parameter import Parameter
 
 from anomseg_ros.core.bundle import CONTRACT_FILE
 from anomseg_ros.core.resources import find_bundle
-from anomseg_ros.core.schema import from_plain
+from anomseg_ros.core.schema import from_plain, shown
 from anomseg_ros.core.untrusted_text import parse_yaml
 from anomseg_ros.errors import AnomsegError, ConfigError, unknown_name
+from anomseg_ros.node.names import check_namespace, check_topic
 from anomseg_ros.node.parameters import checked_values
 
 CAMERA_NAME = re.compile(r"[A-Za-z]\w*(/[A-Za-z]\w*)*", re.ASCII)
@@ -85,7 +86,12 @@ def read_cameras(path: str | Path) -> tuple[Camera, ...]:
     that names the file, the entry and the remedy.
     """
     path = Path(path)
-    cameras = from_plain(_CameraFile, _parse_file(path), str(path)).cameras
+    data = _parse_file(path)
+    if not isinstance(data, Mapping):
+        raise ConfigError(
+            f"{path}: expected the key 'cameras' with a list, as in config/cameras.yaml, got {shown(data)}"
+        )
+    cameras = from_plain(_CameraFile, data, str(path)).cameras
     if not cameras:
         raise ConfigError(f"{path}: the list of cameras is empty; give at least one, as in config/cameras.yaml")
     for name, count in Counter(camera.name for camera in cameras).items():
@@ -126,9 +132,11 @@ def _resolve_entry(camera: Camera, path: Path) -> Camera:
         raise ConfigError(
             f"{where}: a name consists of letters, digits and _ and begins with a letter; / separates namespaces"
         )
-    if not camera.image_topic.strip("/"):
-        raise ConfigError(f"{where}: image_topic is {camera.image_topic!r}; give the topic of the camera's images")
     try:
+        check_namespace(camera.name, "name")
+        for key in ("image_topic", "camera_info_topic"):
+            if (topic := getattr(camera, key)) is not None:
+                check_topic(topic, key, f"/{camera.name}")
         bundle = find_bundle(_relative_to_file(path, camera.bundle))
         if not (bundle / CONTRACT_FILE).is_file():
             raise ConfigError(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
@@ -29,8 +28,11 @@ from anomseg_ros.core.resources import find_bundle
 from anomseg_ros.errors import AnomsegError
 from anomseg_ros.node import conversions, diagnostics, pipeline, vision
 from anomseg_ros.node.activation import Activation, logs_failure
+from anomseg_ros.node.arrivals import CAMERA_TOPICS, IMAGE_TYPES, SequenceGaps, image_source
 from anomseg_ros.node.engines import Engines, Share
 from anomseg_ros.node.health import BAD, DROPPED, IDLE, PUBLISHED, FrameResult, Health, Level, State, current_states
+from anomseg_ros.node.names import qos_overrides
+from anomseg_ros.node.narrator import Narrator, waiting_line
 from anomseg_ros.node.parameters import (
     FixedParameters,
     check_only_live_changed,
@@ -39,7 +41,11 @@ from anomseg_ros.node.parameters import (
     fixed_parameters,
     live_parameters,
 )
-from anomseg_ros.node.ros_distributions import SubscriptionEventCallbacks, call_after_parameters_are_set
+from anomseg_ros.node.ros_distributions import (
+    SubscriptionEventCallbacks,
+    call_after_parameters_are_set,
+    with_message_info,
+)
 
 NODE_NAME = "detector"
 DIAGNOSTICS_PERIOD_S = 1.0
@@ -58,7 +64,7 @@ class DetectorNode(LifecycleNode):
     def __init__(self, engines: Engines | None = None, **node_options: Any) -> None:
         """engines: shared by the cameras of the process. node_options: keyword arguments of rclpy's node."""
         super().__init__(NODE_NAME, **node_options)
-        declare_parameters(self)
+        declare_parameters(self, qos_overrides(self, pipeline.OUTPUTS, CAMERA_TOPICS))
         self._engines = engines or Engines()
         self._share: Share | None = None
         self._pipeline: pipeline.FramePipeline | None = None
@@ -69,8 +75,9 @@ class DetectorNode(LifecycleNode):
         self._label_info_error = ""
         self._image_subscription: Any = None
         self._camera_info_subscription: Any = None
+        self._gaps = SequenceGaps()
         self._camera_infos: deque[CameraInfo] = deque(maxlen=MAX_CAMERA_INFOS)
-        self._logged_states: set[str] = set()
+        self._narrator = Narrator(self.get_logger())
         self.health = Health(live_parameters(current_values(self)).limits)
         self.add_on_set_parameters_callback(self._check_parameters)
         call_after_parameters_are_set(self, self._apply_parameters)
@@ -171,6 +178,7 @@ class DetectorNode(LifecycleNode):
     def _start_working(self) -> None:
         assert self._pipeline is not None and self._share is not None
         self.health = Health(self.health.limits)
+        self._narrator.begin()
         self._camera_infos.clear()
         self._pipeline.forget_past()
         self._publish_label_info()
@@ -241,36 +249,40 @@ class DetectorNode(LifecycleNode):
         except Exception as error:  # the other outputs go on; the diagnostics name this one
             self._label_info_error = f"{LABEL_INFO} cannot be published: {pipeline.error_reason(error)}"
 
-    def _follow_camera(self) -> int:
-        """Subscribe to the camera, again if its message type changes; return the number of its publishers."""
+    def _follow_camera(self) -> list[str]:
+        """Subscribe to the camera, again if its message type changes; return the type of each of its publishers."""
         types = self._published_types("image")
         if types or self._image_subscription is None:  # without a publisher, keep the subscription as it is
             transport = fixed_parameters(current_values(self)).image_transport
             self._subscribe(*image_source(transport, types))
-        return len(self._published_types(self._image_subscription.topic_name))
+        types = self._published_types(self._image_subscription.topic_name)
+        self._gaps.has_one_publisher = len(types) < 2
+        return types
 
     def _subscribe(self, message_type: Any, topic: str) -> None:
         if (current := self._image_subscription) is not None:
             if (current.msg_type, current.topic_name) == (message_type, self.resolve_topic_name(topic)):
                 return
             self.destroy_subscription(current)
+        self._gaps = SequenceGaps()
         self._image_subscription = self.create_subscription(
             message_type,
             topic,
-            self._on_image,
+            with_message_info(self._on_image),
             CAMERA_QOS,
             event_callbacks=SubscriptionEventCallbacks(message_lost=self._on_lost),
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
         )
-        self.get_logger().info(f"subscribed to {message_type.__name__} on {self._image_subscription.topic_name}")
+        self.get_logger().info(waiting_line(self._image_subscription))
 
     def _published_types(self, topic: str) -> list[str]:
         """Return the message type of each publisher on a topic."""
         return [publisher.topic_type for publisher in self.get_publishers_info_by_topic(topic)]
 
-    def _on_image(self, msg: Image | CompressedImage) -> None:
+    def _on_image(self, msg: Image | CompressedImage, info: Any) -> None:
         if (activation := self._activation) is None:
             return
+        activation.health.lost(self._gaps.before(info), reported=False)
         age_ms = conversions.age_ms_of(msg.header, self.get_clock().now().nanoseconds)
         activation.health.received(None if age_ms is None else age_ms / 1e3, msg.header.frame_id)
         if activation.mailbox.put((msg, time.monotonic())):
@@ -352,11 +364,12 @@ class DetectorNode(LifecycleNode):
         self.get_logger().warning("the clock jumped back; latency statistics are reset", throttle_duration_sec=1.0)
 
     def _publish_diagnostics(self) -> None:
-        snapshot = self.health.snapshot(self._follow_camera() if self._activation else 0)
+        types = self._follow_camera() if self._activation else []
+        snapshot = self.health.snapshot(len(types), () if IMAGE_TYPES.intersection(types) else sorted({*types}))
         problem = self.failure or diagnostics.missing_bundle_file(self._pipeline)
         if self._activation is not None:
             states = current_states(snapshot, self.health.limits)
-            self._log_new_states(states)
+            self._narrator.tell(snapshot, states)
         else:
             states = [State(Level.ERROR, "trouble", problem) if problem else diagnostics.INACTIVE]
         statuses = [
@@ -369,27 +382,3 @@ class DetectorNode(LifecycleNode):
         header, name = Header(stamp=self.get_clock().now().to_msg()), self.get_fully_qualified_name()
         hardware_id = self.get_parameter("hardware_id").value or frame_id or self.resolve_topic_name("image")
         self._diagnostics_publisher.publish(diagnostics.diagnostic_array(header, name, hardware_id, statuses))
-
-    def _log_new_states(self, states: list[State]) -> None:
-        """Log each state once, when it begins."""
-        logger = self.get_logger()
-        for state in states:
-            if state.name in self._logged_states:
-                continue
-            if state.level == Level.ERROR:  # rclpy requires a separate call for each severity
-                logger.error(state.message)
-            elif state.level == Level.WARN:
-                logger.warning(state.message)
-            else:
-                logger.info(state.message)
-        self._logged_states = {state.name for state in states}
-
-
-def image_source(transport: str, types: Collection[str]) -> tuple[Any, str]:
-    """Return the message type and topic to subscribe to: `image` if it only carries CompressedImage, else by transport.
-
-    types: message type of each publisher on `image`, such as sensor_msgs/msg/Image.
-    """
-    if types and all(kind == "sensor_msgs/msg/CompressedImage" for kind in types):
-        return CompressedImage, "image"
-    return (CompressedImage, "image/compressed") if transport == "compressed" else (Image, "image")

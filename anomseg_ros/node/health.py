@@ -46,9 +46,9 @@ class Counts:
     """Frame counts since activation. received = published + dropped + bad + idle + in_work at all times.
 
     dropped: replaced by a newer frame before processing, or still waiting at deactivation. bad: unusable. idle: no
-    output had a subscriber. in_work: waiting or being processed. lost: never arrived, according to the middleware.
-    late: took longer than max_processing_ms, or older than max_image_age_s when published. failed: messages of single
-    outputs that could not be created. roadless: alarms were not limited to the road, because the labels showed none.
+    output had a subscriber. in_work: waiting or being processed. lost: never arrived, or replaced in the middleware's
+    queue. late: took longer than max_processing_ms, or older than max_image_age_s when published. failed: messages of
+    single outputs that could not be created. roadless: alarms were not limited to the road, as the labels showed none.
     """
 
     received: int = 0
@@ -103,8 +103,9 @@ class Snapshot:
 
     ages_s, results, lost: of the frames in the window; an age is None for a frame without a stamp. active_s: time since
     activation. silent_s: time since the last frame arrived. working_s: how long the current frame has been processed.
-    waiting_s: how long frames have been waiting without any result. latency_ms, processing_ms, network_ms: percentile
-    -> milliseconds, over the last HISTORY_S seconds; empty before the first frame.
+    waiting_s: how long frames have been waiting without any result. wrong_types: what the publishers of the image topic
+    send instead of images. latency_ms, processing_ms, network_ms: percentile -> milliseconds, over the last HISTORY_S
+    seconds; empty before the first frame.
     """
 
     counts: Counts
@@ -116,6 +117,7 @@ class Snapshot:
     working_s: float = 0.0
     waiting_s: float = 0.0
     publishers: int = 1
+    wrong_types: Sequence[str] = ()
     rate_hz: float = 0.0
     frame_id: str = ""
     last_error: str = ""
@@ -136,6 +138,7 @@ class Health:
         self._ages: deque[tuple[float, float | None]] = deque()
         self._results: deque[tuple[float, FrameResult]] = deque()
         self._lost: deque[tuple[float, int]] = deque()
+        self._lost_counts = [0, 0]  # missing, reported: a frame that was lost in transport is in both
         self._activated_at = self._last_arrival_at = now()
         self._started_at: float | None = None
         self._waiting_since = 0.0
@@ -158,9 +161,8 @@ class Health:
 
     def finished(self, result: FrameResult) -> None:
         """Count the result of the frame that was being processed."""
-        limits = self.limits
-        too_old = result.latency_ms is not None and 0 < limits.max_image_age_s < result.latency_ms / 1e3
-        too_slow = 0 < limits.max_processing_ms < result.processing_ms
+        too_old = result.latency_ms is not None and 0 < self.limits.max_image_age_s < result.latency_ms / 1e3
+        too_slow = 0 < self.limits.max_processing_ms < result.processing_ms
         with self._lock:
             self._counts[result.outcome] += 1
             self._counts["late"] += too_old or too_slow
@@ -177,11 +179,12 @@ class Health:
         with self._lock:
             self._counts[DROPPED] += 1
 
-    def lost(self, frames: int) -> None:
-        """Count frames that never arrived."""
+    def lost(self, frames: int, *, reported: bool = True) -> None:
+        """Count frames that never arrived: reported by the middleware, or missing in the publisher's numbers."""
         with self._lock:
-            self._counts["lost"] += frames
-            self._append(self._lost, frames)
+            self._lost_counts[reported] += frames
+            if reported:
+                self._append(self._lost, frames)
 
     def clock_jumped(self) -> None:
         """Discard ages and latencies after the node's clock has jumped back; across the jump they mean nothing."""
@@ -190,8 +193,8 @@ class Health:
             self._ages.clear()
             self._results = deque((at, replace(result, latency_ms=None)) for at, result in self._results)
 
-    def snapshot(self, publishers: int = 1) -> Snapshot:
-        """Return the current health. publishers: number of publishers on the image topic."""
+    def snapshot(self, publishers: int = 1, wrong_types: Sequence[str] = ()) -> Snapshot:
+        """Return the current health. Arguments as in Snapshot."""
         with self._lock:
             now = self._now()
             since = now - self.limits.window_s
@@ -199,7 +202,7 @@ class Health:
             latencies_ms = (result.latency_ms for result in published)
             published_at = [at for at, result in self._results if result.outcome == PUBLISHED and at >= since]
             return Snapshot(
-                Counts(**self._counts, in_work=self._in_work()),
+                Counts(**self._counts, in_work=self._in_work(), lost=max(self._lost_counts)),
                 ages_s=tuple(age for at, age in self._ages if at >= since),
                 results=tuple(result for at, result in self._results if at >= since),
                 lost=sum(frames for at, frames in self._lost if at >= since),
@@ -208,6 +211,7 @@ class Health:
                 working_s=0.0 if self._started_at is None else now - self._started_at,
                 waiting_s=now - self._waiting_since if self._in_work() else 0.0,
                 publishers=publishers,
+                wrong_types=wrong_types,
                 rate_hz=_rate_hz(published_at),
                 **self._latest,
                 # A negative latency is not valid: the clocks of camera and node differ, or one of them has jumped.
@@ -247,8 +251,7 @@ def current_states(now: Snapshot, limits: Limits) -> list[State]:
     if not now.counts.received:
         return [State(Level.OK, "waiting", "waiting for the first frame")]
     if now.results and all(result.outcome == IDLE for result in now.results):
-        message = "receiving frames; no output has a subscriber, so nothing is computed"
-        return [State(Level.OK, "idle", message)]
+        return [State(Level.OK, "idle", "receiving frames; no output has a subscriber, so nothing is computed")]
     return [State(Level.OK, "running", "running")]
 
 
@@ -268,10 +271,8 @@ def _stuck(now: Snapshot, limits: Limits) -> _Fault:
 def _starved(now: Snapshot, limits: Limits) -> _Fault:
     if not 0 < limits.output_timeout_s < now.waiting_s:
         return None
-    return (
-        Level.ERROR,
-        f"starved: frames arrive, but none has been processed for {now.waiting_s:.1f} s; restart the node",
-    )
+    message = f"starved: frames arrive, but none has been processed for {now.waiting_s:.1f} s; restart the node"
+    return Level.ERROR, message
 
 
 def _silent(now: Snapshot, limits: Limits) -> _Fault:
@@ -279,6 +280,8 @@ def _silent(now: Snapshot, limits: Limits) -> _Fault:
         return None
     if now.lost:
         remedy = f"{now.lost} frames were sent but lost in transport: start the camera with config/fastdds.xml as well"
+    elif now.wrong_types:
+        remedy = f"the image topic carries {', '.join(now.wrong_types)}: give the node a topic of images"
     elif now.publishers:
         remedy = "the image topic has a publisher: check that it sends and that its QoS is compatible"
     else:
@@ -315,10 +318,9 @@ def _rate(now: Snapshot, limits: Limits) -> _Fault:
         return None
     enough_arrive = (len(now.ages_s) + 1) / limits.window_s >= limits.min_rate_hz
     remedy = "use a smaller network or more threads" if enough_arrive else "check the camera and its connection"
-    return Level.ERROR, (
-        f"{processed / limits.window_s:.1f} frames per second are processed, {limits.min_rate_hz:g} are expected, "
-        f"{len(now.ages_s) / limits.window_s:.1f} arrive: {remedy}"
-    )
+    processed_hz, arriving_hz = processed / limits.window_s, len(now.ages_s) / limits.window_s
+    figures = f"{processed_hz:.1f} frames per second are processed, {limits.min_rate_hz:g} are expected"
+    return Level.ERROR, f"{figures}, {arriving_hz:.1f} arrive: {remedy}"
 
 
 def _output(now: Snapshot, limits: Limits) -> _Fault:

@@ -13,10 +13,12 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 
+from anomseg_ros.command_table import example_of
 from anomseg_ros.errors import AnomsegError, ConfigError
 from anomseg_ros.node.cameras import Camera, read_cameras, remappings, select_cameras
 from anomseg_ros.node.detector_node import DetectorNode
 from anomseg_ros.node.engines import Engines
+from anomseg_ros.node.names import check_parameter_files, check_topic
 from anomseg_ros.node.parameters import PARAMETERS
 from anomseg_ros.node.stop_signals import stop_was_requested
 from anomseg_ros.node.transport import use_large_shared_memory
@@ -73,7 +75,11 @@ def _new_nodes(ros_arguments: list[str], cameras: Sequence[Camera]) -> list[Dete
     engines = Engines()
     try:
         rclpy.init(args=ros_arguments, signal_handler_options=SignalHandlerOptions.NO)
-        return [DetectorNode(engines, **camera.node_options()) for camera in cameras] or [DetectorNode(engines)]
+        if cameras:  # each entry names its bundle, so a file without parameters for a camera does not change the model
+            return [DetectorNode(engines, **camera.node_options()) for camera in cameras]
+        node = DetectorNode(engines)
+        check_parameter_files(ros_arguments, node.get_fully_qualified_name())
+        return [node]
     except AnomsegError:
         raise
     except Exception as error:  # rclpy raises several classes for an unusable environment or unusable arguments
@@ -177,7 +183,8 @@ def _parse_command_line(words: list[str]) -> tuple[list[str], tuple[Camera, ...]
             translated += ["-p", f"{name}:={getattr(args, name)}"]
     if args.use_sim_time:
         translated += ["-p", "use_sim_time:=true"]
-    if args.image_topic:
+    if args.image_topic is not None:
+        check_topic(args.image_topic, "--image-topic")
         translated += [word for rule in remappings(args.image_topic) for word in ("-r", rule)]
     return translated + ros_arguments, _cameras(args)
 
@@ -199,6 +206,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="anomseg node",
         description="Start the detector node, configured and active. Everything after --ros-args goes to ROS 2.",
+        epilog=example_of("node"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     image_topic_help = "topic of the camera, with camera_info in the same namespace (default: image)"
     parser.add_argument("--image-topic", help=image_topic_help)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -11,14 +11,15 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.node import Node
 
 from anomseg_ros.backends import BACKENDS
-from anomseg_ros.backends.backend_options import BUILD_ENGINE, MAX_DEVICE, NEVER, BackendOptions
+from anomseg_ros.backends.backend_options import BUILD_ENGINE, MAX_DEVICE, NEVER, PROVIDERS_IN_WORDS, BackendOptions
 from anomseg_ros.core.bundle import PRECISIONS, Contract
 from anomseg_ros.core.resources import ROAD_BUNDLE
 from anomseg_ros.core.road_region import NO_REGION, SURFACES
-from anomseg_ros.core.temporal_filter import FILTERS, NO_FILTER, FilterSpec
+from anomseg_ros.core.temporal_filter import FILTERS, NO_FILTER, TIME_CONSTANTS_S, FilterSpec
 from anomseg_ros.core.tracks import LONGEST_WINDOW, AlarmRule, check_alarm_frames
 from anomseg_ros.errors import ConfigError, unknown_name
 from anomseg_ros.node.health import Limits
+from anomseg_ros.node.names import QOS_OVERRIDES, check_qos_override
 from anomseg_ros.scores import SCORES
 
 IMAGE_TRANSPORTS = ("raw", "compressed")
@@ -28,8 +29,6 @@ SCORE_CHOICES = ("", *SCORES)
 ROAD_REGIONS = (NO_REGION, *SURFACES)
 OPTIONS = ("threads", "provider", "arena", "spin", "device", "build_engine", "fallback_backend")
 """Parameters that are fields of BackendOptions."""
-QOS_OVERRIDES = "qos_overrides."
-"""Prefix of the parameters that the publishers and subscriptions declare themselves."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +83,7 @@ PARAMETERS = (
     Parameter(
         "provider",
         "cpu",
-        "Device or mode of the backend: cpu; cuda, tensorrt, openvino (onnxruntime); gpu (openvino, tensorrt); dla0, "
-        "dla1 (tensorrt); eager, aot, cuda, cuda-aot (torch).",
+        f"Device or mode of the backend: {PROVIDERS_IN_WORDS}.",
     ),
     Parameter(
         "precision", "auto", "Precision that the bundle must have; auto accepts any.", choices=("auto", *PRECISIONS)
@@ -157,7 +155,7 @@ PARAMETERS = (
         0.1,
         "Time constant of the temporal filter, seconds: it passes 63 % of a change in this time.",
         live=True,
-        limits=(0.01, 10.0),
+        limits=TIME_CONSTANTS_S,
     ),
     Parameter(
         "alarm_frames_n",
@@ -261,8 +259,8 @@ class LiveParameters:
     limits: Limits
 
 
-def declare_parameters(node: Node) -> None:
-    """Declare every parameter with its descriptor.
+def declare_parameters(node: Node, qos_overrides: Collection[str]) -> None:
+    """Declare every parameter with its descriptor. qos_overrides: the parameters that are declared later.
 
     Raises ConfigError for an initial value that is out of range or belongs to an unknown parameter.
     """
@@ -273,7 +271,9 @@ def declare_parameters(node: Node) -> None:
             raise ConfigError(f"parameter {parameter.name!r}: {' '.join(str(error).split())}") from error
     # The initial values, for which rclpy has no public name. Publishers declare their QoS parameters later.
     for name in node._parameter_overrides:
-        if not node.has_parameter(name) and not name.startswith(QOS_OVERRIDES):
+        if name.startswith(QOS_OVERRIDES):
+            check_qos_override(name, qos_overrides)
+        elif not node.has_parameter(name):
             raise ConfigError(unknown_name("parameter", name, (parameter.name for parameter in PARAMETERS)))
 
 
@@ -303,7 +303,11 @@ def checked_values(values: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         if name in parameters:
             typed[name] = parameters[name].typed(value)
-        elif not name.startswith(QOS_OVERRIDES):
+        elif name.startswith(QOS_OVERRIDES):
+            check_qos_override(name)
+            if not isinstance(value, (int, str)):
+                raise ConfigError(f"parameter {name!r} is {value!r}; expected a number or a name of the policy")
+        else:
             raise ConfigError(unknown_name("parameter", name, parameters))
     defaults = {parameter.name: parameter.default for parameter in PARAMETERS}
     fixed_parameters(defaults | typed)

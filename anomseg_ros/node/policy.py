@@ -6,19 +6,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
+from rclpy.expand_topic_name import expand_topic_name
+
 from anomseg_ros.node import pipeline
 from anomseg_ros.node.cameras import Camera, remappings
 
 NODE = "detector"
 CLOCK = "/clock"
 PUBLISHED = (
-    pipeline.LABELS,
-    pipeline.SCORE,
-    pipeline.MASK,
-    pipeline.DETECTIONS,
-    pipeline.OVERLAY,
-    pipeline.OVERLAY_COMPRESSED,
-    pipeline.CAMERA_INFO,
+    *pipeline.OUTPUTS,
     "~/label_info",
     "~/transition_event",
     "/diagnostics",
@@ -60,9 +56,9 @@ class SecuredNode:
 
     @property
     def subscribed(self) -> list[str]:
-        """The full names of the topics to which the node subscribes; a relative topic is in its namespace."""
+        """The full names of the topics to which the node subscribes: relative ones and those with ~ are expanded."""
         topics = [rule.partition(":=")[2] for rule in remappings(self.image_topic, self.camera_info_topic)]
-        return [topic if topic.startswith("/") else f"{self.namespace.rstrip('/')}/{topic}" for topic in topics]
+        return [expand_topic_name(topic, NODE, self.namespace) for topic in topics]
 
 
 def policy(nodes: Iterable[SecuredNode], enclave: str, *, use_sim_time: bool = False) -> str:

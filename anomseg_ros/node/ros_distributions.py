@@ -10,7 +10,16 @@ try:
 except ModuleNotFoundError:  # Humble
     from rclpy.qos_event import SubscriptionEventCallbacks
 
-__all__ = ["SubscriptionEventCallbacks", "call_after_parameters_are_set"]
+__all__ = ["SubscriptionEventCallbacks", "call_after_parameters_are_set", "with_message_info"]
+
+
+def with_message_info(callback: Callable[[Any, Any], None]) -> Callable[..., None]:
+    """Return a callback of a subscription that gets the message and its info; None where rclpy gives no info."""
+    from rclpy.subscription import Subscription
+
+    if hasattr(Subscription, "CallbackType"):
+        return callback
+    return lambda message: callback(message, None)
 
 
 def call_after_parameters_are_set(node: Any, callback: Callable[[list[Any]], None]) -> None:

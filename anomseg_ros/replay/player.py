@@ -40,7 +40,8 @@ class PlayOptions:
     clock_hz: rate, in wall time, at which bag time is published on /clock for nodes with use_sim_time; it is also
     published before each message; 0: no clock.
     topics: topics to publish; None: all. remap: bag topic -> topic to publish on. wait_s: longest wait for a first
-    subscriber of any topic. reliability: reliable, which best-effort subscribers can receive too, or best_effort.
+    subscriber of any topic; needs_subscriber: without one after this wait, nothing is played. reliability: reliable,
+    which best-effort subscribers can receive too, or best_effort.
     """
 
     rate: float = 1.0
@@ -49,6 +50,7 @@ class PlayOptions:
     topics: Sequence[str] | None = None
     remap: Mapping[str, str] = field(default_factory=dict)
     wait_s: float = 2.0
+    needs_subscriber: bool = False
     reliability: str = "reliable"
 
     def __post_init__(self) -> None:
@@ -139,10 +141,17 @@ class BagPlayer:
         progress: called after each message.
 
         Raises:
-            BagError: the bag is damaged. Messages before the damage have been published.
+            BagError: nobody subscribes, and somebody has to; or the bag is damaged. Messages before the damage have
+                been published.
         """
         stop = stop or threading.Event()
         had_subscriber = self._wait_for_subscriber(stop)
+        if self.options.needs_subscriber and not had_subscriber and not stop.is_set():
+            topics = ", ".join(sorted(publisher.topic_name for publisher in self._publishers.values()))
+            raise BagError(
+                f"no subscriber appeared within {self.options.wait_s:g} s on a topic of the bag ({topics}); subscribe "
+                "to one of them, or rename one with `anomseg bag play --remap`"
+            )
         counts = dict.fromkeys((publisher.topic_name for publisher in self._publishers.values()), 0)
         passes, max_delay_s = 0, 0.0
         while not stop.is_set():

@@ -76,8 +76,8 @@ def start_fits(names: Sequence[str], known: int) -> dict[str, Fit]:
 def threshold_of(bundle: Bundle, name: str, target_fpr: float, alarms_per_minute: float = 0.0) -> Threshold | None:
     """Return the bundle's calibrated threshold, else the score's natural one, if it has one.
 
-    alarms_per_minute: above 0, it selects the threshold instead of `target_fpr`. Raises ConfigError if every calibrated
-    rate, or number of alarms, is above the given one.
+    alarms_per_minute: above 0, it selects the threshold instead of `target_fpr`. Raises ConfigError if `target_fpr` is
+    no share, or every calibrated rate, or number of alarms, is above the given one.
     """
     if alarms_per_minute > 0:
         contract = bundle.contract

@@ -16,7 +16,7 @@ import yaml
 from anomseg_ros.core.schema import from_plain, to_plain
 from anomseg_ros.core.untrusted_text import parse_yaml
 from anomseg_ros.datasets.transforms import AugmentConfig
-from anomseg_ros.errors import ConfigError, unknown_name
+from anomseg_ros.errors import ConfigError, reason_of, unknown_name
 from anomseg_ros.outliers.cut_paste import PasteConfig
 from anomseg_ros.outliers.mixture import ObjectsConfig
 from anomseg_ros.training.objectives import DEFAULT_OBJECTIVE, Options, objective_class
@@ -259,9 +259,9 @@ def read_plain(path: Path) -> dict[str, Any]:
     try:
         data = parse_yaml(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+        raise ConfigError(f"cannot read the configuration {path}: {reason_of(error)}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+        raise ConfigError(f"{path} is not YAML: {reason_of(error)}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds {data!r}; expected the keys name, network, data, run, …")
     return data

@@ -92,5 +92,7 @@ def test_wrong_use_says_what_to_do(detector: Detector, tiny_bundle: Path, frame:
     plain = Detector.load(tiny_bundle, threads=1)
     with pytest.raises(AnomsegError, match="no threshold for the score 'max_logit': give threshold=, or find one"):
         plain.mask(plain.detect(frame), "max_logit")
+    with pytest.raises(AnomsegError, match="target_fpr 2: expected a share of the known pixels, 0 to 1"):
+        detector.threshold(target_fpr=2)
     with pytest.raises(AnomsegError, match="non-empty uint8"):
         detector.detect(frame[:, :, 0])

@@ -53,6 +53,13 @@ BUILT = {
     "a table in int32": (INTS, "int32[8] t = {0, 1, 2, 3, 4, 5, 6, 255}", "g = Gather(t, x) y = Cast<to = 2>(g)"),
     "labels by comparison": (FLOAT, "float a = {0}", "g = Greater(x, a) m = Max(x, a) y = Where(g, m, x)"),
     "ArgMax": (FLOAT, "", "a = ArgMax<axis = 1, keepdims = 0>(x) y = Cast<to = 2>(a)"),
+    "labels by a chain of comparisons": (
+        FLOAT,
+        "int32 c0 = {0}, int32 c1 = {1}, int32 c2 = {2}, int32 c3 = {3}, int64[1] axes = {1}",
+        "p, q, r, s = Split<axis = 1, num_outputs = 4>(x) "
+        "g1 = Greater(q, p) i1 = Where(g1, c1, c0) b1 = Max(p, q) g2 = Greater(r, b1) i2 = Where(g2, c2, i1) "
+        "b2 = Max(b1, r) g3 = Greater(s, b2) i3 = Where(g3, c3, i2) l = Squeeze(i3, axes) y = Cast<to = 2>(l)",
+    ),
     "int64 output": (FLOAT, "", "y = ArgMax<axis = 1>(x)"),
     "ScatterElements": (FLOAT, INDICES, "y = ScatterElements<axis = 3>(x, i, x)"),
     "ScatterND": (FLOAT, "int64[1,4] i = {0, 1, 2, 3}, float[1] u = {1}", "y = ScatterND(x, i, u)"),

@@ -18,15 +18,17 @@ from fitted_networks import fit_on_noise
 from anomseg_ros.backends.built_engines import engine_outputs
 from anomseg_ros.backends.tensorrt_build import BuildOptions, build_engine
 from anomseg_ros.backends.tensorrt_library import Library, load_library
-from anomseg_ros.compression.half import HALF, in_half_precision
-from anomseg_ros.compression.quantize_onnx import NONE, QuantizeConfig, quantize
+from anomseg_ros.compression.half import HALF, in_half_precision, layers_in_half
+from anomseg_ros.compression.quantize_onnx import QuantizeConfig, quantize
 from anomseg_ros.compression.ranges import RangeConfig
+from anomseg_ros.compression.sensitivity import NONE
 from anomseg_ros.core.bundle import GRAPH_FILE, Bundle, Contract, Provenance, save_bundle
 from anomseg_ros.core.preprocess import noise_frames
 from anomseg_ros.core.progress import no_progress
 from anomseg_ros.errors import BackendError
 from anomseg_ros.export import ExportConfig, contract_of, write_graph
 from anomseg_ros.networks import NETWORKS, build_network
+from anomseg_ros.networks.argmax_form import with_comparisons
 from anomseg_ros.scores import SCORES, find_score
 
 HEIGHT_PX, WIDTH_PX = 64, 128
@@ -89,3 +91,20 @@ def test_every_network_parses_and_builds(name: str, library: Library, tmp_path: 
             built = build_engine(library, bundle, outputs, BuildOptions())
             print(f"{name} {precision} {engine}: {built.facts['layers']} layers, {built.facts['build_s']} s")
             assert built.facts["plan_bytes"] > 100_000 and built.facts["layers_by_device"].keys() == {"GPU"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_both_forms_of_argmax_and_layers_in_float_build(precision: str, library: Library, tmp_path: Path) -> None:
+    contract, graph = exported("mide_net", tmp_path)
+    if precision == "fp16":
+        model = in_half_precision(graph, precision, layers_in_half(graph, precision)[:2])
+    else:
+        model = converted(graph, precision)
+    compared = with_comparisons(model)
+    assert "ArgMax" not in {node.op_type for node in compared.graph.node}
+    onnx.save(compared, tmp_path / GRAPH_FILE)
+    files = {GRAPH_FILE: tmp_path / GRAPH_FILE}
+    bundle = save_bundle(replace(contract, precision=precision), files, tmp_path / "compare")
+    built = build_engine(library, bundle, engine_outputs(bundle.contract)["labels"], BuildOptions())
+    assert built.facts["plan_bytes"] > 100_000

@@ -227,7 +227,7 @@ def test_bag_files_with_any_name_are_read(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "object is not subscriptable"),
+        ("", "expected the key rosbag2_bagfile_information"),
         ("rosbag2_bagfile_information: {}", "'relative_file_paths' is missing"),
         ("rosbag2_bagfile_information: {relative_file_paths: [], storage_identifier: tape}", "mcap or sqlite3"),
         ("a: [", "expected"),
@@ -247,3 +247,34 @@ def test_git_lfs_pointer_is_refused_by_name(suffix: str, tmp_path: Path) -> None
     with pytest.raises(BagError, match=rf"drive\.{suffix}' is not a readable bag: it is a Git LFS pointer") as raised:
         open_bag(path)
     assert "reindex" not in str(raised.value)
+
+
+def test_git_lfs_pointer_in_a_directory_is_refused_by_name(tmp_path: Path) -> None:
+    bag = write(tmp_path / "bag")
+    (file,) = bag.glob("*.mcap")
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(BagError, match=rf"bag' is not a readable bag: {file.name} is a Git LFS pointer") as raised:
+        open_bag(bag)
+    assert "reindex" not in str(raised.value)
+
+
+def test_pipes_and_folders_in_place_of_files_are_refused(tmp_path: Path) -> None:
+    bag = write(tmp_path / "bag")
+    (file,) = bag.glob("*.mcap")
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(BagError, match=f"bag' is not a readable bag: {file.name} is not a regular file; copy"):
+        open_bag(bag)
+    with pytest.raises(BagError, match=r"is not a bag; expected a bag directory, an \.mcap file or a \.db3 file"):
+        open_bag(file)
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(BagError, match="is not a regular file"):
+        open_bag(bag)
+
+
+def test_metadata_without_content_says_what_is_expected(tmp_path: Path) -> None:
+    bag = write(tmp_path / "bag")
+    (bag / "metadata.yaml").write_text("")
+    with pytest.raises(BagError, match=r"its metadata\.yaml: expected the key rosbag2_bagfile_information"):
+        open_bag(bag)

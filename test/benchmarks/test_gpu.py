@@ -93,8 +93,14 @@ def test_compiled_forms_and_graphs_compute_the_same(tmp_path: Path, monkeypatch:
 def test_without_time_everything_is_named_as_left_out(tmp_path: Path) -> None:
     found = run(tmp_path / "gpu.json", "--seconds", "0")
     assert found["runs"] == [] and found["ceilings"] == {} and len(found["left_out"]) == 1 + 15 + 1 + 15
-    assert found["left_out"][:2] == ["ceilings", "erfnet 64x128 fp16 eager"]
-    assert found["left_out"][16:18] == ["64x128 argmax", "erfnet 64x128 fp16 compile"]
+    assert found["left_out"][:3] == ["ceilings", "erfnet 64x128 fp32 eager", "enet 64x128 fp32 eager"]
+    assert found["left_out"][16:18] == ["64x128 argmax", "erfnet 64x128 fp32 compile"]
+
+
+def test_a_gpu_compiles_float16_first_after_everything_was_eager() -> None:
+    titles = [step.title for step in gpu.plan(gpu.parse(TINY), on_gpu=True)]
+    assert titles[1] == "erfnet 64x128 fp32 eager" and titles[6] == "erfnet 64x128 fp16 eager"
+    assert titles[16:18] == ["64x128 argmax", "erfnet 64x128 fp16 compile"]
 
 
 class Minutes(gpu.Benchmark):

@@ -7,7 +7,7 @@ import yaml
 
 from anomseg_ros.catalog.entries import CatalogEntry, Licence, load_catalog
 from anomseg_ros.catalog.http import HttpRules, check_url
-from anomseg_ros.cli import COMMANDS
+from anomseg_ros.command_table import COMMANDS
 from anomseg_ros.core.schema import to_plain
 from anomseg_ros.errors import ConfigError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -50,6 +51,7 @@ def test_a_dry_run_builds_nothing(
     assert cli.main([*words, "--dry-run"]) == 0
     told = capsys.readouterr().out
     assert f"TensorRT 10.3.0 on Orin, cache {tmp_path / 'cache'}" in told and told.count("would be built: ") == 2
+    assert "engines are checked on 2 frame(s) of synthetic=1000105:2" in told
     assert machine.builds == [] and not (tmp_path / "cache").exists()
     assert cli.main([*words, "--outputs", "labels"]) == 0
     capsys.readouterr()
@@ -59,6 +61,26 @@ def test_a_dry_run_builds_nothing(
     assert "all (" in lines[2] and "outputs is " in lines[2]
     assert cli.main([*words, "--dry-run", "--workspace", "64"]) == 0
     assert "workspace_bytes is 67108864, there None" in capsys.readouterr().out
+
+
+def test_a_dry_run_refuses_frames_that_are_not_there(
+    machine: FakeMachine, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["build", str(tiny_bundle), "--dry-run", "--frames", "/nowhere"]) == 1
+    assert "/nowhere" in capsys.readouterr().err and machine.builds == []
+
+
+def test_the_faster_form_of_argmax_is_told_with_both_times(
+    machine: FakeMachine, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["build", str(tiny_bundle), "--outputs", "labels", *FRAMES]
+    assert cli.main(words) == 0
+    assert "compare" not in capsys.readouterr().out
+    assert cli.main([*words, "--argmax", "fastest"]) == 0
+    told = capsys.readouterr()
+    assert "was built without a choice between the forms of argmax" in told.err
+    assert re.search(r"(argmax|compare) \(argmax [\d.]+ ms, compare [\d.]+ ms\)", told.out)
+    assert len(machine.builds) == 3  # one, then both forms
 
 
 def test_a_check_writes_nothing(

@@ -24,8 +24,9 @@ from anomseg_ros.cli import main
 from anomseg_ros.compression.drift import Guard
 from anomseg_ros.compression.prune import PruneConfig, prune
 from anomseg_ros.compression.pruned_bundle import PruneRequest, load_parent_network, write_pruned_bundle
-from anomseg_ros.compression.quantize_onnx import NONE, QuantizeConfig, quantize
+from anomseg_ros.compression.quantize_onnx import QuantizeConfig, quantize
 from anomseg_ros.compression.reexport import export_at_size
+from anomseg_ros.compression.sensitivity import NONE
 from anomseg_ros.core.bundle import CHECKPOINT_FILE, GRAPH_FILE, Bundle, change_bundle, load_bundle, sha256_of
 from anomseg_ros.core.thresholds import ThresholdTable
 from anomseg_ros.errors import BundleError, CheckpointError, ConfigError

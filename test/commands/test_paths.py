@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from anomseg_ros import cli
+from anomseg_ros.command_table import COMMANDS
 from anomseg_ros.commands import options
 from anomseg_ros.commands.drift_options import POINTS, SHARES
 
 OUTPUT_NAMES = {"output", "json", "html", "plot", "keep", "state"}
 BUNDLE = "enet-synthetic"
-WITHOUT_PATHS = {"node", "datasets list", "models list", "models fetch", "share"}
+WITHOUT_PATHS = {"node", "datasets list", "models list", "models fetch", "share", "doctor"}
 """Commands that read nothing which is given by its path."""
 
 INPUTS: dict[str, tuple[str, ...]] = {
@@ -69,7 +70,7 @@ def parser_of(command: str, monkeypatch: pytest.MonkeyPatch) -> argparse.Argumen
     def captured(parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
         raise _ParserError(parser)
 
-    module, _, name = cli.COMMANDS[command][0].partition(":")
+    module, _, name = COMMANDS[command].place.partition(":")
     if module.startswith("anomseg_ros.node"):
         pytest.importorskip("rclpy", reason="needs ROS 2", exc_type=ImportError)
     main = getattr(importlib.import_module(module), name)
@@ -90,7 +91,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a_file", "a_folder"]
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_unwritable_outputs_are_refused_before_work(
     command: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,14 +106,14 @@ def test_unwritable_outputs_are_refused_before_work(
             assert error.startswith(f"anomseg: error: cannot write {path!r}: ") and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_float_options_are_checked_to_be_finite(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for action in parser_of(command, monkeypatch)._actions:
         by_the_library = action.dest in CHECKED_BY_THE_LIBRARY or command == "node"  # see node/parameters.py
         assert action.type is not float or by_the_library, action.dest
 
 
-@pytest.mark.parametrize("command", sorted(set(cli.COMMANDS) - WITHOUT_PATHS))
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - WITHOUT_PATHS))
 def test_missing_inputs_give_one_line_error(command: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if command in ("bag play", "demo"):
         pytest.importorskip("rclpy", reason="needs ROS 2", exc_type=ImportError)

@@ -13,6 +13,8 @@ from anomseg_ros.backends import open_detector
 from anomseg_ros.cli import main
 from anomseg_ros.core.image_files import read_image
 
+KINDS = ("labels.png", "mask.png", "void.npy", "msp.npy", "overlay.png")
+
 
 @pytest.fixture()
 def images(tmp_path: Path) -> Path:
@@ -27,14 +29,42 @@ def images(tmp_path: Path) -> Path:
 def test_written_files_equal_detector_outputs(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert main(["run", str(tiny_bundle), str(images), "--output", str(out), "--scores", "void,msp"]) == 0
-    assert sorted(path.name for path in out.iterdir()) == sorted(
-        f"{name}_{kind}" for name in "ab" for kind in ("labels.png", "void.npy", "msp.npy", "overlay.png")
-    )
+    assert sorted(path.name for path in out.iterdir()) == sorted(f"{name}_{kind}" for name in "ab" for kind in KINDS)
     outputs = open_detector(tiny_bundle).detect(read_image(images / "a.png"))
     assert (cv2.imread(str(out / "a_labels.png"), cv2.IMREAD_UNCHANGED) == outputs.labels).all()
     saved = np.load(out / "a_void.npy")
     assert saved.dtype == np.float32 and (saved == outputs.scores["void"]).all()
     assert cv2.imread(str(out / "a_overlay.png")).shape == (90, 160, 3)
+
+
+def test_mask_is_where_the_first_score_is_above_its_threshold(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    scores = open_detector(tiny_bundle).detect(read_image(images / "a.png")).scores["msp"]
+    middle = float(np.median(scores))
+    words = ["--output", str(out), "--scores", "msp,void", "--threshold", str(middle)]
+    assert main(["run", str(tiny_bundle), str(images / "a.png"), *words]) == 0
+    mask = cv2.imread(str(out / "a_mask.png"), cv2.IMREAD_UNCHANGED)
+    assert ((mask == 255) == (scores > np.float32(middle))).all() and set(np.unique(mask)) == {0, 255}
+
+
+def test_score_files_can_be_compressed_or_left_out(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
+    words = [
+        "run",
+        str(tiny_bundle),
+        str(images / "a.png"),
+        "--no-overlay",
+        "--threshold",
+        "0.5",
+        "--scores",
+        "void,msp",
+    ]
+    for kind in ("npy", "npz", "none"):
+        assert main([*words, "--output", str(tmp_path / kind), "--score-files", kind]) == 0
+    plain, packed = (np.load(tmp_path / kind / f"a_msp.{kind}") for kind in ("npy", "npz"))
+    assert (packed["msp"] == plain).all()
+    assert sorted(path.name for path in (tmp_path / "none").iterdir()) == ["a_labels.png", "a_mask.png"]
+    masks = [(tmp_path / kind / "a_mask.png").read_bytes() for kind in ("npy", "npz", "none")]
+    assert masks[0] == masks[1] == masks[2]
 
 
 def test_source_size_and_no_overlay_options(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
@@ -106,7 +136,8 @@ def test_threads_out_of_range_are_refused(threads: str, images: Path, capsys: py
     assert f"threads {threads}: expected 0 (one per core) to 256" in capsys.readouterr().err
 
 
-def test_threshold_nan_is_refused(images: Path) -> None:
+@pytest.mark.parametrize("words", [["--threshold", "nan"], ["--target-fpr", "2"], ["--target-fpr", "-0.1"]])
+def test_numbers_without_meaning_are_refused(words: list[str], images: Path) -> None:
     with pytest.raises(SystemExit) as raised:
-        main(["run", "enet-synthetic", str(images), "--output", str(images / "out"), "--threshold", "nan"])
+        main(["run", "enet-synthetic", str(images), "--output", str(images / "out"), *words])
     assert raised.value.code == 2

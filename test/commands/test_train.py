@@ -90,7 +90,6 @@ def test_initial_run_is_trained_first(data: Path, tmp_path: Path) -> None:
     assert (inner / "state.pt").read_bytes() == before
 
 
-@pytest.mark.skipif("train" not in cli.COMMANDS, reason="the command is not listed yet")
 def test_command_error_is_one_line(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", *arguments(config, "--set", "optimizer.kind=adma")]) == 1
     error = capsys.readouterr().err.strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import fake_tensorrt
 import numpy as np
 import onnx
 import pytest
-from fake_machine import FakeMachine, Gpu
+from fake_machine import FakeMachine, Gpu, PlanBackend
 
 from anomseg_ros.backends import open_backend
 from anomseg_ros.backends.built_engines import engine_outputs
@@ -172,6 +173,45 @@ def test_packages_that_the_check_needs_are_asked_for_before_the_build(
     with pytest.raises(BackendError, match=r"bf16.*onnx and ml_dtypes: pip install 'anomseg_ros\[offline\]'"):
         provide_engines(replace(request_, bundle=half), machine)
     assert machine.builds == []
+
+
+def test_the_faster_form_of_argmax_is_kept(
+    request_: EngineRequest, machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fastest = replace(request_, engines=("labels",), argmax="fastest")
+    slow_form = ["Greater"]
+
+    def run_slowly(backend: Any, tensor: Any, outputs: Any) -> Any:
+        if slow_form[0] in backend.operators:
+            time.sleep(0.01)
+        return run(backend, tensor, outputs)
+
+    run = PlanBackend.run
+    monkeypatch.setattr(PlanBackend, "run", run_slowly)
+    for slower, faster in (("Greater", "argmax"), ("ArgMax", "compare")):
+        slow_form[0] = slower
+        cache = EngineCache(request_.cache)
+        for one in engine_states(fastest, machine):
+            cache.discard(one.key)
+        facts = provide_engines(fastest, machine)["labels"]
+        medians_ms = facts["argmax"]["medians_ms"]
+        assert facts["argmax"]["form"] == faster and medians_ms[faster] + 8 < max(medians_ms.values())
+        (state,) = engine_states(fastest, machine)
+        assert isinstance(state.state, Found)
+        assert slower not in PlanBackend(state.state.plan, machine.change).operators
+        assert facts["check"]["drift"]["label_agreement"] == 1.0
+    assert len(machine.builds) == 4
+
+
+def test_an_engine_without_a_choice_is_built_again_for_one(request_: EngineRequest, machine: FakeMachine) -> None:
+    plain = replace(request_, engines=("labels",))
+    provide_engines(plain, machine)
+    fastest = replace(plain, argmax="fastest")
+    (one,) = engine_states(fastest, machine)
+    assert isinstance(one.state, Miss) and "without a choice between the forms of argmax" in one.state.reason
+    provide_engines(fastest, machine)
+    assert len(machine.builds) == 3
+    assert provide_engines(plain, machine) == provide_engines(fastest, machine) and len(machine.builds) == 3
 
 
 def test_states_say_what_is_missing(request_: EngineRequest, machine: FakeMachine) -> None:

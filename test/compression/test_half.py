@@ -15,7 +15,7 @@ from small_bundles import small_bundle, street_frames
 
 from anomseg_ros.cli import main as anomseg
 from anomseg_ros.compression.drift import TOLERANCES, Guard, Tolerance, measure_drift
-from anomseg_ros.compression.half import HALF, in_half_precision, rounded_like
+from anomseg_ros.compression.half import HALF, in_half_precision, layers_in_half, rounded_like
 from anomseg_ros.compression.half_bundle import HalfRequest, convert_bundle
 from anomseg_ros.compression.ranges import plain_session
 from anomseg_ros.core.bundle import GRAPH_FILE, Bundle, load_bundle, save_bundle
@@ -113,6 +113,7 @@ def test_bundle_is_written_with_its_drift(tiny_bundle: Path, tmp_path: Path) -> 
     accept = Guard(accept_drift=True)  # the weights are random
     bundle = convert_bundle(request_of(tiny_bundle, tmp_path, precision="bf16", guard=accept))
     assert bundle.contract.precision == "bf16" and bundle.contract.compression["drift"]["frames"] == 2
+    assert bundle.contract.compression["settings"]["float_layers"] == []
     assert bundle.contract.compression["method"] == "bf16, typed graph"
     with pytest.raises(CompressionError, match="is bf16 already; give the float bundle"):
         convert_bundle(request_of(bundle.directory, tmp_path, output=tmp_path / "again"))
@@ -135,6 +136,21 @@ def test_command_converts_a_bundle(tiny_bundle: Path, tmp_path: Path, capsys: py
     told = capsys.readouterr()
     assert "fp16, typed graph" in told.out and "has the form for a CPU" in told.err
     assert load_bundle(tmp_path / "half").contract.precision == "fp16"
+
+
+@pytest.mark.slow
+def test_named_layers_stay_in_float32(tiny_bundle: Path, tmp_path: Path) -> None:
+    layers = layers_in_half(onnx.load(tiny_bundle / GRAPH_FILE), "fp16")
+    request = request_of(tiny_bundle, tmp_path, keep_float=(layers[1],), guard=Guard(accept_drift=True))
+    bundle = convert_bundle(request)
+    record = bundle.contract.compression
+    assert record["method"] == f"fp16, typed graph, 1 of {len(layers)} layers in float32"
+    assert record["settings"]["float_layers"] == [layers[1]]
+    kept = {node.name: node for node in onnx.load(bundle.graph_path).graph.node}[layers[1]]
+    kinds = {tensor.name: tensor.data_type for tensor in onnx.load(bundle.graph_path).graph.initializer}
+    assert kinds[kept.input[1]] == TensorProto.FLOAT
+    with pytest.raises(CompressionError, match="no layer 'nothing'"):
+        convert_bundle(request_of(tiny_bundle, tmp_path, keep_float=("nothing",), output=tmp_path / "other"))
 
 
 def test_bfloat16_on_a_cpu_is_an_error_that_says_so(tiny_bundle: Path, tmp_path: Path) -> None:

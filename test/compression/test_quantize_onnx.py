@@ -15,7 +15,7 @@ from small_bundles import small_bundle, street_frames
 
 from anomseg_ros.compression.equalize import channel_values, equalize
 from anomseg_ros.compression.graph import Graph, attributes, output_layers
-from anomseg_ros.compression.quantize_onnx import QuantizeConfig, layer_names, prepare, quantize
+from anomseg_ros.compression.quantize_onnx import QuantizeConfig, layer_names, prepare, quantize, sum_names
 from anomseg_ros.compression.ranges import (
     RangeConfig,
     channel_magnitudes,
@@ -295,6 +295,23 @@ def score_error(truth: onnx.ModelProto, model: onnx.ModelProto, tensors: Sequenc
     sessions = [plain_session(graph) for graph in (truth, model)]
     pairs = [[session.run(["void"], {"image": tensor})[0] for session in sessions] for tensor in tensors]
     return float(np.mean([np.square(one - two).mean() for one, two in pairs]))
+
+
+def test_sums_stay_in_float_before_any_layer_does_for_tensorrt(
+    models: dict[str, onnx.ModelProto], tensors: list[np.ndarray]
+) -> None:
+    """Sums of residual streams lose most, and no convolution becomes float with them."""
+    model = models["mide_net"]
+    sums = sum_names(prepare(model, tensors, QuantizeConfig("tensorrt"), no_progress))
+    assert len(sums) == 6
+    wanted = QuantizeConfig("tensorrt", label_agreement=0.999, max_float=0.0)
+    made = quantize(model, tensors, wanted, no_progress)
+    assert made.float_layers[1:] == tuple(sums)
+    producers = {name: node.op_type for node in made.model.graph.node for name in node.output}
+    summands = [producers.get(name) for node in made.model.graph.node if node.name in sums for name in node.input]
+    assert summands and "DequantizeLinear" not in summands
+    quantized = quantize(model, tensors, replace(wanted, keep_float="none"), no_progress)
+    assert score_error(model, made.model, tensors) < score_error(model, quantized.model, tensors)
 
 
 def test_named_layers_stay_in_float(models: dict[str, onnx.ModelProto], tensors: list[np.ndarray]) -> None:

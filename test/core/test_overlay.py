@@ -22,6 +22,13 @@ def test_mask_is_strictly_above_the_threshold() -> None:
     assert anomaly_mask(scores, 0.5).tolist() == [[0, 0, 255]]
 
 
+@pytest.mark.filterwarnings("error")
+def test_mask_threshold_may_be_outside_the_range_of_float32() -> None:
+    scores = np.array([[-np.inf, -1e30, 1e30, np.inf]], np.float32)
+    assert anomaly_mask(scores, 1e300).tolist() == [[0, 0, 0, 255]]
+    assert anomaly_mask(scores, -1e300).tolist() == [[0, 255, 255, 255]]
+
+
 def test_labels_get_the_colors_of_their_classes() -> None:
     labels = np.array([[0, 13, UNLABELLED]], np.uint8)
     assert label_colors(labels, COLORS).tolist() == [[[128, 64, 128], [0, 0, 142], [0, 0, 0]]]

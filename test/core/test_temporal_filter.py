@@ -40,6 +40,7 @@ def test_no_filter_returns_the_same_array() -> None:
         ("kalman", 0.1, "'kalman'; known: "),
         (EXPONENTIAL, 0.0, "is 0.0; expected"),
         (WARPED, math.inf, "is inf"),
+        (WARPED, 60.0, "is 60.0; expected 0.01 to 10 seconds"),
     ],
 )
 def test_invalid_filters_are_refused(kind: str, constant_s: float, message: str) -> None:

@@ -29,6 +29,7 @@ BOMB = "\n".join(
         ("a: &a {b: *a}", "refers to itself"),
         (BOMB, r"with its references it has \d{9,} values"),
         ("a: 1\n---\na: 2", "single document"),
+        ("a: 1\nb:\n  c: 2\n  d: 3\n  c: 4", "begins in line 3, 'c' is given 2 times"),
     ],
 )
 def test_invalid_yaml_raises_yaml_error(text: str, said: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from anomseg_ros.core.thresholds import ThresholdTable
 from anomseg_ros.datasets import open_named
 from anomseg_ros.errors import DatasetError
 from anomseg_ros.evaluation.evaluate import Outcome, Request, evaluate
+from anomseg_ros.evaluation.measures import Measures
 from anomseg_ros.evaluation.results import Result
 from anomseg_ros.evaluation.saved_state import JobState
 from anomseg_ros.evaluation.workers import LOCAL_RAY, Workers
@@ -207,3 +209,19 @@ def test_network_only_measures_only_times(request_: Request) -> None:
     outcome = evaluate(replace(request_, network_only=True, datasets=("synthetic=4:3",)))
     assert all(result.auprc is None and result.network_ms for result in outcome.results)
     assert {result.frames for result in outcome.results} == {3}
+
+
+def test_results_are_kept_if_the_state_cannot_be_saved(
+    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "curves-0.npz")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Measures, "save", full)
+        outcome = evaluate(replace(request_, state=tmp_path / "state", save_every_s=0.0))
+    assert results_without_times(evaluate(request_)) == [
+        replace(result, notes=result.notes[:-1]) for result in results_without_times(outcome)
+    ]
+    (note,) = {result.notes[-1] for result in outcome.results}
+    assert note.startswith("the state was not saved") and "'curves-0.npz': No space left on device" in note

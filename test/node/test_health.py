@@ -36,6 +36,7 @@ class Run:
         self.now = 1000.0
         self.health = Health(limits, lambda: self.now)
         self.publishers = 1
+        self.wrong_types: tuple[str, ...] = ()
         self.reports: list[tuple[float, State]] = []
         self._next_tick = self.now + TICK_S
 
@@ -55,7 +56,7 @@ class Run:
 
     @property
     def states(self) -> list[State]:
-        return current_states(self.health.snapshot(self.publishers), self.health.limits)
+        return current_states(self.health.snapshot(self.publishers, self.wrong_types), self.health.limits)
 
     @property
     def counts(self) -> Counts:
@@ -192,6 +193,21 @@ def test_lost_frames_are_not_reported_as_silent_camera() -> None:
     assert "the image topic has no publisher" in run.states[0].message
     run.health.lost(7)
     assert "7 frames were sent but lost in transport" in run.states[0].message
+
+
+def test_lost_frames_are_counted_once_if_reported_and_missing() -> None:
+    run = Run()
+    run.health.lost(3)
+    run.health.lost(3, reported=False)
+    run.health.lost(2, reported=False)  # replaced in the queue, which the middleware does not report
+    assert run.health.snapshot().counts.lost == 5
+
+
+def test_silent_camera_message_names_other_type_of_topic() -> None:
+    run = Run()
+    run.wrong_types = ("std_msgs/msg/String",)
+    run.go(5, nothing)
+    assert "the image topic carries std_msgs/msg/String: give the node a topic of images" in run.states[0].message
 
 
 def test_rate_error_distinguishes_slow_network_from_slow_camera() -> None:

@@ -218,6 +218,19 @@ def test_bundle_can_change_between_cleanup_and_configure(tmp_path: Path, tiny_bu
         (None, "Error opening YAML file"),
         ("/**:\n  ros__parameters:\n    bundel: x\n", "unknown parameter 'bundel'; known: bundle"),
         ("/**:\n  ros__parameters:\n    bundle: 7\n", "parameter 'bundle'"),
+        (
+            "detektor:\n  ros__parameters:\n    bundle: x\n",
+            "has parameters for '/detektor', not for this node, '/detector'",
+        ),
+        ("", "has parameters for no node"),
+        (
+            "/**:\n  ros__parameters:\n    qos_overrides: {/image: {subscription: {reliabilty: reliable}}}\n",
+            "'reliabilty'; known: reliability",
+        ),
+        (
+            "/**:\n  ros__parameters:\n    qos_overrides: {/imag: {subscription: {reliability: reliable}}}\n",
+            "known: qos_overrides./image.subscription.reliability",
+        ),
     ],
 )
 def test_wrong_parameter_file_gives_one_line_error(tmp_path: Path, file: str | None, message: str) -> None:
@@ -271,6 +284,7 @@ def test_wrong_environment_variables_give_one_line_error(
             ["--cameras", "c.yaml", "--bundle", "x"],
             "--bundle is for a single camera; with --cameras, set bundle in the",
         ),
+        (["--image-topic", ""], "--image-topic is '': topic name '' is invalid"),
         (["--cameras", "c.yaml", "--image-topic", "/x"], "--image-topic is for a single camera"),
         (["--cameras", "/nowhere.yaml"], "/nowhere.yaml: No such file or directory; give the YAML file of the cameras"),
         (["--cameras", str(ROOT / "config/cameras.yaml"), "--camera", "left"], "unknown camera 'left'; known: front"),

@@ -207,6 +207,18 @@ def test_loop_repeats_until_stopped(tmp_path: Path, node: Node) -> None:
     assert report.counts["/camera/image"] in (6, 7)
 
 
+def test_bag_that_nobody_wants_is_not_played_if_somebody_has_to(tmp_path: Path, node: Node) -> None:
+    path = make_bag(tmp_path / "bag", frames=3)
+    with BagPlayer(node, path, PlayOptions(rate=20, wait_s=0.2, needs_subscriber=True)) as player:
+        with pytest.raises(
+            BagError, match=r"no subscriber appeared within 0.2 s on a topic of the bag \(/camera/camera_info"
+        ):
+            player.play(progress=lambda _: pytest.fail("a message was played"))
+        stop = threading.Event()
+        stop.set()
+        assert player.play(stop).stopped  # Ctrl-C during the wait is no error
+
+
 def test_stop_interrupts_long_gap(tmp_path: Path, node: Node) -> None:
     with BagWriter(tmp_path / "bag") as writer:
         for stamp_ns in (0, 3_600_000_000_000):
@@ -257,6 +269,27 @@ def test_topics_missing_from_bag_are_refused(tmp_path: Path, node: Node) -> None
     for options in (PlayOptions(topics=["/image"]), PlayOptions(remap={"/image": "/camera/image"})):
         with pytest.raises(BagError, match=r"no topic '/image'; it has /camera/image"):
             BagPlayer(node, path, options)
+
+
+SIGNAL_AT_START = """
+import os, signal, sys, rclpy
+start = rclpy.init
+
+def interrupted_start(**options):
+    os.kill(os.getpid(), signal.SIGINT)
+    start(**options)
+
+rclpy.init = interrupted_start
+from anomseg_ros.cli import main
+sys.exit(main(["bag", "play", sys.argv[1]]))
+"""
+
+
+def test_command_exits_cleanly_on_signal_while_ros_starts(tmp_path: Path, domain: int) -> None:
+    path = make_bag(tmp_path / "bag", frames=3)
+    done = subprocess.run([sys.executable, "-c", SIGNAL_AT_START, str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "stopped before the end" in done.stdout
 
 
 @pytest.mark.slow
