@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     """Build, check or list the engines of a bundle; returns 0."""
     args = _parser().parse_args(argv)
     request = _request(args)
-    tell_cpu_form(request.bundle.contract)
+    tell_cpu_form(request.bundle)
     if args.check:
         _check(request)
         return 0

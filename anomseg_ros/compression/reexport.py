@@ -1,4 +1,4 @@
-"""Export the checkpoint of a bundle again: with fitted scores or a temperature, or at another input size."""
+"""Export the checkpoint of a bundle again: with fitted scores or a temperature, at another size, or for a GPU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from anomseg_ros.core.bundle import TORCH_FILE, Bundle, Contract, change_bundle, sha256_of
+from anomseg_ros.core.bundle import GPU, TORCH_FILE, Bundle, Contract, change_bundle, sha256_of
 from anomseg_ros.core.labels import LABEL_SETS
 from anomseg_ros.errors import CheckpointError, CompressionError, ConfigError
 from anomseg_ros.export import ExportConfig, export_network, random_frames, write_programs
@@ -116,3 +116,16 @@ def export_at_size(bundle: Bundle, checkpoint: Path, height_px: int, width_px: i
     config = replace(export_config_of(contract), name=name, height_px=height_px, width_px=width_px)
     exported, _ = export_network(network, contract.network, config, output, contract.provenance, overwrite=True)
     return exported
+
+
+def export_for_gpu(bundle: Bundle, checkpoint: Path, output: Path, *, overwrite: bool = False) -> Bundle:
+    """Write a float bundle with a graph in the form for GPUs; thresholds, temperature and quality are kept.
+
+    Raises CheckpointError for another file than the bundle was exported from, CompressionError for a bundle that is not
+    float, ExportError, BundleError.
+    """
+    network = load_float_network(bundle, checkpoint, "form for GPUs")
+    config = replace(export_config_of(bundle.contract), target=GPU)
+    return export_again(
+        bundle, network, config, lambda contract: replace(contract, target=GPU), output, overwrite=overwrite
+    )

@@ -40,7 +40,7 @@ LABELS_OUTPUT = "labels"
 CHANNEL_ORDERS = ("rgb", "bgr")
 RESIZE_RULES = ("bilinear", "area", "nearest")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-TARGETS = ("cpu", "gpu")
+TARGETS = CPU, GPU = "cpu", "gpu"
 """Processors that a graph is written for."""
 
 

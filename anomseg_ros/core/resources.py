@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from anomseg_ros.core.bundle import CONTRACT_FILE
+from anomseg_ros.core.bundle import CHECKPOINT_FILE, CONTRACT_FILE, Bundle, sha256_of
 from anomseg_ros.core.staging import cut_off
 from anomseg_ros.errors import BundleError, ConfigError, closest_first
 
@@ -96,3 +96,13 @@ def find_bundle(name_or_path: str | Path) -> Path:
         raise BundleError(f"{path} does not exist: a change of it was killed; the old bundle is {left}: rename it back")
     known = ", ".join(closest_first(str(name_or_path), shipped)) or "none"
     raise BundleError(f"{str(name_or_path)!r} is neither a bundle directory nor a shipped bundle; shipped: {known}")
+
+
+def own_checkpoint(bundle: Bundle) -> Path | None:
+    """Return the checkpoint that a bundle was exported from, if the bundle or a shipped one has it."""
+    expected = bundle.contract.provenance.source_sha256
+    for directory in (bundle.directory, *shipped_bundles().values()):
+        file = directory / CHECKPOINT_FILE
+        if expected is not None and file.is_file() and sha256_of(file) == expected:
+            return file
+    return None

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import cv2
 import numpy as np
 import onnx
 import pytest
+from half_requests import request_of
 from onnx import TensorProto, helper, numpy_helper
 from small_bundles import small_bundle, street_frames
 
 from anomseg_ros.cli import main as anomseg
 from anomseg_ros.compression.drift import TOLERANCES, Guard, Tolerance, measure_drift
 from anomseg_ros.compression.half import HALF, in_half_precision, layers_in_half, rounded_like
-from anomseg_ros.compression.half_bundle import HalfRequest, convert_bundle
+from anomseg_ros.compression.half_bundle import convert_bundle
 from anomseg_ros.compression.ranges import plain_session
 from anomseg_ros.core.bundle import GRAPH_FILE, Bundle, load_bundle, save_bundle
 from anomseg_ros.core.resources import find_bundle
@@ -98,14 +97,6 @@ def test_weights_beyond_float16_are_refused() -> None:
     with pytest.raises(CompressionError, match=r"'w' holds 1e\+05, more than fp16 can; use bf16"):
         in_half_precision(one_convolution(1e5), "fp16")
     in_half_precision(one_convolution(1e5), "bf16")
-
-
-def request_of(bundle: Path, folder: Path, **given: Any) -> HalfRequest:
-    for index, frame in enumerate(street_frames(2)):
-        (folder / "frames").mkdir(exist_ok=True)
-        cv2.imwrite(str(folder / "frames" / f"{index}.png"), frame)
-    values = {"bundle": load_bundle(bundle), "output": folder / "half", "frames": (str(folder / "frames"),), **given}
-    return HalfRequest(**values)
 
 
 @pytest.mark.slow
