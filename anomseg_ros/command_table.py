@@ -119,8 +119,8 @@ GROUPS: dict[str, dict[str, Command]] = {
         ),
         "calibrate threshold": Command(
             f"{_COMMANDS}.calibrate_threshold:main",
-            "write thresholds for given false-positive rates into a bundle",
-            "anomseg calibrate threshold my-erfnet --dataset camvid=/data/CamVid --target-fpr 0.001,0.01",
+            "write thresholds for given false-positive rates into a bundle, from labelled frames or a drive",
+            "anomseg calibrate threshold my-erfnet --frames drive.mp4 --page frames.html",
         ),
         "calibrate temperature": Command(
             f"{_COMMANDS}.calibrate_temperature:main",

@@ -90,6 +90,11 @@ def model_arguments() -> list[DeclareLaunchArgument]:
             description="False-positive rate, 0 to 1, that selects the bundle's threshold.",
         ),
         DeclareLaunchArgument(
+            "target_alarms_per_minute",
+            default_value="",
+            description="Alarms per minute that select the bundle's threshold instead of target_fpr.",
+        ),
+        DeclareLaunchArgument(
             "road_region",
             default_value="",
             choices=["", *ROAD_REGIONS],
@@ -188,7 +193,7 @@ def overrides(context: LaunchContext) -> dict[str, object]:
         for name in ("image_transport", "bundle", "backend", "precision", "score", "road_region", "temporal_filter")
         if argument_value(context, name)
     }
-    for name in ("target_fpr", "min_rate_hz"):
+    for name in ("target_fpr", "target_alarms_per_minute", "min_rate_hz"):
         if argument_value(context, name):
             parameters[name] = number(name, argument_value(context, name))
     # With autostart the node itself configures and activates, once, so that this also happens after a respawn.

@@ -29,6 +29,7 @@ DETECTOR_ARGUMENTS = {
     "precision",
     "score",
     "target_fpr",
+    "target_alarms_per_minute",
     "road_region",
     "temporal_filter",
     "use_sim_time",
@@ -175,10 +176,12 @@ def test_without_arguments_the_file_decides(installed: Path) -> None:
 
 
 def test_arguments_go_over_the_file_and_keep_their_type(installed: Path) -> None:
-    entities, context = started(bundle="2024", target_fpr="0.05", precision="int8", use_sim_time="true")
+    numbers = {"target_fpr": "0.05", "target_alarms_per_minute": "2"}
+    entities, context = started(bundle="2024", precision="int8", use_sim_time="true", **numbers)
     assert parameters_of(the_detector(entities), context) == {
         "bundle": "2024",
         "target_fpr": 0.05,
+        "target_alarms_per_minute": 2.0,
         "precision": "int8",
         "use_sim_time": True,
         "autostart": True,

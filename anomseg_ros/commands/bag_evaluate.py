@@ -1,4 +1,4 @@
-"""`anomseg bag evaluate`: measure a bundle, the real node, or recorded outputs on bags with ground truth."""
+"""`anomseg bag evaluate`: measure a bundle, the real node, or recorded outputs on bags."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from anomseg_ros.backends import open_detector
 from anomseg_ros.commands import options
+from anomseg_ros.commands.bag_tables import bags_table, drive_table, live_table, streaming_table
 from anomseg_ros.commands.evaluate import (
     add_worker_options,
     command_line,
@@ -25,19 +24,21 @@ from anomseg_ros.commands.evaluate import (
 from anomseg_ros.commands.progress_lines import ProgressLines
 from anomseg_ros.core.bundle import CONTRACT_FILE, Bundle, load_bundle
 from anomseg_ros.core.delivered import losses
+from anomseg_ros.core.detector import Detector
 from anomseg_ros.core.labels import LABEL_SETS
 from anomseg_ros.core.resources import find_bundle, shipped_bundles
 from anomseg_ros.core.temporal_filter import FILTERS, NO_FILTER, UNFILTERED, FilterSpec
+from anomseg_ros.datasets.bag import BagDataset
 from anomseg_ros.errors import AnomsegError, BagError, ConfigError
 from anomseg_ros.evaluation.bag_evaluate import BagOutcome, BagPart, differences, evaluate_bags
 from anomseg_ros.evaluation.bag_plan import BagRequest, BagSource
 from anomseg_ros.evaluation.drive import MIN_ALARM_PX
 from anomseg_ros.evaluation.evaluate import Outcome
-from anomseg_ros.evaluation.pictures import PictureKey, draw_worst
+from anomseg_ros.evaluation.pictures import PictureKey, draw_moments, draw_worst
 from anomseg_ros.evaluation.readout import worst_first
 from anomseg_ros.evaluation.recorded import SCORE_TOPIC, RecordedSource, Timeline
-from anomseg_ros.evaluation.report_page import percent
-from anomseg_ros.evaluation.results import Drive, Live, Result, Streaming
+from anomseg_ros.evaluation.results import Live, Result
+from anomseg_ros.evaluation.unlabelled_bags import with_unlabelled_bags
 from anomseg_ros.evaluation.workers import Workers
 from anomseg_ros.metrics.protocols import PROTOCOLS, protocol
 
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate, print the tables and write the files; return 0 if everything was measured, else 1."""
     args = _parser().parse_args(argv)
-    request = _request(args)
+    request = with_unlabelled_bags(_request(args))
     with ProgressLines() as lines:
         offline = evaluate_bags(request, lines)
         errors = list(offline.errors)
@@ -74,8 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = options.parser(
         "bag evaluate",
         "Measure a bundle on bags with ground truth (`anomseg bag write --dataset`): the figures of `anomseg "
-        "evaluate`, alarms per minute, time to first detection and detection rate by object size. Several bags give "
-        "pooled figures. Only --live needs ROS.",
+        "evaluate`, alarms per minute, time to first detection and detection rate by object size. Of bags without "
+        "ground truth: alarms, their area and duration, and the worst moments. Several bags give pooled figures. Only "
+        "--live needs ROS.",
     )
     parser.usage = "%(prog)s [options] BAG [BAG ...] BUNDLE"
     parser.add_argument(
@@ -111,6 +113,8 @@ def _add_bag_options(parser: argparse.ArgumentParser) -> None:
     drive = parser.add_argument_group("alarms and detections")
     target_help = "false-positive rate that selects a threshold from the bundle"
     drive.add_argument("--target-fpr", type=options.fraction, default=0.01, help=target_help)
+    alarms_help = "alarms per minute whose threshold in the bundle is used; 0 = off: --target-fpr selects it"
+    drive.add_argument("--target-alarms-per-minute", type=options.number, default=0.0, metavar="N", help=alarms_help)
     threshold_help = "score above which a pixel is an anomaly; replaces --target-fpr"
     drive.add_argument("--threshold", type=options.number, help=threshold_help)
     drive.add_argument("--min-alarm-px", type=int, default=MIN_ALARM_PX, help="smallest area of an alarm, in pixels")
@@ -154,6 +158,7 @@ def _request(args: argparse.Namespace) -> BagRequest:
         protocols=options.with_road_protocols(dict.fromkeys(args.protocol), args.road_region),
         exact=args.exact,
         target_fpr=args.target_fpr,
+        target_alarms_per_minute=args.target_alarms_per_minute,
         threshold=args.threshold,
         min_alarm_px=args.min_alarm_px,
         alarm_frames=(args.alarm_frames_n, args.alarm_frames_m or args.alarm_frames_n),
@@ -255,10 +260,24 @@ def _worst_pictures(args: argparse.Namespace, request: BagRequest, offline: BagO
             if part.frames:
                 with part.source.open() as dataset:
                     dataset.prefix = f"{part.name}/" if several else ""
-                    pictures |= draw_worst(detector, dataset, results)
+                    if dataset.known:
+                        pictures |= _moments(detector, dataset, part, offline.results)
+                    else:
+                        pictures |= draw_worst(detector, dataset, results)
         return pictures
     finally:
         detector.close()
+
+
+def _moments(
+    detector: Detector, dataset: BagDataset, part: BagPart, results: Sequence[Result]
+) -> dict[PictureKey, bytes]:
+    pictures: dict[PictureKey, bytes] = {}
+    for result in results:
+        drive = part.drive if protocol(result.protocol).road_region is None else part.road_drive
+        if drive is not None:
+            pictures |= draw_moments(detector, dataset, result, drive)
+    return pictures
 
 
 def _settings(args: argparse.Namespace, request: BagRequest, offline: BagOutcome) -> dict[str, object]:
@@ -280,6 +299,7 @@ def _settings(args: argparse.Namespace, request: BagRequest, offline: BagOutcome
         "protocols": list(request.protocols),
         "exact": request.exact,
         "target_fpr": request.target_fpr,
+        "target_alarms_per_minute": request.target_alarms_per_minute,
         "threshold": request.threshold,
         "alarm_frames": list(request.alarm_frames),
         "filter": asdict(request.filter),
@@ -301,91 +321,12 @@ def _print(outcome: Outcome, bags: Sequence[BagPart]) -> None:
             continue
         printed.add(key)
         if result.drive is not None:
-            console.print(_drive_table(result, result.drive))
+            console.print(drive_table(result, result.drive))
         if result.streaming is not None:
             results = [other for other in outcome.results if (other.dataset, other.score) == key[:2]]
-            console.print(_streaming_table(results, result.streaming))
+            console.print(streaming_table(results, result.streaming))
         if result.live is not None:
-            console.print(_live_table(result, result.live))
+            console.print(live_table(result, result.live))
     if len(bags) > 1:
-        console.print(_bags_table(bags))
+        console.print(bags_table(bags))
     print_remarks(Console(stderr=True), outcome)
-
-
-def _drive_table(result: Result, drive: Drive) -> Table:
-    title = (
-        f"{result.dataset}: {result.score} > {drive.threshold:g} ({drive.threshold_source}), {drive.duration_s:.1f} s"
-    )
-    if drive.road_region is not None:
-        title += f"; alarms limited to the region {drive.road_region!r}"
-    table = Table(title=title, title_justify="left", show_header=False)
-    rate = "-" if drive.alarms_per_minute is None else f"{drive.alarms_per_minute:.2f} per minute"
-    table.add_row("alarms", f"{drive.alarms} of {drive.min_alarm_px} px or more, {rate}")
-    delay = drive.median_seconds_to_detection
-    detected = _detected_objects(drive) + ("" if delay is None else f", after {delay:.2f} s (median)")
-    table.add_row("objects detected", detected)
-    for size in drive.sizes:
-        if size.frames:
-            upper = "px or more" if size.below_px is None else f"to {size.below_px - 1} px"
-            share = f"{100 * size.detected / size.frames:.1f} % of {size.frames} object frames"
-            table.add_row(f"detected at {size.from_px} {upper}", share)
-    if (consistency := result.consistency) is not None:
-        shares = {
-            "anomaly IoU": consistency.iou,
-            "mIoU": consistency.miou,
-            "of the ground truth itself": consistency.truth_iou,
-        }
-        figures = ", ".join(f"{name} {percent(value)}" for name, value in shares.items())
-        table.add_row("temporal consistency, %", f"{figures}; {consistency.pairs} pairs of masks")
-    return table
-
-
-def _detected_objects(drive: Drive) -> str:
-    return f"{drive.objects_detected} of {len(drive.objects)}"
-
-
-def _streaming_table(results: Sequence[Result], streaming: Streaming) -> Table:
-    table = Table(
-        "protocol",
-        "AuPRC",
-        "FPR95",
-        "AUROC",
-        title=f"{results[0].dataset}: streaming accuracy, %: the newest output compared with the current frame; "
-        f"{streaming.frames} frames, {streaming.frames_before_first_answer} before the first output, "
-        f"outputs {streaming.median_age_ms:.0f} ms older (median)",
-        title_justify="left",
-    )
-    for result in results:
-        if (figures := result.streaming) is not None:
-            table.add_row(result.protocol, percent(figures.auprc), percent(figures.fpr95), percent(figures.auroc))
-    return table
-
-
-def _bags_table(bags: Sequence[BagPart]) -> Table:
-    table = Table("bag", "frames", "seconds", "alarms", "objects detected", title="per bag", title_justify="left")
-    for part in bags:
-        drive = part.drive
-        cells = ["-"] * 3
-        if drive is not None:
-            cells = [f"{drive.duration_s:.1f}", str(drive.alarms), _detected_objects(drive)]
-        table.add_row(escape(part.name), str(part.frames) + (", failed" if part.failure else ""), *cells)
-    return table
-
-
-def _live_table(result: Result, live: Live) -> Table:
-    title = f"{result.dataset}: played at {live.rate:g} times its speed"
-    table = Table(title=title, title_justify="left", show_header=False)
-    counts = f"{live.answered} answered, {live.dropped} dropped, {live.lost} lost, {live.bad} bad"
-    table.add_row(f"{live.frames} frames", counts)
-    times = {
-        "stamp to output": live.latency_ms,
-        "arrival to output": live.processing_ms,
-        "frame to listener": live.age_ms,
-    }
-    for name, values in times.items():
-        table.add_row(f"{name}, ms", ", ".join(f"{key} {value:.1f}" for key, value in values.items()) or "-")
-    for name, value in live.difference.items():
-        is_fraction = name in ("auprc", "fpr95", "auroc", "miou")
-        difference = f"{100 * value:+.2f} %" if is_fraction else f"{value:+g}"
-        table.add_row(f"{result.protocol} {name}, live - offline", difference)
-    return table

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from anomseg_ros.commands import options
+from anomseg_ros.commands import calibrate_drive, options
+from anomseg_ros.commands.calibrate_drive import USUAL_RATE, percent
 from anomseg_ros.commands.progress_lines import ProgressLines
-from anomseg_ros.core.bundle import Bundle, change_bundle, load_bundle
+from anomseg_ros.core.bundle import Bundle, Contract, change_bundle, load_bundle
 from anomseg_ros.core.resources import find_bundle
 from anomseg_ros.datasets import open_named
 from anomseg_ros.datasets.check import check
@@ -27,30 +29,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         "change.",
     )
     parser.add_argument("bundle", help="bundle directory or name of a shipped bundle")
-    parser.add_argument(
-        "--dataset", nargs="+", action="extend", required=True, metavar="NAME=PATH", help="labelled frames"
-    )
+    frames = parser.add_mutually_exclusive_group(required=True)
+    frames.add_argument("--dataset", nargs="+", action="extend", metavar="NAME=PATH", help="labelled frames")
+    frames.add_argument("--frames", nargs="+", action="extend", type=Path, metavar="PATH", help=calibrate_drive.HELP)
     parser.add_argument("--score", type=options.names, default=(), help="scores, comma separated (default: all)")
-    target_help = "false-positive rates, such as 0.01,0.05"
-    parser.add_argument("--target-fpr", type=rates, default=(0.01,), help=target_help)
+    target_help = "rates, such as 0.01,0.05 (default: 0.01; with --frames those of the bundle as well)"
+    parser.add_argument("--target-fpr", type=rates, metavar="RATES", help=f"false-positive {target_help}")
     options.add_changed_bundle(parser)
     parser.add_argument("--allow-partial", action="store_true", help=options.ALLOW_PARTIAL_HELP)
+    calibrate_drive.add_options(parser)
     options.add_backend_options(parser)
     args = parser.parse_args(argv)
 
     bundle = load_bundle(find_bundle(args.bundle))
     options.check_changed_bundle(args, bundle)
-    scores = args.score or bundle.contract.score_names
+    scores = tuple(map(bundle.check_score, args.score)) or bundle.contract.score_names
+    if args.frames:
+        change = calibrate_drive.calibrate(args, bundle, scores)
+    else:
+        calibrate_drive.refuse_options(args)
+        change = _on_datasets(args, bundle, scores)
+    _print_bundle(change_bundle(bundle, change, args.output, overwrite=args.overwrite), scores)
+    return 0
+
+
+def _on_datasets(args: argparse.Namespace, bundle: Bundle, scores: Sequence[str]) -> Callable[[Contract], Contract]:
+    """Measure labelled frames and print the thresholds; return what writes them into a contract."""
     datasets = [open_named(text) for text in args.dataset]
     with ProgressLines() as lines:
         for dataset in datasets:
             check(dataset).require(args.allow_partial)
         curves = measure_scores(bundle, datasets, scores, args.backend, options.backend_options(args), lines)
-    changes = threshold_changes(bundle, curves, args.target_fpr)
+    changes = threshold_changes(bundle, curves, args.target_fpr or (USUAL_RATE,))
     _print(changes, bundle)
-    with_changes = partial(with_thresholds, changes=changes, calibrated_on=_calibrated_on(datasets))
-    _print_bundle(change_bundle(bundle, with_changes, args.output, overwrite=args.overwrite), scores)
-    return 0
+    return partial(with_thresholds, changes=changes, calibrated_on=_calibrated_on(datasets))
 
 
 def rates(text: str) -> tuple[float, ...]:
@@ -79,10 +91,10 @@ def _print(changes: Sequence[ThresholdChange], bundle: Bundle) -> None:
             change.score,
             f"{change.target_fpr:g}",
             before,
-            _percent(change.fpr_before),
+            percent(change.fpr_before),
             f"{change.threshold:.6g}",
-            _percent(change.achieved_fpr),
-            _percent(change.detected),
+            percent(change.achieved_fpr),
+            percent(change.detected),
         )
     Console().print(table)
 
@@ -101,7 +113,3 @@ def _print_bundle(bundle: Bundle, scores: Sequence[str]) -> None:
                 soft_wrap=True,
                 highlight=False,
             )
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.3f} %"

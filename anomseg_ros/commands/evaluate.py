@@ -26,6 +26,7 @@ from anomseg_ros.datasets.corruptions import COLLECTIONS, KINDS, SEVERITIES, Cor
 from anomseg_ros.errors import ConfigError
 from anomseg_ros.evaluation.evaluate import Outcome, Request, evaluate
 from anomseg_ros.evaluation.machine import describe_machine, package_versions
+from anomseg_ros.evaluation.report_tables import is_unlabelled
 from anomseg_ros.evaluation.results import FORMAT_VERSION, Evaluation, Result, save_evaluation
 from anomseg_ros.evaluation.workers import LOCAL_RAY, Workers
 from anomseg_ros.metrics.protocols import PROTOCOLS, protocol
@@ -75,7 +76,7 @@ def evaluation_of(outcome: Outcome, command: str) -> Evaluation:
 def print_tables(console: Console, results: Sequence[Result]) -> None:
     """Print a table per protocol as in the papers: a row per bundle and score, AuPRC and FPR95 per dataset."""
     for name in dict.fromkeys(result.protocol for result in results):
-        protocol_results = [result for result in results if result.protocol == name]
+        protocol_results = [result for result in results if result.protocol == name and not is_unlabelled(result)]
         for table in _tables(name, protocol_results, console):
             console.print(table, crop=False, no_wrap=True, overflow="ignore")
     timed = {(result.bundle, result.dataset): result for result in results if result.inference_ms and result.network_ms}

@@ -165,7 +165,7 @@ ROAD_PROTOCOLS_HELP = (
 )
 
 
-def add_road_region(target: argparse.ArgumentParser, text: str) -> None:
+def add_road_region(target: argparse._ActionsContainer, text: str) -> None:
     """Add --road-region, the name of a region or None."""
     target.add_argument("--road-region", choices=tuple(SURFACES), help=text)
 

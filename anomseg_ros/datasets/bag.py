@@ -1,4 +1,4 @@
-"""A bag with ground truth as a dataset: every labelled frame in the order of stamps. Needs no ROS installation."""
+"""A bag as a dataset, every labelled frame in the order of stamps, or every frame. Needs no ROS installation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anomseg_ros.bags.pixels import frame_from_message, labels_from_message
-from anomseg_ros.bags.read import Bag, camera_topic
+from anomseg_ros.bags.read import Bag, camera_topic, open_bag
 from anomseg_ros.bags.stamped_topics import StampedTopics, seconds
 from anomseg_ros.bags.write import ANOMALY_TRUTH, LABELS_TRUTH, namespace_of
 from anomseg_ros.core.delivered import Delivered
@@ -29,6 +29,8 @@ DATASET_FACT, LABEL_SET_FACT, CLASSES_FACT = "anomseg_dataset", "anomseg_label_s
 
 class BagDataset:
     """The frames of a bag's camera topic that have ground truth with the same stamp, in the order of stamps.
+
+    known: all frames, without ground truth; every pixel is known.
 
     Implements Dataset (dataset.py): several threads may call load(), and the dataset can be pickled for other
     processes. `unmatched` holds one sentence per topic whose messages have no counterpart with the same stamp.
@@ -48,6 +50,7 @@ class BagDataset:
         anomaly_topic: str | None = None,
         labels_topic: str | None = None,
         label_set_name: str | None = None,
+        known: bool = False,
     ) -> None:
         """Read the stamps of a bag's images and ground truth; no image is decoded yet.
 
@@ -59,6 +62,7 @@ class BagDataset:
             labels_topic: semantic ground truth; None for ground_truth/labels in the namespace of the images, if the bag
                 has it.
             label_set_name: label set of the semantic ground truth; None for the one stated in the bag.
+            known: whether every pixel of every frame is known; ground truth is not read.
 
         Raises:
             BagError: not a bag, truncated, a topic that is missing (the message lists the topics of the bag), no ground
@@ -73,7 +77,8 @@ class BagDataset:
             bag = self._stamped.bag()
             self.image_topic = camera_topic(bag) if topic is None else topic
             bag.require_topic(self.image_topic)
-            self.anomaly_topic, self.labels_topic = _truth_topics(bag, self.image_topic, anomaly_topic, labels_topic)
+            truth = (None, None) if known else _truth_topics(bag, self.image_topic, anomaly_topic, labels_topic)
+            self.known, (self.anomaly_topic, self.labels_topic) = known, truth
             self.name = bag.facts.get(DATASET_FACT, self.name)
             self.label_set, self.classes = _classes_of(bag, label_set_name)
             named = (self.image_topic, self.anomaly_topic, self.labels_topic)
@@ -81,8 +86,9 @@ class BagDataset:
         except BaseException:
             self.close()
             raise
-        self.has_anomalies = self.anomaly_topic is not None
-        self.stamps_ns, self.unmatched = self._match_stamps(self.anomaly_topic or self.labels_topic or "")
+        self.has_anomalies = known or self.anomaly_topic is not None
+        truth_topic = self.image_topic if known else self.anomaly_topic or self.labels_topic or ""
+        self.stamps_ns, self.unmatched = self._match_stamps(truth_topic)
 
     @property
     def differences(self) -> tuple[Delivered, ...]:
@@ -133,6 +139,8 @@ class BagDataset:
                 f"bag {self.path!r}: the image at {seconds(stamp_ns)} s is missing; the file was changed after opening"
             )
         image = self._decode(frame_from_message, self.image_topic, stamp_ns, messages)
+        if self.known:
+            return LabelledFrame(self.frame_id(index), image, None, np.full(image.shape[:2], KNOWN, np.uint8))
         anomaly = self._load_truth(self.anomaly_topic, stamp_ns, messages, image.shape[:2])
         labels = self._load_truth(self.labels_topic, stamp_ns, messages, image.shape[:2])
         if anomaly is not None and self.anomaly_topic is not None:
@@ -188,6 +196,13 @@ class BagDataset:
         if unknown:
             detail = f"{', '.join(map(str, unknown[:8]))}; expected 0 known, 1 anomaly, 255 ignored"
             raise FrameProblem("unknown label values", self._stamped.place(self.anomaly_topic or "", stamp_ns), detail)
+
+
+def has_ground_truth(path: Path | str, topic: str | None = None) -> bool:
+    """Return whether a bag has ground truth in the namespace of its images. Raises BagError."""
+    with open_bag(path) as bag:
+        namespace = namespace_of(camera_topic(bag) if topic is None else topic)
+        return any(bag.counts.get(f"{namespace}/{name}", 0) for name in (ANOMALY_TRUTH, LABELS_TRUTH))
 
 
 def classes_to_fact(classes: tuple[ClassInfo, ...]) -> str:

@@ -22,19 +22,22 @@ from anomseg_ros.evaluation.workers import Workers
 from anomseg_ros.metrics.protocols import protocol
 from anomseg_ros.scores import threshold_of
 
+WITHOUT_TRUTH = "the bag has no ground truth: accuracy is not measured, and every alarm counts, right or wrong"
+
 RECORDED = "recorded"
 """Name of the score and of the bundle of recorded outputs, which the bag does not state."""
 
 
 @dataclass(frozen=True)
 class BagSource:
-    """A bag with ground truth: the arguments of BagDataset."""
+    """A bag: the arguments of BagDataset."""
 
     path: str
     topic: str | None = None
     anomaly_topic: str | None = None
     labels_topic: str | None = None
     label_set: str | None = None
+    known: bool = False
 
     def open(self) -> BagDataset:
         """Open the bag and read its stamps. Raises BagError."""
@@ -44,6 +47,7 @@ class BagSource:
             anomaly_topic=self.anomaly_topic,
             labels_topic=self.labels_topic,
             label_set_name=self.label_set,
+            known=self.known,
         )
 
 
@@ -53,8 +57,9 @@ class BagRequest:
 
     bundle: the model; None is possible only with `recorded`. scores: empty for all scores of the bundle. The first
     score, by default that of the bundle, gives the mask of the drive. threshold: of this mask; None takes the
-    threshold for target_fpr from the bundle. alarm_frames: n and m, see DriveTracker. filter: of scores over time.
-    recorded: outputs in a bag that are evaluated instead of running the model. workers: processes that share the bags.
+    threshold for target_fpr from the bundle or, where it is above 0, for target_alarms_per_minute. alarm_frames: n and
+    m, see DriveTracker. filter: of scores over time. recorded: outputs in a bag that are evaluated instead of
+    running the model. workers: processes that share the bags.
     """
 
     bags: tuple[BagSource, ...]
@@ -63,6 +68,7 @@ class BagRequest:
     protocols: tuple[str, ...] = ("seeds",)
     exact: bool = False
     target_fpr: float = 0.01
+    target_alarms_per_minute: float = 0.0
     threshold: float | None = None
     min_alarm_px: int = MIN_ALARM_PX
     alarm_frames: tuple[int, int] = (1, 1)
@@ -148,6 +154,9 @@ def plan_bags(request: BagRequest) -> tuple[list[PlannedBag], dict[int, str]]:
             failures[number] = f"no anomaly masks, and {unmeasured}"
             continue
         drive, missing = _drive_spec(request, spec.scores[0]) if bag.dataset.has_anomalies else (None, None)
+        if bag.dataset.known and missing is not None:
+            failures[number] = missing
+            continue
         if len(request.bags) > 1:
             bag.dataset.prefix = f"{request.names[number]}/"
         task = PassTask(
@@ -170,14 +179,17 @@ def _open(request: BagRequest, source: BagSource) -> _Opened:
     """Read the stamps of a bag and of its recorded outputs, then close it. Raises BagError if either are missing."""
     with source.open() as dataset:
         if request.recorded is None:
-            notes = (*dataset.unmatched, *deviations(dataset.differences))
+            told = (WITHOUT_TRUTH,) if dataset.known else dataset.unmatched
+            notes = (*told, *deviations(dataset.differences))
             return _Opened(dataset, *_num_classes(request, dataset, True), notes, losses(dataset.differences))
         recorded = _recorded(request.recorded, source).open()
         recorded.close()
         differences = (*dataset.differences, *recorded.differences)
         missing = len(set(dataset.stamps_ns) - recorded.stamps_ns)
-        note = f"{missing} of {len(dataset)} labelled frames have no recorded output and are not counted"
-        notes = (*dataset.unmatched, *((note,) if missing else ()), *deviations(differences))
+        kind = "frames" if dataset.known else "labelled frames"
+        note = f"{missing} of {len(dataset)} {kind} have no recorded output and are not counted"
+        told = (WITHOUT_TRUTH,) if dataset.known else dataset.unmatched
+        notes = (*told, *((note,) if missing else ()), *deviations(differences))
         classes = _num_classes(request, dataset, recorded.labels_topic is not None)
         return _Opened(dataset, *classes, notes, losses(differences))
 
@@ -190,7 +202,7 @@ def _common_spec(request: BagRequest, opened: Sequence[_Opened]) -> tuple[Measur
     if len(kinds) > 1:
         misfit = "mIoU is not measured: the bags' ground truth has different classes"
     num_classes = next(iter(kinds.values())) if len(kinds) == 1 and not misfits else None
-    anomalies = any(bag.dataset.has_anomalies for bag in opened)
+    anomalies = any(bag.dataset.has_anomalies and not bag.dataset.known for bag in opened)
     road = None if request.bundle is None else road_of(request.bundle.contract, request.protocols)
     return MeasureSpec(scores_of(request), request.protocols, num_classes, anomalies, request.exact, road), misfit
 
@@ -236,7 +248,8 @@ def _num_classes(request: BagRequest, dataset: BagDataset, has_predictions: bool
 def _drive_spec(request: BagRequest, score: str) -> tuple[DriveSpec | None, str | None]:
     if request.threshold is not None:
         return DriveSpec(score, request.threshold, "as stated", request.min_alarm_px, request.alarm_frames), None
-    found = None if request.bundle is None else threshold_of(request.bundle, score, request.target_fpr)
+    targets = request.target_fpr, request.target_alarms_per_minute
+    found = None if request.bundle is None else threshold_of(request.bundle, score, *targets)
     if found is None:
         return None, (
             f"alarms and detections are not measured: score {score!r} has no threshold; give --threshold, or "

@@ -164,14 +164,14 @@ def _change(bundle: Bundle, score: str, counted: PixelCurves, rate: float) -> Th
         target_fpr=rate,
         threshold=found.threshold,
         achieved_fpr=found.achieved_fpr,
-        detected=_share_above(counted, found.threshold)[1],
+        detected=share_above(counted, found.threshold)[1],
         before=None if before is None else before.value,
         before_source="none" if before is None else before.source,
-        fpr_before=None if before is None else _share_above(counted, before.value)[0],
+        fpr_before=None if before is None else share_above(counted, before.value)[0],
     )
 
 
-def _share_above(counted: PixelCurves, threshold: float) -> tuple[float | None, float | None]:
+def share_above(counted: PixelCurves, threshold: float) -> tuple[float | None, float | None]:
     """Return the shares of known and of anomalous pixels with score > threshold, exact to a bin."""
     shares: list[float | None] = []
     for side in (counted.known, counted.anomaly):

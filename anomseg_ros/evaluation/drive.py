@@ -19,7 +19,7 @@ from anomseg_ros.core.tracks import AlarmRule, Tracker
 from anomseg_ros.core.types import ScoreMap
 from anomseg_ros.datasets.dataset import ANOMALY, VOID
 from anomseg_ros.errors import MetricError
-from anomseg_ros.evaluation.results import Drive, DriveObject, DriveSize
+from anomseg_ros.evaluation.results import Drive, DriveAlarm, DriveMoment, DriveObject, DriveSize
 
 MIN_ALARM_PX = 50
 """Smallest area of an alarm, the node's default of min_component_px."""
@@ -29,6 +29,9 @@ MIN_COVERAGE = 0.1
 
 SIZE_EDGES_PX = (1, 100, 300, 1_000, 3_000, 10_000, 30_000)
 """Lower edges of the bins of object area."""
+
+MOMENTS, MOMENTS_APART_NS = 12, 1_000_000_000
+"""Worst moments of a drive, and the shortest time between two of them."""
 
 _Ids = npt.NDArray[np.int32]
 
@@ -54,6 +57,13 @@ class _Object:
     detected_ns: int | None = None
     frames: int = 0
     frames_detected: int = 0
+    largest_px: int = 0
+
+
+@dataclass
+class _Alarm:
+    first_ns: int
+    last_ns: int
     largest_px: int = 0
 
 
@@ -85,6 +95,8 @@ class DriveTracker:
     _object_ids: _Ids | None = None
     _alarm_ids: _Ids | None = None
     _tracker: Tracker = field(default_factory=Tracker)
+    _alarms: list[_Alarm] = field(default_factory=list)
+    _alarm_px: list[tuple[int, float]] = field(default_factory=list)
 
     def add(self, stamp_ns: int, scores: ScoreMap | None, anomaly: npt.NDArray[np.uint8]) -> None:
         """Count the next frame: scores float32 and ground truth uint8 (0, 1, 255), both (H, W).
@@ -99,12 +111,14 @@ class DriveTracker:
         if self.stamps_ns and stamp_ns <= self.stamps_ns[-1]:
             raise MetricError(f"stamp {stamp_ns} ns comes after {self.stamps_ns[-1]} ns; give frames in order")
         self.stamps_ns.append(stamp_ns)
+        self._alarm_px.append((0, 0.0))
         if scores is None:
             self._follow_objects(stamp_ns, np.zeros(anomaly.shape, bool), anomaly == ANOMALY)
             return
         mask = self._confirmed_mask(stamp_ns, (scores > self.threshold) & (anomaly != VOID), scores)
         self._follow_objects(stamp_ns, mask, anomaly == ANOMALY)
         self._follow_alarms(stamp_ns, mask, anomaly == ANOMALY)
+        self._note_alarms(stamp_ns, int(np.count_nonzero(anomaly != VOID)))
 
     def _confirmed_mask(self, stamp_ns: int, mask: npt.NDArray[np.bool_], scores: ScoreMap) -> npt.NDArray[np.bool_]:
         rule = AlarmRule(self.min_alarm_px, *self.alarm_frames)
@@ -135,6 +149,9 @@ class DriveTracker:
             median_seconds_to_detection=median(delays) if delays else None,
             sizes=self._size_rows(),
             alarm_frames=self.alarm_frames,
+            events=tuple(self._event(alarm) for alarm in self._alarms),
+            alarm_share=sum(share for _, share in self._alarm_px) / len(self._alarm_px),
+            worst=worst_moments(self.stamps_ns, [px for px, _ in self._alarm_px]),
         )
 
     def _follow_objects(self, stamp_ns: int, mask: npt.NDArray[np.bool_], anomalous: npt.NDArray[np.bool_]) -> None:
@@ -142,6 +159,9 @@ class DriveTracker:
             self._objects.append(_Object(stamp_ns))
             return len(self._objects)
 
+        if not anomalous.any():  # the same result, without looking for regions
+            self._object_ids = None
+            return
         count, regions = cv2.connectedComponents(anomalous.astype(np.uint8), connectivity=8, ltype=cv2.CV_32S)
         ids = _matched_ids(np.asarray(regions, np.int32), count, self._object_ids, appear)
         self._object_ids = ids
@@ -163,8 +183,12 @@ class DriveTracker:
         def begin() -> int:
             self._alarm_count += 1
             self.onsets_ns.append(stamp_ns)
+            self._alarms.append(_Alarm(stamp_ns, stamp_ns))
             return self._alarm_count
 
+        if not mask.any():
+            self._alarm_ids = None
+            return
         _, regions, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
         false = stats[:, cv2.CC_STAT_AREA] >= self.min_alarm_px
         false[0] = False
@@ -172,16 +196,45 @@ class DriveTracker:
         numbers = np.where(false, np.cumsum(false), 0).astype(np.int32)
         self._alarm_ids = _matched_ids(numbers[regions], int(false.sum()) + 1, self._alarm_ids, begin)
 
+    def _note_alarms(self, stamp_ns: int, counted_px: int) -> None:
+        """Note the areas of the alarms in this frame; counted_px: pixels that could be in one."""
+        if self._alarm_ids is None:
+            return
+        areas = np.bincount(self._alarm_ids[self._alarm_ids > 0], minlength=1)
+        for number in map(int, np.flatnonzero(areas)):
+            alarm = self._alarms[number - 1]
+            alarm.last_ns, alarm.largest_px = stamp_ns, max(alarm.largest_px, int(areas[number]))
+        alarm_px = int(areas.sum())
+        self._alarm_px[-1] = alarm_px, alarm_px / max(counted_px, 1)
+
+    def _event(self, alarm: _Alarm) -> DriveAlarm:
+        frame_ns = median(self._gaps_ns()) if len(self.stamps_ns) > 1 else 0
+        first_ns = alarm.first_ns - self.stamps_ns[0]
+        return DriveAlarm(first_ns / 1e9, (alarm.last_ns - alarm.first_ns + frame_ns) / 1e9, alarm.largest_px)
+
+    def _gaps_ns(self) -> list[int]:
+        return [after - before for before, after in zip(self.stamps_ns, self.stamps_ns[1:], strict=False)]
+
     def _duration_s(self) -> float:
         """Return the time to the end of the last frame, which lasts a median interval; 0 for a single frame."""
         if len(self.stamps_ns) < 2:
             return 0.0
-        gaps = [after - before for before, after in zip(self.stamps_ns, self.stamps_ns[1:], strict=False)]
-        return (self.stamps_ns[-1] - self.stamps_ns[0] + median(gaps)) / 1e9
+        return (self.stamps_ns[-1] - self.stamps_ns[0] + median(self._gaps_ns())) / 1e9
 
     def _size_rows(self) -> tuple[DriveSize, ...]:
         ends = (*SIZE_EDGES_PX[1:], None)
         return tuple(DriveSize(edge, end, *self._sizes[edge]) for edge, end in zip(SIZE_EDGES_PX, ends, strict=True))
+
+
+def worst_moments(stamps_ns: Sequence[int], alarm_px: Sequence[int]) -> tuple[DriveMoment, ...]:
+    """Return the frames with most pixels in alarms, most first, at least MOMENTS_APART_NS apart."""
+    moments: list[DriveMoment] = []
+    for px, stamp_ns in sorted(zip(alarm_px, stamps_ns, strict=True), key=lambda one: (-one[0], one[1])):
+        if px == 0 or len(moments) == MOMENTS:
+            break
+        if all(abs(stamp_ns - other.stamp_ns) >= MOMENTS_APART_NS for other in moments):
+            moments.append(DriveMoment(stamp_ns, px))
+    return tuple(moments)
 
 
 def pooled_drive(of_bags: Sequence[Drive | None]) -> Drive | None:
@@ -202,6 +255,9 @@ def pooled_drive(of_bags: Sequence[Drive | None]) -> Drive | None:
         alarms_per_minute=alarms * 60 / duration_s if duration_s else None,
         alarm_onsets_s=tuple(start_s + onset_s for start_s, drive in timed for onset_s in drive.alarm_onsets_s),
         objects=tuple(objects),
+        events=tuple(replace(one, first_s=start_s + one.first_s) for start_s, drive in timed for one in drive.events),
+        alarm_share=_mean_share(drives),
+        worst=(),
         objects_detected=len(delays),
         median_seconds_to_detection=median(delays) if delays else None,
         sizes=tuple(
@@ -209,6 +265,12 @@ def pooled_drive(of_bags: Sequence[Drive | None]) -> Drive | None:
             for same in zip(*(drive.sizes for drive in drives), strict=True)
         ),
     )
+
+
+def _mean_share(drives: Sequence[Drive]) -> float | None:
+    shares = [(drive.alarm_share, drive.frames) for drive in drives if drive.alarm_share is not None]
+    frames = sum(count for _, count in shares)
+    return sum(share * count for share, count in shares) / frames if frames else None
 
 
 def _matched_ids(regions: _Ids, count: int, before: _Ids | None, begin: Callable[[], int]) -> _Ids:

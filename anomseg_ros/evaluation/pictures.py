@@ -9,14 +9,15 @@ import numpy as np
 
 from anomseg_ros.core.bundle import Contract
 from anomseg_ros.core.detector import Detector
-from anomseg_ros.core.labels import palette
-from anomseg_ros.core.overlay import ANOMALY_COLOR, heat_map, overlay
+from anomseg_ros.core.labels import UNLABELLED, palette
+from anomseg_ros.core.overlay import ANOMALY_COLOR, anomaly_mask, heat_map, overlay
 from anomseg_ros.core.preprocess import resized_labels
-from anomseg_ros.core.types import Outputs
+from anomseg_ros.core.types import Outputs, RgbImage
+from anomseg_ros.datasets.bag import BagDataset
 from anomseg_ros.datasets.dataset import ANOMALY, Dataset, LabelledFrame
 from anomseg_ros.evaluation.measures import road_of, scores_in_protocol
 from anomseg_ros.evaluation.readout import worst_first
-from anomseg_ros.evaluation.results import Result
+from anomseg_ros.evaluation.results import Drive, Result
 from anomseg_ros.scores import score_facts
 
 WIDTH_PX = 640
@@ -54,6 +55,26 @@ def draw_worst(
     return pictures
 
 
+def draw_moments(detector: Detector, dataset: BagDataset, result: Result, drive: Drive) -> dict[PictureKey, bytes]:
+    """Return JPEG overlays of the worst moments of a drive, in their order: the pixels above the threshold are marked.
+
+    drive: of this dataset. A mask is that of a single frame, also where an alarm needs several.
+    """
+    road = road_of(detector.bundle.contract, [result.protocol])
+    pictures: dict[PictureKey, bytes] = {}
+    for moment in drive.worst:
+        frame = dataset.load(dataset.stamps_ns.index(moment.stamp_ns))
+        outputs = detector.detect(frame.image, [result.score], labels=False, road=road)
+        height = max(1, round(WIDTH_PX * frame.image.shape[0] / frame.image.shape[1]))
+        scores = scores_in_protocol(outputs, (result.score, result.protocol), frame.image.shape[:2])
+        mask = resized_labels(anomaly_mask(scores, drive.threshold), height, WIDTH_PX)
+        small = np.asarray(cv2.resize(frame.image, (WIDTH_PX, height), interpolation=cv2.INTER_AREA), np.uint8)
+        unlabelled = np.full((height, WIDTH_PX), UNLABELLED, np.uint8)
+        key = (*result.key, frame.id)
+        pictures[key] = jpeg(overlay(small, unlabelled, mask, palette(())))
+    return pictures
+
+
 def _chosen(result: Result, dataset: Dataset, count: int) -> list[str]:
     worst = [frame.frame_id for frame in worst_first(result.per_frame)[:count]]
     return worst or [dataset.frame_id(index) for index in range(min(count, len(dataset)))]
@@ -74,9 +95,13 @@ def _draw(frame: LabelledFrame, outputs: Outputs, result: Result, contract: Cont
         contours, _ = cv2.findContours(truth, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
         cv2.drawContours(canvas, contours, -1, ANOMALY_COLOR, 3)
         cv2.drawContours(canvas, contours, -1, (255, 255, 255), 1)
-    encoded, buffer = cv2.imencode(
-        ".jpg", cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-    )
+    return jpeg(canvas)
+
+
+def jpeg(image: RgbImage) -> bytes:
+    """Return uint8 (H, W, 3) RGB as a JPEG file; empty where OpenCV cannot encode it."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    encoded, buffer = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     return buffer.tobytes() if encoded else b""
 
 

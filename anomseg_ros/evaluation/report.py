@@ -25,6 +25,7 @@ from anomseg_ros.evaluation.report_tables import (
     drive_facts,
     facts,
     frame_table,
+    is_unlabelled,
     live_facts,
     streaming_facts,
     summary,
@@ -56,6 +57,7 @@ class _Details:
     streaming: Sequence[Fact]
     live: Sequence[Fact]
     table: FrameTable
+    unlabelled: bool
 
 
 def write_report(evaluation: Evaluation, path: Path, overlays: Mapping[OverlayKey, bytes] | None = None) -> None:
@@ -69,13 +71,14 @@ def write_report(evaluation: Evaluation, path: Path, overlays: Mapping[OverlayKe
 def render_report(evaluation: Evaluation, overlays: Mapping[OverlayKey, bytes] | None = None) -> str:
     """Return the report's HTML: what `write_report` writes."""
     results = evaluation.results
-    protocols = dict.fromkeys(result.protocol for result in results)
+    measured = [result for result in results if not is_unlabelled(result)]
+    protocols = dict.fromkeys(result.protocol for result in measured)
     return render(
         "report.html",
         _title(evaluation),
         evaluation=evaluation,
         remarks=_remarks(evaluation),
-        summaries=[summary(name, [one for one in results if one.protocol == name]) for name in protocols],
+        summaries=[summary(name, [one for one in measured if one.protocol == name]) for name in protocols],
         sections=_sections(results, overlays or {}),
         all_open=len(results) <= ALL_OPEN,
         robustness=[(one, heat_tables(one)) for one in evaluation.robustness],
@@ -113,6 +116,7 @@ def _details(result: Result, overlays: Mapping[OverlayKey, bytes]) -> _Details:
         [] if result.streaming is None else streaming_facts(result.streaming),
         [] if result.live is None else live_facts(result.live),
         frame_table(result, overlays),
+        is_unlabelled(result),
     )
 
 

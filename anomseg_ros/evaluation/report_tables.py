@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from anomseg_ros.evaluation.report_page import NOT_MEASURED, count, fixed, percent
 from anomseg_ros.evaluation.results import Consistency, Drive, FrameResult, Live, Result, Streaming
@@ -131,15 +132,36 @@ def _threshold_facts(result: Result) -> list[Fact]:
 def drive_facts(drive: Drive) -> list[Fact]:
     """Return alarms per minute, objects detected and the time that took."""
     frames_n, frames_m = drive.alarm_frames
+    objects = f"{drive.objects_detected} of {len(drive.objects)}" if drive.objects else NOT_MEASURED
     return [
         ("Alarms per minute", fixed(drive.alarms_per_minute, 2), f"{drive.alarms} in {drive.duration_s:.1f} s"),
-        ("Objects detected", f"{drive.objects_detected} of {len(drive.objects)}", ""),
+        *((name.capitalize(), value, "") for name, value in alarm_words(drive).items()),
+        ("Objects detected", objects, ""),
         ("Median time to detection, s", fixed(drive.median_seconds_to_detection, 2), "of the objects detected"),
         ("Alarms limited to", drive.road_region or NOT_MEASURED, ""),
         ("Threshold", f"{drive.threshold:.4g}", drive.threshold_source),
         ("Smallest alarm", f"{count(drive.min_alarm_px)} px", ""),
         ("Frames for an alarm", f"{frames_n} of {frames_m}" if frames_n > 1 else NOT_MEASURED, ""),
     ]
+
+
+def alarm_words(drive: Drive) -> dict[str, str]:
+    """Return area and duration of the alarms in words, by name; empty for a drive without alarms."""
+    if not drive.events:
+        return {}
+    areas, seconds = [one.largest_px for one in drive.events], [one.duration_s for one in drive.events]
+    words = {
+        "largest area of an alarm": f"{count(round(median(areas)))} px (median), {count(max(areas))} px (most)",
+        "duration of an alarm": f"{median(seconds):.2f} s (median), {max(seconds):.2f} s (longest)",
+    }
+    if drive.alarm_share is not None:
+        words["pixels in alarms"] = f"{percent(drive.alarm_share, 3)} % of all"
+    return words
+
+
+def is_unlabelled(result: Result) -> bool:
+    """Return whether a result has the figures of a drive and none that need ground truth."""
+    return result.drive is not None and result.auprc is None and result.miou is None and result.known_px == 0
 
 
 def consistency_facts(consistency: Consistency) -> list[Fact]:

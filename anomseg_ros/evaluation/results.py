@@ -96,11 +96,30 @@ class DriveSize:
 
 
 @dataclass(frozen=True)
+class DriveAlarm:
+    """One alarm: when it began (seconds since the first frame), how long it lasted, and its largest area."""
+
+    first_s: float
+    duration_s: float
+    largest_px: int
+
+
+@dataclass(frozen=True)
+class DriveMoment:
+    """A frame with many pixels in alarms."""
+
+    stamp_ns: int
+    alarm_px: int
+
+
+@dataclass(frozen=True)
 class Drive:
     """A bag as a drive, see drive.py: alarms by their onsets, objects by the time to their first detection.
 
     alarm_frames: n and m: alarms are of things that are above the threshold in n of m frames. road_region: alarms
-    outside this region of the detector's labels are no alarms, and detect nothing; None: no limit.
+    outside this region of the detector's labels are no alarms, and detect nothing; None: no limit. alarm_share: of the
+    pixels, in alarms, mean over the frames. worst: moments of the drive with most pixels in alarms, at least a second
+    apart; of several bags together there are none.
     """
 
     threshold: float
@@ -118,6 +137,9 @@ class Drive:
     sizes: tuple[DriveSize, ...] = ()
     road_region: str | None = None
     alarm_frames: tuple[int, int] = (1, 1)
+    events: tuple[DriveAlarm, ...] = ()
+    alarm_share: float | None = None
+    worst: tuple[DriveMoment, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ PARAMETER_OPTIONS = {
     "road_region": str,
     "threads": int,
     "target_fpr": float,
+    "target_alarms_per_minute": float,
     "min_rate_hz": float,
     "threshold": float,
     "temporal_filter": str,

@@ -117,6 +117,13 @@ PARAMETERS = (
         "target_fpr", 0.01, "False-positive rate that selects the bundle's threshold.", live=True, limits=(0.0, 1.0)
     ),
     Parameter(
+        "target_alarms_per_minute",
+        0.0,
+        "Alarms per minute that select the bundle's threshold; 0 = off: target_fpr selects it.",
+        live=True,
+        limits=(0.0, 1e6),
+    ),
+    Parameter(
         "threshold", math.nan, "Score threshold of the mask; nan = the bundle's threshold for target_fpr.", live=True
     ),
     Parameter("score_encoding", "32FC1", "Encoding of ~/anomaly/score.", live=True, choices=SCORE_ENCODINGS),
@@ -240,6 +247,7 @@ class LiveParameters:
 
     score: str
     target_fpr: float
+    target_alarms_per_minute: float
     threshold: float | None
     score_encoding: str
     source_size: bool
@@ -327,6 +335,7 @@ def live_parameters(values: Mapping[str, Any]) -> LiveParameters:
     return LiveParameters(
         score=values["score"],
         target_fpr=values["target_fpr"],
+        target_alarms_per_minute=values["target_alarms_per_minute"],
         threshold=_threshold(values["threshold"]),
         score_encoding=values["score_encoding"],
         source_size=values["output_size"] == "source",

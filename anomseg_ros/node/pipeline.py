@@ -16,7 +16,8 @@ from std_msgs.msg import Header
 
 from anomseg_ros.core.bundle import Bundle
 from anomseg_ros.core.detector import Detector
-from anomseg_ros.core.image_files import read_image
+from anomseg_ros.core.ego_mask import read_ego_mask as read_mask_file
+from anomseg_ros.core.ego_mask import resized_ego_mask
 from anomseg_ros.core.labels import palette
 from anomseg_ros.core.overlay import anomaly_mask, gray_scores, overlay
 from anomseg_ros.core.road_region import RoadRegion, road_region
@@ -24,7 +25,7 @@ from anomseg_ros.core.temporal_filter import ScoreFilter
 from anomseg_ros.core.thresholds import Threshold
 from anomseg_ros.core.tracks import Alarms, Tracker
 from anomseg_ros.core.types import LabelImage, Mask, Outputs, RgbImage, ScoreMap
-from anomseg_ros.errors import AnomsegError, ConfigError, FrameError
+from anomseg_ros.errors import AnomsegError
 from anomseg_ros.node import conversions, vision
 from anomseg_ros.node.parameters import LiveParameters
 from anomseg_ros.scores import find_score, threshold_of
@@ -118,12 +119,13 @@ class _Arrays:
 
 
 def resolve(live: LiveParameters, bundle: Bundle) -> Settings:
-    """Return the settings for a bundle. Raises ConfigError if it lacks the score, the target rate or the road class."""
+    """Return the settings for a bundle. Raises ConfigError if it lacks the score, the target or the road class."""
     score = bundle.check_score(live.score)
     road = road_region(live.road_region, bundle.contract)
     if live.threshold is not None:
         return Settings(live, score, Threshold(live.threshold, "parameter threshold", False), road)
-    return Settings(live, score, threshold_of(bundle, score, live.target_fpr), road)
+    threshold = threshold_of(bundle, score, live.target_fpr, live.target_alarms_per_minute)
+    return Settings(live, score, threshold, road)
 
 
 class FramePipeline:
@@ -235,8 +237,7 @@ class FramePipeline:
         left, top, right, bottom = region
         ignored[round(top * height) : round(bottom * height), round(left * width) : round(right * width)] = 0
         if self._ego_mask is not None:
-            ego = cv2.resize(self._ego_mask, (width, height), interpolation=cv2.INTER_NEAREST)
-            ignored[ego > 0] = 255
+            ignored[resized_ego_mask(self._ego_mask, height, width) > 0] = 255
         return ignored
 
 
@@ -248,13 +249,7 @@ def error_reason(error: Exception) -> str:
 
 def read_ego_mask(path: str) -> Mask | None:
     """Return an image file as a uint8 (H, W) mask, None for an empty path. Raises ConfigError."""
-    if not path:
-        return None
-    try:
-        image = read_image(Path(path))
-    except FrameError as error:
-        raise ConfigError(f"parameter 'ego_mask': {path!r} cannot be read as an image: {error}") from error
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
+    return read_mask_file(Path(path), "parameter 'ego_mask'") if path else None
 
 
 def rgb_frame(msg: Image | CompressedImage) -> RgbImage:

@@ -8,7 +8,7 @@ import numpy as np
 
 from anomseg_ros.core.bundle import Bundle
 from anomseg_ros.core.table import class_of
-from anomseg_ros.core.thresholds import Threshold
+from anomseg_ros.core.thresholds import Threshold, alarm_threshold
 from anomseg_ros.core.types import ScoreMap
 from anomseg_ros.errors import ConfigError
 from anomseg_ros.scores.score import MISTAKE, Array, FeatureMaps, Fit, Given, Score, ScoreFacts
@@ -73,11 +73,15 @@ def start_fits(names: Sequence[str], known: int) -> dict[str, Fit]:
     return fits
 
 
-def threshold_of(bundle: Bundle, name: str, target_fpr: float) -> Threshold | None:
+def threshold_of(bundle: Bundle, name: str, target_fpr: float, alarms_per_minute: float = 0.0) -> Threshold | None:
     """Return the bundle's calibrated threshold, else the score's natural one, if it has one.
 
-    Raises ConfigError if `target_fpr` is no share, or every calibrated rate is above it.
+    alarms_per_minute: above 0, it selects the threshold instead of `target_fpr`. Raises ConfigError if `target_fpr` is
+    no share, or every calibrated rate, or number of alarms, is above the given one.
     """
+    if alarms_per_minute > 0:
+        contract = bundle.contract
+        return alarm_threshold(contract.name, name, contract.thresholds.get(name), alarms_per_minute)
     natural = find_score(name).natural_threshold
     fallback = None if natural is None else Threshold(natural, f"default {natural:g}, not calibrated", False)
     return bundle.threshold(name, target_fpr) or fallback

@@ -9,8 +9,9 @@ import yaml
 from plain_bundles import plain_bundle
 
 from anomseg_ros.core.bundle import CONTRACT_FILE, load_bundle
-from anomseg_ros.core.thresholds import ThresholdTable
-from anomseg_ros.errors import BundleError
+from anomseg_ros.core.thresholds import AlarmThreshold, ThresholdTable
+from anomseg_ros.errors import BundleError, ConfigError
+from anomseg_ros.scores import threshold_of
 
 OLD = ThresholdTable("camvid val", {0.001: 0.9, 0.01: 0.5, 0.05: 0.1})
 
@@ -45,3 +46,30 @@ def test_source_without_a_rate_is_refused(tmp_path: Path) -> None:
     table = ThresholdTable("camvid val", {0.01: 0.5}, {0.02: "my drive"})
     with pytest.raises(BundleError, match=r"thresholds of void: calibrated_elsewhere names no rate: 0\.02"):
         plain_bundle(tmp_path / "bundle", thresholds={"void": table})
+
+
+def test_thresholds_by_alarms_are_stored_and_selected(tmp_path: Path) -> None:
+    alarms = {1.0: AlarmThreshold(0.8, "my drive"), 5.0: AlarmThreshold(0.6, "another")}
+    table = OLD.with_alarms(alarms)
+    bundle = load_bundle(plain_bundle(tmp_path / "alarms", thresholds={"void": table}).directory)
+    assert bundle.contract.thresholds == {"void": table}
+    threshold = threshold_of(bundle, "void", 0.01, 3.0)
+    assert threshold is not None and threshold.calibrated and threshold.value == 0.8
+    assert threshold.source == "target_alarms_per_minute 1 on my drive"
+    assert threshold_of(bundle, "void", 0.01, 0.0) == table.at(0.01)
+    assert table.updated("my drive", {0.01: 0.4}).by_target_alarms_per_minute == alarms
+    assert table.with_alarms({1.0: AlarmThreshold(0.7, "new")}).at_alarms(1).value == 0.7  # type: ignore[union-attr]
+
+
+def test_missing_threshold_by_alarms_says_how_to_add_one(tmp_path: Path) -> None:
+    table = OLD.with_alarms({1.0: AlarmThreshold(0.8, "my drive"), 5.0: AlarmThreshold(0.6, "another")})
+    bundle = plain_bundle(tmp_path / "alarms", thresholds={"void": table})
+    remedy = "`anomseg calibrate threshold --frames DRIVE --target-alarms-per-minute` adds one"
+    with pytest.raises(
+        ConfigError, match=f"alarms_per_minute 0.5: .* has thresholds of 'void' only for 1, 5; {remedy}"
+    ):
+        threshold_of(bundle, "void", 0.01, 0.5)
+    for tables in ({}, {"void": OLD}):
+        plain = plain_bundle(tmp_path / f"plain{len(tables)}", thresholds=tables)
+        with pytest.raises(ConfigError, match=f"has no such threshold of 'void'; {remedy}"):
+            threshold_of(plain, "void", 0.01, 5)

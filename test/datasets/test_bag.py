@@ -19,7 +19,7 @@ from anomseg_ros.commands.bag_write import main as bag_write
 from anomseg_ros.core.labels import CAMVID, CITYSCAPES
 from anomseg_ros.core.problems import FrameProblem
 from anomseg_ros.datasets import open_named
-from anomseg_ros.datasets.bag import BagDataset
+from anomseg_ros.datasets.bag import BagDataset, has_ground_truth
 from anomseg_ros.datasets.dataset import LabelledFrame
 from anomseg_ros.errors import BagError
 
@@ -191,3 +191,18 @@ def test_frames_may_differ_in_size(tmp_path: Path) -> None:
     small = replace(DRAWN[1], image=DRAWN[1].image[:40], labels=DRAWN[1].labels[:40], anomaly=DRAWN[1].anomaly[:40])
     with BagDataset(write_bag(tmp_path / "drive", [DRAWN[0], small])) as dataset:
         assert_same_frame(dataset.load(1), small)
+
+
+def test_bag_of_known_frames_needs_no_ground_truth(tmp_path: Path) -> None:
+    drawn = frames()
+    bare = write_bag(tmp_path / "bare", [Drawn(frame.image, None, None) for frame in drawn])
+    labelled = write_bag(tmp_path / "labelled", drawn)
+    assert (has_ground_truth(bare), has_ground_truth(labelled)) == (False, True)
+    for path in (bare, labelled):
+        with BagDataset(path, known=True) as dataset:
+            assert len(dataset) == len(drawn) and dataset.unmatched == () and dataset.has_anomalies
+            frame = dataset.load(2)
+            assert np.array_equal(frame.image, drawn[2].image) and frame.labels is None
+            assert (
+                frame.anomaly is not None and frame.anomaly.shape == frame.image.shape[:2] and not frame.anomaly.any()
+            )

@@ -226,10 +226,10 @@ def recorded_bag(path: Path, drawn: Sequence[Any], bad: int | None, shade: float
 def test_frames_before_nan_scores_are_counted(tmp_path: Path) -> None:
     drawn = frames(count=6)
     asked = {"scores": (), "protocols": ("fishyscapes", "smiyc", "seeds"), "recorded": RecordedSource("", "")}
-    source = {"topic": "/camera/image"}
-    bad = BagSource(str(recorded_bag(tmp_path / "bad", drawn, bad=2)), **source)
-    before = BagSource(str(recorded_bag(tmp_path / "before", drawn[:2], bad=None)), **source)
-    other = BagSource(str(recorded_bag(tmp_path / "other", drawn[3:], bad=None)), **source)
+    topic = "/camera/image"
+    bad = BagSource(str(recorded_bag(tmp_path / "bad", drawn, bad=2)), topic)
+    before = BagSource(str(recorded_bag(tmp_path / "before", drawn[:2], bad=None)), topic)
+    other = BagSource(str(recorded_bag(tmp_path / "other", drawn[3:], bad=None)), topic)
     for _ in range(3):  # frames after the bad one are read ahead, but must not be counted
         outcome = evaluate_bags(request_of((bad,), None, **asked))
         assert outcome.errors[0].startswith("2 of 6 frames were measured, then: frame '100.200000000'")
@@ -241,9 +241,7 @@ def test_frames_before_nan_scores_are_counted(tmp_path: Path) -> None:
     several = evaluate_bags(request_of((bad, other), None, **asked))
     assert several.errors[0].startswith("bag bad: 2 of 6 frames") and several.results[0].frames == 5
     with pytest.raises(MetricError, match=r"nothing could be measured.*not finite"):
-        evaluate_bags(
-            request_of((BagSource(str(recorded_bag(tmp_path / "w", drawn, bad=0)), **source),), None, **asked)
-        )
+        evaluate_bags(request_of((BagSource(str(recorded_bag(tmp_path / "w", drawn, bad=0)), topic),), None, **asked))
 
 
 @pytest.mark.slow

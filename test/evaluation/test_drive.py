@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from anomseg_ros.errors import MetricError
-from anomseg_ros.evaluation.drive import DriveSpec, DriveTracker
-from anomseg_ros.evaluation.results import Drive, DriveSize
+from anomseg_ros.evaluation.drive import DriveSpec, DriveTracker, pooled_drive
+from anomseg_ros.evaluation.results import Drive, DriveAlarm, DriveMoment, DriveSize
 
 SIZE = (40, 60)
 Box = tuple[int, int, int, int]
@@ -164,3 +164,21 @@ def test_alarms_and_detections_need_n_of_m_frames() -> None:
 def test_drive_spec_creates_a_tracker_with_its_settings() -> None:
     tracker = DriveSpec("void", 0.5, "by hand", 7, (3, 5)).tracker()
     assert (tracker.min_alarm_px, tracker.alarm_frames) == (7, (3, 5))
+
+
+def test_alarms_have_an_area_and_a_duration() -> None:
+    growing = [([(5, 5, 4, 4 + index)], []) for index in range(3)]
+    told = drive_of([*growing, ([], []), ([(20, 30, 3, 3)], []), ([], [])])
+    assert told.events == (DriveAlarm(0.0, 1.5, 24), DriveAlarm(2.0, 0.5, 9))
+    assert told.alarm_share == pytest.approx((16 + 20 + 24 + 9) / (6 * 40 * 60))
+    # Moments are a second apart: the second largest frame is too close to the largest one.
+    assert told.worst == (DriveMoment(8 * 10**9, 24), DriveMoment(7 * 10**9, 16), DriveMoment(9 * 10**9, 9))
+    objects_only = drive_of([([(5, 5, 4, 4)], [(5, 5, 4, 4)])])
+    assert (objects_only.events, objects_only.alarm_share, objects_only.worst) == ((), 0.0, ())
+
+
+def test_pooled_drives_keep_the_alarms_of_each() -> None:
+    one, other = drive_of([([(5, 5, 4, 6)], []), ([], [])]), drive_of([([], []), ([(5, 5, 4, 3)], []), ([], [])])
+    pooled = pooled_drive([one, None, other])
+    assert pooled is not None and pooled.events == (DriveAlarm(0.0, 0.5, 24), DriveAlarm(1.5, 0.5, 12))
+    assert pooled.alarm_share == pytest.approx((24 + 12) / (5 * 40 * 60)) and pooled.worst == ()

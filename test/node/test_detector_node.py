@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
 from anomseg_ros.backends import open_detector
-from anomseg_ros.core.bundle import Bundle
+from anomseg_ros.core.bundle import Bundle, change_bundle
+from anomseg_ros.core.thresholds import AlarmThreshold, ThresholdTable
 from anomseg_ros.node.conversions import compressed_from_array, image_from_array
 from anomseg_ros.replay.process import NodeProcess, free_domain_id
 
@@ -251,6 +254,8 @@ def test_road_region_is_rejected_for_bundle_without_road_class(tmp_path: Path, p
     ("name", "value", "reason"),
     [
         ("target_fpr", 1.5, "out of range"),
+        ("target_alarms_per_minute", -1.0, "out of range"),
+        ("target_alarms_per_minute", 1.0, "has no such threshold of"),
         ("jpeg_quality", 0, "out of range"),
         ("score", "mps", "known: msp"),
         ("region_of_interest", [0.9, 0.0, 0.1, 1.0], "left < right"),
@@ -264,6 +269,21 @@ def test_road_region_is_rejected_for_bundle_without_road_class(tmp_path: Path, p
 def test_rejected_parameter_gives_reason(shared_node: Running, name: str, value: object, reason: str) -> None:
     result = shared_node.client.set_parameter(name, value)
     assert not result.successful and reason in result.reason
+
+
+def test_alarms_per_minute_select_the_threshold_live(tmp_path: Path, painted: Bundle) -> None:
+    table = ThresholdTable("camvid", {0.01: 0.5}).with_alarms({1.0: AlarmThreshold(0.8, "my drive")})
+    change_bundle(painted, partial(replace, thresholds={"void": table}), tmp_path / "calibrated")
+    run = Running(tmp_path, tmp_path / "calibrated", "--target-alarms-per-minute", "2", topics={"labels": Image})
+    try:
+        run.client.wait_for_node()
+        by_alarms, by_rate = (2.0, "0.8", "target_alarms_per_minute 1 on my drive"), (0.0, "0.5", "target_fpr 0.01")
+        for target, threshold, source in (by_alarms, by_rate):
+            assert run.client.set_parameter("target_alarms_per_minute", target).successful
+            values = {pair.key: pair.value for pair in run.client.status("detector", after=2).values}
+            assert values["threshold"] == threshold and values["threshold_source"].startswith(source)
+    finally:
+        run.close()
 
 
 @pytest.fixture(scope="module")

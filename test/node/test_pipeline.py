@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
 from painted_frames import HORIZON_PX, street, without_road
+from plain_bundles import plain_bundle
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
@@ -19,6 +20,7 @@ from anomseg_ros.core.bundle import Bundle, load_bundle
 from anomseg_ros.core.detector import Detector
 from anomseg_ros.core.labels import palette
 from anomseg_ros.core.overlay import anomaly_mask, overlay
+from anomseg_ros.core.thresholds import AlarmThreshold, ThresholdTable
 from anomseg_ros.errors import ConfigError, FrameError
 from anomseg_ros.node import conversions, pipeline
 from anomseg_ros.node.conversions import compressed_from_array, image_from_array, rgb_from_image
@@ -211,6 +213,21 @@ def test_score_without_thresholds_resolves_to_no_threshold(detector: Detector) -
     live = live_parameters({**defaults, "score": "energy"})
     assert pipeline.resolve(live, detector.bundle).score == "energy"
     assert pipeline.resolve(live, detector.bundle).threshold is None
+
+
+def test_alarms_per_minute_select_the_threshold(tmp_path: Path) -> None:
+    table = ThresholdTable("camvid", {0.01: 0.5}).with_alarms({1.0: AlarmThreshold(0.8, "my drive")})
+    bundle = plain_bundle(tmp_path / "bundle", thresholds={"void": table})
+    defaults = {parameter.name: parameter.default for parameter in PARAMETERS} | {"score": "void"}
+    for targets, value, source in (
+        ({}, 0.5, "target_fpr 0.01 on camvid"),
+        ({"target_alarms_per_minute": 2.0}, 0.8, "target_alarms_per_minute 1 on my drive"),
+        ({"target_alarms_per_minute": 2.0, "threshold": 0.9}, 0.9, "parameter threshold"),
+    ):
+        threshold = pipeline.resolve(live_parameters(defaults | targets), bundle).threshold
+        assert threshold is not None and (threshold.value, threshold.source) == (value, source)
+    with pytest.raises(ConfigError, match="has thresholds of 'void' only for 1"):
+        pipeline.resolve(live_parameters({**defaults, "target_alarms_per_minute": 0.5}), bundle)
 
 
 def test_read_ego_mask_with_file_empty_path_and_missing_file(tmp_path: Path) -> None:
