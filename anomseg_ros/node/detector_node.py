@@ -64,7 +64,8 @@ class DetectorNode(LifecycleNode):
     def __init__(self, engines: Engines | None = None, **node_options: Any) -> None:
         """engines: shared by the cameras of the process. node_options: keyword arguments of rclpy's node."""
         super().__init__(NODE_NAME, **node_options)
-        declare_parameters(self, qos_overrides(self, pipeline.OUTPUTS, CAMERA_TOPICS))
+        self.qos_override_names = qos_overrides(self, pipeline.OUTPUTS, CAMERA_TOPICS)
+        declare_parameters(self)
         self._engines = engines or Engines()
         self._share: Share | None = None
         self._pipeline: pipeline.FramePipeline | None = None

@@ -18,7 +18,7 @@ from anomseg_ros.errors import AnomsegError, ConfigError
 from anomseg_ros.node.cameras import Camera, read_cameras, remappings, select_cameras
 from anomseg_ros.node.detector_node import DetectorNode
 from anomseg_ros.node.engines import Engines
-from anomseg_ros.node.names import check_parameter_files, check_topic
+from anomseg_ros.node.names import check_parameter_files, check_qos_overrides, check_topic
 from anomseg_ros.node.parameters import PARAMETERS
 from anomseg_ros.node.stop_signals import stop_was_requested
 from anomseg_ros.node.transport import use_large_shared_memory
@@ -76,10 +76,12 @@ def _new_nodes(ros_arguments: list[str], cameras: Sequence[Camera]) -> list[Dete
     try:
         rclpy.init(args=ros_arguments, signal_handler_options=SignalHandlerOptions.NO)
         if cameras:  # each entry names its bundle, so a file without parameters for a camera does not change the model
-            return [DetectorNode(engines, **camera.node_options()) for camera in cameras]
-        node = DetectorNode(engines)
-        check_parameter_files(ros_arguments, node.get_fully_qualified_name())
-        return [node]
+            nodes = [DetectorNode(engines, **camera.node_options()) for camera in cameras]
+        else:
+            nodes = [DetectorNode(engines)]
+            check_parameter_files(ros_arguments, nodes[0].get_fully_qualified_name())
+        check_qos_overrides(nodes)
+        return nodes
     except AnomsegError:
         raise
     except Exception as error:  # rclpy raises several classes for an unusable environment or unusable arguments

@@ -52,6 +52,18 @@ def check_qos_override(name: str, known: Collection[str] | None = None) -> None:
         raise ConfigError(unknown_name("parameter", name, known))
 
 
+def check_qos_overrides(nodes: Sequence[Any]) -> None:
+    """Raise ConfigError for an initial QoS parameter that no node of the process declares.
+
+    nodes: with `qos_override_names`. All nodes of a process get the parameters of its command line.
+    """
+    known = list(dict.fromkeys(name for node in nodes for name in node.qos_override_names))
+    for node in nodes:
+        for name in node._parameter_overrides:
+            if name.startswith(QOS_OVERRIDES):
+                check_qos_override(name, known)
+
+
 def qos_overrides(node: Node, published: Collection[str], subscribed: Collection[str]) -> list[str]:
     """Return the names of the parameters that override the QoS of these topics of a node."""
     entities = [(topic, "publisher") for topic in published] + [(topic, "subscription") for topic in subscribed]

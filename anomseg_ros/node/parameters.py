@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -259,8 +259,8 @@ class LiveParameters:
     limits: Limits
 
 
-def declare_parameters(node: Node, qos_overrides: Collection[str]) -> None:
-    """Declare every parameter with its descriptor. qos_overrides: the parameters that are declared later.
+def declare_parameters(node: Node) -> None:
+    """Declare every parameter with its descriptor.
 
     Raises ConfigError for an initial value that is out of range or belongs to an unknown parameter.
     """
@@ -269,11 +269,10 @@ def declare_parameters(node: Node, qos_overrides: Collection[str]) -> None:
             node.declare_parameter(parameter.name, parameter.default, parameter.descriptor())
         except Exception as error:  # rclpy raises several classes for a wrong value
             raise ConfigError(f"parameter {parameter.name!r}: {' '.join(str(error).split())}") from error
-    # The initial values, for which rclpy has no public name. Publishers declare their QoS parameters later.
+    # The initial values, for which rclpy has no public name. Publishers declare their QoS parameters later, and
+    # check_qos_overrides checks them for all nodes of the process.
     for name in node._parameter_overrides:
-        if name.startswith(QOS_OVERRIDES):
-            check_qos_override(name, qos_overrides)
-        elif not node.has_parameter(name):
+        if not name.startswith(QOS_OVERRIDES) and not node.has_parameter(name):
             raise ConfigError(unknown_name("parameter", name, (parameter.name for parameter in PARAMETERS)))
 
 

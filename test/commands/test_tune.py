@@ -17,6 +17,7 @@ import cv2
 import pytest
 import torch
 from flat_dataset import write_flat_dataset
+from small_bundles import small_bundle
 
 from anomseg_ros.bench.candidates import core_count
 from anomseg_ros.bench.figures import load_report
@@ -133,7 +134,8 @@ def test_size_candidates_are_exported_from_checkpoint(tmp_path: Path) -> None:
 def test_quantize_option_adds_measured_int8_candidate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     frames = tmp_path / "frames"
     frames.mkdir()
-    words = ["tune", "enet-synthetic", "--quantize", "--frames", str(frames), *FEW, "--output", str(tmp_path / "out")]
+    bundle = small_bundle("mide_net", tmp_path).directory
+    words = ["tune", str(bundle), "--quantize", "--frames", str(frames), *FEW, "--output", str(tmp_path / "out")]
     words.append("--accept-drift")
     for number in range(12):
         if number == 9:
@@ -145,13 +147,13 @@ def test_quantize_option_adds_measured_int8_candidate(tmp_path: Path, capsys: py
     for _ in range(2):
         assert main([*words, "--max-latency-ms", "0.001"]) == 1
         assert "no candidate has a p95" in capsys.readouterr().err
-        (made,) = (tmp_path / "out.tune" / "bundles").glob("*/enet-synthetic-int8")
+        (made,) = (tmp_path / "out.tune" / "bundles").glob("*/mide_net-int8")
         written.add((made / "model.onnx").stat().st_mtime_ns)
     assert len(written) == 1  # found again, not made again
     assert main([*words, "--max-latency-ms", "60000"]) == 0
     assert load_bundle(tmp_path / "out").contract.precision == "fp32"  # nothing agrees better with itself
     own, int8 = load_report(tmp_path / "out" / "evidence.json").entries
-    assert (own.name, int8.name, int8.precision) == ("enet-synthetic fp32", "enet-synthetic int8", "int8")
+    assert (own.name, int8.name, int8.precision) == ("mide_net fp32", "mide_net int8", "int8")
     assert own.accuracy is not None and int8.accuracy is not None
     assert 0.8 < int8.accuracy.value < own.accuracy.value == 1.0
     assert int8.multiply_adds == pytest.approx(own.multiply_adds, rel=0.1)

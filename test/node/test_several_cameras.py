@@ -104,6 +104,22 @@ def test_process_exits_when_no_camera_can_be_configured(tmp_path: Path, painted:
     assert "not started: /red/detector, /blue/detector" in node.log and "Traceback" not in node.log
 
 
+@pytest.mark.slow
+def test_qos_on_the_command_line_may_be_that_of_one_camera(tmp_path: Path, painted: Bundle) -> None:
+    entries = [{"name": name, "image_topic": f"/{name}", "bundle": str(painted.directory)} for name in COLORS]
+    (tmp_path / "cameras.yaml").write_text(yaml.safe_dump({"cameras": entries}))
+    words = ["--cameras", str(tmp_path / "cameras.yaml"), "--ros-args"]
+    for name in COLORS:
+        words += ["-p", f"qos_overrides./{name}.subscription.reliability:=reliable"]
+    with NodeProcess(free_domain_id(), tmp_path / "node.log", words) as node:
+        for name in COLORS:
+            node.wait_for_log(f"waiting for images on /{name} (raw, reliable)")
+    words += ["-p", "qos_overrides./green.subscription.reliability:=reliable"]
+    refused = NodeProcess(free_domain_id(), tmp_path / "refused.log", words)
+    assert refused.process.wait(60) == 1
+    assert "unknown parameter 'qos_overrides./green.subscription.reliability'; known: " in refused.log
+
+
 def reliable(name: str) -> dict[str, Any]:
     """Every frame is to arrive, so that counts can be held equal."""
     topic = f"qos_overrides./{name}/image.subscription"
