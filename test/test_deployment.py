@@ -115,6 +115,7 @@ cameras:
 """
 
 
+@pytest.mark.slow
 def test_policy_of_several_cameras_equals_their_graph(tmp_path: Path, tiny_bundle: Path) -> None:
     from ros_harness import Client
 

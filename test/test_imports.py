@@ -245,6 +245,7 @@ def test_detector_runs_without_torch_and_ros(tiny_bundle: Path, tmp_path: Path) 
     assert (tmp_path / "out" / "a_labels.png").is_file()
 
 
+@pytest.mark.slow
 def test_bench_runs_without_torch_and_ros(tiny_bundle: Path, tmp_path: Path) -> None:
     report = tmp_path / "b.json"
     done = run_without(TORCH | ROS, ["bench", str(tiny_bundle), "--rounds", "3", "--json", str(report)])

@@ -15,6 +15,7 @@ from anomseg_ros.networks import build_network
 from anomseg_ros.networks.checkpoints import save_checkpoint
 
 
+@pytest.mark.slow
 def test_results_equal_those_of_the_command(tiny_bundle: Path, tmp_path: Path) -> None:
     told = []
     (result,) = evaluate(

@@ -73,6 +73,7 @@ def test_bundle_without_threshold_and_bag_with_truth_beside_it(
     assert "no topic '/truth'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_alarms_of_a_calibrated_bundle_are_those_that_were_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

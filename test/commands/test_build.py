@@ -44,6 +44,7 @@ def test_it_builds_both_engines_and_says_why(
     assert len(machine.builds) == 2 and "no engine" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_dry_run_builds_nothing(
     machine: FakeMachine, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,6 +66,7 @@ def calibrate(place: Path, *more: str, scores: str = ",".join(fitted_names())) -
     return main([*words, *frames, "--checkpoint", str(place / "whole.safetensors"), *more])
 
 
+@pytest.mark.slow
 def test_fitted_scores_are_in_graph_and_tensors_in_checkpoint(place: Path) -> None:
     before, after = (load_bundle(place / name).contract for name in ("plain", "fitted"))
     assert after.score_names == (*before.score_names, *fitted_names())

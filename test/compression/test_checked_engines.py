@@ -175,6 +175,7 @@ def test_packages_that_the_check_needs_are_asked_for_before_the_build(
     assert machine.builds == []
 
 
+@pytest.mark.slow
 def test_the_faster_form_of_argmax_is_kept(
     request_: EngineRequest, machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,6 +204,7 @@ def test_the_faster_form_of_argmax_is_kept(
     assert len(machine.builds) == 4
 
 
+@pytest.mark.slow
 def test_an_engine_without_a_choice_is_built_again_for_one(request_: EngineRequest, machine: FakeMachine) -> None:
     plain = replace(request_, engines=("labels",))
     provide_engines(plain, machine)

@@ -19,6 +19,7 @@ from anomseg_ros.networks import build_network
 from anomseg_ros.networks.counting import count_multiply_adds, count_parameters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mide_net", pytest.param("enet", marks=pytest.mark.slow)])
 def test_counts_of_the_graph_equal_those_of_the_network(name: str, tmp_path: Path) -> None:
     network = build_network(name, 20).eval()

@@ -29,6 +29,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Path]:
     return bundle, folder / "c.safetensors"
 
 
+@pytest.mark.slow
 def test_export_configuration_is_read_from_the_contract(exported: tuple[Bundle, Path]) -> None:
     config = export_config_of(exported[0].contract)
     assert (config.height_px, config.width_px, config.temperature, config.resize) == (64, 96, 1.5, "area")

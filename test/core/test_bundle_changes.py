@@ -213,6 +213,7 @@ def without_privileges() -> Iterator[None]:
         os.seteuid(0)
 
 
+@pytest.mark.slow
 def test_kill_leaves_the_old_or_the_new_bundle(tmp_path: Path) -> None:
     # In a separate process, because it forks and this process has threads.
     command = [sys.executable, str(Path(__file__).parent.parent / "killed_changes.py"), str(tmp_path)]

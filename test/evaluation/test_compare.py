@@ -171,6 +171,7 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
+@pytest.mark.slow
 def test_comparison_page_is_escaped_and_fits_the_screen(browser: Browser, tmp_path: Path) -> None:
     evil = replace(ONE, bundle="<img src=x onerror=alert(1)>", auprc=0.5, per_frame=FRAMES[1:])
     before, after = evaluation(ONE, replace(ONE, score="msp")), evaluation(evil, replace(evil, score="msp"))

@@ -20,6 +20,7 @@ from anomseg_ros.errors import MetricError
 from anomseg_ros.evaluation.drive_thresholds import DriveRequest, calibrate_on_drive, split_blocks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "blocks"), [(20, 1), (100, 1), (180, 2), (1000, 10), (100_000, 10)])
 def test_a_third_is_held_back_in_blocks(count: int, blocks: int) -> None:
     used, held_back = split_blocks(count)

@@ -211,6 +211,7 @@ def test_network_only_measures_only_times(request_: Request) -> None:
     assert {result.frames for result in outcome.results} == {3}
 
 
+@pytest.mark.slow
 def test_results_are_kept_if_the_state_cannot_be_saved(
     request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,6 +63,7 @@ def test_other_argmaxes_stay(nodes: str) -> None:
     assert with_comparisons(before) is before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["cpu", "gpu"])
 def test_exported_forms_have_equal_outputs(target: str, tmp_path: Path) -> None:
     network = build_network("mide_net", 20).eval()

@@ -183,6 +183,7 @@ def test_outputs_without_subscriber_are_not_computed(tmp_path: Path, tiny_bundle
         run.close()
 
 
+@pytest.mark.slow
 def test_live_parameters_apply_to_next_frame(running: Running, frame: np.ndarray) -> None:
     assert running.client.set_parameter("threshold", -1.0).successful
     running.send(frame)
@@ -194,6 +195,7 @@ def test_live_parameters_apply_to_next_frame(running: Running, frame: np.ndarray
     assert {pair.key: pair.value for pair in running.client.status("detector").values}["score"] == "msp"
 
 
+@pytest.mark.slow
 def test_temporal_filter_is_live_and_resets_on_activation(running: Running) -> None:
     client, dark, bright = running.client, *(np.full((90, 160, 3), value, np.uint8) for value in (20, 230))
 
@@ -271,6 +273,7 @@ def test_rejected_parameter_gives_reason(shared_node: Running, name: str, value:
     assert not result.successful and reason in result.reason
 
 
+@pytest.mark.slow
 def test_alarms_per_minute_select_the_threshold_live(tmp_path: Path, painted: Bundle) -> None:
     table = ThresholdTable("camvid", {0.01: 0.5}).with_alarms({1.0: AlarmThreshold(0.8, "my drive")})
     change_bundle(painted, partial(replace, thresholds={"void": table}), tmp_path / "calibrated")
@@ -294,6 +297,7 @@ def shared_node(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> 
     run.close()
 
 
+@pytest.mark.slow
 def test_lifecycle_deactivate_cleanup_and_reactivate(running: Running, frame: np.ndarray) -> None:
     client = running.client
     running.send(frame)
@@ -309,6 +313,7 @@ def test_lifecycle_deactivate_cleanup_and_reactivate(running: Running, frame: np
     assert client.counts()["received"] == 1  # counted anew since activation
 
 
+@pytest.mark.slow
 def test_missing_provider_is_reported_as_error(tmp_path: Path, tiny_bundle: Path) -> None:
     import onnxruntime
 

@@ -144,6 +144,7 @@ def run(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         harness.close()
 
 
+@pytest.mark.slow
 def test_zero_past_and_future_stamps_are_errors(run: Harness) -> None:
     def send_stamped(stamp: Callable[[], Time]) -> None:
         run.send(stamp())
@@ -193,6 +194,7 @@ def test_silent_camera_is_error(run: Harness) -> None:
     run.recover()
 
 
+@pytest.mark.slow
 def test_camera_topic_of_another_type_is_named(tmp_path: Path, tiny_bundle: Path) -> None:
     domain = free_domain_id()
     words = ["--bundle", str(tiny_bundle), "--image-topic", CAMERA]
@@ -207,6 +209,7 @@ def test_camera_topic_of_another_type_is_named(tmp_path: Path, tiny_bundle: Path
         client.close()
 
 
+@pytest.mark.slow
 def test_frames_replaced_in_the_queue_of_the_middleware_are_counted_as_lost(tmp_path: Path, tiny_bundle: Path) -> None:
     domain, frames = free_domain_id(), 300
     client = Client(domain, {"labels": Image})
@@ -269,6 +272,7 @@ def test_camera_info_is_paired_by_stamp_and_mismatch_reported(run: Harness) -> N
     run.node._camera_infos.clear()  # what follows has none
 
 
+@pytest.mark.slow
 def test_alternating_sizes_and_two_publishers_are_logged_once(run: Harness, capfd: pytest.CaptureFixture[str]) -> None:
     assert run.client.set_parameter("health_window_s", 2.0).successful
     run.recover()
@@ -370,6 +374,7 @@ def test_removed_model_is_error_and_makes_configure_fail(run: Harness) -> None:
     run.recover()
 
 
+@pytest.mark.slow
 def test_stuck_engine_is_abandoned_at_deactivation_and_reloaded(run: Harness) -> None:
     run.recover()
     FaultyBackend.released.clear()

@@ -92,6 +92,7 @@ def test_ros_executable_defers_signals_until_python_runs() -> None:
     assert process.returncode == 0 and b"Traceback" not in output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("transitions", "expected"),
     [
@@ -124,6 +125,7 @@ def private_segments(process: subprocess.Popen[bytes]) -> set[Path]:
     return locks | {path.with_name(path.name.removesuffix("_el")) for path in locks}
 
 
+@pytest.mark.slow
 def test_shared_memory_segments_are_removed_at_exit(tmp_path: Path, tiny_bundle: Path) -> None:
     """Fast DDS maps 64 MiB for each process; what stays in /dev/shm takes the vehicle's memory until it restarts."""
     node = NodeProcess(free_domain_id(), tmp_path / "node.log", ["--bundle", str(tiny_bundle)])
@@ -139,6 +141,7 @@ def test_signal_during_bundle_loading_stops_node(tmp_path: Path, tiny_bundle: Pa
     assert_ends_well(node, signal.SIGTERM, signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_sigterm_during_hanging_startup_ends_node_after_3_s(tmp_path: Path, tiny_bundle: Path) -> None:
     log = tmp_path / "node.log"
     command = [sys.executable, faulty_backend.__file__, "--bundle", str(tiny_bundle)]
@@ -319,6 +322,7 @@ main.main(["--no-autostart"])
 """
 
 
+@pytest.mark.slow
 def test_failing_callback_is_logged_and_node_stays_responsive(tmp_path: Path) -> None:
     domain, log = free_domain_id(), tmp_path / "node.log"
     with log.open("w") as stream:

@@ -73,6 +73,7 @@ def started(painted: Bundle) -> Iterator[type]:
         harness.close()
 
 
+@pytest.mark.slow
 def test_building_is_shown_while_configure_lasts(fake: FakeRuntime, started: type) -> None:
     run = started(build_engine="configure")
     assert run.node.trigger_configure() == TransitionCallbackReturn.SUCCESS

@@ -95,6 +95,7 @@ def test_non_finite_weights_are_not_saved(data: Path, tmp_path: Path, monkeypatc
     assert state(tmp_path / "out")["position"]["step"] == 2
 
 
+@pytest.mark.slow
 def test_full_disk_stops_the_run_and_keeps_the_old_state(data: Path, tmp_path: Path) -> None:
     config = tiny_config(tmp_path, data)
     with pytest.raises(Killed):

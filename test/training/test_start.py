@@ -75,6 +75,7 @@ def test_part_features_keeps_the_classifier_fresh(tmp_path: Path) -> None:
     assert torch.equal(started["initial.conv.weight"], source.state_dict()["initial.conv.weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bisenet_v1", "bisenet_v2"])
 def test_part_features_keeps_auxiliary_classifiers_fresh(tmp_path: Path, name: str) -> None:
     path, _ = save_network(tmp_path, name, 7)
