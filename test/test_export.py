@@ -72,6 +72,7 @@ def test_scores_of_huge_logits_are_finite() -> None:
     assert len(scores) == len(SCORES) and all(torch.isfinite(score).all() for score in scores)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("void_class", [None, 19, 7])
 def test_strip_graph_equals_the_whole_graph(network: str, void_class: int | None) -> None:

@@ -132,6 +132,7 @@ ATTACKS: dict[str, tuple[Callable[[Members, Path], object], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_program_that_runs_code_is_refused(
     attack: str, program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -45,6 +45,7 @@ def test_writes_table_json_and_html(tiny_bundle: Path, bag: Path, tmp_path: Path
     assert "data:image/jpeg;base64" in (tmp_path / "out.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
