@@ -171,7 +171,7 @@ def _print(found: DriveThresholds, bundle: Bundle) -> None:
             percent(rate.fpr),
             f"{rate.ratio:.2f} x",
         )
-    Console().print(table)
+    options.print_whole(table)
 
 
 def _print_alarms(alarms: Sequence[HeldBackAlarms]) -> None:
@@ -192,7 +192,7 @@ def _print_alarms(alarms: Sequence[HeldBackAlarms]) -> None:
             f"{one.held_back_per_minute:.2f}",
             f"{one.ratio:.2f} x" if one.tells else "too short to tell",
         )
-    Console().print(table)
+    options.print_whole(table)
 
 
 def _off_alarms(one: HeldBackAlarms) -> str:

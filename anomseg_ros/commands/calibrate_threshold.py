@@ -96,7 +96,7 @@ def _print(changes: Sequence[ThresholdChange], bundle: Bundle) -> None:
             percent(change.achieved_fpr),
             percent(change.detected),
         )
-    Console().print(table)
+    options.print_whole(table)
 
 
 def _print_bundle(bundle: Bundle, scores: Sequence[str]) -> None:

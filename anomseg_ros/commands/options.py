@@ -202,6 +202,12 @@ def request_of(kind: type[T], args: argparse.Namespace, **values: Any) -> T:
     return kind(**parsed, **values)
 
 
+def print_whole(table: Table) -> None:
+    """Print a table on standard output without cutting its content, however narrow the terminal is."""
+    console = Console()
+    Console(width=max(console.width, full_width(table, console))).print(table)
+
+
 def full_width(table: Table, console: Console) -> int:
     """Return the terminal columns that a table needs without cutting its content."""
     unlimited = console.options.update(max_width=10_000)

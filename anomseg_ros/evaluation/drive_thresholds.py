@@ -89,8 +89,8 @@ class HeldBackRate:
 class DriveThresholds:
     """used, held_back: numbers of frames. roadless: frames without a road, in which all pixels count.
 
-    tails: frame's index -> value of the first score that a share of the shown rate of its pixels exceeds, about. Frames
-    with high values have much above the threshold. curves: pixels by score of the frames used.
+    tails: frame's index -> about the quantile 1 - shown_rate of its first score. The higher it is, the more of the
+    frame is above the threshold. curves: pixels by score of the frames used.
     """
 
     rates: tuple[HeldBackRate, ...]

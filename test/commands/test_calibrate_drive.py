@@ -77,6 +77,18 @@ def test_alarms_per_minute_are_calibrated(bundle: Path, tmp_path: Path, capsys: 
     assert "'0': expected numbers above 0, such as 1 or 0.5,2" in capsys.readouterr().err
 
 
+def test_tables_are_not_cut_in_a_narrow_terminal(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    words = ("--target-fpr", "0.001,0.01", "--target-alarms-per-minute", "60", "--rate", "10")
+    assert calibrate(bundle, "--frames", write_pictures(tmp_path / "street", 30), *words) == 0
+    printed = capsys.readouterr().out
+    assert "…" not in printed and "FPR held back" in printed and "alarms held back" in printed
+    thresholds = load_bundle(bundle).contract.thresholds["void"].by_target_fpr
+    assert all(f"{thresholds[rate]:.6g} " in printed for rate in (0.001, 0.01))
+
+
 def test_rates_that_do_not_hold_are_warned_of(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(30):  # the part held back is noise, the other part is plain
         plain = np.full((48, 96, 3), 30, np.uint8)
