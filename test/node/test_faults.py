@@ -28,15 +28,14 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
 from ros_harness import RELIABLE, Client
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
-from std_msgs.msg import Header, String
+from std_msgs.msg import Header
 
 from anomseg_ros.backends import BACKENDS
 from anomseg_ros.errors import ConfigError
 from anomseg_ros.node import activation, detector_node, vision
-from anomseg_ros.node.arrivals import image_source
 from anomseg_ros.node.conversions import compressed_from_array, image_from_array
 from anomseg_ros.node.detector_node import DetectorNode
-from anomseg_ros.replay.process import NodeProcess, free_domain_id, local_environment
+from anomseg_ros.replay.process import free_domain_id, local_environment
 
 CAMERA = "/camera/image"
 FRAME = np.random.default_rng(0).integers(0, 256, (90, 160, 3), dtype=np.uint8)
@@ -192,40 +191,6 @@ def test_silent_camera_is_error(run: Harness) -> None:
     run.feed_until(run.is_error("silent"), None, within_s=5.0)
     assert "the image topic has a publisher" in run.frames.message
     run.recover()
-
-
-@pytest.mark.slow
-def test_camera_topic_of_another_type_is_named(tmp_path: Path, tiny_bundle: Path) -> None:
-    domain = free_domain_id()
-    words = ["--bundle", str(tiny_bundle), "--image-topic", CAMERA]
-    client = Client(domain, {})
-    try:
-        client.node.create_publisher(String, CAMERA, RELIABLE)
-        with NodeProcess(domain, tmp_path / "node.log", words):
-            assert client.spin_until(lambda: bool(client.diagnostics), 60.0)
-            client.spin_for(4.0)
-            assert "the image topic carries std_msgs/msg/String" in client.status("frames").message
-    finally:
-        client.close()
-
-
-@pytest.mark.slow
-def test_frames_replaced_in_the_queue_of_the_middleware_are_counted_as_lost(tmp_path: Path, tiny_bundle: Path) -> None:
-    domain, frames = free_domain_id(), 300
-    client = Client(domain, {"labels": Image})
-    try:
-        with NodeProcess(domain, tmp_path / "node.log", ["--bundle", str(tiny_bundle), "--image-topic", CAMERA]):
-            client.wait_for_node()
-            # The numbers are known from the first frame on. The last one shows how many were missing before it.
-            for burst in (1, frames - 2, 1):
-                for _ in range(burst):  # faster than they are received
-                    client.publish(CAMERA, image_from_array(FRAME, "rgb8", Header(stamp=Time(sec=1))))
-                client.spin_for(1.0)
-            counts = client.counts()
-            assert counts["lost"] > 0 and counts["received"] + counts["lost"] == frames
-            assert counts["published"] == len(client.messages["labels"])
-    finally:
-        client.close()
 
 
 def test_rate_below_min_rate_hz_is_error(run: Harness) -> None:
@@ -418,18 +383,3 @@ def test_stuck_worker_does_not_delay_sigterm(tmp_path: Path, tiny_bundle: Path) 
     finally:
         node.kill()
         client.close()
-
-
-@pytest.mark.parametrize(
-    ("transport", "types", "expected"),
-    [
-        ("raw", [], (Image, "image")),
-        ("compressed", [], (CompressedImage, "image/compressed")),
-        ("raw", ["sensor_msgs/msg/CompressedImage"], (CompressedImage, "image")),
-        ("compressed", ["sensor_msgs/msg/CompressedImage"], (CompressedImage, "image")),
-        ("compressed", ["sensor_msgs/msg/Image"], (CompressedImage, "image/compressed")),
-        ("raw", ["sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"], (Image, "image")),
-    ],
-)
-def test_transport_is_chosen_from_topic_type(transport: str, types: list[str], expected: tuple[type, str]) -> None:
-    assert image_source(transport, types) == expected
