@@ -69,7 +69,7 @@ $(RUN_TIME): $(SOURCES) | $(BIN)/python
 	touch $@
 
 $(STAMP): $(SOURCES) | $(BIN)/python
-	$(INSTALL) '.[ros,offline,openvino,cluster,efficientnet,tensorrt-check,dev]'
+	$(INSTALL) '.[ros,offline,openvino,cluster,completion,efficientnet,tensorrt-check,dev]'
 	touch $(RUN_TIME) $@
 
 $(NOBLE)/.installed: Makefile | $(BIN)/python

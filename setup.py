@@ -63,6 +63,7 @@ setup(
             *BAGS,
         ],
         "cluster": ["ray>=2.9,<3"],
+        "completion": ["shtab>=1.7,<2"],
         # What imagecorruptions-imaug needs but for opencv-python, which would overwrite opencv-python-headless and
         # wants a display library. It is installed beside these with --no-deps: see docs/evaluate.md.
         "corruptions": ["numba>=0.57,<1", "scikit-image>=0.19,<1", "scipy>=1.8,<2"],

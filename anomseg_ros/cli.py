@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from anomseg_ros import __version__
 from anomseg_ros.command_table import COMMANDS, GROUPS
@@ -22,6 +21,7 @@ REMEDIES = {
     "sensor_msgs": _ROS,
     "rosbags": "needs the rosbags library: pip install 'anomseg_ros[bags]'",
     "ray": "needs Ray: pip install 'anomseg_ros[cluster]'",
+    "shtab": "needs shtab: pip install 'anomseg_ros[completion]'",
     "timm": "needs timm: pip install 'anomseg_ros[backbones]'",
     **dict.fromkeys(_OFFLINE_MODULES, _OFFLINE),
 }
@@ -58,7 +58,7 @@ def _dispatch(arguments: list[str]) -> int:
     if name is None:
         return _unknown_command(arguments)
     try:
-        return _load(name)(arguments[len(name.split()) :])
+        return COMMANDS[name].main()(arguments[len(name.split()) :])
     except ModuleNotFoundError as error:
         if error.name not in REMEDIES:
             raise
@@ -93,12 +93,6 @@ def _unknown_command(arguments: list[str]) -> int:
     closest = closest_first(" ".join(arguments[:2]), COMMANDS)[0]
     print(f"anomseg: unknown command {arguments[0]!r}; did you mean {closest!r}?", file=sys.stderr)
     return 2
-
-
-def _load(name: str) -> Callable[[list[str]], int]:
-    module, _, attribute = COMMANDS[name].place.partition(":")
-    command: Callable[[list[str]], int] = getattr(importlib.import_module(module), attribute)
-    return command
 
 
 def as_options(message: str) -> str:

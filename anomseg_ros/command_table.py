@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Command:
-    """One command. place: module:function; summary: for the overview; example: a command line to adapt."""
+    """One command. place: module:function; summary: for the overview; example: a command line to adapt.
+
+    Beside the function `main`, its module has a function `argument_parser`; beside `main_list`, `argument_parser_list`.
+    """
 
     place: str
     summary: str
     example: str
+
+    def main(self) -> Callable[[list[str]], int]:
+        """Return the function that runs the command. Raises ModuleNotFoundError for an extra that is not installed."""
+        main: Callable[[list[str]], int] = self._attribute("main")
+        return main
+
+    def argument_parser(self) -> argparse.ArgumentParser:
+        """Return the command's parser. Raises ModuleNotFoundError like main."""
+        parser: argparse.ArgumentParser = self._attribute("argument_parser")()
+        return parser
+
+    def _attribute(self, name: str) -> Any:
+        module, _, main = self.place.partition(":")
+        return getattr(importlib.import_module(module), main.replace("main", name))
 
 
 _COMMANDS = "anomseg_ros.commands"
@@ -60,20 +81,15 @@ GROUPS: dict[str, dict[str, Command]] = {
             "list the changes between two evaluations",
             "anomseg compare before.json after.json --html changes.html",
         ),
-        "report": Command(
-            f"{_COMMANDS}.report:main",
-            "write the HTML page of an evaluation's JSON",
-            "anomseg report results.json --html report.html",
-        ),
         "bag evaluate": Command(
             f"{_COMMANDS}.bag_evaluate:main",
             "measure a bundle, or recorded outputs, on bags",
-            "anomseg bag evaluate drive my-erfnet --html drive.html",
+            "anomseg bag evaluate my-erfnet drive --html drive.html",
         ),
         "bag write": Command(
             f"{_COMMANDS}.bag_write:main",
             "write a folder of images or a dataset as a ROS 2 bag",
-            "anomseg bag write --images frames --output drive --rate 10",
+            "anomseg bag write --images frames --output drive --fps 10",
         ),
         "bag play": Command(
             f"{_COMMANDS}.bag_play:main",
@@ -89,11 +105,6 @@ GROUPS: dict[str, dict[str, Command]] = {
             f"{_COMMANDS}.datasets_check:main",
             "check datasets for missing or invalid files",
             "anomseg datasets check fs_static=/data/fs_static",
-        ),
-        "papers": Command(
-            f"{_COMMANDS}.papers:main",
-            "measure the published checkpoints and write benchmarks/papers.md",
-            "anomseg papers --weights /data/weights --data /data --output papers.md",
         ),
     },
     "train": {
@@ -181,10 +192,27 @@ GROUPS: dict[str, dict[str, Command]] = {
             "print the SROS 2 policy of the node for its cameras",
             "anomseg policy --cameras cameras.yaml --output policy.xml",
         ),
+    },
+    "more": {
+        "completion": Command(
+            f"{_COMMANDS}.completion:main",
+            "print the completion script of a shell",
+            "anomseg completion bash > ~/.local/share/bash-completion/completions/anomseg",
+        ),
         "share": Command(
             f"{_COMMANDS}.share:main",
             "print the path of a file that ships with the package",
             "anomseg share config/fastdds.xml",
+        ),
+        "report": Command(
+            f"{_COMMANDS}.report:main",
+            "write the HTML page of an evaluation's JSON",
+            "anomseg report results.json --html report.html",
+        ),
+        "papers": Command(
+            f"{_COMMANDS}.papers:main",
+            "measure the published checkpoints and write benchmarks/papers.md",
+            "anomseg papers --weights /data/weights --data /data --output papers.md",
         ),
     },
 }

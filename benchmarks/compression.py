@@ -188,7 +188,7 @@ def checkpoint_of(case: Case, folder: Path) -> Path:
 def export(case: Case, checkpoint: Path, folder: Path) -> Path:
     """Return the float bundle."""
     output = folder / "float"
-    shape = ["--num-classes", str(OUTPUTS), "--void-class", str(VOID_CLASS), "--height", SIZE[0], "--width", SIZE[1]]
+    shape = ["--num-classes", str(OUTPUTS), "--void-class", str(VOID_CLASS), "--size", "x".join(SIZE)]
     words = ["export", "--network", case.network, "--checkpoint", str(checkpoint), *shape, "--name", case.network]
     return ensure_bundle(output, [*words, "--output", str(output)])
 

@@ -118,7 +118,7 @@ class BagEvaluate(Evaluate):
     module = "anomseg_ros.commands.bag_evaluate"
 
     def words(self, place: Place) -> list[str]:
-        words = ["bag", "evaluate", str(place.inputs / "bag"), str(place.inputs / "bundle"), "--score", "void,msp"]
+        words = ["bag", "evaluate", str(place.inputs / "bundle"), str(place.inputs / "bag"), "--score", "void,msp"]
         files = ["--json", str(place.folder / "out.json"), "--html", str(place.folder / "out.html")]
         return [*words, "--threshold", "0.05", "--threads", "1", *files]
 
@@ -147,7 +147,7 @@ class Export(Quantize):
 
     def words(self, place: Place) -> list[str]:
         words = ["export", "--network", "mide_net", "--checkpoint", str(place.inputs / "checkpoint.safetensors")]
-        words += ["--num-classes", "20", "--void-class", "19", "--height", "64", "--width", "128"]
+        words += ["--num-classes", "20", "--void-class", "19", "--size", "64x128"]
         return [*words, "--output", str(place.output), "--overwrite"]
 
 

@@ -73,9 +73,8 @@ def measure_speed(args: argparse.Namespace) -> dict[str, Any]:
 def export(bundle: Path, checkpoint: Path, output: Path) -> Path:
     """Export a checkpoint at 512x1024; return its bundle."""
     contract = load_bundle(bundle).contract
-    height, width = SIZE.split("x")
     words = ["export", "--network", contract.network, "--checkpoint", str(checkpoint), "--label-set", "camvid"]
-    words += ["--num-classes", str(len(contract.classes)), "--height", height, "--width", width]
+    words += ["--num-classes", str(len(contract.classes)), "--size", SIZE]
     words += [] if contract.void_class is None else ["--void-class", str(contract.void_class)]
     run([*words, "--output", str(output)])
     return output

@@ -44,8 +44,8 @@ def frames(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bag(bundle: Path, frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output, storage = tmp_path_factory.mktemp("bags") / "drive", STORAGE[load_bundle(bundle).contract.network]
-    words = ["--images", str(frames), "--output", str(output), "--rate", str(RATE_HZ), "--storage", storage]
-    assert main(["bag", "write", *words, "--topic", TOPIC, "--frame-id", "front_camera"]) == 0
+    words = ["--images", str(frames), "--output", str(output), "--fps", str(RATE_HZ), "--storage", storage]
+    assert main(["bag", "write", *words, "--image-topic", TOPIC, "--frame-id", "front_camera"]) == 0
     return output
 
 
@@ -60,7 +60,7 @@ def bundle(request: pytest.FixtureRequest, shared_weights: Path, tmp_path_factor
 @pytest.fixture(scope="module")
 def expected(bundle: Path, frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("run")
-    assert main(["run", str(bundle), str(frames), "--output", str(output), "--scores", "void"]) == 0
+    assert main(["run", str(bundle), str(frames), "--output", str(output), "--score", "void"]) == 0
     return output
 
 

@@ -72,10 +72,10 @@ class CatalogEntry:
         """Return the command that exports the downloaded file to a bundle, at its published size."""
         words = ["anomseg", "export", "--network", self.network, "--checkpoint", str(checkpoint)]
         words += ["--num-classes", str(self.num_classes), "--label-set", self.label_set]
-        words += ["--height", str(self.height_px), "--width", str(self.width_px)]
+        words += ["--size", f"{self.height_px}x{self.width_px}"]
         if self.untrained_class is not None:
             # An untrained output tells nothing about anomalies, so the score void must not be the default.
-            words += ["--void-class", str(self.untrained_class), "--scores", ",".join(default_scores(with_void=False))]
+            words += ["--void-class", str(self.untrained_class), "--score", ",".join(default_scores(with_void=False))]
         return shlex.join([*words, "--output", self.name])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate, print the tables and write the files; return 0 if everything was measured, else 1."""
-    args = _parser().parse_args(argv)
+    args = argument_parser().parse_args(argv)
     request = with_unlabelled_bags(_request(args))
     with ProgressLines() as lines:
         offline = evaluate_bags(request, lines)
@@ -71,20 +72,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if errors else 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of `anomseg bag evaluate`."""
     parser = options.parser(
         "bag evaluate",
         "Measure a bundle on bags with ground truth (`anomseg bag write --dataset`): the figures of `anomseg "
         "evaluate`, alarms per minute, time to first detection and detection rate by object size. Of bags without "
         "ground truth: alarms, their area and duration, and the worst moments. Several bags give pooled figures. Only "
         "--live needs ROS.",
+        {"--topic": "--image-topic"},
     )
-    parser.usage = "%(prog)s [options] BAG [BAG ...] BUNDLE"
+    parser.usage = "%(prog)s [options] BUNDLE BAG [BAG ...]"
     parser.add_argument(
         "paths",
         nargs="+",
-        metavar="BAG [BAG ...] BUNDLE",
-        help="bag directories, .mcap files or .db3 files, then a bundle directory or the name of a shipped bundle; "
+        metavar="BUNDLE BAG [BAG ...]",
+        help="a bundle directory or the name of a shipped bundle, then bag directories, .mcap files or .db3 files; "
         "the bundle is optional with --recorded",
     )
     score_help = "scores, comma separated (default: all); alarms are measured for the first one"
@@ -104,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_bag_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("topics of the bags")
-    group.add_argument("--topic", help="image topic (default: the only one in the bag)")
+    group.add_argument("--image-topic", help="image topic (default: the only one in the bag)")
     namespace = "in the namespace of the images"
     group.add_argument("--anomaly-topic", help=f"anomaly ground truth (default: ground_truth/anomaly {namespace})")
     group.add_argument("--labels-topic", help=f"semantic ground truth (default: ground_truth/labels {namespace})")
@@ -152,7 +155,9 @@ def _request(args: argparse.Namespace) -> BagRequest:
     if args.keep is not None and args.keep.exists():
         raise BagError(f"--keep: {str(args.keep)!r} exists; choose another name")
     return BagRequest(
-        bags=tuple(BagSource(bag, args.topic, args.anomaly_topic, args.labels_topic, args.label_set) for bag in bags),
+        bags=tuple(
+            BagSource(bag, args.image_topic, args.anomaly_topic, args.labels_topic, args.label_set) for bag in bags
+        ),
         bundle=bundle,
         scores=args.score,
         protocols=options.with_road_protocols(dict.fromkeys(args.protocol), args.road_region),
@@ -171,13 +176,16 @@ def _request(args: argparse.Namespace) -> BagRequest:
 
 
 def _bags_and_bundle(paths: Sequence[str], recorded: bool) -> tuple[Sequence[str], Bundle | None]:
-    """Return the bags and the bundle. The bundle is the last path; with recorded outputs, that may also be a bag."""
-    *bags, last = paths
-    if recorded and (not bags or not _is_bundle(last)):
+    """Return the bags and the bundle. The bundle is the first path; with recorded outputs, that may also be a bag."""
+    first, *bags = paths
+    if bags and not _is_bundle(first) and _is_bundle(bags[-1]):
+        print("anomseg: the bundle is now given first: BUNDLE BAG [BAG ...]", file=sys.stderr)
+        *bags, first = paths
+    if recorded and (not bags or not _is_bundle(first)):
         return paths, None
     if not bags:
-        raise ConfigError("no bundle to run; give one after the bag, or use --recorded for the outputs in the bag")
-    return bags, load_bundle(find_bundle(last))
+        raise ConfigError("no bag to evaluate; give BUNDLE BAG, or use --recorded for the outputs in a bag")
+    return bags, load_bundle(find_bundle(first))
 
 
 def _is_bundle(name: str) -> bool:

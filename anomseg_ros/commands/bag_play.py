@@ -26,7 +26,7 @@ DEFAULT_CLOCK_HZ = 40.0  # as of `ros2 bag play --clock`
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Return the argument parser of the command."""
+    """Return the parser of `anomseg bag play`."""
     parser = options.parser(
         "bag play", "Publish a bag (MCAP or sqlite3) through ROS 2 with its recorded stamps and bytes."
     )

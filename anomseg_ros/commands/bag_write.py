@@ -16,13 +16,15 @@ from anomseg_ros.datasets.dataset import Dataset, LabelledFrame
 from anomseg_ros.errors import DatasetError
 
 
-def _parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of `anomseg bag write`."""
     parser = options.parser(
         "bag write",
         "Write the images of a folder (in natural order of their names, 2 before 10) or the frames of a dataset as a "
         "ROS 2 bag. Every frame has a camera_info with the same stamp, in the namespace of the image topic. The frames "
         "of a dataset also have the available ground truth there: ground_truth/anomaly (0 known, 1 anomaly, "
         "255 ignored) and ground_truth/labels (train ids).",
+        {"--rate": "--fps", "--topic": "--image-topic"},
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", type=Path, metavar="DIR", help="folder with png, jpg or webp images")
@@ -35,10 +37,10 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=options.output_folder, required=True, metavar="FILE", help="directory of the bag"
     )
     parser.add_argument(
-        "--rate", type=options.number, default=10.0, metavar="HZ", help="frames per second of the stamps"
+        "--fps", type=options.number, default=10.0, metavar="HZ", help="frames per second of the stamps"
     )
     parser.add_argument("--storage", choices=tuple(STORAGES), default="mcap", help="file format of the bag")
-    parser.add_argument("--topic", default=DEFAULT_TOPIC, help="topic of the images")
+    parser.add_argument("--image-topic", default=DEFAULT_TOPIC, help="topic of the images")
     parser.add_argument(
         "--compressed",
         action="store_true",
@@ -64,13 +66,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the bag; return 0. Raises BagError, DatasetError."""
-    args = _parser().parse_args(argv)
+    args = argument_parser().parse_args(argv)
     with ProgressLines() as lines:
         write = _write_images if args.dataset is None else _write_dataset
         frames, truth = write(args, lines)
-    topic = f"{args.topic}/compressed" if args.compressed else args.topic
-    seconds = frames / args.rate
-    print(f"{args.output}: {frames} frames on {topic}{truth}, {seconds:.1f} s at {args.rate:g} Hz")
+    topic = f"{args.image_topic}/compressed" if args.compressed else args.image_topic
+    seconds = frames / args.fps
+    print(f"{args.output}: {frames} frames on {topic}{truth}, {seconds:.1f} s at {args.fps:g} Hz")
     return 0
 
 
@@ -78,9 +80,9 @@ def _write_images(args: argparse.Namespace, lines: ProgressLines) -> tuple[int, 
     frames = write_image_bag(
         args.images,
         args.output,
-        args.rate,
+        args.fps,
         storage=args.storage,
-        topic=args.topic,
+        topic=args.image_topic,
         compressed=args.compressed,
         frame_id=args.frame_id,
         fov_deg=args.fov_deg,
@@ -102,7 +104,7 @@ def _write_dataset(args: argparse.Namespace, lines: ProgressLines) -> tuple[int,
     with BagWriter(
         args.output,
         storage=args.storage,
-        topic=args.topic,
+        topic=args.image_topic,
         compressed=args.compressed,
         frame_id=args.frame_id,
         fov_deg=args.fov_deg,
@@ -114,7 +116,7 @@ def _write_dataset(args: argparse.Namespace, lines: ProgressLines) -> tuple[int,
         if dataset.classes is not None:
             bag.add_fact(CLASSES_FACT, classes_to_fact(dataset.classes))
         frames = lines.bars.track(_frames(dataset), total=len(dataset), description="frames written")
-        count = write_labelled_frames(bag, frames, args.rate, args.start_time)
+        count = write_labelled_frames(bag, frames, args.fps, args.start_time)
         written = [topic for topic in (bag.anomaly_topic, bag.labels_topic) if topic in bag.topics]
     return count, f" with {' and '.join(written)}" if written else " without ground truth: the dataset has none"
 

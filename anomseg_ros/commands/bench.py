@@ -31,7 +31,7 @@ from anomseg_ros.tuning.bench import BenchRequest, bench
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table and write the files; return 0."""
-    args = _parser().parse_args(argv)
+    args = argument_parser().parse_args(argv)
     for path in args.plot:
         check_picture(path)
     bundles = tuple(find_bundle(name) for name in args.bundles)
@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of `anomseg bench`."""
     parser = options.parser(
         "bench", "Compare bundles: latency, frames per second, parameters, multiply-adds, file size and memory."
     )
@@ -73,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         help="also time the checkpoint of bundle NAME in torch, without export (needs anomseg_ros[offline])",
     )
     size_help = "also measure bundles with a --torch-checkpoint at these input sizes; they are exported again"
-    parser.add_argument("--size", nargs="+", default=[], type=input_size, metavar="HxW", help=size_help)
+    parser.add_argument("--size", nargs="+", default=[], type=options.input_size, metavar="HxW", help=size_help)
     _add_measuring_options(parser)
     parser.add_argument("--rounds", type=int, help="runs of each candidate (default: limited by --seconds)")
     parser.add_argument(
@@ -106,14 +107,6 @@ def _add_measuring_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", nargs="+", default=["0"], metavar="N", help=threads_help)
     parser.add_argument("--score", default="", help=options.TIMED_SCORE_HELP)
     parser.add_argument("--frames", type=Path, metavar="FOLDER", help="camera frames (default: drawn road scenes)")
-
-
-def input_size(text: str) -> tuple[int, int]:
-    """Argument type: HxW in pixels."""
-    height, cross, width = text.lower().partition("x")
-    if not cross or not height.isdecimal() or not width.isdecimal() or not int(height) or not int(width):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; expected HEIGHTxWIDTH in pixels, such as 512x1024")
-    return int(height), int(width)
 
 
 def _checkpoints(assignments: Sequence[str], bundles: Sequence[Path]) -> dict[Path, Path]:

@@ -40,7 +40,7 @@ MOST_WORKSPACE_MIB = 1 << 20
 
 def main(argv: Sequence[str]) -> int:
     """Build, check or list the engines of a bundle; returns 0."""
-    args = _parser().parse_args(argv)
+    args = argument_parser().parse_args(argv)
     request = _request(args)
     tell_cpu_form(request.bundle)
     if args.check:
@@ -180,7 +180,8 @@ def _correlation(facts: Mapping[str, Any]) -> str:
     return f"{min(score['rank_correlation'] for score in facts['check']['drift']['scores'].values()):.4f}"
 
 
-def _parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of `anomseg build`."""
     parser = options.parser(
         "build",
         "Build engines of a bundle for this machine and put them into the cache that the backends tensorrt and torch "

@@ -42,13 +42,13 @@ HELP = (
 )
 USUAL_RATE = 0.01
 _DRIVE_OPTIONS = (
-    "topic",
+    "image_topic",
     "ego_mask",
     "leave_out",
     "every",
     "road_region",
     "page",
-    "rate",
+    "fps",
     "min_alarm_px",
     "target_alarms_per_minute",
 )
@@ -57,7 +57,7 @@ _DRIVE_OPTIONS = (
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that only --frames has."""
     group = parser.add_argument_group("with --frames")
-    group.add_argument("--topic", help="image topic of the bags (default: the only one in colour)")
+    group.add_argument("--image-topic", help="image topic of the bags (default: the only one in colour)")
     group.add_argument(
         "--ego-mask", type=Path, metavar="FILE", help="image, non-zero where the camera sees its own vehicle"
     )
@@ -71,7 +71,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     min_alarm_help = f"smallest area of an alarm, pixels of the frame (default: {MIN_ALARM_PX})"
     group.add_argument("--min-alarm-px", type=int, metavar="PX", help=min_alarm_help)
     rate_help = "frames per second of pictures, for --target-alarms-per-minute"
-    group.add_argument("--rate", type=options.number, metavar="HZ", help=rate_help)
+    group.add_argument("--fps", type=options.number, metavar="HZ", help=rate_help)
     options.add_road_region(group, "count only the road (and sidewalk) and objects on it, where a road is found")
 
 
@@ -125,7 +125,7 @@ def _request(args: argparse.Namespace, bundle: Bundle, scores: tuple[str, ...]) 
     ego_mask = None if args.ego_mask is None else read_ego_mask(args.ego_mask, "--ego-mask")
     left_out = () if args.leave_out is None else read_frame_names(args.leave_out)
     every = 1 if args.every is None else args.every
-    drive = open_drive(args.frames, topic=args.topic, ego_mask=ego_mask, every=every, rate_hz=args.rate)
+    drive = open_drive(args.frames, topic=args.image_topic, ego_mask=ego_mask, every=every, rate_hz=args.fps)
     return DriveRequest(
         bundle,
         drive.without(left_out),

@@ -30,16 +30,16 @@ from anomseg_ros.scores import fitted_names, start_fits
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Fit, then write the bundle with the scores in its graph and their tensors in its checkpoint; return 0."""
-    args = _parser().parse_args(argv)
-    if args.frames < 0:
-        raise ConfigError(f"--frames {args.frames}: expected a number of frames, 0 for all")
+    args = argument_parser().parse_args(argv)
+    if args.max_frames < 0:
+        raise ConfigError(f"--max-frames {args.max_frames}: expected a number of frames, 0 for all")
     bundle = load_bundle(find_bundle(args.bundle))
     options.check_changed_bundle(args, bundle)
     fits = start_fits(args.score, bundle.contract.known_count)
     network = load_float_network(bundle, find_checkpoint(args.checkpoint, bundle), "score")
     dataset = open_named(args.dataset)
     check(dataset).require(args.allow_partial)
-    count = min(args.frames or len(dataset), len(dataset))
+    count = min(args.max_frames or len(dataset), len(dataset))
     indices = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
     with ProgressLines() as lines:
         fitted_scores = fit_scores(network, bundle.contract, fits, dataset, indices, lines)
@@ -55,18 +55,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of `anomseg calibrate score`."""
     parser = options.parser(
         "calibrate score",
         "Fit scores on frames that the network was trained on, and export the bundle again with them. The tensors are "
         "stored in the bundle's checkpoint.",
+        {"--frames": "--max-frames"},
     )
     parser.add_argument("bundle", help="float bundle: directory or name of a shipped bundle")
     score_help = f"scores, comma separated, from {', '.join(fitted_names())}"
     parser.add_argument("--score", type=options.names, required=True, help=score_help)
     parser.add_argument("--dataset", required=True, metavar="NAME=PATH[:SPLIT]", help="training frames")
     frames_help = "largest number of frames to fit on, evenly spread; 0 = all"
-    parser.add_argument("--frames", type=int, default=200, help=frames_help)
+    parser.add_argument("--max-frames", type=int, default=200, help=frames_help)
     parser.add_argument("--checkpoint", type=Path, help=options.CHECKPOINT_HELP)
     options.add_changed_bundle(parser)
     parser.add_argument("--allow-partial", action="store_true", help=options.ALLOW_PARTIAL_HELP)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,8 +29,8 @@ from anomseg_ros.scores import SCORES, find_score
 COMMAND = ("anomseg", "calibrate", "temperature")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Fit, write the bundle, and print the old and new values; return 0."""
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of `anomseg calibrate temperature`."""
     parser = options.parser(
         "calibrate temperature",
         "Fit the temperature of least NLL (Guo et al. 2017) on labelled frames, and export the bundle again with it.",
@@ -41,8 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--stride", type=int, default=4, help="use every n-th row and column")
     options.add_changed_bundle(parser)
     parser.add_argument("--allow-partial", action="store_true", help=options.ALLOW_PARTIAL_HELP)
-    args = parser.parse_args(argv)
+    return parser
 
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fit, write the bundle, and print the old and new values; return 0."""
+    args = argument_parser().parse_args(argv)
     bundle = load_bundle(find_bundle(args.bundle))
     options.check_changed_bundle(args, bundle)
     network = load_float_network(bundle, args.checkpoint, "temperature")

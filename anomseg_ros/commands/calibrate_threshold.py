@@ -21,12 +21,13 @@ from anomseg_ros.datasets.dataset import Dataset
 from anomseg_ros.evaluation.calibrate import ThresholdChange, measure_scores, threshold_changes, with_thresholds
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print the old and new values, and write the bundle; return 0."""
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of `anomseg calibrate threshold`."""
     parser = options.parser(
         "calibrate threshold",
         "Write thresholds for given false-positive rates on known pixels into a bundle. Its other thresholds do not "
         "change.",
+        {"--topic": "--image-topic", "--rate": "--fps"},
     )
     parser.add_argument("bundle", help="bundle directory or name of a shipped bundle")
     frames = parser.add_mutually_exclusive_group(required=True)
@@ -39,8 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--allow-partial", action="store_true", help=options.ALLOW_PARTIAL_HELP)
     calibrate_drive.add_options(parser)
     options.add_backend_options(parser)
-    args = parser.parse_args(argv)
+    return parser
 
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the old and new values, and write the bundle; return 0."""
+    args = argument_parser().parse_args(argv)
     bundle = load_bundle(find_bundle(args.bundle))
     options.check_changed_bundle(args, bundle)
     scores = tuple(map(bundle.check_score, args.score)) or bundle.contract.score_names

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
     before, after = load_evaluation(args.before), load_evaluation(args.after)
     comparison = compare(before, after)
-    _print(comparison, args.frames)
+    _print(comparison, args.top)
     writes: list[Callable[[], None]] = []
     if args.json is not None:
         writes.append(partial(save_json, comparison, args.json))
@@ -42,29 +42,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if print_differences(frame_counts) or failures else 0
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = options.parser("compare", "List the changes between two evaluations: every figure, then the frames.")
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of `anomseg compare`."""
+    parser = options.parser(
+        "compare",
+        "List the changes between two evaluations: every figure, then the frames.",
+        {"--frames": "--top"},
+    )
     parser.add_argument("before", type=Path, metavar="A.json", help="file of `anomseg evaluate --json`")
     parser.add_argument("after", type=Path, metavar="B.json", help="a later file, or one of another bundle")
     parser.add_argument(
         "--html", type=options.output_file, metavar="FILE", help="also write an HTML page with curves and all frames"
     )
     parser.add_argument("--json", type=options.output_file, metavar="FILE", help="also write the changes as JSON")
-    parser.add_argument("--frames", type=int, default=10, metavar="N", help="print the N frames that changed most")
+    parser.add_argument("--top", type=int, default=10, metavar="N", help="print the N frames that changed most")
     parser.add_argument(
         "--fail-below-auprc",
         type=float,
         metavar="DROP",
         help="exit with 1 if an AuPRC falls by more than this fraction (0.01: one percentage point) or is missing in B",
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    args = argument_parser().parse_args(argv)
     drop = args.fail_below_auprc
     if drop is not None and not 0 <= drop < 1:
         raise ConfigError(
             f"--fail-below-auprc is {drop!r}; give a fraction from 0 to 1, such as 0.01 for one percentage point"
         )
-    if args.frames < 0:
-        raise ConfigError(f"--frames is {args.frames!r}; give 0 or more")
+    if args.top < 0:
+        raise ConfigError(f"--top is {args.top!r}; give 0 or more")
     return args
 
 

@@ -18,7 +18,7 @@ from anomseg_ros.core.resources import find_bundle
 
 def main(argv: Sequence[str]) -> int:
     """Run the steps of a recipe and compare each result with the previous one; return 0."""
-    args = _parser().parse_args(argv)
+    args = argument_parser().parse_args(argv)
     check_rounds(args.rounds)
     request = options.request_of(
         CompressRequest,
@@ -42,7 +42,8 @@ def _print_step(step: CompressStep, args: argparse.Namespace, lines: ProgressLin
         print_pruned(step.bundle, step.parent, step.pruning, args.rounds, args.threads, lines)
 
 
-def _parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of `anomseg compress`."""
     parser = options.parser(
         "compress",
         "Prune, fine-tune and quantize with a recipe. If the recipe both prunes and quantizes, the pruned float bundle "

@@ -24,7 +24,7 @@ GUARD_TEXT = "What the bundle may lose against its parent; beyond it nothing is 
 
 def main(argv: Sequence[str]) -> int:
     """Convert, measure, and write the bundle if it is close enough to its parent; returns 0."""
-    args = _parser().parse_args(argv)
+    args = argument_parser().parse_args(argv)
     request = options.request_of(
         HalfRequest,
         args,
@@ -44,7 +44,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of `anomseg convert`."""
     parser = options.parser(
         "convert",
         "Turn a float bundle into one for engines on GPUs: in half precision, with the types in its graph, or in "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 from anomseg_ros.commands import options
@@ -12,27 +13,38 @@ from anomseg_ros.datasets.dataset import DatasetType
 from anomseg_ros.errors import AnomsegError
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Check each dataset and print a report; return 0 if all can be used, else 1."""
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of `anomseg datasets check`."""
     parser = options.parser(
         "datasets check",
         "Read every image and label of datasets, and report missing or unreadable files, differing sizes and unknown "
         "label values.",
+        {"--threads": "--workers"},
     )
     parser.add_argument(
         "datasets", nargs="+", metavar="NAME=PATH", help="for example camvid=/data/CamVid, or camvid=/data/CamVid:train"
     )
     parser.add_argument("--allow-partial", action="store_true", help=options.ALLOW_PARTIAL_HELP)
-    parser.add_argument("--threads", type=int, default=2, help="number of frames that are read in parallel")
-    args = parser.parse_args(argv)
-    usable = [_print_check(text, args.threads, args.allow_partial) for text in args.datasets]
+    parser.add_argument("--workers", type=int, default=2, help="number of frames that are read in parallel")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check each dataset and print a report; return 0 if all can be used, else 1."""
+    args = argument_parser().parse_args(argv)
+    usable = [_print_check(text, args.workers, args.allow_partial) for text in args.datasets]
     return 0 if all(usable) else 1
+
+
+def argument_parser_list() -> argparse.ArgumentParser:
+    """Return the parser of `anomseg datasets list`."""
+    parser = options.parser("datasets list", "List the datasets with their splits, published sizes and layouts.")
+    return parser
 
 
 def main_list(argv: Sequence[str] | None = None) -> int:
     """Print every dataset with its splits, published sizes and official layouts; return 0."""
-    parser = options.parser("datasets list", "List the datasets with their splits, published sizes and layouts.")
-    parser.parse_args(argv)
+    argument_parser_list().parse_args(argv)
     for name in DATASETS:
         kind = dataset_type(name)
         splits = ", ".join(_split_text(kind, split) for split in kind.splits)

@@ -32,7 +32,7 @@ _PASTE_PREFIX = "paste_"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write a dataset with pasted outliers, or continue an incomplete one; return 0."""
-    args = _parser().parse_args(argv)
+    args = argument_parser().parse_args(argv)
     config = WriteConfig(args.seed, args.copies, args.limit, _paste_config(args))
     source = _source(args)
     dataset = open_named(args.dataset)
@@ -43,18 +43,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.output,
             config,
             overwrite=args.overwrite,
-            threads=args.threads,
+            threads=args.workers,
             progress=lines,
         )
     print(_summary(manifest, args.output))
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of `anomseg datasets cut-paste`."""
     parser = options.parser(
         "datasets cut-paste",
         "Paste outliers into labelled frames and write a fixed, reproducible dataset for outlier exposure. The same "
         "command continues an interrupted run.",
+        {"--threads": "--workers"},
     )
     parser.add_argument("dataset", metavar="NAME=PATH[:SPLIT]", help="for example camvid=/data/CamVid:train")
     parser.add_argument("--output", type=options.output_folder, required=True, metavar="DIR", help="folder to write")
@@ -63,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--copies", type=int, default=1, help="copies of each frame, each with other objects")
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N frames (default: all)")
     threads_help = "number of frames that are made in parallel; does not change the result"
-    parser.add_argument("--threads", type=int, default=2, help=threads_help)
+    parser.add_argument("--workers", type=int, default=2, help=threads_help)
     _add_object_options(parser)
     _add_paste_options(parser)
     return parser

@@ -25,7 +25,7 @@ PRINTED_FAILURES = 10
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Label frames and write a dataset, or continue an incomplete one; return 0, or 1 if a frame failed."""
-    args = _parser().parse_args(argv)
+    args = argument_parser().parse_args(argv)
     config = _config(args)
     sources = open_sources(args.frames, args.video_step, options.split_names(args.known))
     teachers = [_teacher(text) for text in args.teacher]
@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if manifest.failures else 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of `anomseg datasets pseudo-label`."""
     parser = options.parser(
         "datasets pseudo-label",
         "Label frames with Cityscapes' 19 classes by teacher networks, and write a dataset for training. The same "

@@ -70,11 +70,11 @@ class DemoResult:
 
 def main(argv: list[str]) -> int:
     """Play the drive through the node and write the page; return 0, or 1 if frames or all outputs are missing."""
-    args = _parser().parse_args(argv)
+    args = argument_parser().parse_args(argv)
     if args.synthetic and args.drive is not None:
         raise ConfigError(f"got the drive {str(args.drive)!r} and --synthetic; give one of them")
-    for option in ("frames", "pictures"):
-        value = getattr(args, option)
+    for option in ("max-frames", "pictures"):
+        value = getattr(args, option.replace("-", "_"))
         if value is not None and value < 1:
             raise ConfigError(f"got --{option} {value}; expected at least 1")
     bundle = load_bundle(find_bundle(args.bundle)) if args.bundle else None
@@ -94,8 +94,13 @@ def main(argv: list[str]) -> int:
     return max(print_differences(run.differences), 0 if result.published else 1)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = options.parser("demo", "Play a drive through the node and write an HTML page of its outputs.")
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of `anomseg demo`."""
+    parser = options.parser(
+        "demo",
+        "Play a drive through the node and write an HTML page of its outputs.",
+        {"--frames": "--max-frames", "--topic": "--image-topic"},
+    )
     parser.add_argument(
         "drive",
         nargs="?",
@@ -105,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--synthetic", action="store_true", help="play a synthetic drive instead")
     defaults = f"{DEMO_BUNDLE} for the shipped drive, {ROAD_BUNDLE} for yours, {SYNTHETIC_BUNDLE} for the synthetic one"
     parser.add_argument("--bundle", help=f"bundle directory or name of a shipped bundle (default: {defaults})")
-    parser.add_argument("--topic", help="camera topic of the bag (default: its only one)")
+    parser.add_argument("--image-topic", help="camera topic of the bag (default: its only one)")
     rate_help = "speed of the replay (default: 1; slower for the shipped and synthetic drives if the network is slow)"
     parser.add_argument("--rate", type=options.number, help=rate_help)
     parser.add_argument(
@@ -114,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     pictures_help = "approximate largest number of frames on the page"
     parser.add_argument("--pictures", type=int, default=150, help=pictures_help)
     frames_help = f"largest number of frames to play (default: all; {SYNTHETIC_FRAMES} for the synthetic drive)"
-    parser.add_argument("--frames", type=int, help=frames_help)
+    parser.add_argument("--max-frames", type=int, help=frames_help)
     parser.add_argument("--seed", type=int, default=SYNTHETIC_SEED, help="seed of the synthetic drive")
     parser.add_argument("--threads", type=int, default=0, help="processor threads of the node; 0 = one per core")
     return parser
@@ -124,8 +129,8 @@ def _prepare_drive(args: argparse.Namespace) -> DemoDrive:
     """Return the drive that the arguments select, as a bag."""
     bag = args.output / DRIVE_BAG
     if args.synthetic:
-        return synthetic_drive(bag, args.frames, args.seed)
-    return open_drive(args.drive, bag, args.topic, args.frames)
+        return synthetic_drive(bag, args.max_frames, args.seed)
+    return open_drive(args.drive, bag, args.image_topic, args.max_frames)
 
 
 def _default_rate(args: argparse.Namespace, drive: DemoDrive, bundle: Bundle) -> float:

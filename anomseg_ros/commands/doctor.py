@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -17,8 +18,8 @@ from anomseg_ros.doctor.finding import ABSENT, OK, PROBLEM, Finding
 STYLES = {OK: "green", ABSENT: "yellow", PROBLEM: "bold red"}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the findings as they are made; return 0 if nothing is a problem, else 1."""
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of `anomseg doctor`."""
     parser = options.parser(
         "doctor",
         "Examine this installation: libraries, shipped models, every backend on a self-test frame, ROS 2 with its "
@@ -26,7 +27,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "is there and does not work, and makes the exit status 1.",
     )
     parser.add_argument("--json", type=options.output_file, help="JSON file for the findings")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the findings as they are made; return 0 if nothing is a problem, else 1."""
+    args = argument_parser().parse_args(argv)
     console = Console()
     findings: list[Finding] = []
     for finding in examine():

@@ -85,7 +85,7 @@ def print_tables(console: Console, results: Sequence[Result]) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    args = _parser().parse_args(argv)
+    args = argument_parser().parse_args(argv)
     # argparse takes bundles after --dataset for its values.
     args.bundles += [text for text in args.dataset if "=" not in text]
     args.dataset = [text for text in args.dataset if "=" in text]
@@ -95,7 +95,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of `anomseg evaluate`."""
     parser = options.parser("evaluate", "Measure bundles on datasets: anomaly and semantic figures, and speed.")
     parser.add_argument("bundles", nargs="*", help="bundle directories, or names of shipped bundles")
     dataset_help = f"datasets and their folders; names: {', '.join(DATASETS)}"
@@ -132,8 +133,7 @@ def _add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--num-classes", type=int, help=options.NUM_CLASSES_HELP)
     group.add_argument("--void-class", type=int, help=options.VOID_CLASS_HELP)
     group.add_argument("--label-set", default="cityscapes", choices=sorted(LABEL_SETS), help="the known classes")
-    group.add_argument("--height", type=int, default=512, help="input height in pixels")
-    group.add_argument("--width", type=int, default=1024, help="input width in pixels")
+    options.add_input_size(group, (512, 1024))
     group.add_argument("--temperature", type=options.number, default=1.0, help="T of softmax(z / T)")
 
 
@@ -212,8 +212,8 @@ def _bundle_of_checkpoint(args: argparse.Namespace, folder: Path) -> Path:
         num_classes=args.num_classes,
         void_class=args.void_class,
         label_set=args.label_set,
-        height_px=args.height,
-        width_px=args.width,
+        height_px=args.size[0],
+        width_px=args.size[1],
         scores=args.score,
         temperature=args.temperature,
     )

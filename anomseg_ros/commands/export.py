@@ -20,11 +20,12 @@ from anomseg_ros.scores import SCORES, default_scores
 
 def main(argv: list[str]) -> int:
     """Export the checkpoint and print the result of the comparison; return 0."""
-    args = _parser().parse_args(argv)
+    args = argument_parser().parse_args(argv)
     name = args.name or args.output.resolve().name
-    config = options.request_of(ExportConfig, args, name=name, height_px=args.height, width_px=args.width)
+    height_px, width_px = args.size
+    config = options.request_of(ExportConfig, args, name=name, height_px=height_px, width_px=width_px)
     console = Console(stderr=True)
-    with console.status(f"exporting {args.network} at {args.width}x{args.height} and checking it"):
+    with console.status(f"exporting {args.network} at {width_px}x{height_px} and checking it"):
         bundle, parity = export_checkpoint(
             args.network,
             args.checkpoint,
@@ -43,10 +44,13 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of `anomseg export`."""
     defaults = ExportConfig("", 0)
     parser = options.parser(
-        "export", "Export a checkpoint as a bundle: one graph from camera pixels to labels and scores."
+        "export",
+        "Export a checkpoint as a bundle: one graph from camera pixels to labels and scores.",
+        {"--scores": "--score"},
     )
     parser.add_argument("--network", required=True, choices=sorted(NETWORKS), help="network of the checkpoint")
     parser.add_argument("--checkpoint", required=True, type=Path, help=options.CHECKPOINT_FILE_HELP)
@@ -54,12 +58,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, type=options.output_folder, help="directory of the bundle")
     parser.add_argument("--void-class", type=int, help=options.VOID_CLASS_HELP)
     parser.add_argument("--label-set", default=defaults.label_set, choices=sorted(LABEL_SETS), help="the known classes")
-    parser.add_argument("--height", type=int, default=defaults.height_px, help="input height in pixels")
-    parser.add_argument("--width", type=int, default=defaults.width_px, help="input width in pixels")
+    options.add_input_size(parser, (defaults.height_px, defaults.width_px))
     parser.add_argument("--resize", default=defaults.resize, choices=RESIZE_RULES, help="method for resizing frames")
     score_help = f"scores in the graph, the default score first, from {', '.join(SCORES)} "
     score_help += f"(default: {', '.join(default_scores(with_void=True))}; without a void class, those that need none)"
-    parser.add_argument("--scores", type=options.names, default=(), help=score_help)
+    parser.add_argument("--score", dest="scores", type=options.names, default=(), help=score_help)
     parser.add_argument("--temperature", type=options.number, default=defaults.temperature, help="T of softmax(z / T)")
     parser.add_argument(
         "--target", default=defaults.target, choices=TARGETS, help="processor that the graph is written for"

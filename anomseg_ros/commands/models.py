@@ -20,12 +20,17 @@ from anomseg_ros.scores import default_scores
 COLUMNS = ("name", "network", "classes", "input", "default score", "mIoU", "licence", "here")
 
 
-def main_list(argv: Sequence[str] | None = None) -> int:
-    """Print every shipped bundle and every entry of the catalog; return 0."""
+def argument_parser_list() -> argparse.ArgumentParser:
+    """Return the parser of `anomseg models list`."""
     parser = options.parser("models list", "List the shipped bundles and the published checkpoints of the catalog.")
     add_catalog_option(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main_list(argv: Sequence[str] | None = None) -> int:
+    """Print every shipped bundle and every entry of the catalog; return 0."""
+    args = argument_parser_list().parse_args(argv)
     bundles = [_bundle_row(name, path) for name, path in shipped_bundles().items()]
     checkpoints = [_checkpoint_row(entry) for entry in load_catalog(args.catalog).checkpoints]
     if args.json:
@@ -36,13 +41,18 @@ def main_list(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def main_show(argv: Sequence[str] | None = None) -> int:
-    """Print the facts about one bundle or published checkpoint; return 0."""
+def argument_parser_show() -> argparse.ArgumentParser:
+    """Return the parser of `anomseg models show`."""
     parser = options.parser("models show", "Show all facts about a bundle or a published checkpoint.")
     parser.add_argument("model", help="name of a shipped bundle or of a catalog entry, or a bundle's directory")
     add_catalog_option(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main_show(argv: Sequence[str] | None = None) -> int:
+    """Print the facts about one bundle or published checkpoint; return 0."""
+    args = argument_parser_show().parse_args(argv)
     model = find_model(args.model, load_catalog(args.catalog))
     facts = _bundle_facts(load_bundle(model)) if isinstance(model, Path) else _checkpoint_facts(model)
     print(json.dumps(facts, indent=2) if args.json else "\n".join(_fact_lines(facts)))

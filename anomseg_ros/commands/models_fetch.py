@@ -22,7 +22,7 @@ from anomseg_ros.errors import ConfigError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Show the licence, ask for its acceptance, download, and print the export command; return 0."""
-    args = _parser().parse_args(argv)
+    args = argument_parser().parse_args(argv)
     entry = load_catalog(args.catalog).find(args.name)
     folder: Path = args.output or checkpoint_folder()
     rules = HttpRules(allow_http=args.allow_http, timeout_s=args.timeout, attempts=args.attempts)
@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of `anomseg models fetch`."""
     defaults = HttpRules()
     parser = options.parser(
         "models fetch", "Download a published checkpoint of the catalog. No other command uses a network."

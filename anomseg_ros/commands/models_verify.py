@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,8 +20,8 @@ from anomseg_ros.core.types import Outputs
 from anomseg_ros.errors import AnomsegError, BundleError
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Check each model and print the results; return 0 if all are valid, else 1."""
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of `anomseg models verify`."""
     parser = options.parser(
         "models verify",
         "Check all digests of bundles, run one frame through their graphs, and check downloaded checkpoints.",
@@ -32,7 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="name of a bundle or catalog entry, or path of a bundle or downloaded file (default: all shipped bundles)",
     )
     add_catalog_option(parser)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check each model and print the results; return 0 if all are valid, else 1."""
+    args = argument_parser().parse_args(argv)
     catalog = load_catalog(args.catalog)
     valid = [_print_verification(model, catalog) for model in args.models or shipped_bundles()]
     if not valid:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -46,14 +48,73 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action)
 
 
-def parser(command: str, description: str) -> argparse.ArgumentParser:
-    """Return the parser of `anomseg COMMAND`, whose help shows every default and ends with an example."""
-    return argparse.ArgumentParser(
+class _Parser(argparse.ArgumentParser):
+    """A parser that also accepts old names of options, and says what their names are now.
+
+    old_names: old name -> name. They are not in the help.
+    """
+
+    old_names: Mapping[str, str] = {}
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([self._with_new_name(word) for word in words], namespace)
+
+    def _with_new_name(self, word: str) -> str:
+        name, equals, value = word.partition("=")
+        if name not in self.old_names:
+            return word
+        _note_new_name(name, self.old_names[name])
+        return f"{self.old_names[name]}{equals}{value}"
+
+
+def _note_new_name(old: str, new: str) -> None:
+    print(f"anomseg: the option {old} is now {new}", file=sys.stderr)
+
+
+def parser(
+    command: str, description: str, old_names: Mapping[str, str] = MappingProxyType({})
+) -> argparse.ArgumentParser:
+    """Return the parser of `anomseg COMMAND`, whose help shows every default and ends with an example.
+
+    old_names: earlier names of options -> their names; they still work, with a note.
+    """
+    new_parser = _Parser(
         prog=f"anomseg {command}",
         description=description,
         epilog=example_of(command),
         formatter_class=_HelpFormatter,
     )
+    new_parser.old_names = old_names
+    return new_parser
+
+
+class _SideOfSize(argparse.Action):
+    """--height or --width, the earlier names of the two sides of --size."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        _note_new_name(str(option_string), "a side of --size HEIGHTxWIDTH")
+        sides = list(getattr(namespace, self.dest))
+        sides[option_string == "--width"] = values
+        setattr(namespace, self.dest, tuple(sides))
+
+
+def input_size(text: str) -> tuple[int, int]:
+    """Argument type: HxW in pixels."""
+    height, cross, width = text.lower().partition("x")
+    if not cross or not height.isdecimal() or not width.isdecimal() or not int(height) or not int(width):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; expected HEIGHTxWIDTH in pixels, such as 512x1024")
+    return int(height), int(width)
+
+
+def add_input_size(target: argparse._ActionsContainer, default: tuple[int, int]) -> None:
+    """Add --size, the size of a network's input: (height, width) in pixels."""
+    size_help = f"size of the network's input in pixels (default: {default[0]}x{default[1]})"
+    target.add_argument("--size", type=input_size, default=default, metavar="HEIGHTxWIDTH", help=size_help)
+    for side in ("--height", "--width"):
+        target.add_argument(
+            side, dest="size", type=int, action=_SideOfSize, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
 
 
 def output_file(text: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,8 +76,8 @@ MODELS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Export, evaluate and write the files; return 0 if every figure is within its tolerance, else 1."""
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of `anomseg papers`."""
     parser = options.parser("papers", "Measure the published checkpoints with the papers' protocol and write a table.")
     parser.add_argument("--weights", required=True, type=Path, help="folder of the checkpoints")
     parser.add_argument("--data", required=True, type=Path, help=f"folder with {', '.join(DATASETS.values())}")
@@ -86,8 +87,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_worker_options(parser)
     options.add_backend_options(parser)
-    args = parser.parse_args(argv)
+    return parser
 
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export, evaluate and write the files; return 0 if every figure is within its tolerance, else 1."""
+    args = argument_parser().parse_args(argv)
     datasets = tuple(f"{name}={args.data / folder}" for name, folder in DATASETS.items())
     with tempfile.TemporaryDirectory(prefix="anomseg-papers-") as folder, ProgressLines() as lines:
         bundles = _export_all(args.weights, Path(folder), lines)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 from rclpy.exceptions import NameValidationException
 from rclpy.validate_namespace import validate_namespace
 
@@ -13,8 +15,8 @@ from anomseg_ros.node.names import check_topic
 from anomseg_ros.node.policy import SecuredNode, policy
 
 
-def main(argv: list[str]) -> int:
-    """Print the policy, or write it to --output; return 0."""
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of `anomseg policy`."""
     parser = options.parser(
         "policy", "Print the SROS 2 policy of the detector: the topics and services of its nodes, and no others."
     )
@@ -28,7 +30,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--output", type=options.output_file, metavar="FILE", help="file to write (default: standard output)"
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Print the policy, or write it to --output; return 0."""
+    args = argument_parser().parse_args(argv)
     if args.cameras:
         nodes = [SecuredNode.of_camera(camera) for camera in read_cameras(args.cameras)]
     else:

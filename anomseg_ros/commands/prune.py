@@ -32,7 +32,7 @@ GUARD_DESCRIPTION = (
 
 def main(argv: Sequence[str]) -> int:
     """Prune, fine-tune, measure, and write the bundle if it is close enough to its parent; return 0."""
-    args = _parser().parse_args(argv)
+    args = argument_parser().parse_args(argv)
     check_rounds(args.rounds)
     if args.fine_tune is None and (args.set or args.data):
         raise ConfigError("--set and --data are for fine-tuning; give --fine-tune CONFIG as well")
@@ -72,7 +72,8 @@ def add_common_options(parser: argparse.ArgumentParser, limits: Tolerance | None
     add_guard(parser, limits, GUARD_DESCRIPTION)
 
 
-def _parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of `anomseg prune`."""
     defaults = PruneConfig()
     parser = options.parser(
         "prune",

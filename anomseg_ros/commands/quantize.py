@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Quantize, measure, and write the bundle if it is close enough to its parent; return 0."""
-    request = _request(_parser().parse_args(argv))
+    request = _request(argument_parser().parse_args(argv))
     with ProgressLines() as lines:
         bundle = quantize_bundle(request, lines)
     print_compressed(bundle, "float", "int8")
@@ -34,13 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _request(args: argparse.Namespace) -> QuantizeRequest:
-    if args.fine_tune < 0:
-        raise ConfigError(f"--fine-tune {args.fine_tune}: expected a number of steps, 0 for none")
+    if args.fine_tune_steps < 0:
+        raise ConfigError(f"--fine-tune-steps {args.fine_tune_steps}: expected a number of steps, 0 for none")
     fine_tune = None
-    if args.fine_tune:
+    if args.fine_tune_steps:
         from anomseg_ros.compression.qat import FineTuneConfig  # torch takes seconds to import
 
-        fine_tune = FineTuneConfig(steps=args.fine_tune, learning_rate=args.learning_rate, seed=args.seed)
+        fine_tune = FineTuneConfig(steps=args.fine_tune_steps, learning_rate=args.learning_rate, seed=args.seed)
     return options.request_of(
         QuantizeRequest,
         args,
@@ -88,12 +88,14 @@ def _torch_config(args: argparse.Namespace) -> TorchQuantizeConfig:
     return TorchQuantizeConfig(args.torch_method, calibration, float_layers)
 
 
-def _parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of `anomseg quantize`."""
     defaults = QuantizeConfig()
     parser = options.parser(
         "quantize",
         "Quantize a float bundle to 8 bits. The new bundle is calibrated on some frames, compared with its parent on "
         "other frames, and written only if it is close enough.",
+        {"--fine-tune": "--fine-tune-steps"},
     )
     parser.add_argument("bundle", help="bundle directory or name of a shipped bundle")
     frames_help = "camera frames: folders of images, or datasets as NAME=PATH"
@@ -128,7 +130,7 @@ def _add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("with the checkpoint", "options that need the weights")
     group.add_argument("--checkpoint", type=Path, help="file that the bundle was exported from")
     steps_help = "steps of quantization-aware fine-tuning on the calibration frames; 0 = none"
-    group.add_argument("--fine-tune", type=int, default=0, metavar="STEPS", help=steps_help)
+    group.add_argument("--fine-tune-steps", type=int, default=0, metavar="STEPS", help=steps_help)
     group.add_argument("--learning-rate", type=options.number, default=3e-5, help="learning rate of fine-tuning")
     method_help = "quantization method of --backend torch"
     group.add_argument("--torch-method", choices=("pt2e", "fx"), default="pt2e", help=method_help)

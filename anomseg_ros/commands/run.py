@@ -30,17 +30,19 @@ from anomseg_ros.scores import find_score
 SCORE_FILES = NPY, NPZ, NO_SCORES = "npy", "npz", "none"
 
 
-def _parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of `anomseg run`."""
     parser = options.parser(
         "run",
         "Detect anomalies: write NAME_labels.png, NAME_mask.png (255 where the first score is above its threshold), "
         "NAME_<score>.npy (float32) and NAME_overlay.png of each frame.",
+        {"--scores": "--score"},
     )
     parser.add_argument("bundle", help="bundle directory or name of a shipped bundle")
     parser.add_argument("inputs", nargs="+", type=Path, help="images, folders of images, videos")
     parser.add_argument("--output", type=options.output_folder, required=True, help="folder for the results")
     parser.add_argument(
-        "--scores", type=options.names, default=(), help="scores to write, comma separated (default: all)"
+        "--score", type=options.names, default=(), help="scores to write, comma separated (default: all)"
     )
     parser.add_argument(
         "--target-fpr",
@@ -63,12 +65,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     """Run the detector on every frame and write its outputs; return 0 if all frames were written, else 1."""
-    args = _parser().parse_args(argv)
+    args = argument_parser().parse_args(argv)
     bundle = load_bundle(find_bundle(args.bundle))
     detector = Detector(bundle, open_backend(args.backend, bundle, options.backend_options(args)))
     failures: list[AnomsegError] = []
     source = FrameSource(args.inputs, failures.append)
-    scores = tuple(map(detector.bundle.check_score, args.scores)) or detector.bundle.contract.score_names
+    scores = tuple(map(detector.bundle.check_score, args.score)) or detector.bundle.contract.score_names
     threshold = detector.threshold(scores[0], args.target_fpr) if args.threshold is None else args.threshold
     files = FrameFiles(args.output, detector, scores[0], threshold, args.score_files, not args.no_overlay)
     if args.score_files == NO_SCORES:

@@ -24,7 +24,7 @@ from anomseg_ros.training.processes import end_processes
 
 def main(argv: Sequence[str]) -> int:
     """Run the configuration's training, after those that it builds on; then make the bundle. Return 0."""
-    args = _parser().parse_args(argv)
+    args = argument_parser().parse_args(argv)
     changes = [*args.set, *([f"data.path={args.data}"] if args.data else [])]
     config = load_config(find_config(args.config), changes)
     output = args.output or Path("runs") / config.name
@@ -89,7 +89,8 @@ def _time_text(result: Result) -> str:
     return f"{duration(result.seconds)}{waiting}"
 
 
-def _parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of `anomseg train`."""
     parser = options.parser(
         "train",
         "Train a network from a configuration, and write its checkpoint and bundle. An interrupted run can be resumed.",

@@ -15,7 +15,6 @@ from anomseg_ros.bench.candidates import core_count
 from anomseg_ros.bench.figures import Entry
 from anomseg_ros.bench.power import PowerRequest
 from anomseg_ros.commands import options
-from anomseg_ros.commands.bench import input_size
 from anomseg_ros.commands.bench_output import print_report
 from anomseg_ros.commands.progress_lines import ProgressLines
 from anomseg_ros.core.bundle import Bundle
@@ -28,7 +27,7 @@ from anomseg_ros.tuning.tune import tune
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, choose, and write the bundle with its evidence; return 0. Raises ConfigError if no candidate fits."""
-    request = _request(_parser().parse_args(argv), shlex.join(["anomseg", "tune", *(argv or [])]))
+    request = _request(argument_parser().parse_args(argv), shlex.join(["anomseg", "tune", *(argv or [])]))
     with ProgressLines() as lines:
         outcome = tune(request, lines)
     print_report(Console(), outcome.report)
@@ -69,7 +68,8 @@ def _print_choice(bundle: Bundle, choice: Entry, goal: TuneGoal) -> None:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of `anomseg tune`."""
     parser = options.parser(
         "tune",
         "Measure candidates on this machine (backends, threads, int8, pruned networks, input sizes, other bundles), "
@@ -110,7 +110,7 @@ def _add_making_options(parser: argparse.ArgumentParser) -> None:
     checkpoint_help = "file that BUNDLE was exported from, for other sizes and for pruning"
     group.add_argument("--checkpoint", type=Path, metavar="FILE", help=checkpoint_help)
     size_help = "BUNDLE at these input sizes (needs --checkpoint)"
-    group.add_argument("--size", nargs="+", default=[], type=input_size, metavar="HxW", help=size_help)
+    group.add_argument("--size", nargs="+", default=[], type=options.input_size, metavar="HxW", help=size_help)
     prune_help = (
         "BUNDLE, at each size, without this share of its channels, as with `anomseg prune` (needs --frames, and "
         "--checkpoint unless the bundle contains it)"

@@ -144,7 +144,7 @@ class Bundle:
         if score not in self.contract.score_names:
             raise ConfigError(
                 f"bundle {self.contract.name!r}: {unknown_name('score', score, self.contract.score_names)}; "
-                "export the checkpoint again with --scores to add one"
+                "export the checkpoint again with --score to add one"
             )
         return score
 

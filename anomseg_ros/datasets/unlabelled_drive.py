@@ -79,7 +79,7 @@ class UnlabelledDrive:
         if stamps_ns is None:
             raise DatasetError(
                 f"the frames of {str(self.inputs[number].path)!r} have no times, which alarms per minute need: give "
-                "the rate at which they were taken, such as --rate 10"
+                "the rate at which they were taken, such as --fps 10"
             )
         return stamps_ns[frame]
 

@@ -176,7 +176,7 @@ def _parse_command_line(words: list[str]) -> tuple[list[str], tuple[Camera, ...]
     options, ros_arguments = words[:split], words[split:]
     if ros_arguments and not options:  # ros2 run and ros2 launch give every setting as a ROS argument
         return ros_arguments, ()
-    args = _parser().parse_args(options)
+    args = argument_parser().parse_args(options)
     # Of two values ROS 2 uses the later one, so the options follow the parameter file.
     translated = ["--ros-args", *(["--params-file", args.params_file] if args.params_file else [])]
     translated += ["-p", f"autostart:={str(not args.no_autostart).lower()}"]
@@ -203,7 +203,8 @@ def _cameras(args: argparse.Namespace) -> tuple[Camera, ...]:
     return select_cameras(read_cameras(args.cameras), args.camera)
 
 
-def _parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of `anomseg node`."""
     descriptions = {parameter.name: parameter.description.replace("%", "%%") for parameter in PARAMETERS}
     parser = argparse.ArgumentParser(
         prog="anomseg node",

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 from anomseg_ros.node.stop_signals import end_process, hold_stop_signals
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of `anomseg node`."""
+    from anomseg_ros.node.life import argument_parser
+
+    return argument_parser()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

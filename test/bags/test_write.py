@@ -189,7 +189,7 @@ def test_command_options_are_applied(folder: Path, tmp_path: Path, capsys: pytes
     from anomseg_ros.commands.bag_write import main
 
     output = tmp_path / "bag"
-    arguments = ["--images", str(folder), "--output", str(output), "--rate", "2", "--topic", "/front/image"]
+    arguments = ["--images", str(folder), "--output", str(output), "--fps", "2", "--image-topic", "/front/image"]
     assert main([*arguments, "--storage", "sqlite3", "--frame-id", "front", "--start-time", "3", "--compressed"]) == 0
     assert capsys.readouterr().out == f"{output}: 4 frames on /front/image/compressed, 2.0 s at 2 Hz\n"
     with open_bag(output) as bag:

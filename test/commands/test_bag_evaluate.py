@@ -30,7 +30,7 @@ def bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_writes_table_json_and_html(tiny_bundle: Path, bag: Path, tmp_path: Path) -> None:
     files = ["--json", tmp_path / "out.json", "--html", tmp_path / "out.html"]
     done = bag_evaluate(
-        bag, tiny_bundle, "--score", "void,msp", "--protocol", "fishyscapes", "--threshold", 0.05, *files
+        tiny_bundle, bag, "--score", "void,msp", "--protocol", "fishyscapes", "--threshold", 0.05, *files
     )
     assert done.returncode == 0, done.stderr
     assert "alarms" in done.stdout and "per minute" in done.stdout and "objects detected" in done.stdout
@@ -49,14 +49,14 @@ def test_writes_table_json_and_html(tiny_bundle: Path, bag: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nothing.mcap"], "no bundle to run"),
-        (["nothing.mcap", "BUNDLE"], "there is no bag 'nothing.mcap'"),
-        (["BAG", "nothing"], "neither a bundle directory"),
-        (["BAG", "BUNDLE", "--topic", "/camera/imag"], "no topic '/camera/imag'; it has /camera/image"),
-        (["BAG", "BUNDLE", "--score", "voyd"], "unknown score 'voyd'"),
+        (["BUNDLE"], "no bag to evaluate; give BUNDLE BAG"),
+        (["BUNDLE", "nothing.mcap"], "there is no bag 'nothing.mcap'"),
+        (["nothing", "BAG"], "neither a bundle directory"),
+        (["BUNDLE", "BAG", "--image-topic", "/camera/imag"], "no topic '/camera/imag'; it has /camera/image"),
+        (["BUNDLE", "BAG", "--score", "voyd"], "unknown score 'voyd'"),
         (["BAG", "--recorded"], "no recorded scores on '/detector/anomaly/score'"),
-        (["BAG", "BUNDLE", "--live", "--keep", "BAG"], "exists; choose another name"),
-        (["BAG", "BUNDLE", "--alarm-frames-n", "3", "--alarm-frames-m", "2"], "alarm_frames_n is 3"),
+        (["BUNDLE", "BAG", "--live", "--keep", "BAG"], "exists; choose another name"),
+        (["BUNDLE", "BAG", "--alarm-frames-n", "3", "--alarm-frames-m", "2"], "alarm_frames_n is 3"),
     ],
 )
 def test_wrong_arguments_give_one_line_error(words: list[str], message: str, tiny_bundle: Path, bag: Path) -> None:
@@ -70,7 +70,7 @@ def test_bad_frame_keeps_results_measured_before(tiny_bundle: Path, tmp_path: Pa
     drawn: list[Any] = [*frames(count=4)]
     drawn[2] = Drawn(drawn[2].image, None, drawn[2].anomaly + 30)
     path = write_bag(tmp_path / "drive", drawn)
-    done = bag_evaluate(path, tiny_bundle, "--score", "void", "--json", tmp_path / "out.json")
+    done = bag_evaluate(tiny_bundle, path, "--score", "void", "--json", tmp_path / "out.json")
     assert done.returncode == 1 and "2 of 4 frames were measured, then: unknown label values" in done.stderr
     (result,) = load_evaluation(tmp_path / "out.json").results
     assert result.frames == 2 and result.auprc is not None
@@ -81,7 +81,7 @@ def test_live_evaluation_uses_real_node(tiny_bundle: Path, bag: Path, tmp_path: 
     pytest.importorskip("rclpy", reason="needs ROS 2")
     kept, file = tmp_path / "kept", tmp_path / "out.json"
     words = ["--score", "void", "--protocol", "fishyscapes", "--threshold", 0.05, "--threads", 1]
-    done = bag_evaluate(bag, tiny_bundle, *words, "--live", "--rate", 0.5, "--keep", kept, "--json", file)
+    done = bag_evaluate(tiny_bundle, bag, *words, "--live", "--rate", 0.5, "--keep", kept, "--json", file)
     assert done.returncode == 0, done.stdout + done.stderr
     complete, live = load_evaluation(file).results
     assert (complete.live, live.dataset) == (None, "drive live") and live.live is not None
@@ -114,7 +114,7 @@ def test_live_without_ros_gives_error_and_keeps_other_results(tiny_bundle: Path,
         "sys.exit(main(['bag', 'evaluate', *sys.argv[1:]]))"
     )
     file = tmp_path / "out.json"
-    words = [bag, tiny_bundle, "--score", "void", "--live", "--json", file]
+    words = [tiny_bundle, bag, "--score", "void", "--live", "--json", file]
     done = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True)
     assert done.returncode == 1 and "--live needs ROS 2" in done.stderr and "Traceback" not in done.stderr
     assert len(load_evaluation(file).results) == 1

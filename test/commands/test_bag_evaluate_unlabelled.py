@@ -32,7 +32,7 @@ def evaluate(*words: object) -> int:
 def test_alarms_of_an_unlabelled_bag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle, bag = painted_bundle(tmp_path / "painted"), write_bag(tmp_path / "drive", drive({3: 10, 4: 20, 17: 12}))
     files = ("--json", tmp_path / "out.json", "--html", tmp_path / "out.html")
-    assert evaluate(bag, bundle.directory, "--protocol", "smiyc", *files) == 0
+    assert evaluate(bundle.directory, bag, "--protocol", "smiyc", *files) == 0
     said = capsys.readouterr()
     assert "2 of 50 px or more, 50.00 per minute" in said.out and "AuPRC" not in said.out
     assert "272 px (median), 400 px (most)" in said.out and "0.15 s (median), 0.20 s (longest)" in said.out
@@ -52,7 +52,7 @@ def test_region_and_several_bags(tmp_path: Path, capsys: pytest.CaptureFixture[s
     bundle = painted_bundle(tmp_path / "painted").directory
     one, other = write_bag(tmp_path / "one", drive({3: 10}, 10)), write_bag(tmp_path / "other", drive({1: 12}, 10))
     files = ("--json", tmp_path / "out.json", "--html", tmp_path / "out.html")
-    assert evaluate(one, other, bundle, "--road-region", "road", *files) == 0
+    assert evaluate(bundle, one, other, "--road-region", "road", *files) == 0
     everywhere, on_road = load_evaluation(tmp_path / "out.json").results
     assert everywhere.drive is not None and [alarm.largest_px for alarm in everywhere.drive.events] == [100, 144]
     assert on_road.drive is not None and (on_road.drive.alarms, on_road.drive.road_region) == (0, "road")
@@ -64,12 +64,12 @@ def test_bundle_without_threshold_and_bag_with_truth_beside_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle, bag = painted_bundle(tmp_path / "painted").directory, write_bag(tmp_path / "bare", drive({}, 3))
-    assert main(["bag", "evaluate", str(bag), str(bundle), "--score", "max_logit"]) == 1
+    assert main(["bag", "evaluate", str(bundle), str(bag), "--score", "max_logit"]) == 1
     assert "score 'max_logit' has no threshold; give --threshold" in capsys.readouterr().err
     labelled = write_bag(tmp_path / "labelled", frames(count=3))
-    assert evaluate(bag, labelled, bundle) == 1
+    assert evaluate(bundle, bag, labelled) == 1
     assert "bag bare: bag" in " ".join(capsys.readouterr().err.split())
-    assert evaluate(bag, bundle, "--anomaly-topic", "/truth") == 1
+    assert evaluate(bundle, bag, "--anomaly-topic", "/truth") == 1
     assert "no topic '/truth'" in capsys.readouterr().err
 
 
@@ -84,9 +84,9 @@ def test_alarms_of_a_calibrated_bundle_are_those_that_were_asked_for(
     assert main([*words, "--target-alarms-per-minute", "30,60"]) == 0
     for target, alarms in ((60, 6), (40, 0)):
         found = ("--target-alarms-per-minute", str(target), "--json", str(tmp_path / "out.json"))
-        assert main(["bag", "evaluate", str(bag), str(bundle), "--score", "void", *found]) == 0
+        assert main(["bag", "evaluate", str(bundle), str(bag), "--score", "void", *found]) == 0
         (result,) = load_evaluation(tmp_path / "out.json").results
         assert result.drive is not None and result.drive.alarms == alarms
         assert result.drive.threshold_source.startswith(f"target_alarms_per_minute {30 if target == 40 else 60} on unl")
-    assert main(["bag", "evaluate", str(bag), str(bundle), "--score", "void", "--target-alarms-per-minute", "1"]) == 1
+    assert main(["bag", "evaluate", str(bundle), str(bag), "--score", "void", "--target-alarms-per-minute", "1"]) == 1
     assert "has thresholds of 'void' only for 30, 60" in capsys.readouterr().err

@@ -57,7 +57,7 @@ def test_thresholds_of_a_drive_replace_those_of_the_bundle(
 def test_alarms_per_minute_are_calibrated(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     street = write_pictures(tmp_path / "street", 30)
     words = ("--frames", street, "--target-fpr", "0.01", "--target-alarms-per-minute", "60,600", "--min-alarm-px", "9")
-    assert calibrate(bundle, *words, "--rate", "10") == 0
+    assert calibrate(bundle, *words, "--fps", "10") == 0
     table = load_bundle(bundle).contract.thresholds["void"]
     found = table.by_target_alarms_per_minute
     assert found is not None and list(found) == [60, 600] and found[60].threshold >= found[600].threshold
@@ -65,9 +65,9 @@ def test_alarms_per_minute_are_calibrated(bundle: Path, tmp_path: Path, capsys: 
     assert "thresholds from 2.0 s, checked on 1.0 s held back" in capsys.readouterr().out
     for more, message in (
         ((), "street' have no times, which alarms per minute need: give the rate at which they were taken"),
-        (("--rate", "1000"), "60 alarms per minute allow no alarm in the 0.0 s"),
-        (("--rate", "-1"), "the rate is -1.0 Hz; expected a number above 0"),
-        (("--rate", "10", "--min-alarm-px", "0"), "--min-alarm-px is 0; expected at least 1 pixel"),
+        (("--fps", "1000"), "60 alarms per minute allow no alarm in the 0.0 s"),
+        (("--fps", "-1"), "the rate is -1.0 Hz; expected a number above 0"),
+        (("--fps", "10", "--min-alarm-px", "0"), "--min-alarm-px is 0; expected at least 1 pixel"),
     ):
         assert calibrate(bundle, *words, *more) == 1
         said = capsys.readouterr().err
@@ -81,7 +81,7 @@ def test_tables_are_not_cut_in_a_narrow_terminal(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "40")
-    words = ("--target-fpr", "0.001,0.01", "--target-alarms-per-minute", "60", "--rate", "10")
+    words = ("--target-fpr", "0.001,0.01", "--target-alarms-per-minute", "60", "--fps", "10")
     assert calibrate(bundle, "--frames", write_pictures(tmp_path / "street", 30), *words) == 0
     printed = capsys.readouterr().out
     assert "…" not in printed and "FPR held back" in printed and "alarms held back" in printed
@@ -109,7 +109,7 @@ def test_rates_that_do_not_hold_are_warned_of(bundle: Path, tmp_path: Path, caps
         (("--every", "2"), "the drive has 10 frames; thresholds need at least 20"),
         (("--page", "HERE"), "cannot write 'HERE': Is a directory"),
         (("--every", "0"), "every is 0; expected a whole number of frames"),
-        (("--topic", "/image"), "topic '/image' was given, but 'HERE/street' is not a bag"),
+        (("--image-topic", "/image"), "topic '/image' was given, but 'HERE/street' is not a bag"),
         (("HERE/absent",), "'HERE/absent' does not exist; give a folder of pictures, a video or a bag"),
         (("HERE/damaged",), "1 × unreadable: HERE/damaged/0.png"),
     ],
@@ -135,10 +135,10 @@ def test_either_labelled_or_unlabelled_frames(bundle: Path, tmp_path: Path, caps
     assert "not allowed with argument --frames" in capsys.readouterr().err
     for option in (
         ("--every", "2"),
-        ("--topic", "/image"),
+        ("--image-topic", "/image"),
         ("--leave-out", "list"),
         ("--road-region", "road"),
-        ("--rate", "10"),
+        ("--fps", "10"),
     ):
         assert calibrate(bundle, "--dataset", dataset, *option) == 1
         assert f"{option[0]} needs --frames" in capsys.readouterr().err

@@ -62,7 +62,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def calibrate(place: Path, *more: str, scores: str = ",".join(fitted_names())) -> int:
     words = ["calibrate", "score", str(place / "plain"), "--score", scores, "--allow-partial"]
-    frames = ["--dataset", f"camvid={place / 'camvid'}:train", "--frames", "3"]
+    frames = ["--dataset", f"camvid={place / 'camvid'}:train", "--max-frames", "3"]
     return main([*words, *frames, "--checkpoint", str(place / "whole.safetensors"), *more])
 
 
@@ -91,7 +91,7 @@ def test_refitting_replaces_tensors_and_drops_old_results(place: Path, tmp_path:
     tables = {name: ThresholdTable("camvid val", {0.01: 1.0}) for name in (first, "msp")}
     quality = {"a": {"score": first, "auprc": 0.2}, "b": {"score": "msp"}, "camvid": {"miou": 0.6}}
     change_bundle(load_bundle(folder), lambda one: replace(one, thresholds=tables, quality=quality))
-    words = ["calibrate", "score", str(folder), "--score", first, "--allow-partial", "--frames", "1"]
+    words = ["calibrate", "score", str(folder), "--score", first, "--allow-partial", "--max-frames", "1"]
     assert main([*words, "--dataset", f"camvid={place / 'camvid'}:train"]) == 0  # its own checkpoint
     after = load_bundle(folder).contract
     assert after.score_names == load_bundle(place / "fitted").contract.score_names
@@ -201,7 +201,7 @@ def test_tensors_not_matching_description_are_refused(place: Path, tmp_path: Pat
     [
         (["--score", "smll"], "unknown score 'smll'; known: sml"),
         (["--score", "msp"], "score 'msp' has nothing to fit; those that have: sml, cdnp"),
-        (["--frames", "-1"], "--frames -1: expected a number of frames, 0 for all"),
+        (["--max-frames", "-1"], "--max-frames -1: expected a number of frames, 0 for all"),
         (["--checkpoint", "absent"], "absent does not exist; give the `checkpoint` that 'whole' was exported from"),
     ],
 )

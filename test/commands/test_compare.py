@@ -55,7 +55,7 @@ def test_writes_html_and_json(files: list[str], tmp_path: Path) -> None:
     [
         (["--fail-below-auprc", "1"], "--fail-below-auprc is 1.0; give a fraction"),
         (["--fail-below-auprc", "nan"], "--fail-below-auprc is nan; give a fraction"),
-        (["--frames", "-1"], "--frames is -1"),
+        (["--top", "-1"], "--top is -1"),
     ],
 )
 def test_wrong_options_are_errors(

@@ -30,7 +30,7 @@ def test_writes_dataset_readable_by_other_commands(tmp_path: Path, capsys: pytes
 
 def test_paste_options_are_written_to_manifest(tmp_path: Path) -> None:
     numbers = ["--count", 2, 2, "--scale", 0.7, 1.1, "--max-share", 0.2, "--feather-radius-px", 2, "--min-area-px", 300]
-    sizes = ["--low-share", 0.5, "--tone-match", 0, "--object-size-px", 30, 60, "--limit", 1, "--threads", 1]
+    sizes = ["--low-share", 0.5, "--tone-match", 0, "--object-size-px", 30, 60, "--limit", 1, "--workers", 1]
     assert run("synthetic=5:2", "--output", tmp_path / "out", *numbers, *sizes) == 0
     made_of = read_manifest(tmp_path / "out").made_of
     paste = made_of.paste

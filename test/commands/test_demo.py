@@ -56,7 +56,7 @@ def output(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("rclpy", reason="needs ROS 2: pip install '.[ros]'")
     folder = tmp_path_factory.mktemp("demo")
     (folder / "sitecustomize.py").write_text(WITHOUT_TORCH)
-    words = ["--bundle", str(tiny_bundle), "--frames", str(FRAMES), "--threads", "1"]
+    words = ["--bundle", str(tiny_bundle), "--max-frames", str(FRAMES), "--threads", "1"]
     done = demo(*words, "--output", str(folder / "out"), path=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "frame to listener" in done.stdout and "p99" in done.stdout
@@ -143,7 +143,7 @@ def test_user_bag_in_sqlite3_is_played(tiny_bundle: Path, tmp_path: Path) -> Non
         picture = cv2.imread(str(ROOT / "docs" / "images" / "demo.jpg"))[index : 300 + index]
         cv2.imwrite(str(frames / f"{index}.jpg"), picture)
     words = ["--images", str(frames), "--output", str(tmp_path / "drive"), "--storage", "sqlite3", "--compressed"]
-    command = [sys.executable, "-m", "anomseg_ros.cli", "bag", "write", *words, "--rate", "5"]
+    command = [sys.executable, "-m", "anomseg_ros.cli", "bag", "write", *words, "--fps", "5"]
     subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
     place = tmp_path / "out"
     done = demo(str(tmp_path / "drive"), "--bundle", str(tiny_bundle), "--output", str(place), "--pictures", "3")
@@ -189,7 +189,7 @@ def test_replay_is_slowed_only_for_slow_network(tiny_bundle: Path, tmp_path: Pat
         (["README.md"], "'README.md' is neither a bag nor a video; expected a bag directory, a file ending in .mcap"),
         (["docs/images/demo.jpg"], "neither a bag nor a video.*write images as a bag first: `anomseg bag write`"),
         (["drive.mcap", "--synthetic"], "got the drive 'drive.mcap' and --synthetic; give one of them"),
-        (["--frames", "0"], "got --frames 0; expected at least 1"),
+        (["--max-frames", "0"], "got --max-frames 0; expected at least 1"),
         (["--pictures", "-1"], "got --pictures -1; expected at least 1"),
         (["--bundle", "nothing"], "neither a bundle directory"),
     ],

@@ -125,7 +125,7 @@ def test_checkpoint_is_evaluated_without_bundle(tmp_path: Path) -> None:
     checkpoint = tmp_path / "c.safetensors"
     save_checkpoint(checkpoint, build_network("mide_net", 19).eval(), {})
     dataset = write_flat_dataset(tmp_path / "flat", frames=3)
-    arguments = ["--network", "mide_net", "--num-classes", "19", "--height", "64", "--width", "128", "--score", "msp"]
+    arguments = ["--network", "mide_net", "--num-classes", "19", "--size", "64x128", "--score", "msp"]
     arguments += ["--dataset", dataset, "--allow-partial", "--json", str(tmp_path / "e.json")]
     assert main(["evaluate", "--checkpoint", str(checkpoint), *arguments]) == 0
     assert load_evaluation(tmp_path / "e.json").results[0].network == "mide_net"
@@ -162,7 +162,7 @@ def test_calibrate_temperature_drops_tables_of_affected_scores(
     shared_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint, bundle = shared_weights / "midenet_distilled.pth", tmp_path / "bundle"
-    export = ["--network", "mide_net", "--num-classes", "20", "--void-class", "19", "--height", "128", "--width", "256"]
+    export = ["--network", "mide_net", "--num-classes", "20", "--void-class", "19", "--size", "128x256"]
     assert main(["export", "--checkpoint", str(checkpoint), *export, "--output", str(bundle)]) == 0
     data = ["--dataset", "synthetic=3:2", "--score", "void,max_logit"]
     assert main(["calibrate", "threshold", str(bundle), *data]) == 0

@@ -22,7 +22,7 @@ def test_command_line_exports_bundle_with_scores(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--network", "mide_net", "--checkpoint", str(checkpoint), "--num-classes", "20", "--void-class", "19"]
-    words += ["--height", "64", "--width", "128", "--scores", "msp,max_logit,void", "--output", str(tmp_path / "out")]
+    words += ["--size", "64x128", "--score", "msp,max_logit,void", "--output", str(tmp_path / "out")]
     assert main(["export", *words, "--torch-program"]) == 0
     contract = load_bundle(tmp_path / "out").contract
     assert contract.score_names == ("msp", "max_logit", "void")
@@ -40,7 +40,7 @@ def test_command_line_exports_bundle_with_scores(
     ("words", "message"),
     [
         (["--num-classes", "20"], "give --label-set and, for a void classifier, --void-class"),
-        (["--num-classes", "20", "--void-class", "19", "--scores", "viod"], "unknown score 'viod'; known: void"),
+        (["--num-classes", "20", "--void-class", "19", "--score", "viod"], "unknown score 'viod'; known: void"),
         (["--num-classes", "19"], "20"),
     ],
 )
@@ -48,6 +48,6 @@ def test_wrong_arguments_are_errors(
     checkpoint: Path, tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = ["export", "--network", "mide_net", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "out")]
-    assert main([*common, "--height", "64", "--width", "128", *words]) == 1
+    assert main([*common, "--size", "64x128", *words]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,7 +15,7 @@ from anomseg_ros.commands.drift_options import POINTS, SHARES
 
 OUTPUT_NAMES = {"output", "json", "html", "plot", "keep", "state"}
 BUNDLE = "enet-synthetic"
-WITHOUT_PATHS = {"node", "datasets list", "models list", "models fetch", "share", "doctor"}
+WITHOUT_PATHS = {"node", "datasets list", "models list", "models fetch", "share", "doctor", "completion"}
 """Commands that read nothing which is given by its path."""
 
 INPUTS: dict[str, tuple[str, ...]] = {
@@ -25,7 +23,7 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "demo": ("MISSING.mcap --output out", "MISSING.mp4 --output out", "--bundle MISSING --output out"),
     "policy": ("--cameras MISSING",),
     "bag write": ("--images MISSING --output out", "--dataset camvid=MISSING --output out"),
-    "bag evaluate": (f"MISSING {BUNDLE}", "MISSING --recorded", f"MISSING.mcap {BUNDLE}"),
+    "bag evaluate": (f"{BUNDLE} MISSING", "MISSING --recorded", f"{BUNDLE} MISSING.mcap"),
     "bag play": ("MISSING", "MISSING.db3"),
     "datasets check": ("camvid=MISSING",),
     "datasets cut-paste": (
@@ -58,28 +56,10 @@ CHECKED_BY_THE_LIBRARY = {"fail_below_auprc", *SHARES, *POINTS}
 """Numbers that the library refuses where they are not finite, in the words of the option."""
 
 
-class _ParserError(Exception):
-    """Carries the parser of a command out of it."""
-
-    def __init__(self, parser: argparse.ArgumentParser) -> None:
-        super().__init__()
-        self.parser = parser
-
-
-def parser_of(command: str, monkeypatch: pytest.MonkeyPatch) -> argparse.ArgumentParser:
-    def captured(parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
-        raise _ParserError(parser)
-
-    module, _, name = COMMANDS[command].place.partition(":")
-    if module.startswith("anomseg_ros.node"):
+def parser_of(command: str) -> argparse.ArgumentParser:
+    if command in ("node", "policy"):
         pytest.importorskip("rclpy", reason="needs ROS 2", exc_type=ImportError)
-    main = getattr(importlib.import_module(module), name)
-    with monkeypatch.context() as patched:
-        patched.setattr(argparse.ArgumentParser, "parse_args", captured)
-        patched.setattr(argparse.ArgumentParser, "parse_known_args", captured)
-        with pytest.raises(_ParserError) as raised:
-            main([])
-    return raised.value.parser
+    return COMMANDS[command].argument_parser()
 
 
 @pytest.fixture
@@ -93,9 +73,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_unwritable_outputs_are_refused_before_work(
-    command: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for action in parser_of(command, monkeypatch)._actions:
+    for action in parser_of(command)._actions:
         if action.type not in (options.output_file, options.output_folder):
             assert action.nargs == 0 or action.dest not in OUTPUT_NAMES, f"{action.dest} of {command}"
             continue
@@ -107,8 +87,8 @@ def test_unwritable_outputs_are_refused_before_work(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_float_options_are_checked_to_be_finite(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for action in parser_of(command, monkeypatch)._actions:
+def test_float_options_are_checked_to_be_finite(command: str) -> None:
+    for action in parser_of(command)._actions:
         by_the_library = action.dest in CHECKED_BY_THE_LIBRARY or command == "node"  # see node/parameters.py
         assert action.type is not float or by_the_library, action.dest
 

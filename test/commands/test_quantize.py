@@ -128,7 +128,7 @@ def test_checkpoint_is_fine_tuned_and_quantized_for_torch(
         "minmax",
         "--no-compile",
     )
-    more += ("--fine-tune", "2", "--accept-drift", "--threads", "1")
+    more += ("--fine-tune-steps", "2", "--accept-drift", "--threads", "1")
     assert main(of_checkpoint(place, parent, tmp_path / "new", *more)) == 0, capsys.readouterr().err
     bundle = load_bundle(tmp_path / "new")
     assert set(bundle.contract.files) == {"model.pt2", "checkpoint.safetensors"}
@@ -149,8 +149,8 @@ def test_checkpoint_is_fine_tuned_and_quantized_for_torch(
     ("more", "words"),
     [
         (("--backend", "torch"), "give `checkpoint`"),
-        (("--fine-tune", "5"), "give `checkpoint`"),
-        (("--fine-tune", "-1", "--checkpoint", "WEIGHTS"), "--fine-tune -1"),
+        (("--fine-tune-steps", "5"), "give `checkpoint`"),
+        (("--fine-tune-steps", "-1", "--checkpoint", "WEIGHTS"), "--fine-tune-steps -1"),
         (("--backend", "torch", "--checkpoint", "nowhere.pth"), "nowhere.pth does not exist"),
         (("--backend", "torch", "--checkpoint", "WEIGHTS", "--no-equalize"), "--no-equalize"),
         (("--backend", "torch", "--checkpoint", "WEIGHTS", "--calibration", "entropy"), "--calibration entropy"),

@@ -28,7 +28,7 @@ def images(tmp_path: Path) -> Path:
 
 def test_written_files_equal_detector_outputs(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert main(["run", str(tiny_bundle), str(images), "--output", str(out), "--scores", "void,msp"]) == 0
+    assert main(["run", str(tiny_bundle), str(images), "--output", str(out), "--score", "void,msp"]) == 0
     assert sorted(path.name for path in out.iterdir()) == sorted(f"{name}_{kind}" for name in "ab" for kind in KINDS)
     outputs = open_detector(tiny_bundle).detect(read_image(images / "a.png"))
     assert (cv2.imread(str(out / "a_labels.png"), cv2.IMREAD_UNCHANGED) == outputs.labels).all()
@@ -41,7 +41,7 @@ def test_mask_is_where_the_first_score_is_above_its_threshold(tiny_bundle: Path,
     out = tmp_path / "out"
     scores = open_detector(tiny_bundle).detect(read_image(images / "a.png")).scores["msp"]
     middle = float(np.median(scores))
-    words = ["--output", str(out), "--scores", "msp,void", "--threshold", str(middle)]
+    words = ["--output", str(out), "--score", "msp,void", "--threshold", str(middle)]
     assert main(["run", str(tiny_bundle), str(images / "a.png"), *words]) == 0
     mask = cv2.imread(str(out / "a_mask.png"), cv2.IMREAD_UNCHANGED)
     assert ((mask == 255) == (scores > np.float32(middle))).all() and set(np.unique(mask)) == {0, 255}
@@ -55,7 +55,7 @@ def test_score_files_can_be_compressed_or_left_out(tiny_bundle: Path, images: Pa
         "--no-overlay",
         "--threshold",
         "0.5",
-        "--scores",
+        "--score",
         "void,msp",
     ]
     for kind in ("npy", "npz", "none"):
@@ -69,7 +69,7 @@ def test_score_files_can_be_compressed_or_left_out(tiny_bundle: Path, images: Pa
 
 def test_source_size_and_no_overlay_options(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    arguments = ["--output", str(out), "--source-size", "--no-overlay", "--scores", "msp"]
+    arguments = ["--output", str(out), "--source-size", "--no-overlay", "--score", "msp"]
     assert main(["run", str(tiny_bundle), str(images / "a.png"), *arguments]) == 0
     assert np.load(out / "a_msp.npy").shape == (90, 160)
     assert not (out / "a_overlay.png").exists()
@@ -88,7 +88,7 @@ def test_bad_image_is_named_and_others_are_written(
 def test_unknown_score_is_an_error(
     tiny_bundle: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["run", str(tiny_bundle), str(images), "--output", str(tmp_path / "out"), "--scores", "entropy"]) == 1
+    assert main(["run", str(tiny_bundle), str(images), "--output", str(tmp_path / "out"), "--score", "entropy"]) == 1
     assert "unknown score 'entropy'; known: max_entropy" in capsys.readouterr().err
 
 
@@ -103,7 +103,7 @@ if sys.argv[1] != "0":
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
 sys.exit(main(["run", *sys.argv[2:]]))
 """
-    words = [str(tiny_bundle), str(images), "--output", str(out), "--scores", "void"]
+    words = [str(tiny_bundle), str(images), "--output", str(out), "--score", "void"]
     done = subprocess.run([sys.executable, "-c", code, "0", *words], capture_output=True, text=True)
     assert done.returncode == 1 and "1 frames written" in done.stderr and "Traceback" not in done.stderr
     assert f"{'f' * 248}_labels.png': File name too long; choose a shorter name" in done.stderr
@@ -122,7 +122,7 @@ def test_non_utf8_names_work_and_broken_links_are_named(
     (images / "a.png").rename(images / os.fsdecode(b"caf\xe9.png"))
     (images / "c.png").symlink_to("nowhere")
     out = tmp_path / "out"
-    assert main(["run", str(tiny_bundle), str(images), "--output", str(out), "--scores", "void"]) == 1
+    assert main(["run", str(tiny_bundle), str(images), "--output", str(out), "--score", "void"]) == 1
     error = capsys.readouterr().err
     assert "2 frames written" in error and "c.png' is a symbolic link to 'nowhere'" in error
     assert os.path.exists(os.fsencode(out) + b"/caf\xe9_labels.png")

@@ -232,9 +232,9 @@ def test_mismatched_layer_error_names_the_module(method: str) -> None:
 
 
 def test_options_named_in_errors_exist_in_the_command() -> None:
-    from anomseg_ros.commands.quantize import _parser
+    from anomseg_ros.commands.quantize import argument_parser
 
-    known = _parser().format_help()
+    known = argument_parser().format_help()
     assert all(option in known for option in ("--torch-method {pt2e,fx}", "--backend {onnxruntime", "--keep-float"))
 
 

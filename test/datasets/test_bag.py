@@ -65,7 +65,7 @@ def test_load_works_in_threads_and_after_pickling(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_bag_write_command_stores_the_label_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert bag_write(["--dataset", "synthetic=7:2", "--output", str(tmp_path / "drive"), "--rate", "4"]) == 0
+    assert bag_write(["--dataset", "synthetic=7:2", "--output", str(tmp_path / "drive"), "--fps", "4"]) == 0
     out = capsys.readouterr().out
     assert "2 frames on /camera/image with /camera/ground_truth/anomaly and /camera/ground_truth/labels" in out
     source = open_named("synthetic=7:2")

@@ -249,11 +249,11 @@ def test_recorded_bags_can_be_evaluated_with_or_without_a_bundle(
     tmp_path: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = [str(recorded_bag(tmp_path / name, frames(seed, 2), None)) for name, seed in (("one", 1), ("two", 2))]
-    words = ["--recorded", "--topic", "/camera/image", "--threshold", "0.3", "--json", str(tmp_path / "out.json")]
+    words = ["--recorded", "--image-topic", "/camera/image", "--threshold", "0.3", "--json", str(tmp_path / "out.json")]
     assert main([*paths, *words]) == 0
     (alone,) = load_evaluation(tmp_path / "out.json").results
     assert (alone.bundle, alone.dataset, alone.frames) == ("recorded", "one+two", 4)
-    assert main([*paths, str(tiny_bundle), *words]) == 0
+    assert main([str(tiny_bundle), *paths, *words]) == 0
     (named,) = load_evaluation(tmp_path / "out.json").results
     assert (named.bundle, named.auprc, named.drive) == ("tiny", alone.auprc, alone.drive)
 

@@ -95,7 +95,7 @@ def test_drive_that_is_too_short_or_without_times_is_refused(request_: DriveRequ
     with pytest.raises(MetricError, match=message):
         check_minutes(replace(request_, target_alarms_per_minute=(10, 100)))
     drive = open_drive([write_pictures(tmp_path / "timeless", 20)])
-    with pytest.raises(DatasetError, match=r"timeless' have no times, .*: give the rate .* such as --rate 10"):
+    with pytest.raises(DatasetError, match=r"timeless' have no times, .*: give the rate .* such as --fps 10"):
         check_minutes(replace(request_, drive=drive, target_alarms_per_minute=(10,)))
     with pytest.raises(DatasetError, match=r"the rate is 0 Hz; expected a number above 0"):
         open_drive([tmp_path / "timeless"], rate_hz=0)

@@ -45,7 +45,7 @@ def test_new_network_is_exported_and_evaluated(tmp_path: Path, monkeypatch: pyte
     checkpoint, bundle = tmp_path / "weights.safetensors", tmp_path / "bundle"
     save_checkpoint(checkpoint, build_network("throwaway", 20), {})
     words = ["--network", "throwaway", "--checkpoint", str(checkpoint), "--num-classes", "20", "--void-class", "19"]
-    assert main(["export", *words, "--height", "50", "--width", "70", "--output", str(bundle)]) == 0
+    assert main(["export", *words, "--size", "50x70", "--output", str(bundle)]) == 0
     outputs = open_detector(load_bundle(bundle)).detect(np.zeros((100, 200, 3), np.uint8))
     assert outputs.labels is not None and outputs.labels.shape == (50, 70)
     dataset = write_flat_dataset(tmp_path / "flat")
