@@ -7,7 +7,7 @@ from types import TracebackType
 
 import numpy as np
 
-from anomseg_ros.backends import open_backend
+from anomseg_ros.backends import open_requested_backend
 from anomseg_ros.backends.backend_options import BackendOptions
 from anomseg_ros.core import detector as core_detector
 from anomseg_ros.core.bundle import load_bundle
@@ -53,7 +53,7 @@ class Detector(core_detector.Detector):
         """
         loaded = load_bundle(find_bundle(bundle))
         options = BackendOptions(provider=provider, device=device, threads=threads)
-        return cls(loaded, open_backend(backend, loaded, options))
+        return cls(loaded, open_requested_backend(backend, loaded, options))
 
     @property
     def class_names(self) -> tuple[str, ...]:

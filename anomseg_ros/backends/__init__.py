@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from anomseg_ros.core.bundle import Bundle, load_bundle
 from anomseg_ros.core.detector import Backend, Detector
 from anomseg_ros.core.progress import Progress, no_progress
 from anomseg_ros.errors import BackendError, ConfigError, unknown_name
+
+_log = logging.getLogger(__name__)
 
 BACKENDS = {
     "onnxruntime": "anomseg_ros.backends.onnxruntime:OnnxRuntimeBackend",
@@ -82,9 +86,27 @@ def _module(name: str) -> Any:
         ) from error
 
 
+def open_requested_backend(
+    name: str, bundle: Bundle, options: BackendOptions | None = None, progress: Progress = no_progress
+) -> Backend:
+    """Return open_backend's backend; log a warning if it runs elsewhere than requested, as on the CPU for lack of a GPU.
+
+    The node uses open_backend, and reports the same in its log and diagnostics.
+    """
+    backend = open_backend(name, bundle, options, progress)
+    if backend.actual != backend.requested:
+        _warn_once(backend.requested, backend.actual)
+    return backend
+
+
+@functools.cache
+def _warn_once(requested: str, actual: str) -> None:
+    _log.warning("warning: %s was asked for, %s is in use; `anomseg doctor` says what works here", requested, actual)
+
+
 def open_detector(
     bundle: str | Path | Bundle, backend: str = "onnxruntime", options: BackendOptions | None = None
 ) -> Detector:
     """Return the detector of a bundle or its directory. Raises BundleError, ConfigError or BackendError."""
     loaded = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-    return Detector(loaded, open_backend(backend, loaded, options))
+    return Detector(loaded, open_requested_backend(backend, loaded, options))

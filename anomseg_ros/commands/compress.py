@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 
 from anomseg_ros.commands import options
-from anomseg_ros.commands.drift_options import ALLOW_FEW_HELP, bounds_of, guard_of, print_compressed
+from anomseg_ros.commands.drift_options import ALLOW_FEW_HELP, bounds_of, guard_of, print_compressed, refusal_shown
 from anomseg_ros.commands.progress_lines import ProgressLines
 from anomseg_ros.commands.prune import add_common_options, check_rounds, print_pruned
 from anomseg_ros.compression.compress import COMMAND, CompressRequest, CompressStep, compress
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
         bounds=bounds_of(args),
         command=COMMAND + shlex.join(argv),
     )
-    with ProgressLines() as lines:
+    with refusal_shown("before", "after"), ProgressLines() as lines:
         for step in compress(request, lines, lines.training):
             _print_step(step, args, lines)
     return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from anomseg_ros.commands import options
-from anomseg_ros.commands.drift_options import add_guard, guard_of, print_compressed
+from anomseg_ros.commands.drift_options import add_guard, guard_of, print_compressed, refusal_shown
 from anomseg_ros.commands.graph_form import tell_cpu_form
 from anomseg_ros.commands.progress_lines import ProgressLines
 from anomseg_ros.commands.prune import FRAMES_HELP
@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     )
     if request.source is None:
         tell_cpu_form(request.bundle)
-    with ProgressLines() as lines:
+    with refusal_shown("float", args.precision), ProgressLines() as lines:
         bundle = convert_bundle(request, lines)
     if args.precision == FP32:
         Console(stderr=True).print(f"written to {bundle.directory}, in the form for GPUs", soft_wrap=True)

@@ -19,7 +19,7 @@ from anomseg_ros.core.types import RgbImage
 from anomseg_ros.core.video import VIDEO_SUFFIXES, Video, is_video
 from anomseg_ros.datasets.dataset import LabelledFrame
 from anomseg_ros.datasets.road_drive import RoadScene, load_road_scene, paste_on_road
-from anomseg_ros.errors import BagError, FrameError
+from anomseg_ros.errors import BagError, ConfigError, FrameError
 from anomseg_ros.scenes.sequence import SyntheticConfig, SyntheticSequence
 
 SHIPPED_VIDEO, SHIPPED_SCENE = "demo/drive.mp4", "demo/drive.yaml"
@@ -114,7 +114,12 @@ def open_drive(source: Path | None, bag: Path, topic: str | None, frames: int | 
         bag: bag to write a video to.
         topic: camera topic of a bag; None: its only one.
         frames: largest number of frames of a video.
+
+    Raises ConfigError for a topic without a bag.
     """
+    if topic is not None and (source is None or is_video(source)):
+        given = "the shipped drive" if source is None else f"the video {str(source)!r}"
+        raise ConfigError(f"the image topic {topic!r} is for a bag; {given} has no topics")
     if source is None:
         return shipped_drive(bag, frames)
     return video_drive(source, bag, frames) if is_video(source) else recorded_drive(source, topic)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from anomseg_ros.commands import options
-from anomseg_ros.compression.drift import Guard, Tolerance
+from anomseg_ros.compression.drift import DriftError, Guard, Tolerance
 from anomseg_ros.core.bundle import Bundle
 from anomseg_ros.errors import ConfigError
 
@@ -74,6 +75,19 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+@contextmanager
+def refusal_shown(before: str, after: str) -> Iterator[None]:
+    """Print the measured drift where a bundle is refused for it; its measuring took minutes. Names as print_compressed.
+
+    Raises DriftError again.
+    """
+    try:
+        yield
+    except DriftError as error:
+        Console().print(_table("refused", before, after, _drift_rows(error.drift.plain()), ""))
+        raise
+
+
 def print_compressed(
     bundle: Bundle, before: str, after: str, rows: Sequence[tuple[str, str, str]] = (), caption: str = ""
 ) -> None:
@@ -88,13 +102,8 @@ def print_compressed(
     """
     compression = bundle.contract.compression
     title = f"{bundle.contract.name}: {compression['method']}"
-    table = Table(title=title, title_justify="left", caption=caption or None)
-    for heading in ("measure", before, after):
-        table.add_column(heading, justify="left" if heading == "measure" else "right")
-    for row in (*rows, *_drift_rows(compression["drift"])):
-        table.add_row(*row)
     console = Console()
-    console.print(table)
+    console.print(_table(title, before, after, [*rows, *_drift_rows(compression["drift"])], caption))
     removed = [name for name in compression["drift"]["alarms"] if name not in bundle.contract.thresholds]
     if removed:
         console.print(
@@ -103,6 +112,15 @@ def print_compressed(
             soft_wrap=True,
         )
     console.print(f"written to {bundle.directory}", soft_wrap=True, highlight=False)
+
+
+def _table(title: str, before: str, after: str, rows: Sequence[tuple[str, str, str]], caption: str) -> Table:
+    table = Table(title=title, title_justify="left", caption=caption or None)
+    for heading in ("measure", before, after):
+        table.add_column(heading, justify="left" if heading == "measure" else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def _drift_rows(drift: dict[str, Any]) -> list[tuple[str, str, str]]:

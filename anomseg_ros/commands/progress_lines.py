@@ -51,6 +51,9 @@ class ProgressLines:
 
     def training(self, run: str, status: TrainingStatus) -> None:
         """Show the status of a training run."""
+        if status.stage == "compile":
+            self.tell(f"{run}: compiling the network; the first step takes minutes")
+            return
         text = f"{run}: {status.stage}"
         if status.loss is not None:
             text += f" loss {status.loss:.3f}"

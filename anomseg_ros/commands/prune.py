@@ -10,7 +10,7 @@ from pathlib import Path
 from anomseg_ros.bench.figures import Entry
 from anomseg_ros.bench.measure import time_in_turns
 from anomseg_ros.commands import options
-from anomseg_ros.commands.drift_options import add_guard, guard_of, print_compressed
+from anomseg_ros.commands.drift_options import add_guard, guard_of, print_compressed, refusal_shown
 from anomseg_ros.commands.progress_lines import ProgressLines
 from anomseg_ros.compression.drift import Tolerance
 from anomseg_ros.compression.fine_tune import FineTune
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
         guard=guard_of(args, PRUNED_TOLERANCE),
         command=shlex.join(["anomseg", "prune", *argv]),
     )
-    with ProgressLines() as lines:
+    with refusal_shown("before", "after"), ProgressLines() as lines:
         bundle = prune_bundle(request, lines, lines.training)
         print_pruned(bundle, request.bundle, request.config, args.rounds, args.threads, lines)
     return 0

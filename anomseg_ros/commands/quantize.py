@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from anomseg_ros.backends import BACKENDS
 from anomseg_ros.commands import options
-from anomseg_ros.commands.drift_options import ALLOW_FEW_HELP, add_guard, guard_of, print_compressed
+from anomseg_ros.commands.drift_options import ALLOW_FEW_HELP, add_guard, guard_of, print_compressed, refusal_shown
 from anomseg_ros.commands.progress_lines import ProgressLines
 from anomseg_ros.compression.drift import Tolerance
 from anomseg_ros.compression.quantize import QuantizeRequest, quantize_bundle
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Quantize, measure, and write the bundle if it is close enough to its parent; return 0."""
     request = _request(argument_parser().parse_args(argv))
-    with ProgressLines() as lines:
+    with refusal_shown("float", "int8"), ProgressLines() as lines:
         bundle = quantize_bundle(request, lines)
     print_compressed(bundle, "float", "int8")
     return 0

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from rich.console import Console
 
 from anomseg_ros.api.detection import Detector
-from anomseg_ros.backends import open_backend
+from anomseg_ros.backends import open_requested_backend
 from anomseg_ros.commands import options
 from anomseg_ros.commands.progress_lines import ProgressLines
 from anomseg_ros.core.bundle import load_bundle
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
     """Run the detector on every frame and write its outputs; return 0 if all frames were written, else 1."""
     args = argument_parser().parse_args(argv)
     bundle = load_bundle(find_bundle(args.bundle))
-    detector = Detector(bundle, open_backend(args.backend, bundle, options.backend_options(args)))
+    detector = Detector(bundle, open_requested_backend(args.backend, bundle, options.backend_options(args)))
     failures: list[AnomsegError] = []
     source = FrameSource(args.inputs, failures.append)
     scores = tuple(map(detector.bundle.check_score, args.score)) or detector.bundle.contract.score_names

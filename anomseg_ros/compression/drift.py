@@ -181,6 +181,14 @@ def measure_drift(
     )
 
 
+class DriftError(CompressionError):
+    """A compressed bundle lost more than its tolerance. drift: what was measured."""
+
+    def __init__(self, message: str, drift: Drift) -> None:
+        super().__init__(message)
+        self.drift = drift
+
+
 QUANTIZED_REMEDY = "calibrate on more frames of the usual scenes, leave more layers in float"
 """The advice where quantizing lost too much."""
 
@@ -188,13 +196,14 @@ QUANTIZED_REMEDY = "calibrate on more frames of the usual scenes, leave more lay
 def require(drift: Drift, accept: bool = False, remedy: str = QUANTIZED_REMEDY) -> Drift:
     """Return the drift marked as accepted.
 
-    Raises CompressionError with the excesses and the remedy, unless the drift is within the tolerance or `accept`.
+    Raises DriftError with the excesses and the remedy, unless the drift is within the tolerance or `accept`.
     """
     excesses = drift.excesses()
     if excesses and not accept:
-        raise CompressionError(
+        raise DriftError(
             f"the compressed bundle is too far from its parent: {'; '.join(excesses)}. Nothing was written; "
-            f"{remedy}, or accept it with `accept_drift`"
+            f"{remedy}, or accept it with `accept_drift`",
+            drift,
         )
     return replace(drift, accepted=True)
 

@@ -170,6 +170,8 @@ class DetectorNode(LifecycleNode):
         sharing = f", shared by {self._share.cameras} cameras" if self._share.cameras > 1 else ""
         size = f"{contract.input.width_px}x{contract.input.height_px}"
         self.get_logger().info(f"bundle {contract.name} ({contract.network}, {size}) on {self._share.actual}{sharing}")
+        if self._share.actual != self._share.requested:
+            self.get_logger().error(f"{self._share.requested} was asked for, {self._share.actual} is in use")
         return pipeline.FramePipeline(Detector(bundle, self._share), settings, ego_mask)
 
     def _publish_progress(self, what: str, done: int, total: int | None) -> None:

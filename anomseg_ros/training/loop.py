@@ -45,7 +45,7 @@ from anomseg_ros.training.validation import validate
 
 @dataclass(frozen=True)
 class TrainingStatus:
-    """Progress of a stage: "decode", "train" or "validate". seconds_left: of the whole run, None while unknown."""
+    """Progress of a stage: "decode", "compile", "train" or "validate". seconds_left: of the whole run, None while unknown."""
 
     stage: str
     done: int
@@ -230,6 +230,8 @@ class _Run:
         start, process = self.position.step, self.fabric.global_rank
         batches = training_batches(self.frames, self.config, self.plan, self.void_class, start, process)
         set_training_mode(self.network, self.config.network.frozen_norms)
+        if self.config.run.compile and start < self.plan.steps:  # the first step does it, and says nothing
+            report(TrainingStatus("compile", 0, None))
         for step in range(start, self.plan.steps):
             terms = self._step(step, batches)
             done = step + 1

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from anomseg_ros.backends import open_detector
+from anomseg_ros.backends import _warn_once, open_detector
 from anomseg_ros.backends.backend_options import BackendOptions
 from anomseg_ros.core.bundle import CONTRACT_FILE, GRAPH_FILE, load_bundle, sha256_of
 from anomseg_ros.errors import BackendError
@@ -74,10 +74,17 @@ def test_unknown_provider_is_refused(tiny_bundle: Path) -> None:
         open_detector(tiny_bundle, options=BackendOptions(provider="gpu"))
 
 
-def test_missing_provider_falls_back_and_is_reported(tiny_bundle: Path) -> None:
+def test_missing_provider_falls_back_and_is_reported(tiny_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has CUDA")
     detector = open_detector(tiny_bundle, options=BackendOptions(provider="cuda"))
     assert detector.backend.requested == "onnxruntime:cuda"
     assert detector.backend.actual == "onnxruntime:cpu"
     assert detector.detect(np.zeros((8, 8, 3), np.uint8)).labels is not None
+    _warn_once.cache_clear()
+    caplog.clear()
+    for _ in range(2):
+        open_detector(tiny_bundle, options=BackendOptions(provider="cuda"))
+    open_detector(tiny_bundle)
+    (told,) = caplog.messages
+    assert "onnxruntime:cuda was asked for, onnxruntime:cpu is in use" in told

@@ -189,6 +189,7 @@ def test_replay_is_slowed_only_for_slow_network(tiny_bundle: Path, tmp_path: Pat
         (["README.md"], "'README.md' is neither a bag nor a video; expected a bag directory, a file ending in .mcap"),
         (["docs/images/demo.jpg"], "neither a bag nor a video.*write images as a bag first: `anomseg bag write`"),
         (["drive.mcap", "--synthetic"], "got the drive 'drive.mcap' and --synthetic; give one of them"),
+        (["--image-topic", "/camera/image"], "is for a bag; the shipped drive has no topics"),
         (["--max-frames", "0"], "got --max-frames 0; expected at least 1"),
         (["--pictures", "-1"], "got --pictures -1; expected at least 1"),
         (["--bundle", "nothing"], "neither a bundle directory"),
