@@ -89,7 +89,7 @@ def _module(name: str) -> Any:
 def open_requested_backend(
     name: str, bundle: Bundle, options: BackendOptions | None = None, progress: Progress = no_progress
 ) -> Backend:
-    """Return open_backend's backend; log a warning if it runs elsewhere than requested, as on the CPU for lack of a GPU.
+    """Return open_backend's backend; log a warning if it runs elsewhere than requested.
 
     The node uses open_backend, and reports the same in its log and diagnostics.
     """

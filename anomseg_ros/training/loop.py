@@ -45,7 +45,10 @@ from anomseg_ros.training.validation import validate
 
 @dataclass(frozen=True)
 class TrainingStatus:
-    """Progress of a stage: "decode", "compile", "train" or "validate". seconds_left: of the whole run, None while unknown."""
+    """Progress of a stage: "decode", "compile", "train" or "validate".
+
+    seconds_left: of the whole run, None while unknown.
+    """
 
     stage: str
     done: int

@@ -29,6 +29,9 @@ augment: {crop_height_px: 32, crop_width_px: 64}
 """
 
 
+TEACHER = "teachers: [{network: enet, checkpoint: nothing.pth}]\nloss: {distillation_weight: 1}"
+
+
 def chain_of(folder: Path, base: str = "", last: str = "") -> TrainConfig:
     """Return the last of two runs, each with lines more than BASE and LAST."""
     (folder / "base.yaml").write_text(BASE + base)
@@ -41,11 +44,11 @@ def chain_of(folder: Path, base: str = "", last: str = "") -> TrainConfig:
     [
         ("", "", ["data.dataset=camvid", "data.path=nowhere"], DatasetError, "nowhere"),
         ("", "", ["data.cut_paste.objects=nowhere", "data.cut_paste.probability=0.5"], ConfigError, "last.*'nowhere'"),
-        ("teachers: [{network: enet, checkpoint: nothing.pth}]\nloss: {distillation_weight: 1}", "", [], ConfigError, "nothing.pth"),
-        ("", "teachers: [{network: enet, checkpoint: nothing.pth}]\nloss: {distillation_weight: 1}", [], ConfigError, "nothing.pth"),
-        ("", "teachers: [{network: enet, config: enet-camvi}]\nloss: {distillation_weight: 1}", [], ConfigError, "enet-camvid"),
+        (TEACHER, "", [], ConfigError, "nothing.pth"),
+        ("", TEACHER, [], ConfigError, "nothing.pth"),
+        ("", TEACHER.replace("checkpoint: nothing.pth", "config: enet-camvi"), [], ConfigError, "enet-camvid"),
     ],
-)  # fmt: skip
+)
 def test_missing_input_of_any_run_is_noticed_before_the_first_one(
     base: str,
     last: str,
