@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from anomseg_ros.compression.calibration_frames import FrameSource, draw_split, read_split
-from anomseg_ros.compression.drift import compressed_contract, measure_drift, require, with_original
+from anomseg_ros.compression.calibration_frames import FrameSource, FrameSplit, draw_split, read_split
+from anomseg_ros.compression.drift import DriftError, compressed_contract, measure_drift, require, with_original
 from anomseg_ros.compression.quantize_onnx import QuantizeConfig, quantize
 from anomseg_ros.compression.step_request import StepRequest, require_float
 from anomseg_ros.core.bundle import (
@@ -89,10 +89,36 @@ class QuantizeRequest(StepRequest):
 
 
 def quantize_bundle(request: QuantizeRequest, progress: Progress = no_progress) -> Bundle:
-    """Return the written bundle. Raises CompressionError, and writes nothing, if it is too far from its parent."""
+    """Return the written bundle. Raises CompressionError, and writes nothing, if it is too far from its parent.
+
+    If the layers to leave in float are sought and the held-out frames still lose too much, more of them stay in float.
+    """
     request.check()
-    parent, guard = request.bundle, request.guard
     frames = read_split(request.draw_frames(), progress)
+    wider = _wider_configs(request)
+    while True:
+        try:
+            return _quantize(request, frames, progress)
+        except DriftError:
+            config = next(wider, None)
+            if config is None:
+                raise
+            request = replace(request, config=config)
+
+
+def _wider_configs(request: QuantizeRequest) -> Iterator[QuantizeConfig]:
+    """Yield configurations that leave more layers in float and aim at the guard's limits, if layers are sought."""
+    config, limits = request.config, request.guard.tolerance
+    if isinstance(config, QuantizeConfig) and request.fine_tune is None:
+        yield from replace(
+            config,
+            label_agreement=max(config.label_agreement, limits.label_agreement),
+            rank_correlation=max(config.rank_correlation, limits.rank_correlation),
+        ).wider()
+
+
+def _quantize(request: QuantizeRequest, frames: FrameSplit, progress: Progress) -> Bundle:
+    parent, guard = request.bundle, request.guard
     tensors = [tensor_from_frame(frame, parent.contract.input) for frame in frames.calibration]
     with tempfile.TemporaryDirectory(prefix="anomseg-") as folder:
         parts = _make_parts(request, tensors, Path(folder), progress)

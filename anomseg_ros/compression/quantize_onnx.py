@@ -8,7 +8,7 @@ time, and 256 levels of a logit would make many scores equal. `rewrites`, `equal
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -53,6 +53,8 @@ class _Search:
 _SEARCHES = {"onnxruntime": _Search("error", 0.25, 0.1, PROBES), "tensorrt": _Search("entropy", 0.5, 0.3, 2 * PROBES)}
 """TensorRT's ranges are symmetric, so values after a ReLU have 7 bits: more layers have to stay in float."""
 TARGETS = tuple(_SEARCHES)
+WIDER_SHARES = (0.5, 0.75)
+"""Shares of the layers that may stay in float where fewer are not enough for the held-out frames."""
 RELATIVE_TOLERANCE = 1e-3
 """Allowed difference of rewritten scores, as a share of their range: float32 sums in another order differ."""
 ROUNDING = 16
@@ -74,7 +76,8 @@ class QuantizeConfig:
 
     keep_float: layers to leave in float: "auto", "none", or names as `layer_names` returns them. label_agreement,
     rank_correlation: what "auto" must preserve of the labels and of each score on calibration frames. max_float: share
-    of the layers that it may leave in float for that; None: a quarter, for TensorRT half.
+    of the layers that it may leave in float for that; None: a quarter, for TensorRT half. margin: see sensitivity.Goal;
+    None: the target's.
     """
 
     target: str = "onnxruntime"
@@ -85,12 +88,24 @@ class QuantizeConfig:
     label_agreement: float = 0.97
     rank_correlation: float = 0.98
     max_float: float | None = None
+    margin: float | None = None
 
     def goal(self, layers: int) -> Goal:
         """Return what the search for layers to leave in float must reach."""
         search = _SEARCHES[self.target]
         most = int((search.max_float if self.max_float is None else self.max_float) * layers)
-        return Goal(self.label_agreement, self.rank_correlation, most, search.margin, search.probes)
+        margin = search.margin if self.margin is None else self.margin
+        return Goal(self.label_agreement, self.rank_correlation, most, margin, search.probes)
+
+    def wider(self) -> Iterator[QuantizeConfig]:
+        """Yield configurations that leave more layers in float, for "auto" where held-out frames lost too much."""
+        search = _SEARCHES[self.target]
+        share = search.max_float if self.max_float is None else self.max_float
+        margin = search.margin if self.margin is None else self.margin
+        for wider_share in WIDER_SHARES if self.keep_float == AUTO else ():
+            if wider_share > share:
+                margin = (1 + margin) / 2
+                yield replace(self, max_float=wider_share, margin=margin)
 
 
 def default_ranges(target: str) -> str:

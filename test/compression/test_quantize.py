@@ -53,6 +53,26 @@ def test_too_much_drift_is_refused_unless_accepted(place: Path, tmp_path: Path) 
         request_of(place, tmp_path / "again", bundle=bundle).check()
 
 
+@pytest.mark.slow
+def test_more_layers_stay_in_float_where_held_out_frames_lose_too_much(place: Path, tmp_path: Path) -> None:
+    config = QuantizeConfig(equalize=False, compensate=False, label_agreement=0.5, rank_correlation=0.5)
+    first = quantize_bundle(request_of(place, tmp_path / "first", config=config, guard=Guard(accept_drift=True)))
+    lowest = min(score["rank_correlation"] for score in first.contract.compression["drift"]["scores"].values())
+    stricter = Tolerance(label_agreement=0.0, rank_correlation=(1 + lowest) / 2)
+    second = quantize_bundle(request_of(place, tmp_path / "second", config=config, guard=Guard(stricter)))
+    more, before = (each.contract.compression["settings"]["float_layers"] for each in (second, first))
+    assert len(more) > len(before)
+
+
+def test_wider_configurations_are_for_the_search_alone() -> None:
+    shares = [config.max_float for config in QuantizeConfig().wider()]
+    assert shares == [0.5, 0.75]
+    assert [config.max_float for config in QuantizeConfig(target="tensorrt").wider()] == [0.75]
+    assert [config.margin for config in QuantizeConfig().wider()] == [0.55, 0.775]
+    assert not list(QuantizeConfig(keep_float="none").wider())
+    assert not list(QuantizeConfig(max_float=0.8).wider())
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
