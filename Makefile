@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
+# PIP_OPTIONS, for example, name an index with a torch that needs no CUDA libraries: docs/install.md.
+INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_OPTIONS) --editable
 SOURCES := setup.py setup.cfg constraints.txt
 # A process per core, up to four: each holds an inference engine, torch and a ROS domain of its own. A process that dies
 # fails its test; the others take over the rest. A failure is printed when it occurs.

@@ -60,7 +60,10 @@ def pip_prefix(source_copy: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         "--prefix",
         str(prefix),
     ]
-    run([sys.executable, "-m", "pip", "install", *arguments, str(source_copy)])
+    sdist = tmp_path_factory.mktemp("sdist")
+    run([sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", str(sdist)], source_copy)
+    (archive,) = sdist.glob("*.tar.gz")
+    run([sys.executable, "-m", "pip", "install", *arguments, str(archive)])
     return prefix
 
 
