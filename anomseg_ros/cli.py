@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from anomseg_ros import __version__
 from anomseg_ros.command_table import COMMANDS, GROUPS
+from anomseg_ros.commands.startup import announce_if_slow, announced
 from anomseg_ros.errors import AnomsegError, closest_first, describe_os_error
 
 _ROS = "needs ROS 2: source your ROS installation, or pip install 'anomseg_ros[ros]'"
@@ -26,6 +27,8 @@ REMEDIES = {
     **dict.fromkeys(_OFFLINE_MODULES, _OFFLINE),
 }
 """Name of a missing top-level module -> how to install it."""
+_SIGNALS_BEFORE_THREADS = ("node", "bag play")
+"""Commands that decide about signals before any thread is started."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,12 +60,16 @@ def _dispatch(arguments: list[str]) -> int:
     name = _command_name(arguments)
     if name is None:
         return _unknown_command(arguments)
+    if name not in _SIGNALS_BEFORE_THREADS:
+        announce_if_slow(name)
     try:
         return COMMANDS[name].main()(arguments[len(name.split()) :])
     except ModuleNotFoundError as error:
         if error.name not in REMEDIES:
             raise
         return _fail(f"`anomseg {name}` {REMEDIES[error.name]} (no module named {error.name!r})")
+    finally:
+        announced()
 
 
 def usage() -> str:

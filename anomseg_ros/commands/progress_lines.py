@@ -17,6 +17,8 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
+from anomseg_ros.commands.startup import announced
+
 if TYPE_CHECKING:  # torch takes seconds to import
     from anomseg_ros.training.loop import TrainingStatus
 
@@ -35,6 +37,7 @@ class ProgressLines:
         self._last_line = 0.0
 
     def __enter__(self) -> ProgressLines:
+        announced()
         self.bars.start()
         return self
 

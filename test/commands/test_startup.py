@@ -1,0 +1,47 @@
+"""What a command says before its first result."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from anomseg_ros import cli
+from anomseg_ros.command_table import Command
+from anomseg_ros.commands import startup
+from anomseg_ros.commands.progress_lines import ProgressLines
+
+LINE = "anomseg run: loading libraries and reading files"
+
+
+@pytest.fixture(autouse=True)
+def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(startup, "PATIENCE_S", 0.05)
+
+
+def said_by(
+    seconds_s: float, with_progress: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> str:
+    def main(argv: list[str]) -> int:
+        if with_progress:
+            with ProgressLines():
+                time.sleep(seconds_s)
+        else:
+            time.sleep(seconds_s)
+        return 0
+
+    monkeypatch.setattr(Command, "main", lambda command: main)
+    assert cli.main(["run"]) == 0
+    time.sleep(0.15)
+    return capsys.readouterr().err
+
+
+def test_slow_command_is_announced(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert said_by(0.3, False, capsys, monkeypatch).strip() == LINE
+
+
+@pytest.mark.parametrize(("seconds_s", "with_progress"), [(0.0, False), (0.3, True)])
+def test_fast_command_and_one_that_shows_progress_are_not(
+    seconds_s: float, with_progress: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert LINE not in said_by(seconds_s, with_progress, capsys, monkeypatch)
