@@ -12,9 +12,11 @@ _timer: threading.Timer | None = None
 
 
 def announce_if_slow(command: str) -> None:
-    """Print a line after PATIENCE_S, unless announced() is called before."""
+    """Print a line on a terminal after PATIENCE_S, unless announced() is called before."""
     global _timer
     announced()
+    if not sys.stderr.isatty():
+        return
     text = f"anomseg {command}: loading libraries and reading files"
     _timer = threading.Timer(PATIENCE_S, lambda: print(text, file=sys.stderr, flush=True))
     _timer.daemon = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import pytest
@@ -17,6 +18,11 @@ LINE = "anomseg run: loading libraries and reading files"
 @pytest.fixture(autouse=True)
 def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(startup, "PATIENCE_S", 0.05)
+
+
+@pytest.fixture()
+def terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
 
 
 def said_by(
@@ -36,12 +42,22 @@ def said_by(
     return capsys.readouterr().err
 
 
-def test_slow_command_is_announced(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_command_is_announced(
+    terminal: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert said_by(0.3, False, capsys, monkeypatch).strip() == LINE
 
 
 @pytest.mark.parametrize(("seconds_s", "with_progress"), [(0.0, False), (0.3, True)])
 def test_fast_command_and_one_that_shows_progress_are_not(
-    seconds_s: float, with_progress: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    terminal: None,
+    seconds_s: float,
+    with_progress: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert LINE not in said_by(seconds_s, with_progress, capsys, monkeypatch)
+
+
+def test_log_file_gets_no_such_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert LINE not in said_by(0.3, False, capsys, monkeypatch)
