@@ -57,11 +57,11 @@ def ensure_bundle(output: Path, words: list[str]) -> Path:
     return output
 
 
-def run(words: list[str]) -> None:
-    """Run a command of `anomseg`. Raises SystemExit if it fails."""
+def run(words: list[str], accepted: tuple[int, ...] = (0,)) -> None:
+    """Run a command of `anomseg`. Raises SystemExit if its status is not accepted."""
     print("anomseg", *words, flush=True)
     status = anomseg(words)
-    if status:
+    if status not in accepted:
         raise SystemExit(status)
 
 
