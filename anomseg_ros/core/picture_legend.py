@@ -64,7 +64,7 @@ def score_bar(scale: ScoreScale, name: str, width: int, threshold: float | None 
     """Return uint8 (h, width, 3) RGB: the colours with labelled thresholds, or the ends of the range without any."""
     size = _text_size(width)
     row, margin = round(30 * size), round(24 * size)
-    strip = _ground(round(3.4 * row), width)
+    strip = _ground(round(3.6 * row), width)
     left, right, top = margin, width - margin, round(1.25 * row)
     bar = color_map()[np.linspace(0, 255, right - left).round().astype(np.uint8)]
     strip[top : top + row, left:right] = bar[None]
@@ -109,8 +109,8 @@ def _draw_threshold(strip: RgbImage, x: int, y: int, size: float) -> None:
 
 
 def _text_size(width: int) -> float:
-    """Return the scale of the font: letters of 9 px in a picture 640 px wide, larger in wider ones."""
-    return float(np.clip(width / 1600, 0.4, 1.6))
+    """Return the scale of the font: letters of 9 px in pictures up to 760 px wide, larger in wider ones."""
+    return float(np.clip(width / 1900, 0.4, 1.6))
 
 
 def _fitting(text: str, size: float, width: int) -> float:
