@@ -109,7 +109,7 @@ def drawn_area(contours: Sequence[Contour], height: int, width: int) -> Mask:
     return area
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=16)
 def _hatch(height: int, width: int, pitch: int, color: Rgb) -> tuple[RgbImage, Mask]:
     """Return the colours of the hatch's lines, uint8 (H, W, 3), and 255 where the lines are; `pitch` is their distance.
 

@@ -24,6 +24,7 @@ ANCHOR_RATES = (0.05, 0.01, 0.001)
 FIRST_ANCHOR = 0.25
 """Place of the lowest threshold along the colours, 0 to 1; the others follow at equal distances."""
 _STRIP_ROWS = 64
+_LARGEST = 1e30  # of a threshold that can be drawn in float32
 COLOR_MAP = cv2.COLORMAP_INFERNO
 
 
@@ -53,9 +54,9 @@ class ScoreScale:
     def _places(self, scores: ScoreMap) -> npt.NDArray[np.float32]:
         """Return the places, 0 to 255, and 0.5 more, so that a cast rounds them."""
         total = np.full_like(scores, 0.5)
-        values = np.array(self.values, np.float32)
+        ramp, values = np.empty_like(total), np.array(self.values, np.float32)
         for low, high, start, end in zip(values, values[1:], self.places, self.places[1:], strict=False):
-            ramp = np.clip(scores, low, high)
+            np.clip(scores, low, high, out=ramp)
             ramp -= low
             ramp *= np.float32(255 * (end - start)) / (high - low)
             total += ramp
@@ -98,7 +99,7 @@ def color_map() -> RgbImage:
 
 def _anchors(thresholds: Mapping[float, float]) -> tuple[tuple[float, str], ...]:
     """Return threshold and label of the rates nearest to ANCHOR_RATES, thresholds strictly rising."""
-    rates = [rate for rate, value in thresholds.items() if rate > 0 and math.isfinite(value)]
+    rates = [rate for rate, value in thresholds.items() if rate > 0 and abs(value) < _LARGEST]
     nearest = {min(rates, key=lambda rate: abs(math.log(rate / wanted))) for wanted in ANCHOR_RATES if rates}
     anchors: list[tuple[float, str]] = []
     for rate in sorted(nearest, reverse=True):

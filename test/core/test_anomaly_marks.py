@@ -69,10 +69,9 @@ def test_a_class_of_the_preferred_colour_gets_another_mark() -> None:
     assert lab_colors(color)[0] >= MIN_LIGHTNESS
 
 
-@pytest.mark.parametrize("vision", VISIONS)
 @pytest.mark.parametrize("frame", FRAMES)
 @pytest.mark.parametrize("name", PALETTES)
-def test_marks_are_visible_on_every_class_in_dark_grey_and_bright_frames(name: str, frame: str, vision: str) -> None:
+def test_marks_are_visible_on_every_class_in_dark_grey_and_bright_frames(name: str, frame: str) -> None:
     image = np.full((180, 320, 3), FRAMES[frame], np.uint8)
     mask = np.zeros((180, 320), np.uint8)
     mask[60:120, 80:240] = 255
@@ -83,7 +82,8 @@ def test_marks_are_visible_on_every_class_in_dark_grey_and_bright_frames(name: s
         tint = overlay(image, labels, None, colors)[0, 0]
         drawn = overlay(image, labels, mask, colors)
         # One of the two, line or edge, stands out from the class; both are on the outline and in the hatch.
-        assert max(smallest_difference(mark, [tint], vision) for mark in marks) > 20
+        for vision in VISIONS:
+            assert max(smallest_difference(mark, [tint], vision) for mark in marks) > 20
         for part in (drawn[55:64, 80:240], drawn[70:110, 90:230]):
             assert all((part == mark).all(axis=-1).any() for mark in marks)
 

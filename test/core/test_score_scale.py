@@ -35,6 +35,7 @@ def test_usual_pixels_are_dark_where_the_fixed_range_drew_them_bright() -> None:
         ({0.05: 0.4, 0.01: 0.4, 0.001: 0.4}, (0.0, 1.0), True),  # equal
         ({0.05: 0.5, 0.01: 0.2}, (0.0, 1.0), True),  # of different sets
         ({0.01: float("inf")}, (0.0, 1.0), True),
+        ({0.01: float("nan"), 0.05: -1e300, 0.001: 1e29}, (-20.0, 0.0), False),
         ({0.0: 0.5}, (0.0, 1.0), True),
         ({}, (-20.0, 0.0), False),
         ({}, (1.0, 1.0), False),
