@@ -28,6 +28,7 @@ def shared(*folders: str) -> list[tuple[str, list[str]]]:
 
 # 0.11 is the first that opens a single .mcap or .db3 file.
 BAGS = ["rosbags>=0.11,<0.12"]
+NOTEBOOK = ["ipykernel>=6,<8", "nbclient>=0.8,<1"]
 
 setup(
     name=NAME,
@@ -81,9 +82,12 @@ setup(
             "torch-pruning>=1.5,<2",
         ],
         "openvino": ["openvino>=2025.0,<2027"],
+        # What runs the notebooks; Jupyter or an editor shows them.
+        "notebook": NOTEBOOK,
         # NVIDIA's parser and builder for a computer without a GPU; the two have to be of one version.
         "tensorrt-check": ["tensorrt-rtx-cu13-bindings>=1.7,<1.8", "tensorrt-rtx-cu13-libs>=1.7,<1.8"],
         "dev": [
+            *NOTEBOOK,
             "pytest>=7,<10",
             "pytest-cov>=7,<8",
             "pytest-instafail>=0.5,<1",

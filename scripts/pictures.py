@@ -22,6 +22,7 @@ from anomseg_ros.scenes.sequence import SyntheticConfig, SyntheticSequence
 SCENES = ((3_000_004, 30), (3_000_011, 55))
 """Seed and number of the synthetic frames. The pictures of the benchmarks belong to their authors."""
 COLORS = ((200, 60, 30), (120, 120, 120))
+SCENE_WIDTH_PX = 512
 SQUARE_PX = 360
 SHEET_FRAMES, SHEET_COLUMNS = 30, 5
 TILE = (384, 216)
@@ -51,17 +52,21 @@ def draw_curves(path: Path, ours: MeasuredBundle, base: MeasuredBundle | None) -
 
 def draw_scenes(path: Path, bundle: Bundle, target_fpr: float) -> None:
     """Draw the outputs of a bundle for synthetic scenes."""
+    config = SyntheticConfig(anomaly_probability=1.0)
+    frames = [SyntheticSequence(seed, config).frame(index).image for seed, index in SCENES]
+    picture = np.vstack([draw_panel(bundle, frame, SCENE_WIDTH_PX, target_fpr) for frame in frames])
+    cv2.imwrite(str(path), picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 78])
+
+
+def draw_panel(bundle: Bundle, image: RgbImage, width_px: int, target_fpr: float) -> RgbImage:
+    """Return frame, overlay, score map and mask with their legends, uint8 (h, 2 width_px, 3) RGB."""
     detector, contract = open_detector(bundle), bundle.contract
-    score = contract.score_names[0]
-    tiles = []
-    for seed, index in SCENES:
-        image = SyntheticSequence(seed, SyntheticConfig(anomaly_probability=1.0)).frame(index).image
-        outputs = detector.detect(image)
-        mask = anomaly_mask(outputs.scores[score], threshold_of(bundle, target_fpr))
-        drawn = scores.find_score(score).drawn_range(contract.known_count)
-        tiles.append(panel(image, outputs.labels, outputs.scores[score], mask, contract.classes, drawn, score))
-    picture = np.vstack([cv2.resize(tile, (1024, 512), interpolation=cv2.INTER_AREA) for tile in tiles])
-    cv2.imwrite(str(path), picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
+    score, threshold = contract.score_names[0], threshold_of(bundle, target_fpr)
+    outputs = detector.detect(image, (score,))
+    mask = anomaly_mask(outputs.scores[score], threshold)
+    size = (width_px, round(width_px * image.shape[0] / image.shape[1]))
+    small = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+    return panel(small, outputs, mask, contract.classes, scores.scale_of(contract, score), score, threshold)
 
 
 def draw_sheet(path: Path, bundle: Bundle, folders: Sequence[Path], target_fpr: float) -> None:

@@ -14,11 +14,13 @@ from anomseg_ros.core.bundle import load_bundle
 from anomseg_ros.core.frames import FrameSource
 from anomseg_ros.core.labels import palette
 from anomseg_ros.core.overlay import anomaly_mask, overlay
+from anomseg_ros.core.picture_legend import with_class_legend, with_score_bar
+from anomseg_ros.core.preprocess import resized_scores
 from anomseg_ros.core.resources import ROAD_BUNDLE, find_bundle
 from anomseg_ros.core.road_region import limited_scores
 from anomseg_ros.core.types import Mask, Outputs, RgbImage
 from anomseg_ros.errors import ConfigError
-from anomseg_ros.scores import threshold_of
+from anomseg_ros.scores import find_score, scale_of, threshold_of
 
 
 class Detector(core_detector.Detector):
@@ -95,9 +97,7 @@ class Detector(core_detector.Detector):
         Raises:
             ConfigError: `outputs` lacks the score, or the bundle has no threshold for it and none is given.
         """
-        name = self._score(score)
-        if name not in outputs.scores:
-            raise ConfigError(f"the outputs hold no score {name!r}, only {sorted(outputs.scores)}; ask detect for it")
+        name = self._given_score(outputs, score)
         above = self.threshold(name, target_fpr) if threshold is None else threshold
         if above is None:
             raise ConfigError(
@@ -106,14 +106,45 @@ class Detector(core_detector.Detector):
             )
         return anomaly_mask(limited_scores(outputs.scores[name], outputs.region, -np.inf), above)
 
-    def overlay(self, frame: RgbImage, outputs: Outputs, mask: Mask | None = None) -> RgbImage:
-        """Return the uint8 (H, W, 3) RGB frame tinted by class, with the anomalies of `mask` marked.
+    def overlay(self, frame: RgbImage, outputs: Outputs, mask: Mask | None = None, *, legend: bool = False) -> RgbImage:
+        """Return the uint8 (H, W, 3) RGB frame tinted by class, with the anomalies of `mask` hatched and outlined.
+
+        Components of `mask` that are too small to be seen are not drawn. legend: add the names of the classes below.
 
         Raises ConfigError if `outputs` has no labels.
         """
         if outputs.labels is None:
             raise ConfigError("the outputs hold no labels; ask detect for them")
-        return overlay(frame, outputs.labels, mask, palette(self.bundle.contract.classes))
+        classes = self.bundle.contract.classes
+        picture = overlay(frame, outputs.labels, mask, palette(classes))
+        return with_class_legend(picture, classes, anomalies=mask is not None) if legend else picture
+
+    def score_picture(
+        self,
+        frame: RgbImage,
+        outputs: Outputs,
+        score: str | None = None,
+        *,
+        legend: bool = False,
+        threshold: float | None = None,
+    ) -> RgbImage:
+        """Return the uint8 (H, W, 3) RGB colours of a score in the size of the frame, dark where nothing is unusual.
+
+        Args:
+            frame: the frame of `outputs`, for its size.
+            outputs: of `detect`.
+            score: None for the default score.
+            legend: add the colour bar below, with the bundle's thresholds.
+            threshold: of the mask, marked on the bar.
+
+        Raises:
+            ConfigError: `outputs` lacks the score.
+        """
+        name = self._given_score(outputs, score)
+        values = limited_scores(outputs.scores[name], outputs.region, find_score(name).lowest)
+        scale = scale_of(self.bundle.contract, name)
+        picture = scale.colored(resized_scores(values, *frame.shape[:2]))
+        return with_score_bar(picture, scale, name, threshold) if legend else picture
 
     def __enter__(self) -> Detector:
         return self
@@ -122,6 +153,12 @@ class Detector(core_detector.Detector):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _given_score(self, outputs: Outputs, score: str | None) -> str:
+        name = self._score(score)
+        if name not in outputs.scores:
+            raise ConfigError(f"the outputs hold no score {name!r}, only {sorted(outputs.scores)}; ask detect for it")
+        return name
 
     def _score(self, name: str | None) -> str:
         return self.score_names[0] if name is None else self.bundle.check_score(name)

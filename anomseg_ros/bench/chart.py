@@ -1,7 +1,7 @@
 """Draw accuracy over latency as one self-contained SVG: candidates, their Pareto front, and published points.
 
-Times have a logarithmic axis: equal distances are equal ratios. Published points of the chart's dataset and metric are
-hollow, since they come from other machines.
+Times have a logarithmic axis: equal distances are equal ratios. Published points are drawn on request only, and hollow,
+since they come from other machines.
 """
 
 from __future__ import annotations
@@ -109,8 +109,11 @@ class _Published:
     description: str
 
 
-def pareto_chart(report: BenchReport, goal: Goal | None = None, *, published: bool = True) -> str:
-    """Return a report's entries as an SVG document. Entries without an accuracy are in a strip below the plot."""
+def pareto_chart(report: BenchReport, goal: Goal | None = None, *, published: bool = False) -> str:
+    """Return a report's entries as an SVG document. Entries without an accuracy are in a strip below the plot.
+
+    published: also draw the papers' points of the same dataset and metric, which come from other machines.
+    """
     goal = goal or Goal()
     entries = report.entries
     known = [entry for entry in entries if entry.accuracy is not None]

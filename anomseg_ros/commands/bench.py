@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_report(Console(), report)
     writes: list[Callable[[], None]] = [] if args.json is None else [partial(save_report, report, args.json)]
     if args.plot:
-        chart = pareto_chart(report, published=not args.no_published)
+        chart = pareto_chart(report, published=args.published)
         writes += [partial(write_picture, chart, path) for path in args.plot]
     write_each(*writes)
     return 0
@@ -93,7 +93,11 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--metric", choices=METRICS, help=metric_help)
     dataset_help = "dataset of the accuracy (default: the one that most bundles have)"
     parser.add_argument("--dataset", default="", metavar="NAME", help=dataset_help)
-    parser.add_argument("--no-published", action="store_true", help="omit the papers' points from the picture")
+    published_help = "also draw the papers' points, which come from other machines"
+    parser.add_argument("--published", action="store_true", help=published_help)
+    parser.add_argument(
+        "--no-published", action="store_false", dest="published", help=argparse.SUPPRESS
+    )  # the old name
     return parser
 
 

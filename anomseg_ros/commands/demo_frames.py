@@ -14,14 +14,18 @@ from anomseg_ros.bags.pixels import frame_from_message, labels_from_message, sco
 from anomseg_ros.bags.read import open_bag
 from anomseg_ros.bags.stamped_topics import StampedTopics
 from anomseg_ros.commands.demo_drive import DemoDrive
+from anomseg_ros.core.anomaly_marks import anomaly_color
 from anomseg_ros.core.bundle import Bundle
 from anomseg_ros.core.delivered import Delivered
 from anomseg_ros.core.labels import ClassInfo, palette
 from anomseg_ros.core.output_files import make_output_folder, write_image
-from anomseg_ros.core.overlay import heat_map, overlay
+from anomseg_ros.core.overlay import overlay
 from anomseg_ros.core.preprocess import resized_labels, resized_scores
+from anomseg_ros.core.score_scale import ScoreScale, score_scale
 from anomseg_ros.core.types import LabelImage, Mask, RgbImage, ScoreMap
 from anomseg_ros.evaluation.drive import MIN_ALARM_PX, DriveTracker
+from anomseg_ros.evaluation.pictures import outline_truth
+from anomseg_ros.scores import scale_of
 
 PICTURES = ("camera", "overlay", "score")
 MIN_COVERAGE = 0.5
@@ -37,30 +41,34 @@ _RANGE_PERCENTILES = (2.0, 99.9)
 
 @dataclass(frozen=True)
 class ShownFrame:
-    """One frame. files: paths of the PICTURES, relative to the page.
+    """One frame. number: its place in the drive, from 1. files: paths of the PICTURES, relative to the page.
 
     An alarm is a region of the mask with at least MIN_ALARM_PX pixels. road_alarms: alarms on the road. on_anomaly:
-    those of them that touch a known anomaly. other_alarms: alarms beside the road.
+    those of them that touch a known anomaly. other_alarms: alarms beside the road. known_anomalies: anomalies in the
+    ground truth of at least MIN_ALARM_PX pixels in the frame; None without ground truth.
     """
 
+    number: int
     time_s: float
     files: tuple[str, ...]
     road_alarms: int
     on_anomaly: int
     other_alarms: int
+    known_anomalies: int | None = None
 
 
 @dataclass(frozen=True)
 class ShownDrive:
-    """The content of the page. drawn_range: scores of the first and the last colour. classes: classes that occur.
+    """The content of the page. scale: the colours of the score. classes: classes that occur. color: of anomalies.
 
     anomalies, anomalies_found: numbers of known and of found anomalies; None without ground truth or threshold.
     """
 
     frames: tuple[ShownFrame, ...]
-    drawn_range: tuple[float, float]
+    scale: ScoreScale
     threshold: float | None
     classes: tuple[ClassInfo, ...]
+    color: tuple[int, int, int]
     anomalies: int | None = None
     anomalies_found: int | None = None
 
@@ -92,24 +100,25 @@ def show_drive(
     outputs = _NodeOutputs(outputs_bag)
     try:
         threshold = None if detector.get("threshold", "none") == "none" else float(detector["threshold"])
-        drawn_range = _drawn_range(outputs, threshold)
+        scale = _scale(outputs, bundle, detector.get("score", ""), threshold)
         tracker = DriveTracker(threshold or 0.0, detector.get("threshold_source", ""), min_coverage=MIN_COVERAGE)
-        painter = _Painter(folder, bundle, drawn_range)
+        painter = _Painter(folder, bundle, scale)
         frames: list[ShownFrame] = []
         start_ns = None
-        for stamp_ns, image, anomaly in _frames(drive, outputs.stamps_ns):
+        for number, (stamp_ns, image, anomaly) in enumerate(_frames(drive, outputs.stamps_ns), 1):
             start_ns = stamp_ns if start_ns is None else start_ns
             frame_outputs = None if image is None else outputs.read(stamp_ns)
             if image is not None and frame_outputs is not None:
                 files = painter.paint(len(frames), image, frame_outputs, anomaly)
                 counts = count_alarms(frame_outputs.mask, frame_outputs.labels, painter.road_id, anomaly)
-                frames.append(ShownFrame((stamp_ns - start_ns) / 1e9, files, *counts))
+                known = None if anomaly is None else len(_regions((anomaly == 1).astype(np.uint8)))
+                frames.append(ShownFrame(number, (stamp_ns - start_ns) / 1e9, files, *counts, known))
             if anomaly is not None:
                 scores = None if frame_outputs is None else resized_scores(frame_outputs.scores, *anomaly.shape)
                 tracker.add(stamp_ns, scores, anomaly)
     finally:
         outputs.close()
-    shown = ShownDrive(tuple(frames), drawn_range, threshold, painter.seen_classes)
+    shown = ShownDrive(tuple(frames), scale, threshold, painter.seen_classes, painter.anomaly_color)
     if not tracker.stamps_ns or threshold is None:
         return shown
     # Smaller objects are remnants of one or two pixels that scaling separates from an object.
@@ -193,9 +202,10 @@ class _NodeOutputs:
 class _Painter:
     """Draws the pictures of a drive, all in the same colours."""
 
-    def __init__(self, folder: Path, bundle: Bundle, drawn_range: tuple[float, float]) -> None:
-        self._folder, self._classes, self._range = folder, bundle.contract.classes, drawn_range
+    def __init__(self, folder: Path, bundle: Bundle, scale: ScoreScale) -> None:
+        self._folder, self._classes, self._scale = folder, bundle.contract.classes, scale
         self._colors = palette(self._classes)
+        self.anomaly_color = anomaly_color(self._colors)
         self._seen = np.zeros(256, bool)
         self.road_id = next((info.train_id for info in self._classes if info.name == _ROAD), None)
         make_output_folder(folder / "frames")
@@ -213,14 +223,9 @@ class _Painter:
         width = min(image.shape[1], _WIDTH_PX)
         height = round(image.shape[0] * width / image.shape[1])
         small = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
-        score = heat_map(resized_scores(outputs.scores, height, width), *self._range)
+        score = self._scale.colored(resized_scores(outputs.scores, height, width))
         if anomaly is not None:
-            outlines, _ = cv2.findContours(
-                (resized_labels(anomaly, height, width) == 1).astype(np.uint8),
-                cv2.RETR_EXTERNAL,
-                cv2.CHAIN_APPROX_NONE,
-            )
-            cv2.drawContours(score, outlines, -1, (255, 255, 255), 1)
+            outline_truth(score, resized_labels(anomaly, height, width) == 1)
         pictures = (small, overlay(small, outputs.labels, outputs.mask, self._colors), score)
         names = tuple(f"frames/{number:04d}_{kind}.jpg" for kind in PICTURES)
         for name, picture in zip(names, pictures, strict=True):
@@ -245,14 +250,15 @@ def _ignore(_: Delivered) -> None:
     """Ignore a difference."""
 
 
-def _drawn_range(outputs: _NodeOutputs, threshold: float | None) -> tuple[float, float]:
-    """Return the scores of the first and the last colour for all frames; the range includes the threshold."""
+def _scale(outputs: _NodeOutputs, bundle: Bundle, score: str, threshold: float | None) -> ScoreScale:
+    """Return the colours of the score: without calibrated thresholds, over the scores and the threshold in use."""
+    scale = scale_of(bundle.contract, score)
     stamps_ns = sorted(outputs.stamps_ns)
+    if scale.ticks or not stamps_ns:
+        return scale
     sampled_ns = stamps_ns[:: max(1, len(stamps_ns) // _RANGE_FRAMES)]
-    if not sampled_ns:
-        return 0.0, 1.0
     scores = (outputs.read(stamp_ns).scores[::_RANGE_STEP, ::_RANGE_STEP] for stamp_ns in sampled_ns)
     values = np.concatenate([values.reshape(-1) for values in scores])
     low, high = map(float, np.percentile(values, _RANGE_PERCENTILES))
     bounds = (low, high) if threshold is None else (min(low, threshold), max(high, threshold))
-    return bounds if bounds[0] < bounds[1] else (bounds[0], bounds[0] + 1.0)
+    return score_scale({}, bounds, bounded=False)

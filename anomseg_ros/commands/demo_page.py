@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from anomseg_ros.commands.demo_frames import ShownDrive, ShownFrame
 from anomseg_ros.core.labels import UNLABELLED
 from anomseg_ros.core.output_files import write_results
-from anomseg_ros.core.overlay import ANOMALY_COLOR
+from anomseg_ros.core.score_scale import color_map
 from anomseg_ros.evaluation.drive import MIN_ALARM_PX
 from anomseg_ros.evaluation.report_page import asset, count, render
 from anomseg_ros.evaluation.report_style import STYLE
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 CAPTIONS = {
     "camera": "What the camera sees",
-    "overlay": "What the node says: classes, anomalies",
+    "overlay": "What the node says: classes and anomalies",
     "score": "How anomalous each pixel is",
 }
 _STRIP_WIDTH = 1000
+_COLOR_STOPS = 15
 
 
 def write_page(path: Path, result: DemoResult, shown: ShownDrive, detector: Mapping[str, str]) -> Path:
@@ -49,10 +50,12 @@ def write_page(path: Path, result: DemoResult, shown: ShownDrive, detector: Mapp
         pace=pace(result),
         captions=CAPTIONS,
         shown=shown,
-        classes=[("anomaly", ANOMALY_COLOR), *classes],
+        classes=classes,
+        color_stops=[tuple(color) for color in color_map()[:: len(color_map()) // _COLOR_STOPS].tolist()],
         score=detector.get("score", "score"),
         strip_width=_STRIP_WIDTH,
         bars=_bars(shown.frames),
+        played=result.frames_in,
         film=[_film_frame(frame) for frame in shown.frames],
         latencies={
             name: [_ms(values, key) for key in ("p50", "p95", "p99")]
@@ -117,10 +120,12 @@ def _road_alarms(result: DemoResult, shown: ShownDrive) -> tuple[str, str]:
 def _film_frame(frame: ShownFrame) -> dict[str, object]:
     """Return a frame as film.js expects it."""
     return {
+        "number": frame.number,
         "t": round(frame.time_s, 3),
         "files": frame.files,
         "road": frame.road_alarms,
         "known": frame.on_anomaly,
+        "truth": frame.known_anomalies,
         "other": frame.other_alarms,
     }
 

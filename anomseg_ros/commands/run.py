@@ -34,8 +34,9 @@ def argument_parser() -> argparse.ArgumentParser:
     """Return the parser of `anomseg run`."""
     parser = options.parser(
         "run",
-        "Detect anomalies: write NAME_labels.png, NAME_mask.png (255 where the first score is above its threshold), "
-        "NAME_<score>.npy (float32) and NAME_overlay.png of each frame.",
+        "Detect anomalies: write NAME_labels.png, NAME_mask.png (255 where the first score is above its threshold) and "
+        "NAME_<score>.npy (float32) of each frame, and two pictures with legends: NAME_overlay.png (classes and "
+        "anomalies) and NAME_score.png (the first score in colours).",
         {"--scores": "--score"},
     )
     parser.add_argument("bundle", help="bundle directory or name of a shipped bundle")
@@ -56,7 +57,9 @@ def argument_parser() -> argparse.ArgumentParser:
     road_help = "limit anomalies, in overlays and scores, to the road (and sidewalk) and objects on it, if it is found"
     options.add_road_region(parser, road_help)
     parser.add_argument("--source-size", action="store_true", help="outputs at the frame's size, not the network's")
-    parser.add_argument("--no-overlay", action="store_true", help="write no overlays")
+    parser.add_argument(
+        "--no-overlay", action="store_true", help="write no pictures: no NAME_overlay.png, no NAME_score.png"
+    )
     files_help = "how scores are written: npy; npz, compressed, slower and little smaller; none"
     parser.add_argument("--score-files", choices=SCORE_FILES, default=SCORE_FILES[0], help=files_help)
     options.add_backend_options(parser)
@@ -111,7 +114,8 @@ def _print_messages(warnings: Sequence[str], failures: Sequence[AnomsegError]) -
 class FrameFiles:
     """The files that are written of each frame.
 
-    score, threshold: of the mask; None: no mask is written, and the overlay marks nothing. score_files: of SCORE_FILES.
+    score, threshold: of the mask and of the score's picture; threshold None: no mask is written, and the overlay marks
+    nothing. score_files: of SCORE_FILES. overlay: write the pictures.
     """
 
     folder: Path
@@ -135,7 +139,11 @@ class FrameFiles:
         for score, values in outputs.scores.items():
             self._write_scores(name, score, limited_scores(values, outputs.region, find_score(score).lowest))
         if self.overlay:
-            self._write_image(f"{name}_overlay.png", self.detector.overlay(frame, outputs, mask))
+            self._write_image(f"{name}_overlay.png", self.detector.overlay(frame, outputs, mask, legend=True))
+            self._write_image(f"{name}_score.png", self._score_picture(frame, outputs))
+
+    def _score_picture(self, frame: RgbImage, outputs: Outputs) -> RgbImage:
+        return self.detector.score_picture(frame, outputs, self.score, legend=True, threshold=self.threshold)
 
     def _write_image(self, file: str, pixels: npt.NDArray[np.uint8]) -> None:
         write_image(self.folder / file, pixels)

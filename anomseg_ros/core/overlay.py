@@ -8,14 +8,14 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from anomseg_ros.core.anomaly_marks import anomaly_color, draw_marks, drawn_area, drawn_contours
 from anomseg_ros.core.labels import UNLABELLED, ClassInfo, palette
+from anomseg_ros.core.picture_legend import class_legend, score_bar
 from anomseg_ros.core.preprocess import resized_labels, resized_scores
-from anomseg_ros.core.types import LabelImage, Mask, RgbImage, ScoreMap
+from anomseg_ros.core.score_scale import ScoreScale
+from anomseg_ros.core.types import LabelImage, Mask, Outputs, RgbImage, ScoreMap
 
-ANOMALY_COLOR = (255, 40, 0)
-HEAT_MAP = cv2.COLORMAP_TURBO
 LABEL_WEIGHT = 0.45
-ANOMALY_WEIGHT = 0.65
 MAX_TILE_PX = 1024
 
 
@@ -35,74 +35,62 @@ def label_colors(labels: LabelImage, colors: npt.NDArray[np.uint8]) -> RgbImage:
     return np.asarray(cv2.LUT(spread, colors[np.newaxis]), np.uint8)
 
 
-def heat_map(scores: ScoreMap, low: float, high: float) -> RgbImage:
-    """Return uint8 (H, W, 3) RGB of a score map, `low` blue to `high` red."""
-    return np.asarray(
-        cv2.cvtColor(cv2.applyColorMap(gray_scores(scores, low, high), HEAT_MAP), cv2.COLOR_BGR2RGB), np.uint8
-    )
-
-
-def gray_scores(scores: ScoreMap, low: float, high: float) -> npt.NDArray[np.uint8]:
-    """Return uint8 (H, W): `low` and below 0, `high` and above 255, linear between."""
-    scale = 255.0 / max(high - low, 1e-12)
-    # cv2.convertScaleAbs takes the absolute value of negative numbers, so values are clipped in float first.
-    scaled: npt.NDArray[np.uint8] = np.clip(scores * np.float32(scale) - np.float32(low * scale), 0, 255).astype(
-        np.uint8
-    )
-    return scaled
-
-
 def overlay(image: RgbImage, labels: LabelImage, mask: Mask | None, colors: npt.NDArray[np.uint8]) -> RgbImage:
-    """Return the frame tinted by class colour, anomalous pixels bright orange-red with a white outline.
+    """Return the frame tinted by class colour, its anomalies hatched and outlined (`anomaly_marks`).
 
     image: uint8 (H, W, 3) RGB; labels, mask: of any one size; the result has the image's size. Unlabelled pixels keep
-    the frame's own colour.
+    the frame's own colour. Of the mask, only components that are large enough to be seen are drawn; the mask itself is
+    not changed.
     """
     height, width = image.shape[:2]
     labels = resized_labels(labels, height, width)
+    contours = [] if mask is None else drawn_contours(resized_labels(mask, height, width))
+    untinted = np.asarray(labels == UNLABELLED).view(np.uint8)
     tinted = np.asarray(
         cv2.addWeighted(image, 1 - LABEL_WEIGHT, label_colors(labels, colors), LABEL_WEIGHT, 0), np.uint8
     )
-    cv2.copyTo(image, (labels == UNLABELLED).view(np.uint8), tinted)
-    return tinted if mask is None else _mark_anomalies(tinted, image, resized_labels(mask, height, width))
-
-
-def _mark_anomalies(canvas: RgbImage, image: RgbImage, mask: Mask) -> RgbImage:
-    if not cv2.countNonZero(mask):
-        return canvas
-    flat = np.empty_like(image)
-    flat[:] = ANOMALY_COLOR
-    marked = cv2.addWeighted(image, 1 - ANOMALY_WEIGHT, flat, ANOMALY_WEIGHT, 0)
-    cv2.copyTo(marked, mask, canvas)
-    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    cv2.drawContours(canvas, contours, -1, (255, 255, 255), 1)
-    return canvas
+    if not contours:
+        cv2.copyTo(image, untinted, tinted)
+        return tinted
+    area = drawn_area(contours, height, width)
+    cv2.copyTo(image, cv2.bitwise_or(area, untinted), tinted)
+    draw_marks(tinted, contours, area, anomaly_color(colors))
+    return tinted
 
 
 def panel(
     image: RgbImage,
-    labels: LabelImage,
-    scores: ScoreMap,
+    outputs: Outputs,
     mask: Mask,
     classes: Sequence[ClassInfo],
-    drawn_range: tuple[float, float],
-    score_name: str,
+    scale: ScoreScale,
+    score: str,
+    threshold: float | None = None,
 ) -> RgbImage:
-    """Return input | labels | anomaly heat map | mask side by side in a 2x2 grid, captioned; uint8 (2H, 2W, 3) RGB.
+    """Return frame, overlay, score map and mask in a 2x2 grid, captioned, with the legends below; uint8 (h, w, 3) RGB.
 
-    Everything is brought to the frame's size, or to MAX_TILE_PX across where that is less.
+    Args:
+        image: uint8 (H, W, 3) RGB. Tiles have its size, or MAX_TILE_PX across where that is less.
+        outputs: with labels and the score, of any size.
+        mask: uint8, not 0 = anomalous, of any size.
+        classes: those of the labels.
+        scale: colours of the score.
+        score: its name.
+        threshold: that of the mask, marked on the colour bar.
     """
+    assert outputs.labels is not None
     width = min(image.shape[1], MAX_TILE_PX)
     height = round(image.shape[0] * width / image.shape[1])
     small = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
     tiles = {
-        "input": small,
-        "labels": label_colors(resized_labels(labels, height, width), palette(classes)),
-        f"anomaly score: {score_name}": heat_map(resized_scores(scores, height, width), *drawn_range),
-        "anomaly mask on labels": overlay(small, labels, mask, palette(classes)),
+        "camera": small,
+        "classes and anomalies": overlay(small, outputs.labels, mask, palette(classes)),
+        f"anomaly score: {score}": scale.colored(resized_scores(outputs.scores[score], height, width)),
+        "anomaly mask": cv2.merge([resized_labels(mask, height, width)] * 3),
     }
-    captioned = [_caption(tile, text) for text, tile in tiles.items()]
-    return np.vstack([np.hstack(captioned[:2]), np.hstack(captioned[2:])])
+    captioned = [_caption(np.asarray(tile, np.uint8), text) for text, tile in tiles.items()]
+    grid = np.vstack([np.hstack(captioned[:2]), np.hstack(captioned[2:])])
+    return np.vstack([grid, score_bar(scale, score, 2 * width, threshold), class_legend(classes, 2 * width)])
 
 
 def _caption(tile: RgbImage, text: str) -> RgbImage:

@@ -6,24 +6,27 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from anomseg_ros.core.bundle import Contract
 from anomseg_ros.core.detector import Detector
 from anomseg_ros.core.labels import UNLABELLED, palette
-from anomseg_ros.core.overlay import ANOMALY_COLOR, anomaly_mask, heat_map, overlay
+from anomseg_ros.core.overlay import anomaly_mask, overlay
+from anomseg_ros.core.picture_legend import class_legend, score_bar
 from anomseg_ros.core.preprocess import resized_labels
+from anomseg_ros.core.score_scale import ScoreScale, score_scale
 from anomseg_ros.core.types import Outputs, RgbImage
 from anomseg_ros.datasets.bag import BagDataset
 from anomseg_ros.datasets.dataset import ANOMALY, Dataset, LabelledFrame
 from anomseg_ros.evaluation.measures import road_of, scores_in_protocol
 from anomseg_ros.evaluation.readout import worst_first
 from anomseg_ros.evaluation.results import Drive, Result
-from anomseg_ros.scores import score_facts
+from anomseg_ros.scores import scale_of, score_facts
 
 WIDTH_PX = 640
 WORST_FRAMES = 12
 JPEG_QUALITY = 80
-HEAT_WEIGHT = 0.5
+SCORE_WEIGHT = 0.7
 
 PictureKey = tuple[str, str, str, str, str]
 """A result's key and the frame's id."""
@@ -34,8 +37,8 @@ def draw_worst(
 ) -> dict[PictureKey, bytes]:
     """Return JPEG overlays of the `count` worst frames of each result on this dataset, each frame detected once more.
 
-    The score as a heat map over the frame, 640 px wide; true anomalies are outlined. Results without anomaly
-    pixels get their first frames with the predicted classes instead.
+    The score's colours over the frame, 640 px wide, above its colour bar; true anomalies are outlined in white. Results
+    without anomaly pixels get their first frames with the predicted classes and their names instead.
     """
     road = road_of(detector.bundle.contract, [result.protocol for result in results])
     wanted: dict[str, list[Result]] = {}
@@ -71,7 +74,7 @@ def draw_moments(detector: Detector, dataset: BagDataset, result: Result, drive:
         small = np.asarray(cv2.resize(frame.image, (WIDTH_PX, height), interpolation=cv2.INTER_AREA), np.uint8)
         unlabelled = np.full((height, WIDTH_PX), UNLABELLED, np.uint8)
         key = (*result.key, frame.id)
-        pictures[key] = jpeg(overlay(small, unlabelled, mask, palette(())))
+        pictures[key] = jpeg(overlay(small, unlabelled, mask, palette(detector.bundle.contract.classes)))
     return pictures
 
 
@@ -85,17 +88,24 @@ def _draw(frame: LabelledFrame, outputs: Outputs, result: Result, contract: Cont
     small = np.asarray(cv2.resize(frame.image, (WIDTH_PX, height), interpolation=cv2.INTER_AREA), np.uint8)
     if result.auprc is None:
         assert outputs.labels is not None
-        canvas = overlay(small, resized_labels(outputs.labels, height, WIDTH_PX), None, palette(contract.classes))
+        canvas = overlay(small, outputs.labels, None, palette(contract.classes))
+        legend = class_legend(contract.classes, WIDTH_PX, anomalies=False)
     else:
         scores = scores_in_protocol(outputs, (result.score, result.protocol), (height, WIDTH_PX))
-        heat = heat_map(scores, *_range(result, contract))
-        canvas = np.asarray(cv2.addWeighted(small, 1 - HEAT_WEIGHT, heat, HEAT_WEIGHT, 0), np.uint8)
+        scale = _scale(result, contract)
+        canvas = np.asarray(cv2.addWeighted(small, 1 - SCORE_WEIGHT, scale.colored(scores), SCORE_WEIGHT, 0), np.uint8)
+        threshold = None if result.at_threshold is None else result.at_threshold.threshold
+        legend = score_bar(scale, result.score, WIDTH_PX, threshold)
     if frame.anomaly is not None:
-        truth = (resized_labels(frame.anomaly, height, WIDTH_PX) == ANOMALY).astype(np.uint8)
-        contours, _ = cv2.findContours(truth, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-        cv2.drawContours(canvas, contours, -1, ANOMALY_COLOR, 3)
-        cv2.drawContours(canvas, contours, -1, (255, 255, 255), 1)
-    return jpeg(canvas)
+        outline_truth(canvas, resized_labels(frame.anomaly, height, WIDTH_PX) == ANOMALY)
+    return jpeg(np.vstack([canvas, legend]))
+
+
+def outline_truth(canvas: RgbImage, anomalies: npt.NDArray[np.bool_]) -> None:
+    """Outline true anomalies in white with a dark edge; canvas: uint8 (H, W, 3) RGB, anomalies: bool (H, W)."""
+    contours, _ = cv2.findContours(anomalies.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    cv2.drawContours(canvas, contours, -1, (0, 0, 0), 3)
+    cv2.drawContours(canvas, contours, -1, (255, 255, 255), 1)
 
 
 def jpeg(image: RgbImage) -> bytes:
@@ -105,9 +115,9 @@ def jpeg(image: RgbImage) -> bytes:
     return buffer.tobytes() if encoded else b""
 
 
-def _range(result: Result, contract: Contract) -> tuple[float, float]:
-    """Return the range to draw in: that of the scores met, where the score has no natural one."""
-    edges, facts = result.curves.histogram_edges, score_facts(result.score)
-    if not facts.bounded and edges:
-        return edges[0], edges[-1]
-    return facts.drawn_range(contract.known_count)
+def _scale(result: Result, contract: Contract) -> ScoreScale:
+    """Return the score's colours; where there are neither thresholds nor a usual range, over the scores met."""
+    scale, edges = scale_of(contract, result.score), result.curves.histogram_edges
+    if scale.ticks or score_facts(result.score).bounded or not edges:
+        return scale
+    return score_scale({}, (edges[0], edges[-1]), bounded=False)

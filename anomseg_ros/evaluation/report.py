@@ -48,10 +48,11 @@ class _Section:
 
 @dataclass(frozen=True)
 class _Details:
-    """What a template shows of one result beside its own fields."""
+    """What a template shows of one result beside its own fields. iou: by class, empty where it is shown before."""
 
     result: Result
     facts: Sequence[Fact]
+    iou: Mapping[str, float]
     charts: Sequence[Chart | BarChart]
     drive: Sequence[Fact]
     streaming: Sequence[Fact]
@@ -95,13 +96,14 @@ def _sections(results: Sequence[Result], overlays: Mapping[OverlayKey, bytes]) -
         _Section(
             *key,
             curves_of(group, where_of(group[0]), [name_of(result) for result in group]),
-            [_details(result, overlays) for result in group],
+            [_details(result, overlays, group[:place]) for place, result in enumerate(group)],
         )
         for key, group in groups.items()
     ]
 
 
-def _details(result: Result, overlays: Mapping[OverlayKey, bytes]) -> _Details:
+def _details(result: Result, overlays: Mapping[OverlayKey, bytes], before: Sequence[Result]) -> _Details:
+    """Return the details of a result; before: results of the same dataset that are shown above it."""
     where = where_of(result)
     charts = [
         histogram_chart(where, result.score, result.curves, result.best_f1_threshold),
@@ -111,6 +113,7 @@ def _details(result: Result, overlays: Mapping[OverlayKey, bytes]) -> _Details:
     return _Details(
         result,
         facts(result),
+        {} if any((one.bundle, one.iou) == (result.bundle, result.iou) for one in before) else result.iou or {},
         [chart for chart in charts if chart is not None],
         _drive_facts(result),
         [] if result.streaming is None else streaming_facts(result.streaming),

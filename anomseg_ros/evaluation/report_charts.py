@@ -84,6 +84,7 @@ class Chart:
 class BarChart:
     """Bars: their kind, y, width and value; names: of groups of bars, with their y; kinds: place and name."""
 
+    title: str
     where: str
     spoken: str
     height: int
@@ -128,9 +129,10 @@ def curve_chart(
         series: The curves.
         reference: y of a guess at x 0 and 1.
         steps: Each point's y holds back to the point before, as average precision counts it; between two thresholds a
-            straight line in precision and recall would promise what no threshold reaches.
+            straight line in precision and recall would promise what no threshold reaches. What lies in the first pixel
+            is left out.
     """
-    thinned = [_thinned(one) for one in series]
+    thinned = [_thinned(_from_first_pixel(one) if steps else one) for one in series]
     path = _stepped if steps else _path
     drawn = [
         DrawnSeries(one.name, one.figure, one.index, path([(_X(x), _Y(y)) for x, y in zip(one.x, one.y, strict=True)]))
@@ -199,8 +201,8 @@ def reliability_chart(where: str, curves: Curves, ece: float | None) -> Chart | 
 def time_chart(
     where: str, inference_ms: Mapping[str, float] | None, network_ms: Mapping[str, float] | None
 ) -> BarChart | None:
-    """Return bars of the time per frame: mean and percentiles, end to end and of the network alone; None without."""
-    kinds = [("end to end", inference_ms or {}), ("network only", network_ms or {})]
+    """Return bars of the time per frame, from frame to outputs and of the network alone; None without times."""
+    kinds = [("frame to outputs", inference_ms or {}), ("network alone", network_ms or {})]
     names = sorted({name for _, values in kinds for name in values if _is_time(name)}, key=_time_order)
     if not names:
         return None
@@ -218,7 +220,7 @@ def time_chart(
         if values
     )
     shown = [(place, kind) for place, (kind, values) in enumerate(kinds) if values]
-    return BarChart(where, spoken, round(top), groups, bars, shown)
+    return BarChart("Time per frame, ms", where, spoken, round(top), groups, bars, shown)
 
 
 def _unit_chart(
@@ -238,6 +240,19 @@ def _unit_chart(
 
 def _data(ends: Sequence[float], label: str, series: Sequence[object]) -> dict[str, object]:
     return {"x": ends, "px": [BOX.left, BOX.right], "label": label, "series": series}
+
+
+def _from_first_pixel(series: Series) -> Series:
+    """Return the series without its points in the first pixel of x; its first y then holds back to x 0.
+
+    Few pixels are above the thresholds there, so that precision jumps between 0 and 1: a stroke from top to bottom.
+    """
+    width = 1 / (BOX.right - BOX.left)
+    kept = [(x, y) for x, y in zip(series.x, series.y, strict=True) if x >= width]
+    if not kept or len(kept) == len(series.x):
+        return series
+    xs, ys = zip((0.0, kept[0][1]), *kept, strict=True)
+    return Series(series.name, series.figure, xs, ys, series.index)
 
 
 def _thinned(series: Series) -> Series:

@@ -22,39 +22,55 @@ class Figure:
     name: str
     of: Callable[[Result], float | None]
     highest_is_best: bool
+    depends_on_score: bool = True
 
 
 _FIGURES = (
     Figure("AuPRC", lambda result: result.auprc, True),
     Figure("FPR95", lambda result: result.fpr95, False),
-    Figure("mIoU", lambda result: result.miou, True),
+    Figure("mIoU", lambda result: result.miou, True, depends_on_score=False),
 )
 
 
 @dataclass(frozen=True)
+class Cell:
+    """A figure, whether it is the best of its column, and whether it is that of the bundle's row above."""
+
+    value: float | None
+    is_best: bool = False
+    is_repeated: bool = False
+
+
+@dataclass(frozen=True)
 class Summary:
-    """One protocol's table: figures by dataset; rows of (bundle, score) with a (value, is best) per figure."""
+    """One protocol's table: figures by dataset; rows of (bundle, score) with a cell per figure."""
 
     protocol: str
     columns: Mapping[str, Sequence[Figure]]
-    rows: Mapping[tuple[str, str], Sequence[tuple[float | None, bool]]]
+    rows: Mapping[tuple[str, str], Sequence[Cell]]
 
 
 def summary(protocol: str, results: Sequence[Result]) -> Summary:
     """Return one protocol's table: rows bundle and score, columns AuPRC and FPR95 per dataset, best of a column marked.
 
-    mIoU has a column where it was measured.
+    mIoU has a column where it was measured. It is the same for all scores of a bundle, and stated once.
     """
     columns = {dataset: _figures_of(dataset, results) for dataset in dict.fromkeys(one.dataset for one in results)}
     cells = {(result.bundle, result.score, result.dataset): result for result in results}
-    rows: dict[tuple[str, str], list[tuple[float | None, bool]]] = {(one.bundle, one.score): [] for one in results}
+    rows: dict[tuple[str, str], list[Cell]] = {(one.bundle, one.score): [] for one in results}
     for dataset, figures in columns.items():
         for figure in figures:
             best = _best(figure, dataset, results)
+            stated: dict[str, float] = {}
             for row, values in rows.items():
                 result = cells.get((*row, dataset))
                 value = None if result is None else figure.of(result)
-                values.append((value, value is not None and value == best))
+                if value is None:
+                    values.append(Cell(None))
+                    continue
+                is_repeated = not figure.depends_on_score and stated.get(row[0]) == value
+                values.append(Cell(value, value == best and not is_repeated, is_repeated))
+                stated.setdefault(row[0], value)
     return Summary(protocol, columns, rows)
 
 
@@ -73,7 +89,7 @@ def _best(figure: Figure, dataset: str, results: Sequence[Result]) -> float | No
 
 
 def facts(result: Result) -> list[Fact]:
-    """Return every single figure of a result, with bounds of errors where they are not zero."""
+    """Return the single figures of a result, with bounds of errors where they are not zero; mIoU is in the summary."""
     named = {
         "Network": result.network,
         "Precision": result.precision,
@@ -87,7 +103,6 @@ def facts(result: Result) -> list[Fact]:
         ("FPR95, %", percent(result.fpr95), _bound(result.fpr95_error)),
         ("AUROC, %", percent(result.auroc), _bound(result.auroc_error)),
         ("Best F1, %", percent(result.best_f1), _at(result.best_f1_threshold)),
-        ("mIoU, %", percent(result.miou), ""),
         ("ECE, %", percent(result.ece), "calibration error"),
         *_component_facts(result),
         *_threshold_facts(result),

@@ -19,7 +19,7 @@ from anomseg_ros.core.detector import Detector
 from anomseg_ros.core.ego_mask import read_ego_mask as read_mask_file
 from anomseg_ros.core.ego_mask import resized_ego_mask
 from anomseg_ros.core.labels import palette
-from anomseg_ros.core.overlay import anomaly_mask, gray_scores, overlay
+from anomseg_ros.core.overlay import anomaly_mask, overlay
 from anomseg_ros.core.road_region import RoadRegion, road_region
 from anomseg_ros.core.temporal_filter import ScoreFilter
 from anomseg_ros.core.thresholds import Threshold
@@ -28,7 +28,7 @@ from anomseg_ros.core.types import LabelImage, Mask, Outputs, RgbImage, ScoreMap
 from anomseg_ros.errors import AnomsegError
 from anomseg_ros.node import conversions, vision
 from anomseg_ros.node.parameters import LiveParameters
-from anomseg_ros.scores import find_score, threshold_of
+from anomseg_ros.scores import find_score, scale_of, threshold_of
 
 LABELS = "~/labels"
 SCORE = "~/anomaly/score"
@@ -138,7 +138,7 @@ class FramePipeline:
         self._filter, self._tracker = ScoreFilter(), Tracker()
         contract = detector.bundle.contract
         self._colors = palette(contract.classes)
-        self._known_count = contract.known_count
+        self._scale = functools.lru_cache(functools.partial(scale_of, contract))
         self._cached_ignored_pixels = functools.lru_cache(maxsize=4)(self._ignored_pixels)
 
     def forget_past(self) -> None:
@@ -212,7 +212,7 @@ class FramePipeline:
             scores, settings = _require(arrays.scores), arrays.settings
             if settings.live.score_encoding == "32FC1":
                 return scores, "32FC1"
-            return gray_scores(scores, *find_score(settings.score).drawn_range(self._known_count)), "mono8"
+            return self._scale(settings.score).gray(scores), "mono8"
         labels = _require(arrays.labels)
         return overlay(_resized_frame(arrays.frame, labels.shape), labels, arrays.mask, self._colors), "rgb8"
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from anomseg_ros.core.bundle import Bundle
+from anomseg_ros.core.bundle import Bundle, Contract
+from anomseg_ros.core.score_scale import ScoreScale, score_scale
 from anomseg_ros.core.table import class_of
 from anomseg_ros.core.thresholds import Threshold, alarm_threshold
 from anomseg_ros.core.types import ScoreMap
@@ -85,6 +86,13 @@ def threshold_of(bundle: Bundle, name: str, target_fpr: float, alarms_per_minute
     natural = find_score(name).natural_threshold
     fallback = None if natural is None else Threshold(natural, f"default {natural:g}, not calibrated", False)
     return bundle.threshold(name, target_fpr) or fallback
+
+
+def scale_of(contract: Contract, name: str) -> ScoreScale:
+    """Return the colours of a score's maps: by the bundle's thresholds, else by the score's usual range."""
+    table, facts = contract.thresholds.get(name), score_facts(name)
+    thresholds = {} if table is None else table.by_target_fpr
+    return score_scale(thresholds, facts.drawn_range(contract.known_count), facts.bounded)
 
 
 def reference_score(

@@ -12,6 +12,7 @@ from anomseg_ros.backends import open_detector
 from anomseg_ros.core.output_files import write_image
 from anomseg_ros.core.resources import find_bundle
 from anomseg_ros.core.types import Outputs, RgbImage
+from anomseg_ros.scores import scale_of
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,32 @@ def test_overlay_marks_the_mask(detector: Detector, frame: RgbImage) -> None:
     assert plain.shape == marked.shape == frame.shape and (plain != marked).any()
 
 
+def test_pictures_have_the_frame_s_size_and_legends_below(detector: Detector, frame: RgbImage) -> None:
+    outputs = detector.detect(frame)
+    mask = detector.mask(outputs)
+    for plain, with_legend in (
+        (detector.overlay(frame, outputs, mask), detector.overlay(frame, outputs, mask, legend=True)),
+        (
+            detector.score_picture(frame, outputs),
+            detector.score_picture(frame, outputs, legend=True, threshold=detector.threshold()),
+        ),
+    ):
+        assert plain.shape == frame.shape and plain.dtype == np.uint8
+        assert len(with_legend) > len(plain) and (with_legend[: len(plain)] == plain).all()
+
+
+def test_score_picture_has_the_colours_of_the_bundle_s_thresholds(detector: Detector, frame: RgbImage) -> None:
+    scale = scale_of(detector.bundle.contract, detector.score_names[0])
+    values = [value for value, _ in scale.ticks]
+    assert values == [detector.threshold(target_fpr=rate) for rate in (0.05, 0.01, 0.001)]
+    flat = np.full((60, 90), values[1], np.float32)
+    outputs = Outputs(None, {detector.score_names[0]: flat})
+    assert (detector.score_picture(frame, outputs) == scale.colored(flat)).all()
+    region = np.zeros((60, 90), np.uint8)
+    outside = detector.score_picture(frame, Outputs(None, outputs.scores, 0.0, region))
+    assert (outside == scale.colored(np.zeros((60, 90), np.float32))).all()
+
+
 def test_classes_and_scores_are_named(detector: Detector) -> None:
     assert detector.class_names[0] == "road" and "max_logit" in detector.score_names
 
@@ -89,6 +116,8 @@ def test_wrong_use_says_what_to_do(detector: Detector, tiny_bundle: Path, frame:
         detector.mask(detector.detect(frame, ["max_logit"]), "msp")
     with pytest.raises(AnomsegError, match="hold no labels; ask detect for them"):
         detector.overlay(frame, detector.detect(frame, labels=False))
+    with pytest.raises(AnomsegError, match=r"hold no score 'msp', only \['max_logit'\]; ask detect for it"):
+        detector.score_picture(frame, detector.detect(frame, ["max_logit"]), "msp")
     plain = Detector.load(tiny_bundle, threads=1)
     with pytest.raises(AnomsegError, match="no threshold for the score 'max_logit': give threshold=, or find one"):
         plain.mask(plain.detect(frame), "max_logit")

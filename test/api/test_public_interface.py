@@ -23,7 +23,8 @@ SIGNATURES: dict[str, str] = {
     "Detector.detect": "(self, frame, scores, *, labels, source_size, road)",
     "Detector.threshold": "(self, score, target_fpr)",
     "Detector.mask": "(self, outputs, score, *, threshold, target_fpr)",
-    "Detector.overlay": "(self, frame, outputs, mask)",
+    "Detector.overlay": "(self, frame, outputs, mask, *, legend)",
+    "Detector.score_picture": "(self, frame, outputs, score, *, legend, threshold)",
     "Detector.close": "(self)",
     "read_frames": "(*inputs)",
     "evaluate": "(bundles, datasets, *, scores, protocols, backend, allow_partial, progress)",
@@ -42,6 +43,8 @@ DEFAULTS: dict[str, dict[str, object]] = {
     "Detector.detect": {"scores": None, "labels": True, "source_size": False, "road": None},
     "Detector.threshold": {"score": None, "target_fpr": 0.01},
     "Detector.mask": {"score": None, "threshold": None, "target_fpr": 0.01},
+    "Detector.overlay": {"mask": None, "legend": False},
+    "Detector.score_picture": {"score": None, "legend": False, "threshold": None},
     "evaluate": {"scores": (), "protocols": ("seeds",), "backend": "onnxruntime", "allow_partial": False},
     "export_checkpoint": {
         "void_class": None,

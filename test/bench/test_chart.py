@@ -65,12 +65,12 @@ def test_published_points_are_of_the_same_dataset() -> None:
     def published(root: ElementTree.Element) -> list[ElementTree.Element]:
         return [group for group in root.iter(f"{SVG}g") if group.get("data-published")]
 
-    assert len(published(draw_chart(ENTRIES))) == 27
-    for group in published(draw_chart(ENTRIES)):
+    assert len(published(draw_chart(ENTRIES, published=True))) == 27
+    for group in published(draw_chart(ENTRIES, published=True)):
         said = group.findtext(f"{SVG}title") or ""
         assert group.get("class") == "published" and said.startswith("published: ")
-    assert published(draw_chart(ENTRIES, published=False)) == []
-    assert published(draw_chart((entry("a", 10, 0.4, "miou"),))) == []
+    assert published(draw_chart(ENTRIES)) == []
+    assert published(draw_chart((entry("a", 10, 0.4, "miou"),), published=True)) == []
 
 
 def test_candidates_without_accuracy_are_drawn() -> None:

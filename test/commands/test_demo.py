@@ -20,6 +20,7 @@ from anomseg_ros.commands.demo_drive import open_drive, synthetic_drive
 from anomseg_ros.commands.demo_frames import ShownDrive, ShownFrame, count_alarms
 from anomseg_ros.commands.demo_page import is_too_slow, pace, write_page
 from anomseg_ros.core.bundle import load_bundle
+from anomseg_ros.core.labels import ClassInfo
 from anomseg_ros.core.resources import (
     DEMO_BUNDLE,
     ROAD_BUNDLE,
@@ -28,6 +29,7 @@ from anomseg_ros.core.resources import (
     share_file,
     shipped_bundles,
 )
+from anomseg_ros.core.score_scale import score_scale
 
 ROOT = Path(__file__).resolve().parents[2]
 FRAMES = 24
@@ -126,7 +128,8 @@ def test_page_works_in_real_browser(width_px: int, output: Path, tmp_path: Path)
         # It plays by itself; a pause and the slider stop it.
         assert browser.js("new Promise((told) => setTimeout(() => told(Number(frame.value)), 1500))") > 0
         browser.js(f"frame.value = {count - 1}; frame.dispatchEvent(new Event('input'))")
-        assert f"frame {count} of {count}" in browser.js("where.textContent")
+        number = shown_frames(output)[-1]["number"]
+        assert browser.js("truth.textContent").startswith(f"Frame {number} of {FRAMES} · truth: ")
         assert browser.js("document.getElementById('camera').src").endswith(f"{count - 1:04d}_camera.jpg")
         browser.screenshot(tmp_path / "page.png")
         assert browser.complaints == []
@@ -246,10 +249,33 @@ def test_pace_text_matches_result() -> None:
 
 def test_page_escapes_names_and_reports_missing_frames(tmp_path: Path) -> None:
     evil = "</script><script>x</script>"
-    frame = ShownFrame(0.0, (f"{evil}1", f"{evil}2", f"{evil}3"), 0, 0, 0)
-    shown = ShownDrive((frame,), (0.0, 1.0), None, ())
+    frame = ShownFrame(3, 0.0, (f"{evil}1", f"{evil}2", f"{evil}3"), 0, 0, 0)
+    shown = ShownDrive((frame,), score_scale({0.01: 0.3}, (0.0, 1.0), bounded=True), None, (), (0, 255, 255))
     hostile = replace(RESULT, drive=evil, bundle=evil, backend=evil, about=(evil,))
     page = write_page(tmp_path / "page.html", hostile, shown, {"score": evil, "threshold_source": evil}).read_text()
     assert "<script>x" not in page and "&lt;script&gt;x" in page
     empty = write_page(tmp_path / "empty.html", RESULT, replace(shown, frames=()), {}).read_text()
     assert "answered no frame" in empty and "<script" not in empty
+
+
+def test_page_has_frame_number_truth_and_the_scale_s_thresholds(tmp_path: Path) -> None:
+    files = ("1.jpg", "2.jpg", "3.jpg")
+    frames = tuple(ShownFrame(5 + 2 * k, 0.1 * k, files, 1, 1, 0, known) for k, known in enumerate((0, 1, 2, None)))
+    scale = score_scale({0.05: 0.1, 0.01: 0.3}, (0.0, 1.0), bounded=True)
+    shown = ShownDrive(frames, scale, 0.3, (ClassInfo("road", (128, 64, 128), 0),), (0, 255, 255), 2, 1)
+    page = write_page(tmp_path / "page.html", RESULT, shown, {"score": "void"})
+    text = page.read_text()
+    assert text.count("5 %</span>") == text.count("1 %</span>") == 1 and "share of usual pixels above" in text
+    choose = "const s = document.getElementById('frame'); s.value = {}; s.dispatchEvent(new Event('input'));"
+    with chromium() as browser:
+        browser.open(page, 1000)
+        captions = [
+            browser.js(f"(() => {{ {choose.format(index)} return document.getElementById('truth').textContent }})()")
+            for index in range(len(frames))
+        ]
+    assert captions == [
+        "Frame 5 of 100 · truth: no anomaly",
+        "Frame 7 of 100 · truth: 1 anomaly",
+        "Frame 9 of 100 · truth: 2 anomalies",
+        "Frame 11 of 100",
+    ]

@@ -13,7 +13,7 @@ from anomseg_ros.backends import open_detector
 from anomseg_ros.cli import main
 from anomseg_ros.core.image_files import read_image
 
-KINDS = ("labels.png", "mask.png", "void.npy", "msp.npy", "overlay.png")
+KINDS = ("labels.png", "mask.png", "void.npy", "msp.npy", "overlay.png", "score.png")
 
 
 @pytest.fixture()
@@ -34,7 +34,9 @@ def test_written_files_equal_detector_outputs(tiny_bundle: Path, images: Path, t
     assert (cv2.imread(str(out / "a_labels.png"), cv2.IMREAD_UNCHANGED) == outputs.labels).all()
     saved = np.load(out / "a_void.npy")
     assert saved.dtype == np.float32 and (saved == outputs.scores["void"]).all()
-    assert cv2.imread(str(out / "a_overlay.png")).shape == (90, 160, 3)
+    for kind in ("overlay", "score"):  # the frame with a legend below
+        height, width, _ = cv2.imread(str(out / f"a_{kind}.png")).shape
+        assert height > 90 and width == 160
 
 
 def test_mask_is_where_the_first_score_is_above_its_threshold(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
@@ -72,7 +74,7 @@ def test_source_size_and_no_overlay_options(tiny_bundle: Path, images: Path, tmp
     arguments = ["--output", str(out), "--source-size", "--no-overlay", "--score", "msp"]
     assert main(["run", str(tiny_bundle), str(images / "a.png"), *arguments]) == 0
     assert np.load(out / "a_msp.npy").shape == (90, 160)
-    assert not (out / "a_overlay.png").exists()
+    assert not list(out.glob("a_overlay.png")) and not list(out.glob("a_score.png"))
 
 
 def test_bad_image_is_named_and_others_are_written(

@@ -3,16 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from anomseg_ros.core.anomaly_marks import EDGE_COLOR, anomaly_color
 from anomseg_ros.core.labels import CITYSCAPES, UNLABELLED, VOID, palette
-from anomseg_ros.core.overlay import (
-    ANOMALY_COLOR,
-    anomaly_mask,
-    gray_scores,
-    heat_map,
-    label_colors,
-    overlay,
-    panel,
-)
+from anomseg_ros.core.overlay import anomaly_mask, label_colors, overlay, panel
+from anomseg_ros.core.score_scale import score_scale
+from anomseg_ros.core.types import Outputs
 
 COLORS = palette((*CITYSCAPES, VOID))
 
@@ -34,40 +29,40 @@ def test_labels_get_the_colors_of_their_classes() -> None:
     assert label_colors(labels, COLORS).tolist() == [[[128, 64, 128], [0, 0, 142], [0, 0, 0]]]
 
 
-def test_gray_scores_are_clipped_and_scaled() -> None:
-    scores = np.array([[-30.0, -20.0, -10.0, 0.0, 5.0]], np.float32)
-    assert gray_scores(scores, -20.0, 0.0).tolist() == [[0, 0, 127, 255, 255]]
-
-
-def test_heat_map_goes_from_blue_to_red() -> None:
-    low, high = heat_map(np.array([[0.1, 0.95]], np.float32), 0.0, 1.0)[0].astype(int)
-    assert low[2] > low[0] and high[0] > high[2]
-
-
 def test_overlay_marks_anomalies_and_keeps_unlabelled_pixels() -> None:
-    image = np.full((40, 60, 3), 90, np.uint8)
-    labels = np.zeros((20, 30), np.uint8)
-    labels[:, 15:] = UNLABELLED
-    mask = np.zeros((20, 30), np.uint8)
-    mask[4:10, 18:28] = 255
-    before = image.copy()
-    drawn = overlay(image, labels, mask, COLORS).astype(int)
-    assert (image == before).all()
-    assert drawn.shape == (40, 60, 3)
-    assert (drawn[30, 50] == 90).all()  # unlabelled: the frame itself
-    assert drawn[30, 5] == pytest.approx(0.55 * 90 + 0.45 * np.array([128, 64, 128]), abs=1)  # road
-    assert drawn[14, 46] == pytest.approx(0.35 * 90 + 0.65 * np.array(ANOMALY_COLOR), abs=1)
-    assert (drawn[8, 40] == 255).all()  # outline
+    image = np.full((240, 360, 3), 90, np.uint8)
+    labels = np.zeros((120, 180), np.uint8)
+    labels[:, 90:] = UNLABELLED
+    mask = np.zeros((120, 180), np.uint8)
+    mask[24:60, 30:120] = 255
+    before = image.copy(), mask.copy()
+    drawn = overlay(image, labels, mask, COLORS)
+    assert (image == before[0]).all() and (mask == before[1]).all()
+    assert drawn.shape == (240, 360, 3)
+    assert (drawn[200, 300] == 90).all()  # unlabelled: the frame itself
+    assert drawn[200, 30].astype(int) == pytest.approx(0.55 * 90 + 0.45 * np.array([128, 64, 128]), abs=1)  # road
+    inside = drawn[52:112, 66:232].reshape(-1, 3)  # the frame between bright and dark lines
+    found = {tuple(color) for color in np.unique(inside, axis=0).tolist()}
+    assert found == {(90, 90, 90), anomaly_color(COLORS), EDGE_COLOR}
 
 
-def test_panel_has_four_tiles_of_the_frame_s_size() -> None:
+def test_without_anomalies_the_overlay_shows_the_classes_only() -> None:
+    image, labels = np.full((40, 60, 3), 90, np.uint8), np.zeros((40, 60), np.uint8)
+    plain = overlay(image, labels, None, COLORS)
+    assert (overlay(image, labels, np.zeros_like(labels), COLORS) == plain).all()
+    assert len(np.unique(plain.reshape(-1, 3), axis=0)) == 1
+
+
+def test_panel_has_four_captioned_tiles_and_legends() -> None:
     image = np.full((90, 160, 3), 50, np.uint8)
-    labels = np.full((48, 96), 10, np.uint8)
-    scores = np.zeros((48, 96), np.float32)
+    outputs = Outputs(np.full((48, 96), 10, np.uint8), {"void": np.zeros((48, 96), np.float32)})
     mask = np.zeros((48, 96), np.uint8)
-    picture = panel(image, labels, scores, mask, (*CITYSCAPES, VOID), (0.0, 1.0), "void")
-    assert picture.shape == (180, 320, 3)
+    scale = score_scale({}, (0.0, 1.0), bounded=True)
+    picture = panel(image, outputs, mask, (*CITYSCAPES, VOID), scale, "void", 0.5)
+    assert picture.shape[0] > 180 and picture.shape[1:] == (320, 3)
     assert picture[80, 10].tolist() == [50, 50, 50]
-    assert picture[80, 200].tolist() == [70, 130, 180]
-    wide = panel(np.zeros((300, 2048, 3), np.uint8), labels, scores, mask, (*CITYSCAPES, VOID), (0.0, 1.0), "void")
-    assert wide.shape == (300, 2048, 3)
+    assert picture[80, 200].tolist() == pytest.approx((0.55 * 50 + 0.45 * np.array([70, 130, 180])).tolist(), abs=1)
+    assert picture[170, 10].tolist() == scale.colored(np.zeros((1, 1), np.float32))[0, 0].tolist()
+    assert picture[170, 200].tolist() == [0, 0, 0]
+    wide = panel(np.zeros((300, 2048, 3), np.uint8), outputs, mask, (*CITYSCAPES, VOID), scale, "void")
+    assert wide.shape[1] == 2048

@@ -13,6 +13,7 @@ from chromium import chromium
 from dataset_trees import write
 from painted_frames import BLUE, GREEN, HEIGHT_PX, OLIVE, WIDTH_PX, painted_bundle
 
+from anomseg_ros.core.anomaly_marks import PREFERRED_COLOR
 from anomseg_ros.core.image_files import decode_rgb
 from anomseg_ros.datasets.unlabelled_drive import open_drive
 from anomseg_ros.evaluation import drive_page
@@ -64,7 +65,12 @@ def test_every_frame_is_shown_worst_first(request_: DriveRequest) -> None:
     assert "void above" in page.words and "target_fpr 0.02" in page.words
     worst = decode_rgb(np.frombuffer(page.pictures[0], np.uint8), "worst")
     assert worst.shape == (200, 400, 3)
-    assert worst[150, 300, 0] > 120 and worst[150, 300, 1] > worst[150, 100, 1] and worst[150, 100, 0] < 60
+    cyan, black = (
+        (np.linalg.norm(worst - np.array(color, float), axis=2) < 90) for color in (PREFERRED_COLOR, (0, 0, 0))
+    )
+    hatched, plain = np.s_[110:190, 220:380], np.s_[110:190, 20:180]
+    assert cyan[hatched].mean() > 0.05 and black[hatched].mean() > 0.05
+    assert not cyan[plain].any() and not black[plain].any()
 
 
 def test_long_drive_is_shown_by_the_worst_frame_of_each_stretch(

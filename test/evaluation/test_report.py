@@ -127,6 +127,23 @@ def test_summary_marks_the_best_value_of_each_column(path: Path) -> None:
     assert table[0].count("Protocol seeds") == 1 and table[0].count("mIoU") == 1
 
 
+def test_each_miou_is_stated_once(tmp_path: Path) -> None:
+    first = replace(BARE, auprc=0.4, fpr95=0.3, miou=0.6543, iou={"road": 0.9, "sky": 0.4086})
+    other = replace(first, bundle="large", miou=0.7231, iou={"road": 0.95, "sky": 0.4962})
+    document = render(tuple(replace(one, score=name) for one in (first, other) for name in ("msp", "void")), tmp_path)
+    for value in ("65.43", "72.31", "40.9", "49.6"):
+        assert document.count(f">{value}<") == 1, value
+    assert document.count("as above") == 2 and document.count("IoU per class") == 2
+    changed = render((first, replace(first, score="void", miou=0.7)), tmp_path)  # of other pixels: both are stated
+    assert changed.count("65.43") == changed.count("70.00") == 1
+
+
+def test_times_say_what_is_timed(path: Path) -> None:
+    document = path.read_text()
+    assert document.count("Time per frame, ms <span>") == 8
+    assert document.count("frame to outputs</li>") == document.count("network alone</li>") == 8
+
+
 def test_each_protocol_has_a_table_and_is_named_in_its_charts(tmp_path: Path) -> None:
     one = evaluation().results[0]
     document = render((one, replace(one, protocol="smiyc")), tmp_path)
@@ -174,10 +191,19 @@ def test_curves_of_either_direction_are_drawn_equally_and_thinned(tmp_path: Path
 def test_precision_is_not_interpolated_between_thresholds(tmp_path: Path) -> None:
     curves = Curves(recall=(0.0, 0.5, 1.0), precision=(1.0, 0.2, 0.1))
     (drawn,) = curves_drawn(render((replace(BARE, auprc=0.15, curves=curves),), tmp_path))
-    expected = [(0, 1), (0, 0.2), (0.5, 0.2), (0.5, 0.1), (1, 0.1)]
+    expected = [(0, 0.2), (0, 0.2), (0.5, 0.2), (0.5, 0.1), (1, 0.1)]
     assert [coordinate for point in drawn for coordinate in point] == pytest.approx(
         [coordinate for point in expected for coordinate in point], abs=0.001
     )
+
+
+def test_precision_at_recall_0_is_no_stroke_from_top_to_bottom(tmp_path: Path) -> None:
+    noise = tuple((i / 100000, float(i % 2)) for i in range(200))  # up to a recall of 0.2 %
+    recall, precision = zip(*noise, (0.01, 0.6), (0.5, 0.5), (1.0, 0.1), strict=True)
+    curves = Curves(recall=recall, precision=precision)
+    (drawn,) = curves_drawn(render((replace(BARE, auprc=0.4, curves=curves),), tmp_path))
+    assert [y for x, y in drawn if x < 0.005] == pytest.approx([0.6, 0.6], abs=0.005)
+    assert drawn[-1] == pytest.approx((1, 0.1), abs=0.005)
 
 
 def curves_drawn(document: str) -> list[list[tuple[float, float]]]:
@@ -264,7 +290,7 @@ def test_components_and_times_are_shown_only_if_measured(tmp_path: Path) -> None
         render((BARE,), tmp_path),
         render((replace(BARE, components=Components(0.1, 0.2, 0.3, 0.4), inference_ms={"p50": 12.34}),), tmp_path),
     )
-    assert "sIoU" not in without and "Time, ms" not in without
+    assert "sIoU" not in without and "Time per frame" not in without
     assert "sIoU" in with_them and ">12.3</text>" in with_them
 
 

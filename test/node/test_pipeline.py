@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from anomseg_ros.errors import ConfigError, FrameError
 from anomseg_ros.node import conversions, pipeline
 from anomseg_ros.node.conversions import compressed_from_array, image_from_array, rgb_from_image
 from anomseg_ros.node.parameters import PARAMETERS, live_parameters
+from anomseg_ros.scores import scale_of
 
 IMAGES = (pipeline.LABELS, pipeline.SCORE, pipeline.MASK, pipeline.OVERLAY, pipeline.OVERLAY_COMPRESSED)
 
@@ -105,6 +107,17 @@ def test_camera_info_is_scaled_to_output_size(detector: Detector, frame: np.ndar
     assert (scaled.width, scaled.height) == (128, 64)
     assert scaled.k[0] == pytest.approx(80.0) and scaled.k[4] == pytest.approx(100 * 64 / 90)
     assert pipeline.CAMERA_INFO not in make(detector).process(message(frame), [pipeline.CAMERA_INFO]).messages
+
+
+def test_mono8_score_encoding_is_scaled_by_the_bundle_s_thresholds(detector: Detector, frame: np.ndarray) -> None:
+    scores = detector.detect(frame, ["void"]).scores["void"]
+    rates = dict(zip((0.05, 0.01, 0.001), map(float, np.quantile(scores, (0.5, 0.8, 0.95))), strict=True))
+    contract = replace(detector.bundle.contract, thresholds={"void": ThresholdTable("here", rates)})
+    calibrated = Detector(Bundle(detector.bundle.directory, contract), detector.backend)
+    gray = make(calibrated, score_encoding="mono8").process(message(frame), [pipeline.SCORE]).messages[pipeline.SCORE]
+    scale = scale_of(contract, "void")
+    assert [scale.place(value) for value in rates.values()] == pytest.approx([0.25, 0.5, 0.75])
+    assert (array(gray) == scale.gray(scores)).all() and len(np.unique(array(gray))) > 50
 
 
 def test_mono8_score_encoding_scales_scores_to_255(detector: Detector, frame: np.ndarray) -> None:

@@ -2,7 +2,7 @@
 (() => {
   const frames = JSON.parse(document.getElementById("frames").textContent);
   const screens = ["camera", "overlay", "score"].map((id) => document.getElementById(id));
-  const [play, slider, where, cursor, strip] = ["play", "frame", "where", "cursor", "strip"]
+  const [play, slider, where, cursor, strip, truth] = ["play", "frame", "where", "cursor", "strip", "truth"]
     .map((id) => document.getElementById(id));
   // Loaded beforehand, or the film would stutter.
   const loaded = frames.map((frame) => frame.files.map((name) => Object.assign(new Image(), { src: name })));
@@ -20,7 +20,10 @@
       others ? `${others} on the road` : "",
       frame.other ? `${frame.other} beside` : "",
     ].filter(Boolean).join(", ");
-    where.textContent = `${frame.t.toFixed(2)} s · frame ${index + 1} of ${frames.length} · ` +
+    const anomalies = frame.truth === null ? "" : frame.truth
+      ? ` · truth: ${frame.truth} ${frame.truth === 1 ? "anomaly" : "anomalies"}` : " · truth: no anomaly";
+    truth.textContent = `Frame ${frame.number} of ${truth.dataset.played}${anomalies}`;
+    where.textContent = `${frame.t.toFixed(2)} s · ` +
       (told ? `alarms: ${told}` : "no alarm");
   };
   const pause = () => { clearTimeout(timer); timer = 0; play.textContent = "▶"; };
