@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from anomseg_ros.core.labels import LABEL_SETS, UNLABELLED, ClassInfo
+from anomseg_ros.core.labels import LABEL_SETS, UNLABELLED, ClassInfo, label_set
 from anomseg_ros.core.output_files import write_file
 from anomseg_ros.core.schema import from_plain, to_plain
 from anomseg_ros.core.untrusted_text import parse_yaml
@@ -20,7 +20,10 @@ ROLES = KNOWN_ROLE, UNLABELLED_ROLE, IGNORED_ROLE, OUTLIER_ROLE = "known", "unla
 MAX_KNOWN = 250
 """Train ids above are values with a meaning: 252 known without a class, 254 outlier, 255 unlabelled."""
 
+LABEL_SET_HELP = f"the known classes: {', '.join(LABEL_SETS)}, or a {CLASSES_FILE} (docs/own_classes.md)"
+
 _MAX_BYTES = 1_000_000
+_PUBLISHED = " or ".join(LABEL_SETS)
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,28 @@ def read_class_table(path: Path) -> ClassTable:
     table = from_plain(ClassTable, data, str(path))
     check_class_table(table, str(path))
     return table
+
+
+def find_label_set(name_or_path: str) -> tuple[str, tuple[ClassInfo, ...]]:
+    """Return name and classes of a label set: a published one, or the one in a classes.yaml or a folder that has it.
+
+    Raises ConfigError that lists the names.
+    """
+    path = Path(name_or_path).expanduser()
+    if name_or_path in LABEL_SETS or not (path.is_file() or path.is_dir()):
+        if name_or_path not in LABEL_SETS and path.suffix in (".yaml", ".yml"):
+            raise ConfigError(f"label set {name_or_path!r} does not exist; give a {CLASSES_FILE}, or {_PUBLISHED}")
+        return name_or_path, label_set(name_or_path)
+    table = read_class_table(path)
+    return label_set_name(table, (path if path.is_dir() else path.parent).resolve().name), table.known()
+
+
+def label_set_name(table: ClassTable, folder: str) -> str:
+    """Return the name of the label set: of a published one with these classes, the stated one, or the folder's."""
+    names = [info.name for info in table.known()]
+    same = [name for name, published in LABEL_SETS.items() if [info.name for info in published] == names]
+    own = table.name or folder or "own"
+    return same[0] if same else f"own {own}" if own in LABEL_SETS else own
 
 
 def write_class_table(table: ClassTable, path: Path) -> None:

@@ -19,10 +19,11 @@ from anomseg_ros.core.class_table import (
     OUTLIER_ROLE,
     UNLABELLED_ROLE,
     ClassTable,
+    label_set_name,
     read_class_table,
 )
 from anomseg_ros.core.file_pairs import files_in, pair
-from anomseg_ros.core.labels import KNOWN_UNCERTAIN, LABEL_SETS, UNLABELLED, ClassInfo
+from anomseg_ros.core.labels import KNOWN_UNCERTAIN, UNLABELLED
 from anomseg_ros.datasets.dataset import ANOMALY, KNOWN, VOID, FileDataset, Found, LabelCodes
 from anomseg_ros.datasets.folder_splits import ALL, TRAIN, VALIDATION, split_frames, split_note
 from anomseg_ros.errors import ConfigError, DatasetError, closest_first
@@ -50,7 +51,7 @@ class Folder(FileDataset):
         self.path = path
         self.published_count = None
         self.classes = self.table.known()
-        self.label_set = label_set_name(self.table, self.classes, root)
+        self.label_set = label_set_name(self.table, root.resolve().name)
         self._use(self._chosen(self.find_official(root), split, root))
 
     def find_official(self, root: Path) -> Found:
@@ -97,14 +98,6 @@ def label_codes(table: ClassTable) -> LabelCodes:
         **dict.fromkeys(roles[OUTLIER_ROLE], ANOMALY),
     }
     return LabelCodes(f"the values in {CLASSES_FILE}: {names}", labels, anomaly if roles[OUTLIER_ROLE] else None)
-
-
-def label_set_name(table: ClassTable, classes: tuple[ClassInfo, ...], root: Path) -> str:
-    """Return the name of the label set: of a published one with these classes, the stated one, or the folder's."""
-    names = [info.name for info in classes]
-    same = [name for name, published in LABEL_SETS.items() if [info.name for info in published] == names]
-    own = table.name or root.resolve().name or "own"
-    return same[0] if same else f"own {own}" if own in LABEL_SETS else own
 
 
 def _named(folder: Path) -> list[tuple[str, Path]]:

@@ -20,7 +20,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from anomseg_ros.core.labels import ClassInfo
+from anomseg_ros.core.labels import ClassInfo, same_classes
 from anomseg_ros.core.progress import Progress
 from anomseg_ros.datasets import open_dataset
 from anomseg_ros.datasets.dataset import Dataset
@@ -121,10 +121,14 @@ def open_sets(data: DataConfig) -> tuple[Dataset, Dataset]:
     """Return the training and the validation frames, not read yet. Raises ConfigError and DatasetError."""
     if not data.path and data.dataset != "synthetic":  # synthetic frames need no files
         raise ConfigError(f"no folder of {data.dataset} was given; add --data FOLDER (or --set data.path=FOLDER)")
-    return (
-        open_dataset(data.dataset, data.path, data.train_split or None),
-        open_dataset(data.dataset, data.validation_path or data.path, data.validation_split or None),
-    )
+    train_set = open_dataset(data.dataset, data.path, data.train_split or None)
+    validation_set = open_dataset(data.dataset, data.validation_path or data.path, data.validation_split or None)
+    if not same_classes(classes_of(train_set), classes_of(validation_set)):
+        raise ConfigError(
+            f"{train_set.path!r} and {validation_set.path!r} have different classes; give both the same ones, in "
+            "one order"
+        )
+    return train_set, validation_set
 
 
 def _prepare(config: TrainConfig, output: Path, sources: Sources, fabric: Fabric, report: Report) -> _Run:
