@@ -48,9 +48,10 @@ class CocoObject:
                 f"picture {str(self.image_path)!r} is {image.shape[1]}x{image.shape[0]}, its annotations say "
                 f"{width}x{height}; unpack the pictures of the same release"
             )
-        return image, require_object(self._mask(), self.title)
+        return image, require_object(self.mask(), self.title)
 
-    def _mask(self) -> npt.NDArray[np.bool_]:
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """Return the mask, bool (H, W). Raises DatasetError for run lengths that do not fit."""
         if self.polygons is not None:
             return polygon_mask(self.polygons, self.size_px)
         runs = run_lengths(self.runs, self.title) if isinstance(self.runs, str) else list(self.runs or ())

@@ -28,6 +28,7 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "bag evaluate": (f"MISSING {BUNDLE}", "MISSING --recorded", f"MISSING.mcap {BUNDLE}"),
     "bag play": ("MISSING", "MISSING.db3"),
     "datasets check": ("camvid=MISSING",),
+    "datasets import": ("cvat MISSING --output out", "coco MISSING --output out"),
     "datasets cut-paste": (
         "camvid=MISSING --output out",
         "synthetic=5:1 --output out --objects MISSING",
