@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from anomseg_ros.core.labels import ClassInfo
+from anomseg_ros.core.labels import LABEL_SETS, ClassInfo
 from anomseg_ros.core.problems import REMEDIES, FrameProblem
 from anomseg_ros.core.progress import Progress, no_progress
 from anomseg_ros.datasets.dataset import ANOMALY, KNOWN, VOID, Dataset, notes_of
@@ -152,7 +152,7 @@ def few_classes(dataset: Dataset, classes: Sequence[ClassInfo], shown: Collectio
     """
     absent = [info.name for info in classes if info.train_id not in shown]
     count = f"only {len(classes) - len(absent)} of the {len(classes)} classes of {dataset.label_set} occur"
-    if dataset.published_count is None and absent:
+    if dataset.label_set not in LABEL_SETS and dataset.published_count is None and absent:
         return f"{count}: no frame shows {_listed(absent)}; label frames with them, or remove them from the classes"
     if 2 * len(absent) > len(classes):
         return (

@@ -76,6 +76,12 @@ def notes_of(dataset: Dataset) -> tuple[str, ...]:
     return notes
 
 
+def licence_of(dataset: Dataset) -> str:
+    """Return the terms of the frames as the dataset itself states them; empty for most."""
+    licence: str = getattr(dataset, "licence", "")
+    return licence
+
+
 class DatasetType(Protocol):
     """The entries of DATASETS: callables that open a dataset."""
 
@@ -160,6 +166,8 @@ class FileDataset(ABC):
     flat_codes: ClassVar[LabelCodes] = FLAT_CODES
     notes: tuple[str, ...] = ()
     """Sentences on how the frames were chosen; see notes_of."""
+    licence: str = ""
+    """Terms of the frames, where the dataset itself states them; see licence_of."""
 
     def __init__(self, path: str, split: str | None = None) -> None:
         """Find the files of a split (None: the default one). Raises DatasetError if no layout is recognised."""

@@ -50,6 +50,7 @@ class Folder(FileDataset):
             raise DatasetError(f"folder: {error}") from None
         self.path = path
         self.published_count = None
+        self.licence = self.table.licence or f"unknown: state the terms of the frames in {CLASSES_FILE}"
         self.classes = self.table.known()
         self.label_set = label_set_name(self.table, root.resolve().name)
         self._use(self._chosen(self.find_official(root), split, root))
