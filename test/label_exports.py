@@ -241,3 +241,41 @@ def written(case: str, root: Path) -> tuple[str, Path]:
     root.mkdir(parents=True, exist_ok=True)
     writer(root)
     return name, root
+
+
+DRIVE_COLORS = {
+    "background": (0, 0, 0),
+    "drivable": (110, 110, 120),
+    "path": (244, 35, 232),
+    "green": (60, 150, 40),
+    "sky": (70, 130, 180),
+    "car": (0, 0, 142),
+    "truck": (0, 0, 70),
+    "debris": (255, 120, 0),
+}
+"""Classes of cvat_drive; five remain with --map car=vehicle truck=vehicle and --outliers debris."""
+DRIVE_SEED = 1
+_DRAWN = {"road": "drivable", "sidewalk": "path", "vegetation": "green", "terrain": "green", "sky": "sky", "car": "car"}
+
+
+def cvat_drive(root: Path, frames: int, size_px: tuple[int, int] | None = None) -> Path:
+    """Write frames of a drawn drive, three seconds apart, as CVAT exports masks. size_px: height and width."""
+    from anomseg_ros.core.labels import CITYSCAPES, palette
+    from anomseg_ros.scenes.sequence import SyntheticConfig, SyntheticSequence
+
+    names = {**_DRAWN, "truck": "truck", "bus": "truck"}
+    painted = [info for info in CITYSCAPES if info.name in names]
+    colors = palette([type(info)(info.name, DRIVE_COLORS[names[info.name]], info.train_id) for info in painted])
+    drive = SyntheticSequence(DRIVE_SEED, SyntheticConfig(anomaly_probability=1.0))
+    for number in range(frames):
+        frame = drive.frame(30 * number)
+        labels = np.where(frame.anomaly[:, :, None] == 1, np.uint8(DRIVE_COLORS["debris"]), colors[frame.labels])
+        for folder, pixels, how in (
+            ("JPEGImages", frame.image, cv2.INTER_AREA),
+            ("SegmentationClass", labels, cv2.INTER_NEAREST),
+        ):
+            height, width = size_px or pixels.shape[:2]
+            write(root / folder / f"drive_{number:04d}.png", cv2.resize(pixels, (width, height), interpolation=how))
+    rows = [f"{name}:{','.join(map(str, color))}::" for name, color in DRIVE_COLORS.items()]
+    (root / "labelmap.txt").write_text("\n".join(["# label:color_rgb:parts:actions", *rows]) + "\n")
+    return root

@@ -60,10 +60,12 @@ def _doubts(train_set: Dataset, training: Frames, validation: Frames) -> Iterato
         yield f"{len(training)} training frames, {published} are published of {train_set.name} {train_set.split}"
     if text := _few_classes(train_set, training):
         yield text
-    if len(training) < FEW_TRAINING or len(validation) < FEW_VALIDATION:
+    counts = (("training", len(training), FEW_TRAINING), ("validation", len(validation), FEW_VALIDATION))
+    few = [f"{count} {kind} frames" for kind, count, least in counts if count < least]
+    if few:
         yield (
-            f"{len(training)} training and {len(validation)} validation frames are few (fewer than {FEW_TRAINING} or "
-            f"{FEW_VALIDATION}): label more, or fit thresholds on a drive with `anomseg calibrate threshold --frames`"
+            f"{' and '.join(few)} are too few to trust the figures: label more, and fit thresholds on a drive with "
+            "`anomseg calibrate threshold --frames`"
         )
 
 

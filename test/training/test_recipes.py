@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dataset_trees import write
+from dataset_trees import own_folder, write
 
 from anomseg_ros.catalog.entries import load_catalog
 from anomseg_ros.catalog.store import checkpoint_folder
@@ -29,6 +29,7 @@ QUICK = {"enet-camvid-void", "mide_net-distilled", "erfnet_encoder-camvid"}
 
 RECIPES = {path.stem: path for path in sorted((ROOT / "config" / "train").glob("*.yaml"))}
 KNOWN = {"camvid": len(CAMVID)} | dict.fromkeys(("cityscapes", "synthetic", "pseudo_label"), len(CITYSCAPES))
+KNOWN["folder"] = 2  # of own_folder
 SIZE_PX = (64, 96)
 SYNTHETIC = "7:2"
 
@@ -155,6 +156,7 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "camvid": str(root / "camvid"),
         "cityscapes": str(root / "cityscapes"),
         "synthetic": SYNTHETIC,
+        "folder": str(own_folder(root / "folder", ["a/1", "a/2", "a/3"])),
         "pseudo_label": str(write_pseudo_labels(root / "cityscapes", root / "labelled")),
     }
 
