@@ -175,7 +175,7 @@ def coco(root: Path) -> None:
         annotations.append(
             {
                 **{"id": number, "image_id": list(FRAMES).index(frame), "category_id": 10 + NAMES.index(name)},
-                **{"iscrowd": 0, "area": int(mask_of(name).sum()), "segmentation": segmentation},
+                **{"iscrowd": int(name == "car"), "area": int(mask_of(name).sum()), "segmentation": segmentation},
             }
         )
     data = {
@@ -269,7 +269,9 @@ def cvat_drive(root: Path, frames: int, size_px: tuple[int, int] | None = None) 
     drive = SyntheticSequence(DRIVE_SEED, SyntheticConfig(anomaly_probability=1.0))
     for number in range(frames):
         frame = drive.frame(30 * number)
-        labels = np.where(frame.anomaly[:, :, None] == 1, np.uint8(DRIVE_COLORS["debris"]), colors[frame.labels])
+        labels = np.where(
+            frame.anomaly[:, :, None] == 1, np.array(DRIVE_COLORS["debris"], np.uint8), colors[frame.labels]
+        )
         for folder, pixels, how in (
             ("JPEGImages", frame.image, cv2.INTER_AREA),
             ("SegmentationClass", labels, cv2.INTER_NEAREST),

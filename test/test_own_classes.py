@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import once_per_run
 import pytest
+from dataset_trees import write
 from label_exports import DRIVE_COLORS, cvat_drive
 
 torch = pytest.importorskip("torch")
@@ -131,6 +132,24 @@ def test_checkpoint_is_exported_again_with_the_classes_of_the_folder(road: Path,
     config = export_config_of(again)
     assert config.classes() == again.classes
     assert main([*words, "--overwrite", "--label-set", "camvid"]) == 1
+
+
+def test_a_folder_of_three_classes_is_not_taken_for_camvid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The licence of the recipe is CamVid's, and its network is not ready to deploy."""
+    for split, count in (("train", 4), ("val", 2)):
+        for number in range(count):
+            pixels = np.random.default_rng([number, count]).integers(0, 256, (64, 128, 3), dtype=np.uint8)
+            write(tmp_path / "mine" / split / f"{number}.png", pixels)
+            write(tmp_path / "mine" / f"{split}annot" / f"{number}.png", (pixels[:, :, 0] % 3).astype(np.uint8))
+    changes = [*SETTINGS[:1], *SETTINGS[4:], "data.allow_partial=true", "run.epochs=1", "deploy.calibrate=false"]
+    words = [word for change in changes if "auxiliary" not in change for word in ("--set", change)]
+    run = ["train", "mide_net-camvid", "--data", str(tmp_path / "mine"), "--output", str(tmp_path / "run"), *words]
+    assert main(run) == 0
+    printed = capsys.readouterr().out
+    assert "written, not ready to deploy (4 training frames, 367 are published of camvid train; only 3 of" in printed
+    provenance = load_bundle(tmp_path / "run" / "bundle").contract.provenance
+    assert provenance.licence == "unknown: the frames do not look like those of camvid; state their terms"
+    assert "are these frames of camvid?" in str(provenance.training_data)
 
 
 def test_label_set_of_a_folder_has_its_name_and_classes(road: Path) -> None:

@@ -4,8 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from anomseg_ros.core.class_table import ClassTable, OwnClass, SplitRule, read_class_table, write_class_table
-from anomseg_ros.core.labels import ClassInfo
+from anomseg_ros.core.class_table import (
+    ClassTable,
+    OwnClass,
+    SplitRule,
+    find_label_set,
+    read_class_table,
+    write_class_table,
+)
+from anomseg_ros.core.labels import CAMVID, ClassInfo
 from anomseg_ros.errors import ConfigError
 
 
@@ -97,6 +104,26 @@ def test_unreadable_tables_are_refused(tmp_path: Path) -> None:
     (tmp_path / "classes.yaml").write_text("#" * 1_000_001)
     with pytest.raises(ConfigError, match="has more than 1000000 bytes"):
         read_class_table(tmp_path)
+
+
+def test_label_sets_are_found_by_name_file_and_folder(tmp_path: Path) -> None:
+    assert find_label_set("camvid") == ("camvid", CAMVID)
+    table_of(tmp_path, "classes: [{name: a, id: 7, color: [1, 2, 3]}, {name: x, id: 1, role: ignored}]\nname: mine")
+    for given in (tmp_path, tmp_path / "classes.yaml"):
+        assert find_label_set(str(given)) == ("mine", (ClassInfo("a", (1, 2, 3), 0),))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("kitti", "unknown label set 'kitti'; known: camvid, cityscapes"),
+        ("none.yaml", "label set 'none.yaml' does not exist; give a classes.yaml, or cityscapes or camvid"),
+        ("FOLDER", "there is no .*classes.yaml"),
+    ],
+)
+def test_unknown_label_sets_are_refused(given: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        find_label_set(given.replace("FOLDER", str(tmp_path)))
 
 
 def test_bad_tables_are_not_written(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from anomseg_ros.training.backbones import BACKBONES
 from anomseg_ros.training.config import TrainConfig, load_config
 from anomseg_ros.training.loop import Sources, TrainingStatus, train
 from anomseg_ros.training.segmentation_loss import LossConfig
+from anomseg_ros.training.start import start_network
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = {"enet-camvid-void", "mide_net-distilled", "erfnet_encoder-camvid"}
@@ -125,6 +126,16 @@ def test_recipe_with_an_imagenet_backbone_has_its_normalisation(name: str) -> No
     network = load(name).network
     assert network.name in BACKBONES
     assert (network.mean, network.std) == (IMAGENET_MEAN, IMAGENET_STD)
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if "models/" in str(load(name).network.initial)])
+def test_shipped_checkpoints_fit_the_recipes_that_start_from_them(name: str) -> None:
+    config = load(name)
+    checkpoint = ROOT / str(config.network.initial.checkpoint)
+    network = start_network(config.network, 6, 0, checkpoint, known_classes=5)
+    ours, theirs = network.state_dict(), load_checkpoint(checkpoint, config.network.name, 20).state_dict()
+    same = [key for key in ours if key in theirs and torch.equal(ours[key], theirs[key])]
+    assert len(same) > 0.8 * len(ours) and network.num_classes == 6
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if load(name).data.void != "none"])

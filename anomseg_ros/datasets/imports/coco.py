@@ -30,11 +30,11 @@ from anomseg_ros.outliers.coco import CocoObject, read_instances
 
 
 def read_coco(root: Path) -> Export:
-    """Read annotations/instances_*.json, polygons and run lengths, without crowds. Raises DatasetError.
+    """Read annotations/instances_*.json, polygons and run lengths. Raises DatasetError.
 
-    Smaller objects cover larger ones.
+    Smaller objects cover larger ones. A crowd belongs to its class like a single object; CVAT writes masks as crowds.
     """
-    instances = read_instances(root)
+    instances = read_instances(root, crowds=True)
     names = list(dict.fromkeys(instances.classes.values()))
     by_picture: dict[Path, list[CocoObject]] = {}
     for each in instances.objects:
