@@ -113,7 +113,7 @@ class _FrameParity:
     def check_score(self, name: str, score: npt.NDArray[np.generic]) -> float:
         """Return the largest difference from the reference score. Raises ExportError if it is too large."""
         contract, formula = self.contract, find_score(name)
-        fitted = checked_fitted(self.network, formula, len(contract.known_classes))
+        fitted = checked_fitted(self.network, formula, contract.known_count)
         maps = features_of(self.prediction, formula.choose_features(self.network.feature_names))
         features = FeatureMaps(tuple(one[0].numpy() for one in maps.maps), maps.padded_px)
         reference = reference_score(name, self.logits, contract.void_class, contract.temperature, fitted, features)

@@ -58,7 +58,7 @@ def draw_scenes(path: Path, bundle: Bundle, target_fpr: float) -> None:
         image = SyntheticSequence(seed, SyntheticConfig(anomaly_probability=1.0)).frame(index).image
         outputs = detector.detect(image)
         mask = anomaly_mask(outputs.scores[score], threshold_of(bundle, target_fpr))
-        drawn = scores.find_score(score).drawn_range(len(contract.known_classes))
+        drawn = scores.find_score(score).drawn_range(contract.known_count)
         tiles.append(panel(image, outputs.labels, outputs.scores[score], mask, contract.classes, drawn, score))
     picture = np.vstack([cv2.resize(tile, (1024, 512), interpolation=cv2.INTER_AREA) for tile in tiles])
     cv2.imwrite(str(path), picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])

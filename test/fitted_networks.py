@@ -35,7 +35,7 @@ class Noise:
 def fit_on_noise(network: SegmentationNetwork, config: ExportConfig) -> None:
     """Fit all scores of the table that can be fitted, in place."""
     contract, noise = contract_of(network.name, config, Provenance()), Noise()
-    fits: Any = start_fits(fitted_names(), len(contract.known_classes))
+    fits: Any = start_fits(fitted_names(), contract.known_count)
     fitted = fit_scores(network, contract, fits, noise, range(len(noise)), lambda what, done, total: None)  # type: ignore[arg-type]
     network.fitted_scores.update(fitted)
 

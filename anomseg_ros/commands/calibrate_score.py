@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(f"--frames {args.frames}: expected a number of frames, 0 for all")
     bundle = load_bundle(find_bundle(args.bundle))
     options.check_changed_bundle(args, bundle)
-    fits = start_fits(args.score, len(bundle.contract.known_classes))
+    fits = start_fits(args.score, bundle.contract.known_count)
     network = load_float_network(bundle, find_checkpoint(args.checkpoint, bundle), "score")
     dataset = open_named(args.dataset)
     check(dataset).require(args.allow_partial)

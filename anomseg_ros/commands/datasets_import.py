@@ -19,7 +19,7 @@ from anomseg_ros.errors import ConfigError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Import the frames and print their classes; return 0."""
-    args = _parser().parse_args(argv)
+    args = argument_parser().parse_args(argv)
     roles = Roles(_renamed(args.map), options.split_names(args.ignore), options.split_names(args.outliers))
     export = read_export(args.format, args.source)
     with ProgressLines() as lines:
@@ -58,7 +58,8 @@ def _renamed(pairs: Sequence[str]) -> dict[str, str]:
     return renamed
 
 
-def _parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of `anomseg datasets import`."""
     parser = options.parser(
         "datasets import",
         "Turn the export of a labelling tool, or a dataset in its own format, into a dataset `folder`: pictures, label "

@@ -11,7 +11,7 @@ from torch import nn
 from anomseg_ros.compression.prune import PruneConfig, checkpoint_metadata
 from anomseg_ros.compression.reexport import export_config_of
 from anomseg_ros.core.bundle import Contract, sha256_of
-from anomseg_ros.core.labels import same_classes
+from anomseg_ros.core.labels import known_classes, same_classes
 from anomseg_ros.errors import CheckpointError, ConfigError
 from anomseg_ros.networks.checkpoints import load_checkpoint, save_checkpoint
 from anomseg_ros.networks.network import SegmentationNetwork
@@ -110,7 +110,7 @@ def _require_same_task(recipe: TrainConfig, contract: Contract) -> None:
             "give one for that network"
         )
     training_set = open_sets(recipe.data)[0]
-    if not same_classes(training_set.classes, contract.known_classes):
+    if not same_classes(training_set.classes, known_classes(contract.classes, contract.void_class)):
         raise ConfigError(
             f"configuration {recipe.name!r} trains on the classes of {training_set.label_set!r}, the bundle has those "
             f"of {export_config_of(contract).label_set!r}; fine-tune on frames with the bundle's classes"

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from anomseg_ros.core.bundle import GPU, TORCH_FILE, Bundle, Contract, change_bundle, sha256_of
-from anomseg_ros.core.labels import LABEL_SETS, same_classes
+from anomseg_ros.core.labels import LABEL_SETS, known_classes, same_classes
 from anomseg_ros.errors import CheckpointError, CompressionError
 from anomseg_ros.export import ExportConfig, export_network, random_frames, write_programs
 from anomseg_ros.networks.checkpoints import load_checkpoint
@@ -18,7 +18,7 @@ from anomseg_ros.parity import check_parity
 
 def export_config_of(contract: Contract, scores: Sequence[str] | None = None) -> ExportConfig:
     """Return the export configuration of a bundle with this contract, whose classes may be anyone's own."""
-    classes = contract.known_classes
+    classes = known_classes(contract.classes, contract.void_class)
     published = [name for name, label_set in LABEL_SETS.items() if same_classes(label_set, classes)]
     return ExportConfig(
         name=contract.name,

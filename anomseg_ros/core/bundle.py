@@ -105,9 +105,9 @@ class Contract:
         return tuple(output.name for output in self.outputs if output.name != LABELS_OUTPUT)
 
     @property
-    def known_classes(self) -> tuple[ClassInfo, ...]:
-        """The known classes: all but the void class."""
-        return tuple(info for index, info in enumerate(self.classes) if index != self.void_class)
+    def known_count(self) -> int:
+        """Number of the known classes: all but the void class."""
+        return len(self.classes) - (self.void_class is not None)
 
     @property
     def program_sha256(self) -> str:

@@ -102,6 +102,11 @@ def label_set(name: str) -> tuple[ClassInfo, ...]:
     return LABEL_SETS[name]
 
 
+def known_classes(classes: Sequence[ClassInfo], void_class: int | None) -> tuple[ClassInfo, ...]:
+    """Return a bundle's classes without the void class, given by its index."""
+    return tuple(info for index, info in enumerate(classes) if index != void_class)
+
+
 def same_classes(ours: Sequence[ClassInfo] | None, theirs: Sequence[ClassInfo] | None) -> bool:
     """Return whether two label sets have the same names and train ids; colours do not matter."""
     return ours is not None and theirs is not None and _train_ids(ours) == _train_ids(theirs)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from anomseg_ros.core.bundle import Bundle
-from anomseg_ros.core.labels import LABEL_SETS, class_map
+from anomseg_ros.core.labels import LABEL_SETS, class_map, known_classes
 from anomseg_ros.core.thresholds import Threshold
 from anomseg_ros.datasets.dataset import Dataset
 from anomseg_ros.errors import ConfigError
@@ -25,7 +25,7 @@ def compared_classes(bundle: Bundle, dataset: Dataset) -> ComparedClasses:
     """Return the classes in which a bundle's labels and a dataset's can be compared."""
     if dataset.classes is None:
         return ComparedClasses()
-    known = bundle.contract.known_classes
+    known = known_classes(bundle.contract.classes, bundle.contract.void_class)
     ours = {(info.train_id, info.name) for info in known}
     theirs = {(info.train_id, info.name) for info in dataset.classes}
     if ours == theirs:

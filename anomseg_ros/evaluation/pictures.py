@@ -110,4 +110,4 @@ def _range(result: Result, contract: Contract) -> tuple[float, float]:
     edges, facts = result.curves.histogram_edges, score_facts(result.score)
     if not facts.bounded and edges:
         return edges[0], edges[-1]
-    return facts.drawn_range(len(contract.known_classes))
+    return facts.drawn_range(contract.known_count)

@@ -138,7 +138,7 @@ class FramePipeline:
         self._filter, self._tracker = ScoreFilter(), Tracker()
         contract = detector.bundle.contract
         self._colors = palette(contract.classes)
-        self._known_count = len(contract.known_classes)
+        self._known_count = contract.known_count
         self._cached_ignored_pixels = functools.lru_cache(maxsize=4)(self._ignored_pixels)
 
     def forget_past(self) -> None:
