@@ -20,7 +20,7 @@ from anomseg_ros.errors import ConfigError
 def main(argv: Sequence[str] | None = None) -> int:
     """Import the frames and print their classes; return 0."""
     args = argument_parser().parse_args(argv)
-    roles = Roles(_renamed(args.map), options.split_names(args.ignore), options.split_names(args.outliers))
+    roles = Roles(_renamed(args.map), tuple(args.ignore), tuple(args.outliers))
     export = read_export(args.format, args.source)
     with ProgressLines() as lines:
         made = write_folder(
