@@ -221,7 +221,7 @@ def _preview(folder: Path, table: ClassTable, names: Sequence[str]) -> bytes:
     colors = np.zeros((256, 3), np.uint8)
     own_colors = {info.name: info.color for info in table.known()}
     for own in table.classes:
-        colors[own.id] = own_colors.get(own.name, (255, 0, 255) if own.role == OUTLIER_ROLE else (255, 255, 255))
+        colors[own.id] = own_colors.get(own.name) or own.color or (255, 255, 255)
     tiles = [_tile(folder, names[number], colors) for number in spread(len(names), _PREVIEW_TILES)]
     return sheet(tiles, columns=2)
 
