@@ -113,6 +113,11 @@ GROUPS: dict[str, dict[str, Command]] = {
             "train a network from a configuration; write a checkpoint and bundle",
             "anomseg train erfnet-camvid --data /data/CamVid --output runs/mine",
         ),
+        "datasets import": Command(
+            f"{_COMMANDS}.datasets_import:main",
+            "turn the export of a labelling tool into a dataset of your own classes",
+            "anomseg datasets import cvat export --output my_road --map pick-up=car --outliers debris",
+        ),
         "datasets cut-paste": Command(
             f"{_COMMANDS}.datasets_cut_paste:main",
             "paste outliers into labelled frames",

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from anomseg_ros.core.bundle import Bundle, Contract, Provenance, check_target, sha256_of
+from anomseg_ros.core.labels import same_classes
 from anomseg_ros.core.preprocess import resized_labels, tensor_from_frame
 from anomseg_ros.core.progress import Progress
 from anomseg_ros.core.types import RgbImage
@@ -195,7 +196,7 @@ def measure_quality(bundle: Bundle, held_out: Dataset, progress: Progress) -> Ma
 
 
 def _check_classes(held_out: Dataset, export: ExportConfig) -> None:
-    if held_out.label_set != export.label_set:
+    if not same_classes(held_out.classes, export.known()):
         raise DatasetError(
             f"{held_out.name} has the classes of {held_out.label_set!r}, the network those of {export.label_set!r}; "
             "calibrate on frames that are labelled with the network's classes"

@@ -56,16 +56,18 @@ OPSET = 18
 class ExportConfig:
     """Settings of an export.
 
-    num_classes includes the void class. void_class: its output index, None without one. target: "cpu" for a graph that
-    works in strips (StripGraph), "gpu" for one that works on whole frames (DetectorGraph). argmax: form of the labels
-    in the ONNX graph, see networks/argmax_form.py. torch_program: also write model.pt2, the program for the backend
-    torch, which always works on whole frames.
+    num_classes includes the void class. void_class: its output index, None without one. label_set: name of the known
+    classes; known_classes: those of an own label set, in train-id order, None for the published ones of that name.
+    target: "cpu" for a graph that works in strips (StripGraph), "gpu" for one that works on whole frames
+    (DetectorGraph). argmax: form of the labels in the ONNX graph, see networks/argmax_form.py. torch_program: also
+    write model.pt2, the program for the backend torch, which always works on whole frames.
     """
 
     name: str
     num_classes: int
     void_class: int | None = None
     label_set: str = "cityscapes"
+    known_classes: tuple[ClassInfo, ...] | None = None
     height_px: int = 512
     width_px: int = 1024
     resize: str = "bilinear"
@@ -76,9 +78,18 @@ class ExportConfig:
     argmax: str = ARGMAX
     torch_program: bool = False
 
+    def known(self) -> tuple[ClassInfo, ...]:
+        """Return the known classes. Raises ConfigError for an unknown label set, or train ids that are no row."""
+        known = label_set(self.label_set) if self.known_classes is None else self.known_classes
+        if [info.train_id for info in known] != list(range(len(known))):
+            raise ConfigError(
+                f"label set {self.label_set!r} has train ids in another order than 0, 1, 2, …; number them so"
+            )
+        return known
+
     def classes(self) -> tuple[ClassInfo, ...]:
         """Return one entry per network output. Raises ConfigError if the label set does not fit num_classes."""
-        classes = list(label_set(self.label_set))
+        classes = list(self.known())
         if self.void_class is not None:
             if not 0 <= self.void_class < self.num_classes:
                 raise ConfigError(f"void class {self.void_class} is not one of the outputs 0 to {self.num_classes - 1}")

@@ -117,6 +117,26 @@ def street_hazards(root: Path) -> None:
         write(root / "test/annotations/test" / town / "10.png", values(1, 13, 14, 0))
 
 
+OWN_CLASSES = """
+classes:
+- {name: road, id: 1, color: [128, 64, 128]}
+- {name: dog, id: 0}
+- {name: nobody knows, id: 7, role: unlabelled}
+- {name: bonnet, id: 8, role: ignored}
+- {name: debris, id: 9, role: outlier}
+"""
+
+
+def own_folder(root: Path, names: list[str], more: str = "", classes: str = OWN_CLASSES) -> Path:
+    """Write frames of the dataset `folder`, whose labels have every value of OWN_CLASSES and 255."""
+    for number, name in enumerate(names):
+        write(root / "images" / f"{name}.png", image(number))
+        write(root / "labels" / f"{name}.png", values(0, 1, 7, 8, 9, 255))
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "classes.yaml").write_text(classes + more)
+    return root
+
+
 OFFICIAL: dict[str, Callable[[Path], None]] = {
     "cityscapes": cityscapes,
     "camvid": camvid,

@@ -14,6 +14,7 @@ from anomseg_ros import parity
 from anomseg_ros.backends import open_detector
 from anomseg_ros.core.bundle import Provenance, load_bundle
 from anomseg_ros.core.image_files import read_image
+from anomseg_ros.core.labels import CAMVID
 from anomseg_ros.errors import ConfigError, ExportError
 from anomseg_ros.export import (
     DetectorGraph,
@@ -127,6 +128,8 @@ def test_default_scores_and_classes() -> None:
         (ExportConfig("x", 20), "has 19 classes, the network has 20"),
         (ExportConfig("x", 20, 20), "void class 20 is not one of the outputs 0 to 19"),
         (ExportConfig("x", 20, 19, label_set="kitti"), "unknown label set 'kitti'"),
+        (ExportConfig("x", 2, label_set="mine", known_classes=CAMVID[:1]), "label set 'mine' .* has 1 classes"),
+        (ExportConfig("x", 2, label_set="mine", known_classes=CAMVID[1:3]), "has other train ids than 0, 1, 2"),
     ],
 )
 def test_invalid_classes_are_refused(config: ExportConfig, message: str) -> None:

@@ -126,6 +126,7 @@ def command_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the checkpoints and frames that the commands use."""
     import cv2
     import torch
+    from label_exports import cvat_drive
     from published_keys import davidtvs_enet, eromera_erfnet
     from small_bundles import small_network
 
@@ -136,6 +137,7 @@ def command_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_checkpoint(folder / "mide_net.safetensors", small_network("mide_net"), {})
     for name, shapes in (("erfnet", eromera_erfnet(20)), ("enet", davidtvs_enet(20))):
         torch.save({key: fresh_weight(key, shape) for key, shape in shapes.items()}, folder / f"{name}.pth")
+    cvat_drive(folder / "cvat_export", 6, (128, 256))
     (folder / "frames").mkdir()
     for frame in SyntheticSequence(1_000_001).frames(6):
         cv2.imwrite(str(folder / "frames" / f"{frame.index}.png"), cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR))

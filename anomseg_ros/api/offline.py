@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from anomseg_ros.core.class_table import find_label_set
 from anomseg_ros.core.progress import Progress, no_progress
 from anomseg_ros.core.resources import find_bundle
 from anomseg_ros.errors import MetricError
@@ -73,7 +74,7 @@ def export_checkpoint(
         output: directory of the bundle; its name is the bundle's.
         num_classes: outputs of the network, with the void class.
         void_class: index of the void class; None without one.
-        label_set: cityscapes or camvid.
+        label_set: cityscapes, camvid, or the path of a classes.yaml with classes of your own.
         height_px: input height of the bundle.
         width_px: input width of the bundle.
         scores: anomaly scores in the graph, the default score first; empty for the default scores.
@@ -87,12 +88,13 @@ def export_checkpoint(
     from anomseg_ros.export import ExportConfig
     from anomseg_ros.export import export_checkpoint as export
 
-    directory = Path(output)
+    directory, (name, known) = Path(output), find_label_set(label_set)
     config = ExportConfig(
         directory.resolve().name,
         num_classes,
         void_class,
-        label_set=label_set,
+        label_set=name,
+        known_classes=known,
         height_px=height_px,
         width_px=width_px,
         scores=tuple(scores),

@@ -24,9 +24,9 @@ from anomseg_ros.commands.evaluate import (
 )
 from anomseg_ros.commands.progress_lines import ProgressLines
 from anomseg_ros.core.bundle import CONTRACT_FILE, Bundle, load_bundle
+from anomseg_ros.core.class_table import LABEL_SET_HELP
 from anomseg_ros.core.delivered import losses
 from anomseg_ros.core.detector import Detector
-from anomseg_ros.core.labels import LABEL_SETS
 from anomseg_ros.core.resources import find_bundle, shipped_bundles
 from anomseg_ros.core.temporal_filter import FILTERS, NO_FILTER, UNFILTERED, FilterSpec
 from anomseg_ros.datasets.bag import BagDataset
@@ -111,8 +111,8 @@ def _add_bag_options(parser: argparse.ArgumentParser) -> None:
     namespace = "in the namespace of the images"
     group.add_argument("--anomaly-topic", help=f"anomaly ground truth (default: ground_truth/anomaly {namespace})")
     group.add_argument("--labels-topic", help=f"semantic ground truth (default: ground_truth/labels {namespace})")
-    label_set_help = "classes of the semantic labels (default: as stated in the bag)"
-    group.add_argument("--label-set", choices=sorted(LABEL_SETS), help=label_set_help)
+    label_set_help = f"classes of the semantic labels (default: as stated in the bag): {LABEL_SET_HELP}"
+    group.add_argument("--label-set", help=label_set_help)
     drive = parser.add_argument_group("alarms and detections")
     target_help = "false-positive rate that selects a threshold from the bundle"
     drive.add_argument("--target-fpr", type=options.fraction, default=0.01, help=target_help)

@@ -16,6 +16,7 @@ from anomseg_ros.commands.calibrate_score import without_scores
 from anomseg_ros.commands.progress_lines import ProgressLines
 from anomseg_ros.compression.reexport import export_again, export_config_of, load_float_network
 from anomseg_ros.core.bundle import Bundle, Contract, load_bundle
+from anomseg_ros.core.labels import same_classes
 from anomseg_ros.core.resources import find_bundle
 from anomseg_ros.datasets import open_named
 from anomseg_ros.datasets.check import check
@@ -66,7 +67,7 @@ def _open_labelled(text: str, config: ExportConfig, allow_partial: bool) -> Data
     dataset = open_named(text)
     if dataset.classes is None:
         raise DatasetError(f"{dataset.name} in {dataset.path!r} has no semantic labels, which the temperature needs")
-    if dataset.label_set != config.label_set:
+    if not same_classes(dataset.classes, config.known()):
         raise DatasetError(
             f"{dataset.name} in {dataset.path!r} has the classes of {dataset.label_set!r}, the bundle those of "
             f"{config.label_set!r}; fit the temperature on frames that are labelled with the bundle's classes"

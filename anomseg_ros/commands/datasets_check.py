@@ -52,7 +52,8 @@ def main_list(argv: Sequence[str] | None = None) -> int:
         for layout in kind.layouts:
             print(f"{'':<17}{layout}")
     print(
-        "\nAll except cut_paste and pseudo_label may also be flat: images/N.png (or jpg, webp) with labels_masks/N.png."
+        "\nAll except folder, cut_paste and pseudo_label may also be flat: images/N.png (or jpg, webp) with "
+        "labels_masks/N.png."
     )
     print("See docs/datasets.md.")
     return 0

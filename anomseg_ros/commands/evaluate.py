@@ -19,7 +19,7 @@ from anomseg_ros.commands import options
 from anomseg_ros.commands.progress_lines import ProgressLines
 from anomseg_ros.commands.result_files import write_each
 from anomseg_ros.commands.robustness_tables import print_robustness
-from anomseg_ros.core.labels import LABEL_SETS
+from anomseg_ros.core.class_table import LABEL_SET_HELP, find_label_set
 from anomseg_ros.core.resources import find_bundle
 from anomseg_ros.datasets import DATASETS
 from anomseg_ros.datasets.corruptions import COLLECTIONS, KINDS, SEVERITIES, Corruption, corruptions_of
@@ -132,7 +132,7 @@ def _add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--network", help="network of the checkpoint")
     group.add_argument("--num-classes", type=int, help=options.NUM_CLASSES_HELP)
     group.add_argument("--void-class", type=int, help=options.VOID_CLASS_HELP)
-    group.add_argument("--label-set", default="cityscapes", choices=sorted(LABEL_SETS), help="the known classes")
+    group.add_argument("--label-set", default="cityscapes", help=LABEL_SET_HELP)
     options.add_input_size(group, (512, 1024))
     group.add_argument("--temperature", type=options.number, default=1.0, help="T of softmax(z / T)")
 
@@ -207,11 +207,13 @@ def _bundle_of_checkpoint(args: argparse.Namespace, folder: Path) -> Path:
         raise ConfigError("--checkpoint needs --network and --num-classes (and --void-class for a void classifier)")
     from anomseg_ros.export import ExportConfig, export_checkpoint
 
+    label_set, known = find_label_set(args.label_set)
     config = ExportConfig(
         name=args.checkpoint.stem,
         num_classes=args.num_classes,
         void_class=args.void_class,
-        label_set=args.label_set,
+        label_set=label_set,
+        known_classes=known,
         height_px=args.size[0],
         width_px=args.size[1],
         scores=args.score,

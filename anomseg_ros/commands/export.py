@@ -10,8 +10,8 @@ from rich.console import Console
 
 from anomseg_ros.commands import options
 from anomseg_ros.core.bundle import RESIZE_RULES, TARGETS
+from anomseg_ros.core.class_table import LABEL_SET_HELP, find_label_set
 from anomseg_ros.core.image_files import image_files
-from anomseg_ros.core.labels import LABEL_SETS
 from anomseg_ros.export import ExportConfig, export_checkpoint
 from anomseg_ros.networks import NETWORKS
 from anomseg_ros.networks.argmax_form import ARGMAX_FORMS
@@ -23,7 +23,9 @@ def main(argv: list[str]) -> int:
     args = argument_parser().parse_args(argv)
     name = args.name or args.output.resolve().name
     height_px, width_px = args.size
-    config = options.request_of(ExportConfig, args, name=name, height_px=height_px, width_px=width_px)
+    label_set, known = find_label_set(args.label_set)
+    classes = {"label_set": label_set, "known_classes": known}
+    config = options.request_of(ExportConfig, args, name=name, height_px=height_px, width_px=width_px, **classes)
     console = Console(stderr=True)
     with console.status(f"exporting {args.network} at {width_px}x{height_px} and checking it"):
         bundle, parity = export_checkpoint(
@@ -57,7 +59,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num-classes", required=True, type=int, help=options.NUM_CLASSES_HELP)
     parser.add_argument("--output", required=True, type=options.output_folder, help="directory of the bundle")
     parser.add_argument("--void-class", type=int, help=options.VOID_CLASS_HELP)
-    parser.add_argument("--label-set", default=defaults.label_set, choices=sorted(LABEL_SETS), help="the known classes")
+    parser.add_argument("--label-set", default=defaults.label_set, help=LABEL_SET_HELP)
     options.add_input_size(parser, (defaults.height_px, defaults.width_px))
     parser.add_argument("--resize", default=defaults.resize, choices=RESIZE_RULES, help="method for resizing frames")
     score_help = f"scores in the graph, the default score first, from {', '.join(SCORES)} "

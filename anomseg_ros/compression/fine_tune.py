@@ -11,6 +11,7 @@ from torch import nn
 from anomseg_ros.compression.prune import PruneConfig, checkpoint_metadata
 from anomseg_ros.compression.reexport import export_config_of
 from anomseg_ros.core.bundle import Contract, sha256_of
+from anomseg_ros.core.labels import known_classes, same_classes
 from anomseg_ros.errors import CheckpointError, ConfigError
 from anomseg_ros.networks.checkpoints import load_checkpoint, save_checkpoint
 from anomseg_ros.networks.network import SegmentationNetwork
@@ -108,11 +109,11 @@ def _require_same_task(recipe: TrainConfig, contract: Contract) -> None:
             f"configuration {recipe.name!r} trains {recipe.network.name!r}, the bundle is of {contract.network!r}; "
             "give one for that network"
         )
-    label_set, trained = export_config_of(contract).label_set, open_sets(recipe.data)[0].label_set
-    if trained != label_set:
+    training_set = open_sets(recipe.data)[0]
+    if not same_classes(training_set.classes, known_classes(contract.classes, contract.void_class)):
         raise ConfigError(
-            f"configuration {recipe.name!r} trains on the classes of {trained!r}, the bundle has those of "
-            f"{label_set!r}; fine-tune on frames with the bundle's classes"
+            f"configuration {recipe.name!r} trains on the classes of {training_set.label_set!r}, the bundle has those "
+            f"of {export_config_of(contract).label_set!r}; fine-tune on frames with the bundle's classes"
         )
     outputs, void = len(contract.classes), contract.void_class
     if (recipe.data.void == "none") != (void is None):

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from anomseg_ros.core.bundle import GPU, TORCH_FILE, Bundle, Contract, change_bundle, sha256_of
-from anomseg_ros.core.labels import LABEL_SETS
-from anomseg_ros.errors import CheckpointError, CompressionError, ConfigError
+from anomseg_ros.core.labels import LABEL_SETS, known_classes, same_classes
+from anomseg_ros.errors import CheckpointError, CompressionError
 from anomseg_ros.export import ExportConfig, export_network, random_frames, write_programs
 from anomseg_ros.networks.checkpoints import load_checkpoint
 from anomseg_ros.networks.network import SegmentationNetwork
@@ -17,19 +17,15 @@ from anomseg_ros.parity import check_parity
 
 
 def export_config_of(contract: Contract, scores: Sequence[str] | None = None) -> ExportConfig:
-    """Return the export configuration of a bundle with this contract. Raises ConfigError for unknown classes."""
-    classes = {info for index, info in enumerate(contract.classes) if index != contract.void_class}
-    fitting = [name for name, label_set in LABEL_SETS.items() if set(label_set) == classes]
-    if not fitting:
-        raise ConfigError(
-            f"bundle {contract.name!r} has classes of no known label set ({', '.join(LABEL_SETS)}); its checkpoint can "
-            "only be exported where it came from"
-        )
+    """Return the export configuration of a bundle with this contract, whose classes may be anyone's own."""
+    classes = known_classes(contract.classes, contract.void_class)
+    published = [name for name, label_set in LABEL_SETS.items() if same_classes(label_set, classes)]
     return ExportConfig(
         name=contract.name,
         num_classes=len(contract.classes),
         void_class=contract.void_class,
-        label_set=fitting[0],
+        label_set=published[0] if published else f"of {contract.name}",
+        known_classes=classes,
         height_px=contract.input.height_px,
         width_px=contract.input.width_px,
         resize=contract.input.resize,

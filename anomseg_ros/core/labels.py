@@ -102,14 +102,27 @@ def label_set(name: str) -> tuple[ClassInfo, ...]:
     return LABEL_SETS[name]
 
 
+def known_classes(classes: Sequence[ClassInfo], void_class: int | None) -> tuple[ClassInfo, ...]:
+    """Return a bundle's classes without the void class, given by its index."""
+    return tuple(info for index, info in enumerate(classes) if index != void_class)
+
+
+def same_classes(ours: Sequence[ClassInfo] | None, theirs: Sequence[ClassInfo] | None) -> bool:
+    """Return whether two label sets have the same names and train ids; colours do not matter."""
+    return ours is not None and theirs is not None and _train_ids(ours) == _train_ids(theirs)
+
+
 def class_map(known: Sequence[ClassInfo], wanted: Sequence[ClassInfo]) -> tuple[int, ...] | None:
     """Return 256 train ids of `wanted`, one for each label value of a prediction in the classes `known`.
 
     Each Cityscapes class is mapped to the first class of a coarser label set that covers it, so a wall is a building in
-    CamVid. Values without a class become 255. Label sets are recognised by the names and train ids of their classes;
-    the result is None for any others.
+    CamVid. Values without a class become 255. Label sets are recognised by the names and train ids of their classes.
+    Classes of the same names in another order are mapped by name; the result is None for any others.
     """
     ours, theirs = _train_ids(known), _train_ids(wanted)
+    if ours.keys() == theirs.keys():
+        by_id = {train_id: theirs[name] for name, train_id in ours.items()}
+        return tuple(by_id.get(value, UNLABELLED) for value in range(256))
     for name, choices in CITYSCAPES_CLASSES_OF.items():
         if (ours, theirs) == (_train_ids(CITYSCAPES), _train_ids(LABEL_SETS[name])):
             table = [UNLABELLED] * 256

@@ -12,7 +12,10 @@ REMEDIES = {
     "same name twice": "keep one of the files; frames are matched by their names",
     "unreadable": "the file is damaged or cut short: unpack or download it again",
     "labels of another size": "labels must have the size of their image; do not resize either",
-    "unknown label values": "these may be the labels of another dataset, or colours; see docs/datasets.md",
+    "unknown label values": (
+        "these may be the labels of another dataset, or colours (`anomseg datasets import colors` reads those); values "
+        "of your own go into classes.yaml; see docs/datasets.md"
+    ),
     "no base image": "its picture is of Lost and Found or Cityscapes: put that leftImg8bit folder beside this one",
 }
 

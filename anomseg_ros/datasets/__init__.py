@@ -22,6 +22,7 @@ DATASETS: dict[str, str] = {
     "road_anomaly": "anomseg_ros.datasets.road_anomaly:RoadAnomaly",
     "ade_ood": "anomseg_ros.datasets.ade_ood:AdeOod",
     "street_hazards": "anomseg_ros.datasets.street_hazards:StreetHazards",
+    "folder": "anomseg_ros.datasets.folder:Folder",
     "cut_paste": "anomseg_ros.datasets.cut_paste:CutPaste",
     "pseudo_label": "anomseg_ros.datasets.pseudo_label_dataset:PseudoLabel",
     "synthetic": "anomseg_ros.datasets.synthetic:Synthetic",

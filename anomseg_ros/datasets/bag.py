@@ -15,6 +15,7 @@ from anomseg_ros.bags.pixels import frame_from_message, labels_from_message
 from anomseg_ros.bags.read import Bag, camera_topic, open_bag
 from anomseg_ros.bags.stamped_topics import StampedTopics, seconds
 from anomseg_ros.bags.write import ANOMALY_TRUTH, LABELS_TRUTH, namespace_of
+from anomseg_ros.core.class_table import find_label_set
 from anomseg_ros.core.delivered import Delivered
 from anomseg_ros.core.labels import UNLABELLED, ClassInfo, label_set
 from anomseg_ros.core.problems import FrameProblem
@@ -213,7 +214,7 @@ def classes_to_fact(classes: tuple[ClassInfo, ...]) -> str:
 def _classes_of(bag: Bag, name: str | None) -> tuple[str | None, tuple[ClassInfo, ...] | None]:
     """Return name and classes of the label set `name`, or of the label set stated in the bag if it is None."""
     if name is not None:
-        return name, label_set(name)
+        return find_label_set(name)
     stated, listed = bag.facts.get(LABEL_SET_FACT), bag.facts.get(CLASSES_FACT)
     if listed is None:
         return stated, None if stated is None else label_set(stated)

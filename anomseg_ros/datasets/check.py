@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
+from anomseg_ros.core.labels import LABEL_SETS, ClassInfo
 from anomseg_ros.core.problems import REMEDIES, FrameProblem
 from anomseg_ros.core.progress import Progress, no_progress
-from anomseg_ros.datasets.dataset import ANOMALY, KNOWN, VOID, Dataset
+from anomseg_ros.datasets.dataset import ANOMALY, KNOWN, VOID, Dataset, notes_of
 from anomseg_ros.errors import DatasetError
 
 MAX_FILES_LISTED = 5
@@ -20,13 +21,17 @@ MAX_FILES_LISTED = 5
 
 @dataclass(frozen=True)
 class FrameFinding:
-    """Result of reading one frame. problem: why it cannot be used, or None. Pixel counts are of the ground truth."""
+    """Result of reading one frame. problem: why it cannot be used, or None.
+
+    Pixel counts are of the ground truth. labels: the values in its semantic labels.
+    """
 
     id: str
     problem: FrameProblem | None = None
     anomaly_px: int = 0
     known_px: int = 0
     void_px: int = 0
+    labels: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class CheckReport:
 
     frames: frames with an image and labels; readable: frames without a problem; published: number of frames in the
     published dataset, None if unknown. anomaly_frames: readable frames with an anomaly pixel, None if the dataset has
-    no anomaly masks. warnings: properties that do not prevent use but may surprise.
+    no anomaly masks. warnings: properties that do not prevent use but may surprise. notes: how the frames were chosen.
     """
 
     name: str
@@ -48,6 +53,7 @@ class CheckReport:
     anomaly_frames: int | None
     problems: tuple[FrameProblem, ...]
     warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -85,7 +91,8 @@ class CheckReport:
             f"{self.title}, {self.layout} layout: {self.frames} frames{published}, {self.readable} readable{anomalies}"
         )
         errors = [f"  error: {text}" for text in self.errors(allow_partial)]
-        return [f"{summary}: {verdict}", *errors, *(f"  warning: {text}" for text in self.warnings)]
+        notes = [f"  {text}" for text in self.notes]
+        return [f"{summary}: {verdict}", *notes, *errors, *(f"  warning: {text}" for text in self.warnings)]
 
 
 def check(dataset: Dataset, threads: int = 2, progress: Progress = no_progress) -> CheckReport:
@@ -110,9 +117,10 @@ def check_frame(dataset: Dataset, index: int) -> FrameFinding:
     truth = frame.anomaly if frame.anomaly is not None else frame.labels
     if truth is None:
         return FrameFinding(frame.id)
+    labels = () if frame.labels is None else np.flatnonzero(np.bincount(frame.labels.reshape(-1), minlength=256))
     void = int(np.count_nonzero(truth == VOID))
     anomaly = 0 if frame.anomaly is None else int(np.count_nonzero(frame.anomaly == ANOMALY))
-    return FrameFinding(frame.id, None, anomaly, truth.size - void - anomaly, void)
+    return FrameFinding(frame.id, None, anomaly, truth.size - void - anomaly, void, frozenset(map(int, labels)))
 
 
 def summarise(dataset: Dataset, findings: Sequence[FrameFinding]) -> CheckReport:
@@ -129,8 +137,29 @@ def summarise(dataset: Dataset, findings: Sequence[FrameFinding]) -> CheckReport
         published=dataset.published_count,
         anomaly_frames=sum(finding.anomaly_px > 0 for finding in readable) if dataset.has_anomalies else None,
         problems=problems,
-        warnings=tuple(_warnings(readable, dataset.has_anomalies)),
+        warnings=(*_class_warnings(dataset, readable), *_warnings(readable, dataset.has_anomalies)),
+        notes=notes_of(dataset),
     )
+
+
+def few_classes(dataset: Dataset, classes: Sequence[ClassInfo], shown: Collection[int]) -> str:
+    """Return what to say of classes that no frame shows, empty where every frame's class is shown or few are absent.
+
+    Args:
+        dataset: the frames.
+        classes: its classes.
+        shown: label values that its frames have.
+    """
+    absent = [info.name for info in classes if info.train_id not in shown]
+    count = f"only {len(classes) - len(absent)} of the {len(classes)} classes of {dataset.label_set} occur"
+    if dataset.label_set not in LABEL_SETS and dataset.published_count is None and absent:
+        return f"{count}: no frame shows {_listed(absent)}; label frames with them, or remove them from the classes"
+    if 2 * len(absent) > len(classes):
+        return (
+            f"{count}: are these frames of {dataset.name}? For classes of your own, use the dataset `folder` "
+            "(docs/own_classes.md)"
+        )
+    return ""
 
 
 def _findings(dataset: Dataset, threads: int) -> Iterator[FrameFinding]:
@@ -142,6 +171,14 @@ def _findings(dataset: Dataset, threads: int) -> Iterator[FrameFinding]:
         yield from pool.map(partial(check_frame, dataset), range(len(dataset)))
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _class_warnings(dataset: Dataset, readable: Sequence[FrameFinding]) -> Iterator[str]:
+    if dataset.classes is None or not readable:
+        return
+    text = few_classes(dataset, dataset.classes, frozenset().union(*(finding.labels for finding in readable)))
+    if text:
+        yield text
 
 
 def _warnings(readable: Sequence[FrameFinding], has_anomalies: bool) -> Iterator[str]:

@@ -70,6 +70,18 @@ class Dataset(Protocol):
         ...
 
 
+def notes_of(dataset: Dataset) -> tuple[str, ...]:
+    """Return sentences on how the frames of a dataset were chosen that a person must know; most datasets have none."""
+    notes: tuple[str, ...] = getattr(dataset, "notes", ())
+    return notes
+
+
+def licence_of(dataset: Dataset) -> str:
+    """Return the terms of the frames as the dataset itself states them; empty for most."""
+    licence: str = getattr(dataset, "licence", "")
+    return licence
+
+
 class DatasetType(Protocol):
     """The entries of DATASETS: callables that open a dataset."""
 
@@ -96,7 +108,8 @@ class LabelCodes:
         for codes in (self.labels, self.anomaly):
             mapped = None if codes is None else np.asarray(cv2.LUT(raw, _table(codes)), np.uint8)
             if mapped is not None and codes is not None and bool((mapped == _UNKNOWN).any()):
-                unknown = sorted(set(np.unique(raw).tolist()) - set(codes))
+                counts = np.bincount(raw.reshape(-1), minlength=256)
+                unknown = [f"{value} ({counts[value]} px)" for value in np.flatnonzero(counts) if value not in codes]
                 raise FrameProblem("unknown label values", path, f"{_few(unknown)}; expected {self.meaning}")
             decoded.append(mapped)
         return decoded[0], decoded[1]
@@ -151,6 +164,10 @@ class FileDataset(ABC):
     folders: ClassVar[tuple[str, ...]] = ()
     """Folders in the official archives. The path may be such a folder or its parent."""
     flat_codes: ClassVar[LabelCodes] = FLAT_CODES
+    notes: tuple[str, ...] = ()
+    """Sentences on how the frames were chosen; see notes_of."""
+    licence: str = ""
+    """Terms of the frames, where the dataset itself states them; see licence_of."""
 
     def __init__(self, path: str, split: str | None = None) -> None:
         """Find the files of a split (None: the default one). Raises DatasetError if no layout is recognised."""
@@ -241,5 +258,5 @@ def _size(shape: tuple[int, ...]) -> str:
     return f"{shape[1]}x{shape[0]}"
 
 
-def _few(values: list[int]) -> str:
-    return ", ".join(map(str, values[:8])) + (", …" if len(values) > 8 else "")
+def _few(values: list[str]) -> str:
+    return ", ".join(values[:8]) + (", …" if len(values) > 8 else "")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from anomseg_ros.core.bundle import Bundle
-from anomseg_ros.core.labels import class_map
+from anomseg_ros.core.labels import LABEL_SETS, class_map, known_classes
 from anomseg_ros.core.thresholds import Threshold
 from anomseg_ros.datasets.dataset import Dataset
 from anomseg_ros.errors import ConfigError
@@ -25,8 +25,7 @@ def compared_classes(bundle: Bundle, dataset: Dataset) -> ComparedClasses:
     """Return the classes in which a bundle's labels and a dataset's can be compared."""
     if dataset.classes is None:
         return ComparedClasses()
-    void = bundle.contract.void_class
-    known = [info for index, info in enumerate(bundle.contract.classes) if index != void]
+    known = known_classes(bundle.contract.classes, bundle.contract.void_class)
     ours = {(info.train_id, info.name) for info in known}
     theirs = {(info.train_id, info.name) for info in dataset.classes}
     if ours == theirs:
@@ -38,8 +37,12 @@ def compared_classes(bundle: Bundle, dataset: Dataset) -> ComparedClasses:
     lacking = ", ".join(name for _, name in sorted(theirs - ours)[:3]) or "none"
     return ComparedClasses(
         note=f"mIoU is not measured: the bundle's {len(ours)} classes are not the {len(theirs)} of {dataset.name} (it "
-        f"lacks {lacking}, …); export with --label-set {dataset.label_set} if they are"
+        f"lacks {lacking}, …); export with --label-set {_label_set(dataset)} if they are"
     )
+
+
+def _label_set(dataset: Dataset) -> str:
+    return dataset.label_set if dataset.label_set in LABEL_SETS else "CLASSES.YAML"
 
 
 def calibrated_thresholds(bundle: Bundle, scores: Sequence[str], target_fpr: float) -> dict[str, Threshold]:

@@ -48,9 +48,10 @@ class CocoObject:
                 f"picture {str(self.image_path)!r} is {image.shape[1]}x{image.shape[0]}, its annotations say "
                 f"{width}x{height}; unpack the pictures of the same release"
             )
-        return image, require_object(self._mask(), self.title)
+        return image, require_object(self.mask(), self.title)
 
-    def _mask(self) -> npt.NDArray[np.bool_]:
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """Return the mask, bool (H, W). Raises DatasetError for run lengths that do not fit."""
         if self.polygons is not None:
             return polygon_mask(self.polygons, self.size_px)
         runs = run_lengths(self.runs, self.title) if isinstance(self.runs, str) else list(self.runs or ())
@@ -59,15 +60,15 @@ class CocoObject:
 
 @dataclass(frozen=True)
 class Instances:
-    """All annotations of a folder except crowds. classes: category id -> name. sha256: of the annotation files."""
+    """Annotations of a folder. classes: category id -> name. sha256: of the annotation files."""
 
     objects: tuple[CocoObject, ...]
     classes: Mapping[int, str]
     sha256: str
 
 
-def read_instances(root: Path) -> Instances:
-    """Read ROOT/annotations/instances_*.json.
+def read_instances(root: Path, crowds: bool = False) -> Instances:
+    """Read ROOT/annotations/instances_*.json. crowds: also groups of objects that are annotated as one.
 
     The pictures of instances_NAME.json may be in ROOT/NAME, ROOT/images/NAME, ROOT/images or ROOT.
 
@@ -85,7 +86,7 @@ def read_instances(root: Path) -> Instances:
     for path in files:
         content = _read(path)
         digest.update(content)
-        file_classes, file_objects = _parse(content, path, root)
+        file_classes, file_objects = _parse(content, path, root, crowds)
         if any(classes.get(number, name) != name for number, name in file_classes.items()):
             raise DatasetError(f"{str(path)!r} numbers its categories otherwise than {files[0].name}; keep one of them")
         classes.update(file_classes)
@@ -160,7 +161,7 @@ def _read(path: Path) -> bytes:
         raise DatasetError(f"cannot read {str(path)!r}: {error.strerror}") from None
 
 
-def _parse(content: bytes, path: Path, root: Path) -> tuple[dict[int, str], list[CocoObject]]:
+def _parse(content: bytes, path: Path, root: Path, crowds: bool) -> tuple[dict[int, str], list[CocoObject]]:
     try:
         data = parse_json(content)
     except ValueError as error:
@@ -170,7 +171,7 @@ def _parse(content: bytes, path: Path, root: Path) -> tuple[dict[int, str], list
     try:
         classes = {int(row["id"]): str(row["name"]) for row in data["categories"]}
         pictures = {row["id"]: row for row in data["images"]}
-        rows = [row for row in data["annotations"] if not row.get("iscrowd")]
+        rows = [row for row in data["annotations"] if crowds or not row.get("iscrowd")]
         folder = _picture_folder(path, root, pictures) if rows else root
         unknown = {int(row["category_id"]) for row in rows} - set(classes)
         objects = [

@@ -140,6 +140,8 @@ class TrainingSamples(Dataset["Sample | AnomsegError"]):
             clean = torch.from_numpy(image) if self.for_teachers else None  # pasting copies the image
             if self.objects is None or rng.random() >= self.cut_paste.probability:
                 return image, labels
+            if bool((labels == OUTLIER).any()):  # the crop has outliers of its own
+                return image, labels
             chosen = [int(i) for i in rng.integers(0, len(self.frames), OTHER_FRAMES)]
             others, other_labels = ([pixels[i] for i in chosen] for pixels in (self.frames.images, self.frames.labels))
             return paste_objects(image, labels, self.objects, rng, config, others, classes, horizon_px, other_labels)

@@ -12,23 +12,25 @@ bits as an uninterrupted one with the same number of threads.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from anomseg_ros.core.labels import ClassInfo
+from anomseg_ros.core.labels import ClassInfo, same_classes
 from anomseg_ros.core.progress import Progress
 from anomseg_ros.datasets import open_dataset
-from anomseg_ros.datasets.dataset import Dataset
+from anomseg_ros.datasets.dataset import Dataset, notes_of
 from anomseg_ros.errors import ConfigError
 from anomseg_ros.networks.checkpoints import load_checkpoint, save_checkpoint
 from anomseg_ros.networks.network import SegmentationNetwork
 from anomseg_ros.training.config import DataConfig, TrainConfig
 from anomseg_ros.training.data import Batch, Plan, class_shares, training_batches
+from anomseg_ros.training.doubts import Doubts, find_doubts, require_other_frames
 from anomseg_ros.training.folder import claim_folder, keep_result, kept_frames_folder
 from anomseg_ros.training.frame_cache import Frames, cached_frames
 from anomseg_ros.training.journal import Journal
@@ -41,6 +43,8 @@ from anomseg_ros.training.schedule import learning_rate, make_optimizer, set_lea
 from anomseg_ros.training.start import set_training_mode, start_network
 from anomseg_ros.training.stopwatch import Stopwatch
 from anomseg_ros.training.validation import validate
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ class Result:
     num_classes: int
     waited: float | None = None  # share of the time that the trainer waited for frames, None if no step was left to do
     is_first_process: bool = True
+    doubts: Doubts = field(default_factory=Doubts)
 
 
 def train(config: TrainConfig, output: Path, sources: Sources, report: Report, resume: bool = True) -> Result:
@@ -124,10 +129,14 @@ def open_sets(data: DataConfig) -> tuple[Dataset, Dataset]:
     """Return the training and the validation frames, not read yet. Raises ConfigError and DatasetError."""
     if not data.path and data.dataset != "synthetic":  # synthetic frames need no files
         raise ConfigError(f"no folder of {data.dataset} was given; add --data FOLDER (or --set data.path=FOLDER)")
-    return (
-        open_dataset(data.dataset, data.path, data.train_split or None),
-        open_dataset(data.dataset, data.validation_path or data.path, data.validation_split or None),
-    )
+    train_set = open_dataset(data.dataset, data.path, data.train_split or None)
+    validation_set = open_dataset(data.dataset, data.validation_path or data.path, data.validation_split or None)
+    if not same_classes(classes_of(train_set), classes_of(validation_set)):
+        raise ConfigError(
+            f"{train_set.path!r} and {validation_set.path!r} have different classes; give both the same ones, in "
+            "one order"
+        )
+    return train_set, validation_set
 
 
 def _prepare(config: TrainConfig, output: Path, sources: Sources, fabric: Fabric, report: Report) -> _Run:
@@ -135,6 +144,11 @@ def _prepare(config: TrainConfig, output: Path, sources: Sources, fabric: Fabric
     train_set, validation_set = open_sets(config.data)
     frames = _decoded(config, train_set, fabric, report)
     validation = _decoded(config, validation_set, fabric, report)
+    require_other_frames(frames, validation)
+    doubts = find_doubts(train_set, frames, validation)
+    if fabric.is_global_zero:
+        for text in (*notes_of(validation_set), *doubts.sentences):
+            _log.warning("%s: %s", config.name, text)
     known = len(frames.classes)
     void_class = None if config.data.void == "none" else known
     outputs = known + (void_class is not None)
@@ -143,7 +157,7 @@ def _prepare(config: TrainConfig, output: Path, sources: Sources, fabric: Fabric
         load_checkpoint(path, teacher.network, teacher.num_classes or outputs)
         for teacher, path in zip(config.teachers, sources.teachers, strict=True)
     ]
-    return _Run(config, output, fabric, network, frames, validation, void_class, teachers)
+    return _Run(config, output, fabric, network, frames, validation, void_class, teachers, doubts)
 
 
 def _decoded(config: TrainConfig, dataset: Dataset, fabric: Fabric, report: Report) -> Frames:
@@ -181,8 +195,9 @@ class _Run:
         validation: Frames,
         void_class: int | None,
         teachers: Sequence[SegmentationNetwork],
+        doubts: Doubts,
     ) -> None:
-        self.config, self.output, self.fabric = config, output, fabric
+        self.config, self.output, self.fabric, self.doubts = config, output, fabric, doubts
         self.frames, self.validation, self.void_class = frames, validation, void_class
         run = config.run
         repeats = repeated_frames(frames, config.data.repeat_below)
@@ -365,6 +380,7 @@ class _Run:
             num_classes=self.averaged.num_classes,
             waited=self.clock.waited(),
             is_first_process=self.fabric.is_global_zero,
+            doubts=self.doubts,
         )
 
 

@@ -26,6 +26,7 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "bag evaluate": (f"{BUNDLE} MISSING", "MISSING --recorded", f"{BUNDLE} MISSING.mcap"),
     "bag play": ("MISSING", "MISSING.db3"),
     "datasets check": ("camvid=MISSING",),
+    "datasets import": ("cvat MISSING --output out", "coco MISSING --output out"),
     "datasets cut-paste": (
         "camvid=MISSING --output out",
         "synthetic=5:1 --output out --objects MISSING",

@@ -20,6 +20,7 @@ from anomseg_ros.commands import train  # noqa: E402
 from anomseg_ros.errors import AnomsegError, ConfigError, DatasetError  # noqa: E402
 from anomseg_ros.networks import build_network  # noqa: E402
 from anomseg_ros.networks.checkpoints import load_checkpoint, save_checkpoint  # noqa: E402
+from anomseg_ros.training.config import DeployConfig, load_config  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,19 @@ def test_wrong_arguments_name_the_mistake(config: Path, tmp_path: Path) -> None:
     broken = write_config(tmp_path / "broken.yaml", "x", optimiser={"kind": "sgd"})
     with pytest.raises(ConfigError, match=r"broken\.yaml: unknown key 'optimiser'; did you mean 'optimizer'"):
         train.main([str(broken)])
+
+
+def test_licence_of_a_recipe_for_another_dataset_is_not_taken(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_config(tmp_path / "tiny.yaml", data, deploy={"licence": "CamVid's"}, run={"epochs": 1})
+    same = train._with_licence_of_the_frames(load_config(path), path)
+    assert same.deploy.licence == "CamVid's" and not capsys.readouterr().out
+    other = train._with_licence_of_the_frames(load_config(path, ["data.dataset=folder"]), path)
+    assert other.deploy.licence == DeployConfig().licence
+    assert "note: tiny states the licence of camvid, not of folder; give --set deploy" in capsys.readouterr().out
+    given = load_config(path, ["data.dataset=folder", "deploy.licence=ours"])
+    assert train._with_licence_of_the_frames(given, path) is given
 
 
 def test_initial_run_is_trained_first(data: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("rosbags", reason="needs the rosbags library: pip install '.[bags]'")
 
 from bag_scenes import FRAMES, Drawn, frames, image_message, stamp_ns, write_bag
+from dataset_trees import own_folder
 
 from anomseg_ros.bags.write import BagWriter
 from anomseg_ros.commands.bag_write import main as bag_write
@@ -76,6 +77,18 @@ def test_bag_write_command_stores_the_label_set(tmp_path: Path, capsys: pytest.C
             assert_same_frame(dataset.load(index), source.load(index))
     with BagDataset(tmp_path / "drive", label_set_name="camvid") as dataset:
         assert dataset.classes == CAMVID
+    own = own_folder(tmp_path / "mine", ["a"])
+    with BagDataset(tmp_path / "drive", label_set_name=str(own / "classes.yaml")) as dataset:
+        assert dataset.label_set == "mine" and [info.name for info in dataset.classes] == ["road", "dog"]
+
+
+def test_bag_of_a_folder_has_its_classes(tmp_path: Path) -> None:
+    own = own_folder(tmp_path / "mine", ["d/1", "d/2"])
+    assert bag_write(["--dataset", f"folder={own}:all", "--output", str(tmp_path / "drive")]) == 0
+    source = open_named(f"folder={own}:all")
+    with BagDataset(tmp_path / "drive") as dataset:
+        assert (dataset.name, dataset.label_set, dataset.classes) == ("folder", "mine", source.classes)
+        assert np.array_equal(dataset.load(1).labels, source.load(1).labels)
 
 
 @pytest.mark.parametrize("words", [[], ["--images", "a", "--dataset", "synthetic=7:2"]])

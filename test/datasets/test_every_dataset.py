@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from brightness_teacher import ByBrightness
-from dataset_trees import INSIDE, OFFICIAL, camvid, flat
+from dataset_trees import INSIDE, OFFICIAL, camvid, flat, own_folder
 
 from anomseg_ros.core.labels import KNOWN_UNCERTAIN, UNLABELLED
 from anomseg_ros.datasets import DATASETS, dataset_type, open_dataset, open_named
@@ -42,8 +42,13 @@ def write_pseudo_label_dataset(folder: Path) -> str:
     return str(folder / "out")
 
 
+def write_own_folder(folder: Path) -> str:
+    return str(own_folder(folder, ["drive/2", "drive/10"], "splits: {val: {pattern: '*'}}"))
+
+
 GENERATED: dict[str, Callable[[Path], str]] = {
     "synthetic": synthetic_spec,
+    "folder": write_own_folder,
     "cut_paste": write_cut_paste_dataset,
     "pseudo_label": write_pseudo_label_dataset,
 }

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,16 @@ def test_outliers_are_pasted_into_their_share_of_frames(frames: Frames, tmp_path
     outliers = objects[1] == OUTLIER
     assert outliers.sum() >= 20
     assert torch.equal(clean[1][~outliers], objects[1][~outliers])
+
+
+def test_frames_with_outliers_of_their_own_are_not_pasted_into(frames: Frames, tmp_path: Path) -> None:
+    labels = np.array(frames.labels)
+    labels[:, ::4] = OUTLIER
+    own = replace(frames, labels=labels)
+    pasting, none = ({"cut_paste": {**PASTING, "probability": share}} for share in (1.0, 0.0))
+    pasted, plain = (TrainingSamples(own, config(tmp_path, data=data), None)[3, 3] for data in (pasting, none))
+    assert not isinstance(pasted, AnomsegError) and not isinstance(plain, AnomsegError)
+    assert torch.equal(pasted[1], plain[1]) and bool((pasted[1] == OUTLIER).any())
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dataset_trees import write
+from dataset_trees import own_folder, write
 
 from anomseg_ros.catalog.entries import load_catalog
 from anomseg_ros.catalog.store import checkpoint_folder
@@ -22,6 +22,7 @@ from anomseg_ros.training.backbones import BACKBONES
 from anomseg_ros.training.config import TrainConfig, load_config
 from anomseg_ros.training.loop import Sources, TrainingStatus, train
 from anomseg_ros.training.segmentation_loss import LossConfig
+from anomseg_ros.training.start import start_network
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = {"enet-camvid-void", "mide_net-distilled", "erfnet_encoder-camvid"}
@@ -29,6 +30,7 @@ QUICK = {"enet-camvid-void", "mide_net-distilled", "erfnet_encoder-camvid"}
 
 RECIPES = {path.stem: path for path in sorted((ROOT / "config" / "train").glob("*.yaml"))}
 KNOWN = {"camvid": len(CAMVID)} | dict.fromkeys(("cityscapes", "synthetic", "pseudo_label"), len(CITYSCAPES))
+KNOWN["folder"] = 2  # of own_folder
 SIZE_PX = (64, 96)
 SYNTHETIC = "7:2"
 
@@ -126,6 +128,16 @@ def test_recipe_with_an_imagenet_backbone_has_its_normalisation(name: str) -> No
     assert (network.mean, network.std) == (IMAGENET_MEAN, IMAGENET_STD)
 
 
+@pytest.mark.parametrize("name", [name for name in RECIPES if "models/" in str(load(name).network.initial)])
+def test_shipped_checkpoints_fit_the_recipes_that_start_from_them(name: str) -> None:
+    config = load(name)
+    checkpoint = ROOT / str(config.network.initial.checkpoint)
+    network = start_network(config.network, 6, 0, checkpoint, known_classes=5)
+    ours, theirs = network.state_dict(), load_checkpoint(checkpoint, config.network.name, 20).state_dict()
+    same = [key for key in ours if key in theirs and torch.equal(ours[key], theirs[key])]
+    assert len(same) > 0.8 * len(ours) and network.num_classes == 6
+
+
 @pytest.mark.parametrize("name", [name for name in RECIPES if load(name).data.void != "none"])
 def test_recipe_with_a_void_class_deploys_the_void_score(name: str) -> None:
     config = load(name)
@@ -155,6 +167,7 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "camvid": str(root / "camvid"),
         "cityscapes": str(root / "cityscapes"),
         "synthetic": SYNTHETIC,
+        "folder": str(own_folder(root / "folder", ["a/1", "a/2", "a/3"])),
         "pseudo_label": str(write_pseudo_labels(root / "cityscapes", root / "labelled")),
     }
 
