@@ -118,6 +118,11 @@ GROUPS: dict[str, dict[str, Command]] = {
             "turn the export of a labelling tool into a dataset of your own classes",
             "anomseg datasets import cvat export --output my_road --map pick-up=car --outliers debris",
         ),
+        "adapt": Command(
+            f"{_COMMANDS}.adapt:main",
+            "adapt a bundle to the road of an unlabelled drive",
+            "anomseg adapt enet-camvid --frames drive.mp4 --output enet-mine",
+        ),
         "datasets cut-paste": Command(
             f"{_COMMANDS}.datasets_cut_paste:main",
             "paste outliers into labelled frames",

@@ -37,6 +37,10 @@ ALLOWED = {
     },
     "parity": {"networks", "core", "scores", "backends"},
     "export": {"parity", "networks", "core", "scores", "backends"},
+    "adaptation": {
+        *("compression", "training", "networks", "export", "evaluation", "metrics"),
+        *("datasets", "outliers", "scores", "backends", "core"),
+    },
     "doctor": {"core", "backends", "evaluation", "node", "scenes"},
     "api": {"core", "scores", "backends", "evaluation", "export"},
     "deploy": {"export", "evaluation", "metrics", "datasets", "networks", "core", "scores"},
@@ -53,7 +57,7 @@ ALLOWED = {
             "export",
             "deploy",
             "cli",
-            *("api", "doctor", "command_table"),
+            *("adaptation", "api", "doctor", "command_table"),
         ),
     },
     "command_table": {"commands", "node"},
@@ -84,7 +88,7 @@ ROS = {
     "rosgraph_msgs",
     "vision_msgs",
 }
-MAY_TORCH = {"networks", "training", "compression", "parity", "export", "deploy"}
+MAY_TORCH = {"adaptation", "networks", "training", "compression", "parity", "export", "deploy"}
 MAY_TORCH_IN_FUNCTIONS = {"scores"}
 FLAG_FREE = {"bench", "compression", "tuning", "deploy"}
 STARTS_PROGRAMS = {"picture_files.py", "power_sources.py"}  # other programs, which take options

@@ -57,22 +57,38 @@ _DRIVE_OPTIONS = (
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that only --frames has."""
     group = parser.add_argument_group("with --frames")
+    add_drive_options(group)
+    page_help = "HTML page of the frames, worst first, on which to choose the frames for --leave-out"
+    group.add_argument("--page", type=options.output_file, metavar="FILE", help=page_help)
+    alarms_help = "also thresholds with at most so many alarms per minute, such as 1 or 0.5,2"
+    group.add_argument("--target-alarms-per-minute", type=alarm_targets, metavar="NUMBERS", help=alarms_help)
+
+
+def add_drive_options(group: argparse._ActionsContainer) -> None:
+    """Add the options that say which frames of a drive count, and where in them."""
     group.add_argument("--image-topic", help="image topic of the bags (default: the only one in colour)")
     group.add_argument(
         "--ego-mask", type=Path, metavar="FILE", help="image, non-zero where the camera sees its own vehicle"
     )
     leave_out_help = "text file of frames that show something strange, one name per line"
     group.add_argument("--leave-out", type=Path, metavar="FILE", help=leave_out_help)
-    page_help = "HTML page of the frames, worst first, on which to choose the frames for --leave-out"
-    group.add_argument("--page", type=options.output_file, metavar="FILE", help=page_help)
     group.add_argument("--every", type=int, metavar="N", help="use every N-th frame (default: 1)")
-    alarms_help = "also thresholds with at most so many alarms per minute, such as 1 or 0.5,2"
-    group.add_argument("--target-alarms-per-minute", type=alarm_targets, metavar="NUMBERS", help=alarms_help)
     min_alarm_help = f"smallest area of an alarm, pixels of the frame (default: {MIN_ALARM_PX})"
     group.add_argument("--min-alarm-px", type=int, metavar="PX", help=min_alarm_help)
-    rate_help = "frames per second of pictures, for --target-alarms-per-minute"
+    rate_help = "frames per second of pictures, for alarms per minute"
     group.add_argument("--fps", type=options.number, metavar="HZ", help=rate_help)
     options.add_road_region(group, "count only the road (and sidewalk) and objects on it, where a road is found")
+
+
+def open_request_drive(args: argparse.Namespace) -> UnlabelledDrive:
+    """Return the drive of --frames and the options of add_drive_options. Raises ConfigError and DatasetError."""
+    if args.min_alarm_px is not None and args.min_alarm_px < 1:
+        raise ConfigError(f"--min-alarm-px is {args.min_alarm_px}; expected at least 1 pixel")
+    ego_mask = None if args.ego_mask is None else read_ego_mask(args.ego_mask, "--ego-mask")
+    left_out = () if args.leave_out is None else read_frame_names(args.leave_out)
+    every = 1 if args.every is None else args.every
+    drive = open_drive(args.frames, topic=args.image_topic, ego_mask=ego_mask, every=every, rate_hz=args.fps)
+    return drive.without(left_out)
 
 
 def refuse_options(args: argparse.Namespace) -> None:
@@ -119,16 +135,10 @@ def alarm_targets(text: str) -> tuple[float, ...]:
 
 
 def _request(args: argparse.Namespace, bundle: Bundle, scores: tuple[str, ...]) -> DriveRequest:
-    if args.min_alarm_px is not None and args.min_alarm_px < 1:
-        raise ConfigError(f"--min-alarm-px is {args.min_alarm_px}; expected at least 1 pixel")
     road = road_region(args.road_region or NO_REGION, bundle.contract)
-    ego_mask = None if args.ego_mask is None else read_ego_mask(args.ego_mask, "--ego-mask")
-    left_out = () if args.leave_out is None else read_frame_names(args.leave_out)
-    every = 1 if args.every is None else args.every
-    drive = open_drive(args.frames, topic=args.image_topic, ego_mask=ego_mask, every=every, rate_hz=args.fps)
     return DriveRequest(
         bundle,
-        drive.without(left_out),
+        open_request_drive(args),
         scores,
         args.target_fpr or _usual_rates(bundle, scores),
         road,

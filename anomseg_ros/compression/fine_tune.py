@@ -72,7 +72,7 @@ def fine_tune(
     network = NetworkConfig(
         pruned.name, pruned.options(), pruned.mean, pruned.std, initial, trained=recipe.network.trained
     )
-    if _breaks_bfloat16(pruned):
+    if breaks_bfloat16(pruned):
         recipe = replace(recipe, run=replace(recipe.run, precision="32-true"))
     result = train_chain(replace(recipe, network=network), run, tuning.changes, True, report)
     tuned = load_checkpoint(result.checkpoint, pruned.name, pruned.num_classes)
@@ -81,7 +81,7 @@ def fine_tune(
     return tuned, {"fine_tune": record}
 
 
-def _breaks_bfloat16(network: SegmentationNetwork) -> bool:
+def breaks_bfloat16(network: SegmentationNetwork) -> bool:
     """Return whether torch cannot train the network in bfloat16.
 
     With torch 2.13 on AVX-512, weight gradients of dilated convolutions are not finite where the number of channels is

@@ -96,13 +96,14 @@ class Contract:
     provenance: Provenance = Provenance()
     quality: Mapping[str, Any] = field(default_factory=dict)
     compression: Mapping[str, Any] = field(default_factory=dict)
-    """What was done to the float bundle and what it cost (compression/drift.py); empty for a float bundle."""
+    adaptation: Mapping[str, Any] = field(default_factory=dict)
+    """What was done to the float bundle, what it cost and what it is for (compression/, adaptation/); often empty."""
     target: str = TARGETS[0]
 
     @property
     def score_names(self) -> tuple[str, ...]:
         """Names of the scores the graph computes, the default one first."""
-        return tuple(output.name for output in self.outputs if output.name != LABELS_OUTPUT)
+        return tuple(one.name for one in self.outputs if one.name != LABELS_OUTPUT)
 
     @property
     def known_count(self) -> int:
@@ -308,7 +309,11 @@ def _parsed(text: str, path: Path) -> Contract:
 def _write_contract(contract: Contract, directory: Path) -> Contract:
     """Check the contract and write bundle.yaml in one step; return the contract as it reads back."""
     plain = to_plain(contract)
-    for name in ("compression", "target"):  # versions without these keys can read bundles that do not need them
+    for name in (
+        "compression",
+        "adaptation",
+        "target",
+    ):  # versions without these keys can read bundles that do not need them
         if getattr(contract, name) in ({}, TARGETS[0]):
             del plain[name]
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)

@@ -5,7 +5,8 @@ Several folders, videos and bags follow each other as one drive. Frames that sho
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import copy
+from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from anomseg_ros.core.types import Mask
 from anomseg_ros.datasets.dataset import KNOWN, VOID, LabelledFrame
 from anomseg_ros.datasets.drive_inputs import DriveInput, open_input
 from anomseg_ros.errors import DatasetError, closest_first, describe_os_error
+
+Change = Callable[[int, LabelledFrame], LabelledFrame]
+"""Given a frame's index and the frame, returns another one."""
 
 
 class UnlabelledDrive:
@@ -45,6 +49,7 @@ class UnlabelledDrive:
         self.input_names = _unique(one.name for one in inputs)
         self.path = ", ".join(str(one.path) for one in inputs)
         self._ego_mask, self._every = ego_mask, every
+        self._change: Change | None = None
         self._frames = [
             (number, index) for number, one in enumerate(inputs) for index in range(0, len(one.frame_names), every)
         ]
@@ -98,7 +103,14 @@ class UnlabelledDrive:
         known = np.full((height, width), KNOWN, np.uint8)
         if self._ego_mask is not None:
             known[resized_ego_mask(self._ego_mask, height, width) > 0] = VOID
-        return LabelledFrame(self.frame_id(index), image, None, known)
+        loaded = LabelledFrame(self.frame_id(index), image, None, known)
+        return loaded if self._change is None else self._change(index, loaded)
+
+    def changed(self, change: Change) -> UnlabelledDrive:
+        """Return the drive whose frames are what `change` makes of them; it may be called from several threads."""
+        drive = copy.copy(self)
+        drive._change = change
+        return drive
 
     def without(self, names: Sequence[str]) -> UnlabelledDrive:
         """Return the drive without frames of these names. Raises DatasetError for a name of no frame."""
@@ -108,7 +120,7 @@ class UnlabelledDrive:
                 f"{len(unknown)} of {len(names)} frames to leave out are not in {self.path}, the first is "
                 f"{unknown[0]!r}; the most similar names are {near}"
             )
-        rest = UnlabelledDrive(self.inputs, self._ego_mask, self._every)
+        rest = copy.copy(self)
         left_out = set(names)
         rest._frames = [one for one in self._frames if self._frame_name(*one) not in left_out]
         return rest

@@ -162,6 +162,10 @@ class AlarmCounter:
         """Return the number of alarms of a threshold."""
         return self._alarms(self._thresholds.index(threshold))
 
+    def most(self) -> int:
+        """Return the most alarms that any of the thresholds has."""
+        return max(map(self._alarms, range(len(self._thresholds))))
+
     def _alarms(self, number: int) -> int:
         return self._before[number] + (len(self._trackers[number].onsets_ns) if self._trackers else 0)
 

@@ -90,7 +90,7 @@ class DriveThresholds:
     """used, held_back: numbers of frames. roadless: frames without a road, in which all pixels count.
 
     tails: frame's index -> about the quantile 1 - shown_rate of its first score. The higher it is, the more of the
-    frame is above the threshold. curves: pixels by score of the frames used.
+    frame is above the threshold. curves, checked: pixels by score of the frames used, and of those held back.
     """
 
     rates: tuple[HeldBackRate, ...]
@@ -99,6 +99,7 @@ class DriveThresholds:
     roadless: int
     tails: Mapping[int, float]
     curves: Mapping[str, PixelCurves]
+    checked: Mapping[str, PixelCurves]
 
     @property
     def changes(self) -> list[ThresholdChange]:
@@ -135,7 +136,7 @@ def calibrate_on_drive(request: DriveRequest, progress: Progress = no_progress) 
     rates = (_held_back(change, checked.curves[change.score]) for change in changes)
     roadless = counted.roadless + checked.roadless
     tails = counted.tails | checked.tails
-    return DriveThresholds(tuple(rates), len(used), len(held_back), roadless, tails, counted.curves)
+    return DriveThresholds(tuple(rates), len(used), len(held_back), roadless, tails, counted.curves, checked.curves)
 
 
 def drive_frames(request: DriveRequest, indices: Sequence[int]) -> Iterator[DriveFrame]:

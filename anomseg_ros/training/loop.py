@@ -71,6 +71,7 @@ class Sources:
 
     initial: Path | None = None
     teachers: tuple[Path, ...] = ()
+    frames: tuple[Frames, Frames] | None = None  # to train and to validate on, where they are decoded already
 
 
 @dataclass(frozen=True)
@@ -139,16 +140,24 @@ def open_sets(data: DataConfig) -> tuple[Dataset, Dataset]:
     return train_set, validation_set
 
 
-def _prepare(config: TrainConfig, output: Path, sources: Sources, fabric: Fabric, report: Report) -> _Run:
-    """Open the frames and build networks and teachers."""
+def _checked_frames(config: TrainConfig, fabric: Fabric, report: Report) -> tuple[Frames, Frames, Doubts]:
+    """Return the configuration's training and validation frames; what is doubtful of them is told."""
     train_set, validation_set = open_sets(config.data)
-    frames = _decoded(config, train_set, fabric, report)
-    validation = _decoded(config, validation_set, fabric, report)
+    frames, validation = (_decoded(config, one, fabric, report) for one in (train_set, validation_set))
     require_other_frames(frames, validation)
     doubts = find_doubts(train_set, frames, validation)
     if fabric.is_global_zero:
         for text in (*notes_of(validation_set), *doubts.sentences):
             _log.warning("%s: %s", config.name, text)
+    return frames, validation, doubts
+
+
+def _prepare(config: TrainConfig, output: Path, sources: Sources, fabric: Fabric, report: Report) -> _Run:
+    """Open the frames and build networks and teachers."""
+    if sources.frames is None:
+        frames, validation, doubts = _checked_frames(config, fabric, report)
+    else:
+        (frames, validation), doubts = sources.frames, Doubts()
     known = len(frames.classes)
     void_class = None if config.data.void == "none" else known
     outputs = known + (void_class is not None)
