@@ -90,8 +90,8 @@ class _Run:
 
     def __init__(self, request: AdaptRequest, checkpoint: Path, reports: Reports) -> None:
         self.request, self.checkpoint, self.reports = request, checkpoint, reports
-        self.facts = request.facts(checkpoint)
         self.network = require_adaptable(request, checkpoint)
+        self.facts = request.facts(checkpoint)
         self.work = WorkFolder(request.work, self.facts, request.overwrite)
         self.used, self.held_back = request.split
         self.wanted: int | None = None

@@ -1,4 +1,4 @@
-"""Whether an adapted bundle still knows its classes: compared with the given bundle, and with labels if there are any."""
+"""Whether an adapted bundle still knows its classes: compared with the given bundle, and with labels, if any."""
 
 from __future__ import annotations
 

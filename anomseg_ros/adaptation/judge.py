@@ -73,7 +73,7 @@ class Figures:
     pixel_rate: float
     alarms: int
     frames: int
-    minutes: float | None
+    minutes: float | None = None
 
     @property
     def alarms_per_minute(self) -> float | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from anomseg_ros.adaptation.norms import NormConfig
+from anomseg_ros.adaptation.pasted_drive import objects_of
 from anomseg_ros.adaptation.self_labels import SelfLabelConfig
 from anomseg_ros.adaptation.self_training import Teacher, TrainingConfig
 from anomseg_ros.backends.backend_options import BackendOptions
@@ -21,6 +22,7 @@ from anomseg_ros.datasets.unlabelled_drive import UnlabelledDrive
 from anomseg_ros.errors import BundleError, CheckpointError, ConfigError, unknown_name
 from anomseg_ros.evaluation.drive import MIN_ALARM_PX
 from anomseg_ros.evaluation.drive_thresholds import DriveRequest, split_blocks
+from anomseg_ros.outliers.mixture import open_objects
 
 NORMS, SELF = STAGES = ("bn", "self")
 """Stages in their order: statistics of the norms, then self-training."""
@@ -109,6 +111,8 @@ class AdaptRequest:
         split_blocks(len(self.drive))
         self._check_labels()
         self._check_teacher()
+        for part in ("train", "val"):
+            open_objects(objects_of(self.objects, part))
         return self._checkpoint()
 
     def facts(self, checkpoint: Path) -> dict[str, Any]:

@@ -275,9 +275,8 @@ def disagreement(
     Images uint8 (H, W, 3), labels uint8 (H, W).
     """
     grey, grey_beside = (cv2.cvtColor(one, cv2.COLOR_RGB2GRAY) for one in (image, beside))
-    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST).calc(
-        grey, grey_beside, np.zeros((*labels.shape, 2), np.float32)
-    )
+    flow = np.zeros((*labels.shape, 2), np.float32)
+    flow = np.asarray(cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST).calc(grey, grey_beside, flow))
     rows, columns = np.indices(labels.shape, np.float32)
     place = (columns + flow[..., 0], rows + flow[..., 1])
     outside = (place[0] < 0) | (place[1] < 0) | (place[0] > labels.shape[1] - 1) | (place[1] > labels.shape[0] - 1)

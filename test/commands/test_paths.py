@@ -40,6 +40,11 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "calibrate score": (f"{BUNDLE} --dataset camvid=MISSING --score sml --checkpoint MISSING.pth --output out",),
     "calibrate temperature": (f"{BUNDLE} --dataset camvid=MISSING --checkpoint MISSING.pth --output out",),
     "train": ("MISSING.yaml",),
+    "adapt": (
+        "enet-camvid --frames MISSING --output out",
+        "MISSING --frames MISSING.mp4 --output out",
+        "enet-camvid --frames . --output out --labels camvid=MISSING",
+    ),
     "papers": ("--weights MISSING --data MISSING --output out.md",),
     "report": ("MISSING.json",),
     "compare": ("MISSING.json MISSING.json",),
