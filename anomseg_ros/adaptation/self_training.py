@@ -8,8 +8,10 @@ NeurIPS 2017, arXiv 1703.01780), which labels the drive for the next round.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from anomseg_ros.adaptation.pasted_drive import objects_of, paste_config
 from anomseg_ros.compression.fine_tune import breaks_bfloat16
@@ -35,6 +37,15 @@ from anomseg_ros.training.segmentation_loss import LossConfig
 NAME = "adapt"
 VALIDATION_FRAMES = 4
 """Frames on which the run's log has an mIoU; nothing is chosen by it."""
+
+CROP_SHARE = 0.8
+"""Height and width of the crops that the network sees, as a share of the frame's."""
+
+AUGMENTATION: Mapping[str, Any] = {
+    **{"scale": (0.75, 1.5), "aspect": (0.8, 1.25), "gain": (0.7, 1.3), "gamma": (0.8, 1.25), "tint": 0.1, "grey": 0.1},
+    **{"blur_sigma_px": 1.0, "noise_sigma": 5.0, "motion_blur": 0.05, "jpeg": 0.1, "response": 0.1},
+}
+"""Fields of AugmentConfig: milder than the recipes', since all frames are of one camera."""
 
 SMALL_CROP_PX = 288 * 384
 """A step takes four crops of at most this size, and fewer larger ones."""
@@ -87,37 +98,27 @@ def self_train(
 
 def train_config(task: Round, config: TrainingConfig, frames: int) -> TrainConfig:
     """Return the configuration of a round's run on so many frames."""
-    contract, network = task.contract, task.network
-    height, width = contract.input.height_px, contract.input.width_px
-    has_void = contract.void_class is not None
-    crop = (min(height, max(64, round(0.8 * height))), min(width, max(64, round(0.8 * width))))
+    size_px = (task.contract.input.height_px, task.contract.input.width_px)
+    crop = (_crop_px(size_px[0]), _crop_px(size_px[1]))
     batch = max(1, min(4, round(4 * SMALL_CROP_PX / (crop[0] * crop[1]))))
     epochs = max(1, round(config.steps * batch / frames))
-    taught = task.teacher
+    start = str(task.start.resolve())
     return TrainConfig(
         name=NAME,
-        network=NetworkConfig(
-            network.name,
-            network.options(),
-            network.mean,
-            network.std,
-            InitialConfig(checkpoint=str(task.start), num_classes=network.num_classes),
-            frozen_norms=True,  # they follow the drive already, or were left as they are on purpose
-        ),
+        network=_network_config(task.network, start),
         data=DataConfig(
             "drive",
-            height,
-            width,
-            path=str(task.start),
-            void="outliers" if has_void else "none",
-            cut_paste=CutPasteConfig(config.pasted, objects_of(task.objects, "train"), paste_config(height)),
+            *size_px,
+            path=start,
+            void="none" if task.contract.void_class is None else "outliers",
+            cut_paste=CutPasteConfig(config.pasted, objects_of(task.objects, "train"), paste_config(size_px[0])),
             workers=0,
             cache="memory",
         ),
         run=RunConfig(
             epochs,
             batch,
-            precision="32-true" if breaks_bfloat16(network) else "bf16-mixed",
+            precision="32-true" if breaks_bfloat16(task.network) else "bf16-mixed",
             ema_decay=config.ema_decay,
             seed=task.seed,
             threads=task.threads,
@@ -126,29 +127,39 @@ def train_config(task: Round, config: TrainingConfig, frames: int) -> TrainConfi
             accelerator="cpu",
             devices="1",
         ),
-        augment=AugmentConfig(
-            *crop,
-            scale=(0.75, 1.5),
-            aspect=(0.8, 1.25),
-            gain=(0.7, 1.3),
-            gamma=(0.8, 1.25),
-            tint=0.1,
-            grey=0.1,
-            blur_sigma_px=1.0,
-            noise_sigma=5.0,
-            motion_blur=0.05,
-            jpeg=0.1,
-            response=0.1,
-        ),
-        loss=LossConfig(
-            auxiliary_weight=0.0,
-            entropy_weight=0.3 if has_void else 1.0,
-            distillation_weight=0.0 if taught is None else 1.0,
-            distillation_temperature=1.0,
-        ),
+        augment=AugmentConfig(*crop, **AUGMENTATION),
+        loss=_loss_config(task),
         optimizer=OptimizerConfig("adamw", config.learning_rate, weight_decay=0.0, gradient_clip=1.0),
         schedule=ScheduleConfig(warmup_steps=min(20, config.steps // 5)),
-        teachers=()
-        if taught is None
-        else (TeacherConfig(taught.network, str(taught.checkpoint), num_classes=taught.num_classes),),
+        teachers=_teacher_configs(task.teacher),
     )
+
+
+def _crop_px(side_px: int) -> int:
+    return min(side_px, max(64, round(CROP_SHARE * side_px)))
+
+
+def _network_config(network: SegmentationNetwork, start: str) -> NetworkConfig:
+    return NetworkConfig(
+        network.name,
+        network.options(),
+        network.mean,
+        network.std,
+        InitialConfig(checkpoint=start, num_classes=network.num_classes),
+        frozen_norms=True,  # they follow the drive already, or were left as they are on purpose
+    )
+
+
+def _loss_config(task: Round) -> LossConfig:
+    return LossConfig(
+        auxiliary_weight=0.0,
+        entropy_weight=1.0 if task.contract.void_class is None else 0.3,
+        distillation_weight=0.0 if task.teacher is None else 1.0,
+        distillation_temperature=1.0,
+    )
+
+
+def _teacher_configs(teacher: Teacher | None) -> tuple[TeacherConfig, ...]:
+    if teacher is None:
+        return ()
+    return (TeacherConfig(teacher.network, str(teacher.checkpoint.resolve()), num_classes=teacher.num_classes),)

@@ -89,8 +89,8 @@ def _parser() -> argparse.ArgumentParser:
 def _request(args: argparse.Namespace, argv: Sequence[str] | None) -> AdaptRequest:
     bundle = load_bundle(find_bundle(args.bundle))
     road = road_region(args.road_region or NO_REGION, bundle.contract)
-    drive = open_request_drive(args)
     labels = None if args.labels is None else open_named(args.labels)
+    drive = open_request_drive(args)
     from anomseg_ros.adaptation.request import LEVELS as LEVEL_OF
     from anomseg_ros.adaptation.request import STAGES, AdaptRequest
 

@@ -21,6 +21,7 @@ from anomseg_ros.adaptation.self_labels import (
 )
 from anomseg_ros.core.labels import KNOWN_UNCERTAIN
 from anomseg_ros.core.pixel_files import read_label
+from anomseg_ros.networks import build_network
 
 
 def test_rare_classes_keep_their_most_confident_pixels() -> None:
@@ -84,3 +85,14 @@ def test_frames_that_are_labelled_are_not_labelled_again(tmp_path: Path) -> None
     drive, folder = request.drive_request(request.bundle), tmp_path / "labels"
     first = label_drive(drive, 0.5, (1, 2), [small_network("mide_net")], SelfLabelConfig(), folder)
     assert label_drive(drive, 0.5, (1, 2), [], SelfLabelConfig(), folder) == first, "no network is asked"
+
+
+def test_a_teachers_views_are_averaged_with_the_networks(tmp_path: Path) -> None:
+    request = small_request(tmp_path)
+    drive, network = request.drive_request(request.bundle), small_network("mide_net")
+    alone = label_drive(drive, 2.0, (1,), [network], SelfLabelConfig(), tmp_path / "alone")
+    same = label_drive(drive, 2.0, (1,), [network, network], SelfLabelConfig(), tmp_path / "same")
+    other = label_drive(
+        drive, 2.0, (1,), [network, build_network("mide_net", 20).eval()], SelfLabelConfig(), tmp_path / "o"
+    )
+    assert same == alone and other != alone

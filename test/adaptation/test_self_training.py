@@ -72,7 +72,9 @@ def test_a_teacher_is_distilled_from(task: Round) -> None:
     assert config.loss.distillation_weight == 1 and config.teachers[0].network == "erfnet"
 
 
-def test_own_labels_are_learned_at_the_bundles_size(task: Round, tmp_path: Path) -> None:
+@pytest.mark.parametrize("taught", [False, True])
+def test_own_labels_are_learned_at_the_bundles_size(task: Round, tmp_path: Path, taught: bool) -> None:
+    task = replace(task, teacher=Teacher("mide_net", task.start, 20) if taught else None)
     own = AtInputSize(Halves(), (0, 1, 3), task.contract.input)  # type: ignore[arg-type]
     frames = decoded([own, own], task.contract, lambda *_: None)  # type: ignore[list-item]
     assert frames.images.shape == (6, 64, 128, 3) and frames.ids == ("0", "1", "3", "0", "1", "3")
