@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from dataset_trees import write
 from once_per_run import copy_of
 from small_bundles import HEIGHT_PX, WIDTH_PX, small_network, street_frames
@@ -14,12 +15,36 @@ from anomseg_ros.adaptation.norms import NormConfig
 from anomseg_ros.adaptation.request import AdaptRequest, Level
 from anomseg_ros.adaptation.self_training import TrainingConfig
 from anomseg_ros.core.bundle import CHECKPOINT_FILE, Provenance, load_bundle, sha256_of
+from anomseg_ros.core.labels import CITYSCAPES
+from anomseg_ros.datasets.dataset import LabelledFrame
 from anomseg_ros.datasets.unlabelled_drive import open_drive
 from anomseg_ros.export import ExportConfig, export_network
 from anomseg_ros.networks.checkpoints import save_checkpoint
 
 SMALL = Level(NormConfig(steps=3, batch_size=2), training=TrainingConfig(steps=4), frames=6)
 FRAMES = 21
+
+
+class Halves:
+    """Frames whose upper half is class 2 and whose lower half is road; every other one is twice as large."""
+
+    name, split, layout, path, label_set = "halves", "", "made", "", "cityscapes"
+    classes, has_anomalies, published_count, problems = CITYSCAPES, False, None, ()
+
+    def __len__(self) -> int:
+        return 4
+
+    def frame_id(self, index: int) -> str:
+        return str(index)
+
+    def origin(self, index: int) -> str:
+        return f"halves {index}"
+
+    def load(self, index: int) -> LabelledFrame:
+        labels = np.zeros((64 * (1 + index % 2), 128 * (1 + index % 2)), np.uint8)
+        labels[: len(labels) // 2] = 2
+        image = np.where(labels[..., None] == 2, (200, 90, 20), (90, 90, 90)).astype(np.uint8)
+        return LabelledFrame(str(index), image, labels, None)
 
 
 def adaptable_bundle(folder: Path) -> Path:

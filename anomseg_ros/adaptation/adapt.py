@@ -19,7 +19,7 @@ from anomseg_ros.adaptation.norms import adapt_norms
 from anomseg_ros.adaptation.pasted_drive import pasted_drive
 from anomseg_ros.adaptation.request import NORMS, SELF, AdaptRequest
 from anomseg_ros.adaptation.result import require_adaptable, write_result
-from anomseg_ros.adaptation.self_labels import SelfLabelled, label_drive
+from anomseg_ros.adaptation.self_labels import SelfLabelled, Summary, label_drive
 from anomseg_ros.adaptation.self_training import VALIDATION_FRAMES, Round, self_train
 from anomseg_ros.adaptation.work import GIVEN, Stage, WorkFolder
 from anomseg_ros.compression.reexport import export_config_of
@@ -30,6 +30,7 @@ from anomseg_ros.evaluation.drive_thresholds import calibrate_on_drive
 from anomseg_ros.export import export_network
 from anomseg_ros.networks.checkpoints import load_checkpoint, save_checkpoint
 from anomseg_ros.networks.network import SegmentationNetwork
+from anomseg_ros.training.frame_cache import Frames
 from anomseg_ros.training.loop import Report
 
 LEAST_AGREEMENT = 0.8
@@ -129,40 +130,31 @@ class _Run:
 
     def self_trained(self, name: str, best: Stage) -> tuple[SegmentationNetwork, dict[str, Any]]:
         """Return the network trained on the labels that the best one gives to the drive."""
-        request, level, place = self.request, self.request.level, self.work.place(name)
-        network, teacher = self.load(best), request.teacher
-        indices = spread(self.used, level.frames)
-        labellers = [network, *([teacher.load()] if teacher else [])]
-        bundle = load_bundle(best.bundle)
-        summary = label_drive(
-            request.drive_request(bundle),
-            best.drive_threshold,
-            indices,
-            labellers,
-            level.labels,
-            place / "labels",
-            self.reports.progress,
-        )
-        contract = request.bundle.contract
-        known = known_classes(contract)
-        labelled = SelfLabelled(place / "labels", request.drive, indices, contract.input, known, summary.limits)
-        own, _ = request.labelled_frames
-        sets = [labelled, *([AtInputSize(request.labels, own, contract.input)] if request.labels else [])]
-        frames = decoded(cast(Sequence[Dataset], sets), contract, self.reports.progress)
-        task = Round(
-            contract,
-            self.weights(best),
-            network,
-            request.objects,
-            teacher,
-            request.seed + int(name.rpartition("-")[2]),
-            request.threads,
-        )
+        request, place, network = self.request, self.work.place(name), self.load(best)
+        frames, summary = self.labelled(place / "labels", best, network)
+        round_seed = request.seed + int(name.rpartition("-")[2])
+        weights, contract = self.weights(best), request.bundle.contract
+        task = Round(contract, weights, network, request.objects, request.teacher, round_seed, request.threads)
         few = first_frames(frames, VALIDATION_FRAMES)
-        result = self_train(task, level.training, frames, few, place / "run", self.reports.training)
+        result = self_train(task, request.level.training, frames, few, place / "run", self.reports.training)
         trained = load_checkpoint(result.checkpoint, network.name, network.num_classes)
         shares = {key: getattr(summary, key) for key in ("labelled", "uncertain", "unused", "disagreeing")}
         return trained, {"labels": shares, "steps": result.steps, "frames": len(frames)}
+
+    def labelled(self, folder: Path, best: Stage, network: SegmentationNetwork) -> tuple[Frames, Summary]:
+        """Return the frames to train on: those of the drive with the network's labels, and the labelled ones."""
+        request, level, contract = self.request, self.request.level, self.request.bundle.contract
+        indices = spread(self.used, level.frames)
+        networks = [network, *([request.teacher.load()] if request.teacher else [])]
+        on_drive = request.drive_request(load_bundle(best.bundle))
+        threshold, progress = best.drive_threshold, self.reports.progress
+        summary = label_drive(on_drive, threshold, indices, networks, level.labels, folder, progress)
+        known = known_classes(contract)
+        sets = [cast(Dataset, SelfLabelled(folder, request.drive, indices, contract.input, known, summary.limits))]
+        if request.labels is not None:
+            own, _ = request.labelled_frames
+            sets.append(cast(Dataset, AtInputSize(request.labels, own, contract.input)))
+        return decoded(sets, contract, progress), summary
 
     def exported(self, name: str, network: SegmentationNetwork) -> Bundle:
         """Write the bundle of a stage's network, with its checkpoint."""

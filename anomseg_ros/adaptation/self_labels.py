@@ -14,7 +14,6 @@ something is hidden.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,16 +29,13 @@ from anomseg_ros.core.labels import KNOWN_UNCERTAIN, UNLABELLED, ClassInfo
 from anomseg_ros.core.pixel_files import read_label
 from anomseg_ros.core.preprocess import resized_labels, tensor_from_frame
 from anomseg_ros.core.progress import Progress, no_progress
-from anomseg_ros.core.staging import replace_bytes, replace_text
+from anomseg_ros.core.staging import replace_bytes
 from anomseg_ros.core.types import LabelImage, RgbImage
-from anomseg_ros.core.untrusted_text import parse_json
 from anomseg_ros.datasets.dataset import VOID, LabelledFrame
 from anomseg_ros.datasets.unlabelled_drive import UnlabelledDrive
-from anomseg_ros.errors import DatasetError
 from anomseg_ros.evaluation.drive_thresholds import DriveRequest, drive_frames
 from anomseg_ros.networks.network import SegmentationNetwork, pixels_to_input
 
-SUMMARY_FILE = "labels.json"
 STRANGE = UNLABELLED
 """Label of pixels that no loss uses."""
 
@@ -155,9 +151,7 @@ def label_drive(
         _write(folder, "disagrees", frame.index, disagrees.astype(np.uint8))
         _write(folder, "confidence", frame.index, np.rint(255 * confidence).astype(np.uint8))
         progress("labels", done, len(indices))
-    summary = _summary(folder, indices, known, config)
-    replace_text(folder / SUMMARY_FILE, json.dumps(summary.__dict__, indent=2) + "\n")
-    return summary
+    return _summary(folder, indices, known, config)
 
 
 def kept_labels(labels: LabelImage, confidence: npt.NDArray[np.uint8], limits: npt.NDArray[np.float32]) -> LabelImage:
@@ -203,14 +197,6 @@ def _summary(folder: Path, indices: Sequence[int], known: int, config: SelfLabel
         round(float(one), 4) for one in (*np.mean(shares, axis=0), np.mean(disagreeing))
     )
     return Summary(labelled, uncertain, unused, disagree, limits)
-
-
-def read_limits(folder: Path) -> tuple[float, ...]:
-    """Return the limits that label_drive wrote. Raises DatasetError for a damaged file."""
-    try:
-        return tuple(map(float, parse_json((folder / SUMMARY_FILE).read_text())["limits"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f"{folder / SUMMARY_FILE} is damaged ({error}); delete that folder") from error
 
 
 @torch.inference_mode()

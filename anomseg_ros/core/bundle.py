@@ -103,7 +103,7 @@ class Contract:
     @property
     def score_names(self) -> tuple[str, ...]:
         """Names of the scores the graph computes, the default one first."""
-        return tuple(one.name for one in self.outputs if one.name != LABELS_OUTPUT)
+        return tuple(output.name for output in self.outputs if output.name != LABELS_OUTPUT)
 
     @property
     def known_count(self) -> int:
@@ -309,13 +309,8 @@ def _parsed(text: str, path: Path) -> Contract:
 def _write_contract(contract: Contract, directory: Path) -> Contract:
     """Check the contract and write bundle.yaml in one step; return the contract as it reads back."""
     plain = to_plain(contract)
-    for name in (
-        "compression",
-        "adaptation",
-        "target",
-    ):  # versions without these keys can read bundles that do not need them
-        if getattr(contract, name) in ({}, TARGETS[0]):
-            del plain[name]
+    optional = ("compression", "adaptation", "target")  # versions without these keys read bundles without them
+    plain = {key: value for key, value in plain.items() if key not in optional or value not in ({}, TARGETS[0])}
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
     path = directory / CONTRACT_FILE
     written = _parsed(text, path)

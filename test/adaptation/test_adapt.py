@@ -11,11 +11,12 @@ from pathlib import Path
 
 import cv2
 import pytest
-from adaptation_runs import FRAMES, SMALL, small_request
+from adaptation_runs import FRAMES, SMALL, Halves, small_request
 
 from anomseg_ros.adaptation import adapt as adaptation
 from anomseg_ros.adaptation.adapt import Adapted, Reports, adapt
 from anomseg_ros.adaptation.request import AdaptRequest
+from anomseg_ros.adaptation.self_training import Teacher
 from anomseg_ros.core.bundle import CHECKPOINT_FILE, load_bundle
 from anomseg_ros.errors import ConfigError
 from anomseg_ros.networks.checkpoints import load_checkpoint
@@ -38,8 +39,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(place: Path) -> tuple[AdaptRequest, Adapted, list[str]]:
-    """An undisturbed call whose stages are all kept, and what it told."""
-    request, told = small_request(place), []
+    """An undisturbed call with labels and a teacher whose stages are all kept, and what it told."""
+    request, told = small_request(place, labels=Halves()), []
+    request = replace(request, teacher=Teacher("mide_net", request.bundle.directory / CHECKPOINT_FILE, 20))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("anomseg_ros.adaptation.judge.Figures.is_better_than", lambda *_: True)
         patched.setattr(adaptation, "LEAST_AGREEMENT", 0.0)
@@ -49,7 +51,7 @@ def whole(place: Path) -> tuple[AdaptRequest, Adapted, list[str]]:
 
 
 def test_each_stage_is_judged_at_equal_detection(whole: tuple[AdaptRequest, Adapted, list[str]]) -> None:
-    _, adapted, told = whole
+    request, adapted, told = whole
     given, norms, trained = adapted.stages
     assert (given.name, norms.name, trained.name) == ("given", "bn", "self-1") and adapted.chosen == "self-1"
     assert given.figures.objects == norms.figures.objects == trained.figures.objects
@@ -57,7 +59,9 @@ def test_each_stage_is_judged_at_equal_detection(whole: tuple[AdaptRequest, Adap
     assert norms.figures.detected >= wanted and trained.figures.detected >= wanted
     assert given.agreement == 1 and 0 <= norms.agreement <= 1
     assert norms.facts["kept_statistics"] == round(SMALL.norms.kept, 4)
-    assert trained.facts["steps"] >= 3 and trained.facts["frames"] == SMALL.frames
+    own, _ = request.labelled_frames
+    assert trained.facts["steps"] >= 3 and trained.facts["frames"] == SMALL.frames + len(own) == SMALL.frames + 3
+    assert all(stage.miou is not None and 0 <= stage.miou <= 1 for stage in adapted.stages)
     shares = [trained.facts["labels"][key] for key in ("labelled", "uncertain", "unused")]
     assert sum(shares) == pytest.approx(1, abs=1e-3)
     places = [told.index(what) for what in ("given", "norms", "bn", "labels", "self-1")]
@@ -96,18 +100,6 @@ def test_training_keeps_the_statistics_of_the_norms(whole: tuple[AdaptRequest, A
     assert any(name.endswith("conv.weight") for name in differ), "the stage self changed these"
 
 
-def test_no_stage_is_kept_that_does_not_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adaptation, "LEAST_AGREEMENT", 1.1)
-    request = small_request(tmp_path, stages=("bn",))
-    adapted = adapt(request)
-    assert not adapted.is_better and adapted.chosen == "given" and [one.kept for one in adapted.stages] == [True, False]
-    contract, given = load_bundle(request.output).contract, request.bundle.contract
-    assert contract.files == given.files and contract.provenance.training_data == "noise"
-    assert set(contract.thresholds) == {"void", "msp"}, "thresholds of the drive are written anyway"
-    with pytest.raises(Exception, match="exists; choose another output"):
-        adapt(request)
-
-
 def test_a_killed_call_continues_with_the_same_result(
     whole: tuple[AdaptRequest, Adapted, list[str]], tmp_path: Path
 ) -> None:
@@ -123,7 +115,7 @@ def test_a_killed_call_continues_with_the_same_result(
     told: list[str] = []
     adapted = adapt(request, Reports(lambda what, done, total: told.append(what)))
     assert told[0] == "norms", "the given bundle is not judged again"
-    assert adapted.stages[0] == replace(whole[1].stages[0], bundle=adapted.stages[0].bundle)
+    assert adapted.stages[0] == replace(whole[1].stages[0], bundle=adapted.stages[0].bundle, miou=None)
     assert adapted.stages[1].figures == whole[1].stages[1].figures
     assert not request.work.exists() and (request.output / CHECKPOINT_FILE).is_file()
 

@@ -6,41 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from adaptation_runs import small_request
+from adaptation_runs import Halves, small_request
 from small_bundles import small_network
 
 from anomseg_ros.adaptation.input_frames import AtInputSize, decoded, first_frames, spread
 from anomseg_ros.adaptation.self_training import Round, Teacher, TrainingConfig, self_train, train_config
 from anomseg_ros.core.bundle import CHECKPOINT_FILE
-from anomseg_ros.core.labels import CITYSCAPES
 from anomseg_ros.core.untrusted_text import parse_yaml
-from anomseg_ros.datasets.dataset import LabelledFrame
 from anomseg_ros.training.config import config_text, parse_config
 from anomseg_ros.training.segmentation_loss import LossConfig
-
-
-class Halves:
-    """Frames whose upper half is class 2 and whose lower half is road; every other one is twice as large."""
-
-    name, split, layout, path, label_set = "halves", "", "made", "", "cityscapes"
-    classes, has_anomalies, published_count, problems = CITYSCAPES, False, None, ()
-
-    def __len__(self) -> int:
-        return 4
-
-    def frame_id(self, index: int) -> str:
-        return str(index)
-
-    def origin(self, index: int) -> str:
-        return f"halves {index}"
-
-    def load(self, index: int) -> LabelledFrame:
-        labels = np.zeros((64 * (1 + index % 2), 128 * (1 + index % 2)), np.uint8)
-        labels[: len(labels) // 2] = 2
-        image = np.where(labels[..., None] == 2, (200, 90, 20), (90, 90, 90)).astype(np.uint8)
-        return LabelledFrame(str(index), image, labels, None)
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def test_wrong_options_are_one_line(words: list[str], tmp_path: Path, capsys: py
 
 
 @pytest.mark.slow
-def test_status_3_says_that_no_stage_helped(
+def test_status_3_says_that_no_stage_helped_and_the_given_bundle_is_written(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(LEVELS, "quick", SMALL)  # type: ignore[arg-type]
@@ -57,5 +57,12 @@ def test_status_3_says_that_no_stage_helped(
     said = capsys.readouterr()
     assert "no stage made it better" in said.out and "given" in said.out and "alarms a minute" in said.out
     assert "reading the bundle and the drive" in said.err and "bn: " in said.err and "not kept" in said.err
-    command = load_bundle(tmp_path / "out").contract.provenance.command
+    contract, given = load_bundle(tmp_path / "out").contract, load_bundle(tmp_path / "given").contract
+    assert contract.files == given.files and contract.adaptation["chosen"] == "given"
+    assert [stage["kept"] for stage in contract.adaptation["stages"]] == [True, False]
+    assert set(contract.thresholds) == {"void", "msp"}, "thresholds of the drive are written anyway"
+    assert contract.provenance.training_data == "noise"
+    command = contract.provenance.command
     assert command is not None and command.startswith("anomseg adapt ") and "--stages bn" in command
+    assert main([*words, "--stages", "bn"]) == 1
+    assert "exists; choose another output or pass --overwrite" in capsys.readouterr().err
