@@ -21,7 +21,7 @@ from anomseg_ros.datasets.unlabelled_drive import open_drive
 from anomseg_ros.export import ExportConfig, export_network
 from anomseg_ros.networks.checkpoints import save_checkpoint
 
-SMALL = Level(NormConfig(steps=3, batch_size=2), training=TrainingConfig(steps=4), frames=6)
+SMALL = Level(NormConfig(steps=3, batch_size=2), training=TrainingConfig(steps=4, workers=0), frames=6)
 FRAMES = 21
 
 

@@ -53,12 +53,14 @@ SMALL_CROP_PX = 288 * 384
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How to train. steps: optimizer steps of a round. pasted: share of the samples with objects."""
+    """How to train. steps: optimizer steps of a round. pasted: share of the samples with objects. workers: processes
+    that make the samples."""
 
     steps: int = 150
     learning_rate: float = 2e-4
     pasted: float = 0.75
     ema_decay: float = 0.99
+    workers: int = 1
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def train_config(task: Round, config: TrainingConfig, frames: int) -> TrainConfi
             path=start,
             void="none" if task.contract.void_class is None else "outliers",
             cut_paste=CutPasteConfig(config.pasted, objects_of(task.objects, "train"), paste_config(size_px[0])),
-            workers=0,
+            workers=config.workers,
             cache="memory",
         ),
         run=RunConfig(

@@ -35,7 +35,7 @@ ALL_STAGES, LEVELS = ("bn", "self", "all"), ("quick", "full")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Adapt, print what each stage did on the frames held back; return 0, or 3 if no stage made the bundle better."""
-    args = _parser().parse_args(argv)
+    args = argument_parser().parse_args(argv)
     with ProgressLines() as lines:
         lines.tell("reading the bundle and the drive")
         request = _request(args, argv)
@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if adapted.is_better else NOT_BETTER
 
 
-def _parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of `anomseg adapt`."""
     parser = options.parser(
         "adapt",
         "Adapt a float bundle to the road of an unlabelled drive in which nothing is strange, and calibrate it there. "

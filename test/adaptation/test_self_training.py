@@ -56,7 +56,7 @@ def test_own_labels_are_learned_at_the_bundles_size(task: Round, tmp_path: Path,
     losses: list[float] = []
     result = self_train(
         task,
-        TrainingConfig(steps=6, ema_decay=0.5),
+        TrainingConfig(steps=6, ema_decay=0.5, workers=0),
         frames,
         first_frames(frames, 1),
         tmp_path / "run",

@@ -53,7 +53,7 @@ def test_status_3_says_that_no_stage_helped_and_the_given_bundle_is_written(
 ) -> None:
     monkeypatch.setitem(LEVELS, "quick", SMALL)  # type: ignore[arg-type]
     monkeypatch.setattr(adaptation, "LEAST_AGREEMENT", 1.1)
-    assert main([*words, "--stages", "bn", "--rate", "10", "--min-alarm-px", "4"]) == 3
+    assert main([*words, "--stages", "bn", "--fps", "10", "--min-alarm-px", "4"]) == 3
     said = capsys.readouterr()
     assert "no stage made it better" in said.out and "given" in said.out and "alarms a minute" in said.out
     assert "reading the bundle and the drive" in said.err and "bn: " in said.err and "not kept" in said.err
