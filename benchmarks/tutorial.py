@@ -34,7 +34,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "tutorial.md"
 BEGIN, END = "<!-- figures: benchmarks/tutorial.py -->", "<!-- end of the figures -->"
 DRIVE_CLIPS = ("seq0000", "seq0003")
 """Clips of 30 frames at 17 Hz."""
-LABELLED_CLIPS = ("seq0001", "seq0002", "seq0004", "seq0005")
+LABELLED_CLIPS = ("aachen_000001", "aachen_000002", "aachen_000004", "aachen_000005")
 LABELLED = 20
 CLASSES = {
     "drivable": ("road", "parking"),
@@ -72,13 +72,15 @@ class Step:
 class Place:
     """Where the newcomer works: drive/ has the frames, exported/ the labelled ones.
 
-    bundle: to start from. fps: of the drive. training: changes of the recipe for one's own classes.
+    bundle: to start from. fps: of the drive. training: changes of the recipe for one's own classes. adapt_options: of
+    `anomseg adapt`.
     """
 
     folder: Path
     bundle: str
     fps: float
     training: Sequence[str] = ()
+    adapt_options: Sequence[str] = ()
 
     def path(self, name: str) -> Path:
         """Return a path in the folder."""
@@ -121,7 +123,7 @@ def real_place(folder: Path) -> Place:
 
 def small_place(folder: Path) -> Place:
     """Return a drawn drive of 40 frames, of which some are labelled, and a small random network."""
-    place = Place(folder, str(folder / "start"), 10.0, SMALL_TRAINING)
+    place = Place(folder, str(folder / "start"), 10.0, SMALL_TRAINING, ("--stages", "bn"))
     if not place.path("drive").exists():
         place.path("drive").mkdir()
         for frame in SyntheticSequence(20).frames(40):
@@ -195,7 +197,7 @@ def steps(place: Place) -> list[Step]:
         ),
         Step(
             "adapt the bundle to the drive",
-            ["adapt", place.bundle, *frames, "--fps", place.fps, "--output", path("adapted")],
+            ["adapt", place.bundle, *frames, *place.adapt_options, "--fps", place.fps, "--output", path("adapted")],
             lambda: adapted(path("adapted")),
             (0, 3),
         ),

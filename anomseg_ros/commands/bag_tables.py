@@ -86,7 +86,6 @@ def live_table(result: Result, live: Live) -> Table:
     counts = f"{live.answered} answered, {live.dropped} dropped, {live.lost} lost, {live.bad} bad"
     table.add_row(f"{live.frames} frames", counts)
     times = {
-        "stamp to output": live.latency_ms,
         "arrival to output": live.processing_ms,
         "frame to listener": live.age_ms,
     }

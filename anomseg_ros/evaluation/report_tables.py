@@ -207,8 +207,14 @@ def live_facts(live: Live) -> list[Fact]:
         ("Dropped for a newer one", count(live.dropped), ""),
         ("Lost on the way", count(live.lost), ""),
         ("Unusable", count(live.bad), ""),
-        *((f"Latency {name}, ms", f"{value:.1f}", "stamp to output") for name, value in live.latency_ms.items()),
-        *((f"Processing {name}, ms", f"{value:.1f}", "") for name, value in live.processing_ms.items()),
+        *(
+            (f"Latency {name}, ms", f"{value:.1f}", "frame published to score received")
+            for name, value in live.age_ms.items()
+        ),
+        *(
+            (f"Processing {name}, ms", f"{value:.1f}", "arrival to output")
+            for name, value in live.processing_ms.items()
+        ),
         *((name, f"{value:+.6f}", "live minus no drop, fraction") for name, value in live.difference.items()),
     ]
 
