@@ -38,7 +38,8 @@ from anomseg_ros.core.bundle import (
 from anomseg_ros.core.labels import VOID, ClassInfo, label_set
 from anomseg_ros.core.preprocess import noise_frames
 from anomseg_ros.core.types import RgbImage
-from anomseg_ros.errors import ConfigError
+from anomseg_ros.errors import CheckpointError, ConfigError
+from anomseg_ros.networks.adapters import load_with_adapter
 from anomseg_ros.networks.argmax_form import ARGMAX, COMPARE, with_comparisons
 from anomseg_ros.networks.checkpoints import load_checkpoint
 from anomseg_ros.networks.network import SegmentationNetwork, pixels_to_input
@@ -114,6 +115,7 @@ def export_checkpoint(
     config: ExportConfig,
     output: Path,
     *,
+    adapter: Path | None = None,
     command: str | None = None,
     frames: Sequence[RgbImage] = (),
     overwrite: bool = False,
@@ -125,6 +127,7 @@ def export_checkpoint(
         checkpoint: file that is loaded strictly.
         config: settings of the export.
         output: directory of the bundle.
+        adapter: a file of networks/adapters.py; the checkpoint is its base then.
         command: command line for the bundle's provenance.
         frames: frames for the comparison besides random ones.
         overwrite: replace an existing bundle.
@@ -134,8 +137,17 @@ def export_checkpoint(
         ExportError: see export_network.
     """
     config.classes()
-    network = load_checkpoint(checkpoint, network_name, config.num_classes)
-    provenance = Provenance(checkpoint.name, sha256_of(checkpoint), command=command)
+    if adapter is None:
+        network = load_checkpoint(checkpoint, network_name, config.num_classes)
+    else:
+        network = load_with_adapter(checkpoint, adapter)
+        if (network.name, network.num_classes) != (network_name, config.num_classes):
+            raise CheckpointError(
+                f"{adapter} is for network {network.name!r} of {network.num_classes} classes, not {network_name!r} of "
+                f"{config.num_classes}; ask for that one"
+            )
+    trained = adapter or checkpoint
+    provenance = Provenance(trained.name, sha256_of(trained), command=command)
     return export_network(network, network_name, config, output, provenance, frames=frames, overwrite=overwrite)
 
 

@@ -190,13 +190,12 @@ class EoMT(StagedMaskNetwork):
     def _prediction(
         self, images: Tensor, padded: Tensor, tensors: Mapping[str, Tensor], features: Mapping[str, Tensor]
     ) -> Prediction:
-        starts_px = self._crop_starts_px(padded)
-        if tensors["class_logits"].shape[1] == self.q.num_embeddings or len(starts_px) == 1:
+        if tensors["class_logits"].shape[1] == self.q.num_embeddings:  # of whole images
             return super()._prediction(images, padded, tensors, features)
         return TiledMaskPrediction(
             size_px=(images.shape[2], images.shape[3]),
             padded_px=(padded.shape[2], padded.shape[3]),
-            starts_px=starts_px,
+            starts_px=self._crop_starts_px(padded),
             mask_logits=tensors["mask_logits"],
             class_logits=tensors["class_logits"],
         )

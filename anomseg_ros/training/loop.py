@@ -353,7 +353,9 @@ class _Run:
     def _save_weights(self, name: str, miou: float | None) -> None:
         metadata = {"run": self.config.name, "step": self.position.step, "steps": self.plan.steps, "miou": miou}
         metadata |= {"num_classes": self.averaged.num_classes, "void_class": self.void_class}
-        save_checkpoint(self.output / f"{name}.safetensors", self.objective.merged(self.averaged), metadata)
+        checkpoint = self.output / f"{name}.safetensors"
+        save_checkpoint(checkpoint, self.objective.merged(self.averaged), metadata)
+        self.objective.save_beside(checkpoint, self.averaged, metadata)
 
     def _stopped_early(self) -> bool:
         patience = self.config.run.early_stop
