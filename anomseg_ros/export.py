@@ -214,7 +214,8 @@ class DetectorGraph(nn.Module):
         """image: uint8 (1, H, W, 3)."""
         prediction = self.network.predict(pixels_to_input(image), self.features)
         logits = prediction.pixel_logits()
-        scores = self.scores.frame_scores(self.scores.pixel_maps(logits), prediction)
+        evidence = prediction.pixel_evidence() if self.scores.needs_evidence else None
+        scores = self.scores.frame_scores(self.scores.pixel_maps(logits, evidence), prediction)
         return self.labels(logits).to(torch.uint8), *scores
 
     def labels(self, logits: torch.Tensor) -> torch.Tensor:
@@ -251,8 +252,10 @@ class StripGraph(DetectorGraph):
         """image: uint8 (1, H, W, 3)."""
         prediction = self.network.predict(pixels_to_input(image), self.features)
         layer, features = self._last_layer(prediction)
-        logit_strips = map(prediction.decode, layer(features))
-        strips = [(self.labels(strip), self.scores.pixel_maps(strip)) for strip in logit_strips]
+        strips = []
+        for maps in layer(features):
+            logits = prediction.decode(maps)
+            strips.append((self.labels(logits), self.scores.strip_maps(prediction, maps, logits)))
 
         def join(parts: Sequence[torch.Tensor]) -> torch.Tensor:
             return layer.join(parts)[None, : image.shape[1], : image.shape[2]]

@@ -42,6 +42,10 @@ class Prediction(ABC):
         If there is one image, N may count something else, such as rows.
         """
 
+    def evidence(self, maps: Tensor) -> Tensor:
+        """Return class logits (N, C, ...) per pixel of maps as for `decode`, where these are another thing."""
+        return self.decode(maps)
+
     def enlarge(self, maps: Tensor) -> Tensor:
         """Return maps (N, M, h, w) of the padded images at the images' own size, (N, M, H, W)."""
         if tuple(maps.shape[-2:]) != self.padded_px:
@@ -52,6 +56,10 @@ class Prediction(ABC):
     def pixel_logits(self) -> Tensor:
         """Return logits (N, C, H, W). The largest is the label; softmax gives probabilities."""
         return self.decode(self.enlarge(self.maps))
+
+    def pixel_evidence(self) -> Tensor:
+        """Return `evidence` (N, C, H, W) of the whole images."""
+        return self.evidence(self.enlarge(self.maps))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -98,10 +106,6 @@ class MaskPrediction(Prediction):
         without "no object", masks after the sigmoid).
         """
         return self._weighted_masks(self.class_logits[..., :-1], maps)
-
-    def pixel_evidence(self) -> Tensor:
-        """Return `evidence` (N, C, H, W) of the whole images."""
-        return self.evidence(self.enlarge(self.maps))
 
     def _weighted_masks(self, weights: Tensor, maps: Tensor) -> Tensor:
         """Return sums (N, C, ...) of sigmoid(maps), maps (N, Q, ...), with weights (N, Q, C)."""
