@@ -71,6 +71,9 @@ TORCH = {
     "torchao",
     "torch_pruning",
     "timm",
+    "transformers",
+    "peft",
+    "scipy",
     "lightning_fabric",
     "tensorboard",
 }
