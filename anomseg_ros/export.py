@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from anomseg_ros.core.bundle import (
+    CHECKPOINT_FILE,
     FORMAT_VERSION,
     GRAPH_FILE,
     GRAPH_INPUT,
@@ -41,7 +42,7 @@ from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import CheckpointError, ConfigError
 from anomseg_ros.networks.adapters import load_with_adapter
 from anomseg_ros.networks.argmax_form import ARGMAX, COMPARE, with_comparisons
-from anomseg_ros.networks.checkpoints import load_checkpoint
+from anomseg_ros.networks.checkpoints import load_checkpoint, save_checkpoint
 from anomseg_ros.networks.network import SegmentationNetwork, pixels_to_input
 from anomseg_ros.networks.prediction import Prediction
 from anomseg_ros.networks.score_head import ScoreHead
@@ -127,7 +128,7 @@ def export_checkpoint(
         checkpoint: file that is loaded strictly.
         config: settings of the export.
         output: directory of the bundle.
-        adapter: a file of networks/adapters.py; the checkpoint is its base then.
+        adapter: a file of networks/adapters.py; the checkpoint is its base, and the bundle holds the merged weights.
         command: command line for the bundle's provenance.
         frames: frames for the comparison besides random ones.
         overwrite: replace an existing bundle.
@@ -139,16 +140,22 @@ def export_checkpoint(
     config.classes()
     if adapter is None:
         network = load_checkpoint(checkpoint, network_name, config.num_classes)
-    else:
-        network = load_with_adapter(checkpoint, adapter)
-        if (network.name, network.num_classes) != (network_name, config.num_classes):
-            raise CheckpointError(
-                f"{adapter} is for network {network.name!r} of {network.num_classes} classes, not {network_name!r} of "
-                f"{config.num_classes}; ask for that one"
-            )
-    trained = adapter or checkpoint
-    provenance = Provenance(trained.name, sha256_of(trained), command=command)
-    return export_network(network, network_name, config, output, provenance, frames=frames, overwrite=overwrite)
+        provenance = Provenance(checkpoint.name, sha256_of(checkpoint), command=command)
+        return export_network(network, network_name, config, output, provenance, frames=frames, overwrite=overwrite)
+    network = load_with_adapter(checkpoint, adapter)
+    if (network.name, network.num_classes) != (network_name, config.num_classes):
+        raise CheckpointError(
+            f"{adapter} is for network {network.name!r} of {network.num_classes} classes, not {network_name!r} of "
+            f"{config.num_classes}; ask for that one"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        merged = Path(folder) / CHECKPOINT_FILE
+        save_checkpoint(merged, network, {**network.checkpoint_metadata, "adapter_sha256": sha256_of(adapter)})
+        provenance = Provenance(CHECKPOINT_FILE, sha256_of(merged), command=command)
+        files = {CHECKPOINT_FILE: merged}
+        return export_network(
+            network, network_name, config, output, provenance, frames=frames, overwrite=overwrite, files=files
+        )
 
 
 def export_network(
