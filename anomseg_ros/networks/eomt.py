@@ -15,8 +15,9 @@ images of one size and cannot be exported as it is (tue-mps/eomt, issue 28). Tes
 with masked attention and without, and on rectangular images.
 
 Deviations: position embeddings are resampled, so that images may have any shape. With `tiles` "short_side", images are
-cut into the square crops of the paper's semantic inference instead. The factors of LayerScale start at 1, because no
-pretrained weights have to be protected. `cosine_scale` replaces the linear classifier by cosines (CosineHead).
+cut into the square crops of the paper's semantic inference instead. Without pretrained weights, the factors of LayerScale
+start at 1 and positions have a variance of 1, as in transformers. `cosine_scale` replaces the linear classifier by cosines
+(CosineHead).
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ class EoMT(StagedMaskNetwork):
         self.grid = int(grid[0]), int(grid[1])
         self.query_blocks, self.cosine_scale, self.tiles = query_blocks, cosine_scale, tiles
         self.patch_embed = nn.Conv2d(3, width, PATCH_PX, stride=PATCH_PX)
-        self.pos_embed = nn.Parameter(0.02 * torch.randn(1, self.grid[0] * self.grid[1], width))
+        self.pos_embed = nn.Parameter(torch.randn(1, self.grid[0] * self.grid[1], width))
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, width))
         self.reg_token = nn.Parameter(0.02 * torch.randn(1, REGISTERS, width))
         self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
