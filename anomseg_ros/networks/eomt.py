@@ -15,9 +15,9 @@ images of one size and cannot be exported as it is (tue-mps/eomt, issue 28). Tes
 with masked attention and without, and on rectangular images.
 
 Deviations: position embeddings are resampled, so that images may have any shape. With `tiles` "short_side", images are
-cut into the square crops of the paper's semantic inference instead. Without pretrained weights, the factors of LayerScale
-start at 1 and positions have a variance of 1, as in transformers. `cosine_scale` replaces the linear classifier by cosines
-(CosineHead).
+cut into the square crops of the paper's semantic inference instead. Without pretrained weights, the factors of
+LayerScale start at 1 and positions have a variance of 1, as in transformers. `cosine_scale` replaces the linear
+classifier by cosines (CosineHead).
 """
 
 from __future__ import annotations

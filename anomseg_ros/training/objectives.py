@@ -41,6 +41,7 @@ class Needs:
     auxiliary: bool = False  # logits of the auxiliary heads, if the network has any that train
     features: tuple[str, ...] = ()  # feature maps by name
     teachers: bool = False  # whether it needs a teacher
+    teachers_see_outliers: bool = False  # whether teachers get the frames with pasted objects, and teach the void class
     outliers: bool = False  # whether it needs outliers in the frames
 
 
