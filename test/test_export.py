@@ -150,7 +150,7 @@ def test_graph_of_other_weights_fails_the_parity_check(tiny_bundle: Path) -> Non
 def test_failed_export_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Scale the logits of the graph, like a wrong normalisation.
     right = ScoreHead.pixel_maps
-    monkeypatch.setattr(ScoreHead, "pixel_maps", lambda self, logits: right(self, logits * 1.05))
+    monkeypatch.setattr(ScoreHead, "pixel_maps", lambda self, logits, *more: right(self, logits * 1.05, *more))
     with pytest.raises(ExportError, match=r"score '(void|max_logit)'"):
         export_network(build_network("mide_net", 20).eval(), "mide_net", SMALL, tmp_path / "out", Provenance())
     assert list(tmp_path.iterdir()) == []

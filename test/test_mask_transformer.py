@@ -107,7 +107,7 @@ def test_smaller_forms_are_made_and_timed(place: Path) -> None:
 @pytest.mark.slow
 def test_bag_is_measured(place: Path) -> None:
     command("bag", "write", "--dataset", f"camvid={place / 'data'}", "--output", place / "bag")
-    command("bag", "evaluate", place / "bag", place / "fp32", "--score", "mask_void", "--json", place / "bag.json")
+    command("bag", "evaluate", place / "fp32", place / "bag", "--score", "mask_void", "--json", place / "bag.json")
     assert "mask_void" in (place / "bag.json").read_text()
 
 
