@@ -65,6 +65,15 @@ class _ScaleBlock(nn.Module):
         return normalised.permute(0, 3, 1, 2)
 
 
+def _check(width: int, depth: int, query_blocks: int, tiles: str) -> None:
+    if width < HEAD_WIDTH or width % HEAD_WIDTH:
+        raise ConfigError(f"width is {width!r}; expected a multiple of {HEAD_WIDTH}")
+    if not 1 <= query_blocks <= depth:
+        raise ConfigError(f"query_blocks is {query_blocks!r}; expected 1 to {depth}, the number of blocks")
+    if tiles not in TILES:
+        raise ConfigError(unknown_name("way of tiles", tiles, TILES))
+
+
 class EoMT(StagedMaskNetwork):
     """See the module."""
 
@@ -102,12 +111,7 @@ class EoMT(StagedMaskNetwork):
             ConfigError: an option is out of range.
         """
         super().__init__(num_classes)
-        if width < HEAD_WIDTH or width % HEAD_WIDTH:
-            raise ConfigError(f"width is {width!r}; expected a multiple of {HEAD_WIDTH}")
-        if not 1 <= query_blocks <= depth:
-            raise ConfigError(f"query_blocks is {query_blocks!r}; expected 1 to {depth}, the number of blocks")
-        if tiles not in TILES:
-            raise ConfigError(unknown_name("way of tiles", tiles, TILES))
+        _check(width, depth, query_blocks, tiles)
         self._options = {"width": width, "depth": depth, "query_blocks": query_blocks, "queries": queries}
         self.grid = int(grid[0]), int(grid[1])
         self.query_blocks, self.cosine_scale, self.tiles = query_blocks, cosine_scale, tiles

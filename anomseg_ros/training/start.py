@@ -15,7 +15,7 @@ from anomseg_ros.networks.network import SegmentationNetwork, StagedMaskNetwork
 from anomseg_ros.networks.widths import fit_widths, pruned_description
 
 if TYPE_CHECKING:
-    from anomseg_ros.training.config import NetworkConfig
+    from anomseg_ros.training.config import InitialConfig, NetworkConfig
 
 KEEP_ZEROS = "keep_zeros"
 """Key of a checkpoint's metadata: whether training keeps weights of 0 at 0, as after pruning."""
@@ -49,30 +49,34 @@ def start_network(
 
         load_imagenet_backbone(network, config.backbone)
     if config.initial is not None and checkpoint is not None:
-        classes = config.initial.num_classes or known_classes
-        encoder_only = config.initial.part == "encoder" and isinstance(network, StagedMaskNetwork)
-        name = network.name if encoder_only else _source_name(network, config.initial.part)
-        source = load_checkpoint(checkpoint, name, classes, encoder_only=encoder_only)
-        if (source.mean, source.std) != (network.mean, network.std):
-            raise CheckpointError(
-                f"{checkpoint} was trained with mean {source.mean} and std {source.std}, not {network.mean} and "
-                f"{network.std}; set network.mean and network.std to its values"
-            )
-        if config.initial.part in ("all", "features"):
-            _take_widths(network, source)
-            _take_all(network, source, config.initial.part == "features")
-        elif isinstance(network, StagedMaskNetwork) and encoder_only:
-            _take_parameters(network, source, network.encoder_parts)
-        else:
-            _take_part(network, source, config.initial.part)
-        if source.checkpoint_metadata.get(KEEP_ZEROS):
-            keep_zeros(network)
+        _take_initial(network, config.initial, checkpoint, config.initial.num_classes or known_classes)
     if config.trained == "classifier":
         network.requires_grad_(False)
         network.classifier_layer.requires_grad_(True)
     for name in config.frozen:
         submodule(network, name, "network.frozen").requires_grad_(False)
     return network.train()
+
+
+def _take_initial(network: SegmentationNetwork, initial: InitialConfig, checkpoint: Path, classes: int) -> None:
+    """Copy the weights of a checkpoint that has this number of classes."""
+    encoder_only = initial.part == "encoder" and isinstance(network, StagedMaskNetwork)
+    name = network.name if encoder_only else _source_name(network, initial.part)
+    source = load_checkpoint(checkpoint, name, classes, encoder_only=encoder_only)
+    if (source.mean, source.std) != (network.mean, network.std):
+        raise CheckpointError(
+            f"{checkpoint} was trained with mean {source.mean} and std {source.std}, not {network.mean} and "
+            f"{network.std}; set network.mean and network.std to its values"
+        )
+    if initial.part in ("all", "features"):
+        _take_widths(network, source)
+        _take_all(network, source, initial.part == "features")
+    elif isinstance(network, StagedMaskNetwork) and encoder_only:
+        _take_parameters(network, source, network.encoder_parts)
+    else:
+        _take_part(network, source, initial.part)
+    if source.checkpoint_metadata.get(KEEP_ZEROS):
+        keep_zeros(network)
 
 
 def submodule(network: nn.Module, name: str, key: str) -> nn.Module:
