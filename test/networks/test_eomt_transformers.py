@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from network_contract import random_images
 
-from anomseg_ros.networks.checkpoints import load_checkpoint
-from anomseg_ros.networks.eomt import EoMT
+from anomseg_ros.networks.checkpoints import _misfit, load_checkpoint
+from anomseg_ros.networks.eomt import SIZES, EoMT
+from anomseg_ros.networks.layouts_eomt import EOMT_LAYOUTS
 from anomseg_ros.networks.network import NO_MEAN, NO_STD
 
 transformers = pytest.importorskip("transformers")
@@ -110,3 +111,22 @@ def test_stages_without_masks_end_in_the_prediction(ours):
     assert stages[-1].size_px == (50, 77)
     assert torch.equal(stages[-1].pixel_logits(), plain.pixel_logits())
     assert not torch.equal(stages[0].mask_logits, stages[1].mask_logits)
+
+
+@pytest.mark.parametrize(("size", "heads"), [("small", 6), ("base", 12), ("large", 16)])
+def test_files_of_the_published_sizes_fit(size, heads):
+    (layout,) = (one for one in EOMT_LAYOUTS if one.name == "huggingface/transformers")
+    sizes = SIZES[size]
+    config = transformers.EomtConfig(
+        hidden_size=sizes["width"],
+        num_hidden_layers=sizes["depth"],
+        num_attention_heads=heads,
+        num_blocks=sizes["query_blocks"],
+        num_queries=sizes["queries"],
+        image_size=640,
+        num_labels=19,
+    )
+    with torch.device("meta"):
+        prepared = layout.prepare(transformers.EomtForUniversalSegmentation(config).state_dict())
+        assert not _misfit(layout, prepared, 19)
+    assert layout.options_of(prepared) == {**sizes, "grid": [40, 40]}
