@@ -70,7 +70,7 @@ $(RUN_TIME): $(SOURCES) | $(BIN)/python
 	touch $@
 
 $(STAMP): $(SOURCES) | $(BIN)/python
-	$(INSTALL) '.[ros,offline,openvino,cluster,completion,efficientnet,tensorrt-check,dev]'
+	$(INSTALL) '.[ros,offline,heavy,openvino,cluster,completion,efficientnet,tensorrt-check,dev]'
 	touch $(RUN_TIME) $@
 
 $(NOBLE)/.installed: Makefile | $(BIN)/python

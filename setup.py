@@ -81,6 +81,8 @@ setup(
             "torchao>=0.15,<1",
             "torch-pruning>=1.5,<2",
         ],
+        # Training of mask transformers: LoRA, and the matching of masks; transformers is what tests compare with.
+        "heavy": ["transformers>=5.17,<6", "peft>=0.21,<1", "scipy>=1.8,<2"],
         "openvino": ["openvino>=2025.0,<2027"],
         # What runs the notebooks; Jupyter or an editor shows them.
         "notebook": NOTEBOOK,

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from anomseg_ros.core.bundle import (
+    CHECKPOINT_FILE,
     FORMAT_VERSION,
     GRAPH_FILE,
     GRAPH_INPUT,
@@ -38,9 +39,10 @@ from anomseg_ros.core.bundle import (
 from anomseg_ros.core.labels import VOID, ClassInfo, label_set
 from anomseg_ros.core.preprocess import noise_frames
 from anomseg_ros.core.types import RgbImage
-from anomseg_ros.errors import ConfigError
+from anomseg_ros.errors import CheckpointError, ConfigError
+from anomseg_ros.networks.adapters import load_with_adapter
 from anomseg_ros.networks.argmax_form import ARGMAX, COMPARE, with_comparisons
-from anomseg_ros.networks.checkpoints import load_checkpoint
+from anomseg_ros.networks.checkpoints import load_checkpoint, save_checkpoint
 from anomseg_ros.networks.network import SegmentationNetwork, pixels_to_input
 from anomseg_ros.networks.prediction import Prediction
 from anomseg_ros.networks.score_head import ScoreHead
@@ -114,6 +116,7 @@ def export_checkpoint(
     config: ExportConfig,
     output: Path,
     *,
+    adapter: Path | None = None,
     command: str | None = None,
     frames: Sequence[RgbImage] = (),
     overwrite: bool = False,
@@ -125,6 +128,7 @@ def export_checkpoint(
         checkpoint: file that is loaded strictly.
         config: settings of the export.
         output: directory of the bundle.
+        adapter: a file of networks/adapters.py; the checkpoint is its base, and the bundle holds the merged weights.
         command: command line for the bundle's provenance.
         frames: frames for the comparison besides random ones.
         overwrite: replace an existing bundle.
@@ -134,9 +138,24 @@ def export_checkpoint(
         ExportError: see export_network.
     """
     config.classes()
-    network = load_checkpoint(checkpoint, network_name, config.num_classes)
-    provenance = Provenance(checkpoint.name, sha256_of(checkpoint), command=command)
-    return export_network(network, network_name, config, output, provenance, frames=frames, overwrite=overwrite)
+    if adapter is None:
+        network = load_checkpoint(checkpoint, network_name, config.num_classes)
+        provenance = Provenance(checkpoint.name, sha256_of(checkpoint), command=command)
+        return export_network(network, network_name, config, output, provenance, frames=frames, overwrite=overwrite)
+    network = load_with_adapter(checkpoint, adapter)
+    if (network.name, network.num_classes) != (network_name, config.num_classes):
+        raise CheckpointError(
+            f"{adapter} is for network {network.name!r} of {network.num_classes} classes, not {network_name!r} of "
+            f"{config.num_classes}; ask for that one"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        merged = Path(folder) / CHECKPOINT_FILE
+        save_checkpoint(merged, network, {**network.checkpoint_metadata, "adapter_sha256": sha256_of(adapter)})
+        provenance = Provenance(CHECKPOINT_FILE, sha256_of(merged), command=command)
+        files = {CHECKPOINT_FILE: merged}
+        return export_network(
+            network, network_name, config, output, provenance, frames=frames, overwrite=overwrite, files=files
+        )
 
 
 def export_network(
@@ -202,7 +221,8 @@ class DetectorGraph(nn.Module):
         """image: uint8 (1, H, W, 3)."""
         prediction = self.network.predict(pixels_to_input(image), self.features)
         logits = prediction.pixel_logits()
-        scores = self.scores.frame_scores(self.scores.pixel_maps(logits), prediction)
+        evidence = prediction.pixel_evidence() if self.scores.needs_evidence else None
+        scores = self.scores.frame_scores(self.scores.pixel_maps(logits, evidence), prediction)
         return self.labels(logits).to(torch.uint8), *scores
 
     def labels(self, logits: torch.Tensor) -> torch.Tensor:
@@ -239,8 +259,10 @@ class StripGraph(DetectorGraph):
         """image: uint8 (1, H, W, 3)."""
         prediction = self.network.predict(pixels_to_input(image), self.features)
         layer, features = self._last_layer(prediction)
-        logit_strips = map(prediction.decode, layer(features))
-        strips = [(self.labels(strip), self.scores.pixel_maps(strip)) for strip in logit_strips]
+        strips = []
+        for maps in layer(features):
+            logits = prediction.decode(maps)
+            strips.append((self.labels(logits), self.scores.strip_maps(prediction, maps, logits)))
 
         def join(parts: Sequence[torch.Tensor]) -> torch.Tensor:
             return layer.join(parts)[None, : image.shape[1], : image.shape[2]]

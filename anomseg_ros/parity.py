@@ -118,7 +118,9 @@ class _FrameParity:
         fitted = checked_fitted(self.network, formula, contract.known_count)
         maps = features_of(self.prediction, formula.choose_features(self.network.feature_names))
         features = FeatureMaps(tuple(one[0].numpy() for one in maps.maps), maps.padded_px)
-        reference = reference_score(name, self.logits, contract.void_class, contract.temperature, fitted, features)
+        evidence = self.prediction.pixel_evidence()[0].numpy() if formula.needs_evidence else None
+        values = (contract.void_class, contract.temperature, fitted, features, evidence)
+        reference = reference_score(name, self.logits, *values)
         difference = np.abs(np.asarray(score, np.float32) - reference)
         if formula.label_reach_px:
             difference[self._near_ties(formula.label_reach_px)] = 0.0

@@ -17,6 +17,9 @@ from anomseg_ros.networks.network import SegmentationNetwork
 from anomseg_ros.networks.torch_program import program_of, save_program
 from anomseg_ros.scores import SCORES, find_score, fitted_names, start_fits
 
+PIXEL_SCORES = tuple(name for name in SCORES if not find_score(name).needs_masks)
+"""The scores that every network can have."""
+
 
 class Noise:
     """Two frames of noise, one coarse and one fine."""
@@ -50,7 +53,7 @@ def fitted_network(config: ExportConfig) -> SegmentationNetwork:
 
 def write_fitted_bundle(directory: Path) -> None:
     """Write fitted_network as a bundle with every score: 64x128, class 19 is void."""
-    scores = tuple(sorted(SCORES, key=lambda name: not find_score(name).needs_void))
+    scores = tuple(sorted(PIXEL_SCORES, key=lambda name: not find_score(name).needs_void))
     config = ExportConfig("tiny", 20, 19, height_px=64, width_px=128, scores=scores, temperature=1.5)
     export_network(fitted_network(config), "mide_net", config, directory, Provenance())
 

@@ -37,15 +37,17 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict)
     network: str = "mide_net"
     void: bool = False
+    network_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return "-".join([self.objective, *map(str, self.options), self.network, *(["void"] if self.void else [])])
+        words = [self.objective, *map(str, self.options), self.network, *self.network_options]
+        return "-".join([*words, *(["void"] if self.void else [])])
 
     def start(self) -> tuple[Objective, SegmentationNetwork]:
         """Return the objective and a prepared network whose first part is frozen."""
         torch.manual_seed(0)
         outputs = KNOWN + self.void
-        network = build_network(self.network, outputs).train()
+        network = build_network(self.network, outputs, **self.network_options).train()
         parts = [part for name, part in network.named_children() if name != "auxiliary_heads"]
         parts[0].requires_grad_(False)
         chosen = objective_class(self.objective)

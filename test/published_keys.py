@@ -225,3 +225,42 @@ def _edgenets_cbr(name: str, outputs: int, inputs: int, kernel: int) -> Shapes:
         **_norm(f"{name}.1", outputs),
         f"{name}.2.weight": (outputs,),
     }
+
+
+def tue_mps_eomt(classes: int, width: int, depth: int, queries: int, grid: int, query_blocks: int) -> Shapes:
+    """EoMT, models/eomt.py, models/vit.py and models/scale_block.py, as training/lightning_module.py saves it."""
+    backbone = "network.encoder.backbone"
+    shapes = _vision_transformer(backbone, width, depth, 16, "reg_token")
+    shapes[f"{backbone}.pos_embed"] = (1, grid * grid, width)
+    shapes |= {f"network.encoder.pixel_{part}": (1, 3, 1, 1) for part in ("mean", "std")}
+    shapes |= {"network.q.weight": (queries, width), "network.attn_mask_probs": (query_blocks,)}
+    shapes |= _linear("network.class_head", width, classes + 1)
+    for index in (0, 2, 4):
+        shapes |= _linear(f"network.mask_head.{index}", width, width)
+    for index in (0, 1):
+        shapes |= _conv(f"network.upscale.{index}.conv1", width, width, 2, 2, bias=width)
+        shapes |= _conv(f"network.upscale.{index}.conv2", width, 1, 3, 3)
+        shapes |= _conv(f"network.upscale.{index}.norm", width, bias=width)
+    return {**shapes, "criterion.empty_weight": (classes + 1,)}
+
+
+def facebookresearch_dinov2(width: int, depth: int) -> Shapes:
+    """DINOv2 with four registers, dinov2/models/vision_transformer.py: patches of 14 pixels of images of 518x518."""
+    shapes = _vision_transformer("", width, depth, 14, "register_tokens")
+    return {**shapes, "pos_embed": (1, 37 * 37 + 1, width), "mask_token": (1, width)}
+
+
+def _linear(name: str, inputs: int, outputs: int) -> Shapes:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def _vision_transformer(place: str, width: int, depth: int, patch_px: int, registers: str) -> Shapes:
+    shapes = _conv("patch_embed.proj", width, 3, patch_px, patch_px, bias=width)
+    shapes |= {"cls_token": (1, 1, width), registers: (1, 4, width)} | _conv("norm", width, bias=width)
+    for index in range(depth):
+        block = f"blocks.{index}"
+        shapes |= _conv(f"{block}.norm1", width, bias=width) | _conv(f"{block}.norm2", width, bias=width)
+        shapes |= _linear(f"{block}.attn.qkv", width, 3 * width) | _linear(f"{block}.attn.proj", width, width)
+        shapes |= _linear(f"{block}.mlp.fc1", width, 4 * width) | _linear(f"{block}.mlp.fc2", 4 * width, width)
+        shapes |= {f"{block}.ls{part}.gamma": (width,) for part in (1, 2)}
+    return {f"{place}.{key}" if place else key: shape for key, shape in shapes.items()}

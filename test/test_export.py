@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from fitted_networks import fit_on_noise
+from fitted_networks import PIXEL_SCORES, fit_on_noise
 from torch import nn
 
 from anomseg_ros import parity
@@ -28,7 +28,7 @@ from anomseg_ros.networks import NETWORKS, build_network
 from anomseg_ros.networks.network import pixels_to_input
 from anomseg_ros.networks.score_head import ScoreHead
 from anomseg_ros.parity import check_parity
-from anomseg_ros.scores import SCORES, find_score
+from anomseg_ros.scores import find_score
 
 SMALL = ExportConfig("small", 20, 19, height_px=64, width_px=128)
 PUBLISHED = {
@@ -64,14 +64,14 @@ def test_labels_need_no_constant_of_the_cpu() -> None:
 
 
 def test_scores_of_huge_logits_are_finite() -> None:
-    network, config = build_network("mide_net", 20).eval(), dataclasses.replace(SMALL, scores=tuple(SCORES))
+    network, config = build_network("mide_net", 20).eval(), dataclasses.replace(SMALL, scores=PIXEL_SCORES)
     fit_on_noise(network, config)
     graph, logits = DetectorGraph(network, config), torch.zeros((1, 20, 2, 2))
     logits[:, 3], logits[:, 4] = 1e4, -1e4
     prediction = network.predict(torch.zeros(1, 3, 64, 128), graph.features)
     logits = logits.repeat(1, 1, 32, 64)
     scores = graph.scores.frame_scores(graph.scores.pixel_maps(logits), prediction)
-    assert len(scores) == len(SCORES) and all(torch.isfinite(score).all() for score in scores)
+    assert len(scores) == len(PIXEL_SCORES) and all(torch.isfinite(score).all() for score in scores)
 
 
 @pytest.mark.slow
@@ -82,7 +82,7 @@ def test_strip_graph_equals_the_whole_graph(network: str, void_class: int | None
     torch.manual_seed(2)
     classes = 19 if void_class is None else 20
     built = build_network(network, classes).eval()
-    scores = [find_score(name) for name in SCORES]
+    scores = [find_score(name) for name in PIXEL_SCORES]
     # With a void class, the outputs do not show where the predicted known class differs.
     names = tuple(one.name for one in scores if not (one.needs_void if void_class is None else one.label_reach_px))
     config = ExportConfig("x", classes, void_class, height_px=100, width_px=150, scores=names)
@@ -150,7 +150,7 @@ def test_graph_of_other_weights_fails_the_parity_check(tiny_bundle: Path) -> Non
 def test_failed_export_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Scale the logits of the graph, like a wrong normalisation.
     right = ScoreHead.pixel_maps
-    monkeypatch.setattr(ScoreHead, "pixel_maps", lambda self, logits: right(self, logits * 1.05))
+    monkeypatch.setattr(ScoreHead, "pixel_maps", lambda self, logits, *more: right(self, logits * 1.05, *more))
     with pytest.raises(ExportError, match=r"score '(void|max_logit)'"):
         export_network(build_network("mide_net", 20).eval(), "mide_net", SMALL, tmp_path / "out", Provenance())
     assert list(tmp_path.iterdir()) == []

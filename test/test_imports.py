@@ -75,6 +75,9 @@ TORCH = {
     "torchao",
     "torch_pruning",
     "timm",
+    "transformers",
+    "peft",
+    "scipy",
     "lightning_fabric",
     "tensorboard",
 }

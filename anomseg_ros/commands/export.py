@@ -33,6 +33,7 @@ def main(argv: list[str]) -> int:
             args.checkpoint,
             config,
             args.output,
+            adapter=args.adapter,
             command=shlex.join(["anomseg", "export", *argv]),
             frames=options.read_frames(image_files(args.frames)) if args.frames else (),
             overwrite=args.overwrite,
@@ -56,6 +57,8 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--network", required=True, choices=sorted(NETWORKS), help="network of the checkpoint")
     parser.add_argument("--checkpoint", required=True, type=Path, help=options.CHECKPOINT_FILE_HELP)
+    adapter_help = "adapter of a run with LoRA, *.adapter.safetensors, for which --checkpoint is the base"
+    parser.add_argument("--adapter", type=Path, help=adapter_help)
     parser.add_argument("--num-classes", required=True, type=int, help=options.NUM_CLASSES_HELP)
     parser.add_argument("--output", required=True, type=options.output_folder, help="directory of the bundle")
     parser.add_argument("--void-class", type=int, help=options.VOID_CLASS_HELP)

@@ -166,6 +166,14 @@ def attributes(node: NodeProto) -> dict[str, Any]:
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
+def is_layer(graph: Graph, node: NodeProto) -> bool:
+    """Return whether a node of the body has weights of its own: a convolution, or a product with a constant matrix."""
+    if node.op_type == "MatMul":
+        weight = graph.constant(node.input[1])
+        return weight is not None and weight.ndim == 2
+    return node.op_type in WEIGHTED
+
+
 def head_nodes(graph: Graph) -> list[NodeProto]:
     """Return the nodes that lead to no weighted layer: upsampling, scores and labels."""
     before_layers: set[str] = set()

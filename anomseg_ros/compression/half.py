@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto
 
-from anomseg_ros.compression.graph import WEIGHTED, Array, Graph, head_nodes, name_nodes, with_followers
+from anomseg_ros.compression.graph import WEIGHTED, Array, Graph, head_nodes, is_layer, name_nodes, with_followers
 from anomseg_ros.compression.rewrites import replace_transposed_convolutions
 from anomseg_ros.errors import CompressionError
 
@@ -85,7 +85,7 @@ class _Half:
             self._graph.infer()
         self._elem_type, self._dtype = HALF[precision]
         body = _body(self._graph)
-        self.layers = [node.name for node in body if node.op_type in WEIGHTED]
+        self.layers = [node.name for node in body if is_layer(self._graph, node)]
         kept = set(with_followers(self._graph, keep_float, self.layers))
         body = [node for node in body if node.name not in kept]
         self._body = {id(node) for node in body}

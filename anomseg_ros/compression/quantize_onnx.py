@@ -20,7 +20,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from anomseg_ros.compression.equalize import channel_values, equalize
-from anomseg_ros.compression.graph import Array, Graph, head_nodes, name_nodes, output_layers, with_followers
+from anomseg_ros.compression.graph import Array, Graph, head_nodes, is_layer, name_nodes, output_layers, with_followers
 from anomseg_ros.compression.ranges import RangeConfig, channel_magnitudes, find_ranges, plain_session
 from anomseg_ros.compression.rewrites import (
     fold_and_replace,
@@ -55,6 +55,8 @@ _SEARCHES = {"onnxruntime": _Search("error", 0.25, 0.1, PROBES), "tensorrt": _Se
 TARGETS = tuple(_SEARCHES)
 WIDER_SHARES = (0.5, 0.75)
 """Shares of the layers that may stay in float where fewer are not enough for the held-out frames."""
+QUANTIZED = ("Conv", "Gemm", "MatMul")
+"""Operators of the layers that get integer weights."""
 RELATIVE_TOLERANCE = 1e-3
 """Allowed difference of rewritten scores, as a share of their range: float32 sums in another order differ."""
 ROUNDING = 16
@@ -182,8 +184,9 @@ def prepare(model: onnx.ModelProto, tensors: Sequence[RgbImage], config: Quantiz
 
 def layer_names(graph: Graph) -> list[str]:
     """Return the names of the layers that can be quantized, in order: all weighted layers but the classifier."""
-    last = {node.name for node in output_layers(graph)}
-    return [node.name for node in graph.nodes if node.op_type in ("Conv", "Gemm") and node.name not in last]
+    others = {node.name for node in (*output_layers(graph), *head_nodes(graph))}
+    layers = [node for node in graph.nodes if node.op_type in QUANTIZED and is_layer(graph, node)]
+    return [node.name for node in layers if node.name not in others]
 
 
 def sum_names(graph: Graph) -> list[str]:
@@ -220,7 +223,11 @@ class _Plan:
         # A sum or concatenation would round the results of layers in float.
         excluded += [*with_followers(graph, keep_float, layer_names(graph)), *keep_float]
         tensorrt = self.target == "tensorrt"
-        operators = sorted({*QDQRegistry, *QLinearOpsRegistry} - {"Softmax", "ArgMax"})
+        # Runtimes have no integer kernel for these; they would only be rounded.
+        operators = sorted({*QDQRegistry, *QLinearOpsRegistry} - {"Softmax", "ArgMax", "LayerNormalization"})
+        if tensorrt:  # products of two computed matrices, as in attention, stay in float
+            layers = set(layer_names(graph))
+            excluded += [node.name for node in graph.nodes if node.op_type == "MatMul" and node.name not in layers]
         quantizer = QDQQuantizer(
             model,
             per_channel=True,
@@ -230,7 +237,7 @@ class _Plan:
             tensors_range=self.ranges,
             nodes_to_quantize=[],
             nodes_to_exclude=excluded,
-            op_types_to_quantize=["Conv", "Gemm", "Add"] if tensorrt else operators,
+            op_types_to_quantize=[*QUANTIZED, "Add"] if tensorrt else operators,
             extra_options={**(_TENSORRT_OPTIONS if tensorrt else {}), "TensorQuantOverrides": overrides},
         )
         root = logging.getLogger()

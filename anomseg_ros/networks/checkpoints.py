@@ -27,7 +27,8 @@ from anomseg_ros.core.staging import replace_bytes
 from anomseg_ros.core.untrusted_text import parse_json
 from anomseg_ros.errors import CheckpointError
 from anomseg_ros.networks import NETWORKS, build_network, network_class
-from anomseg_ros.networks.layouts import LAYOUTS, Layout, State
+from anomseg_ros.networks.layout import Layout, State
+from anomseg_ros.networks.layouts import LAYOUTS
 from anomseg_ros.networks.network import FittedScore, SegmentationNetwork
 from anomseg_ros.networks.widths import fit_widths, pruned_description, widths_are_consistent
 
@@ -93,13 +94,16 @@ def _first(keys: tuple[str, ...]) -> str:
     return ", ".join(keys[:NAMED_KEYS]) + (", ..." if len(keys) > NAMED_KEYS else "")
 
 
-def load_checkpoint(path: str | os.PathLike[str], network_name: str, num_classes: int) -> SegmentationNetwork:
+def load_checkpoint(
+    path: str | os.PathLike[str], network_name: str, num_classes: int, *, encoder_only: bool = False
+) -> SegmentationNetwork:
     """Return the network with the checkpoint's weights and normalisation, in evaluation mode, on the CPU.
 
     Reads our own files (save_checkpoint) and every layout in layouts.LAYOUTS, bare or wrapped in "state_dict",
     "model_state_dict" or "model", with or without modules around the network that all names begin with, such as
     "module." of torch.nn.DataParallel, "_orig_mod." of torch.compile or "model." in Lightning. `source_layout` of the
-    result names the layout. A pruned network gets the widths of its file.
+    result names the layout. A pruned network gets the widths of its file. encoder_only: read layouts of pretrained
+    encoders instead, after which the other parts have fresh weights.
 
     Raises CheckpointError, which names missing, unexpected and misshapen keys, unless the weights fit exactly;
     ConfigError for an unknown network.
@@ -108,7 +112,9 @@ def load_checkpoint(path: str | os.PathLike[str], network_name: str, num_classes
     path = Path(path)
     state, description = _read(path)
     fitted = _take_fitted(path, state, description)
-    layouts = [layout for layout in LAYOUTS if layout.network == network_name]
+    layouts = [one for one in LAYOUTS if one.network == network_name and bool(one.fresh) == encoder_only]
+    if not layouts and encoder_only and not description:
+        raise CheckpointError(f"{path}: no layout of an encoder's weights alone is known for network {network_name!r}")
     if description:
         layouts, stored = [_own_layout(path, description)], description["network"]
         if stored != network_name:
@@ -289,8 +295,9 @@ def _own_layout(path: Path, description: Mapping[str, Any]) -> Layout:
 
 
 def _build(layout: Layout, num_classes: int, state: State | None = None) -> SegmentationNetwork:
-    """Return a fresh network, as narrow as `state` where the layout is that of a pruned one."""
-    network = build_network(layout.network, num_classes, **layout.options)
+    """Return a fresh network for a prepared `state`, as narrow as it where the layout is that of a pruned one."""
+    options = layout.options if state is None else layout.options_of(state)
+    network = build_network(layout.network, num_classes, **options)
     network.set_normalisation(layout.mean, layout.std)
     if state is not None and layout.pruned_groups is not None:
         fit_widths(network, state, layout.pruned_groups)
@@ -306,7 +313,11 @@ def _misfit(layout: Layout, state: State, num_classes: int) -> _Misfit:
     with torch.device("meta"):
         expected = _published(layout, _build(layout, num_classes, state))
     # Files from before PyTorch 0.4.1 lack the counter of training steps, which is not used.
-    needed = [key for key in expected if not key.endswith(".num_batches_tracked")]
+    needed = [
+        key
+        for key, (own, _) in expected.items()
+        if not key.endswith(".num_batches_tracked") and not own.startswith(layout.fresh)
+    ]
     return _Misfit(
         tuple(key for key in needed if key not in state),
         tuple(key for key in state if key not in expected and key not in layout.unused),
@@ -344,10 +355,11 @@ def _class_count(layout: Layout, state: State) -> int:
     """Return the number of classes of the checkpoint's classifier, 0 if it has no such parameter."""
     network = network_class(layout.network)
     our_key, dimension = network.class_parameter
-    weight = state.get(layout.published_key(our_key))
+    prepared = layout.prepare(state)
+    weight = prepared.get(layout.published_key(our_key))
     if weight is None or weight.dim() <= dimension:
         return 0
-    return int(weight.shape[dimension]) - network.no_object_outputs
+    return network.class_count(int(weight.shape[dimension]), layout.options_of(prepared))
 
 
 def _fill(layout: Layout, state: State, num_classes: int, description: Mapping[str, Any]) -> SegmentationNetwork:

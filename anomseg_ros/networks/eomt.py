@@ -2,21 +2,27 @@
 
 A plain vision transformer with patches of 16 pixels. Learnt queries join the tokens before the last blocks. Each query
 gives a class and a mask; masks are inner products with the patches' features at a quarter of the size. There is no
-decoder. Structure and constants: models/eomt.py and models/scale_block.py of github.com/tue-mps/eomt, whose transformer
-is timm's DINOv2 with four registers.
+decoder. Structure and constants: models/eomt.py and models/scale_block.py of github.com/tue-mps/eomt.
 
-Parameters with 19 classes and 100 queries for images of 640x640: 23,893,652 (S), 93,498,644 (B), 316,476,436 (L), as in
-the published networks. The default network is a small one of 1.1 M, for tests and first trainings.
+SIZES has the authors' sizes S, B and L. With 19 classes they have 23,893,652, 93,498,644 and 316,476,436 parameters for
+images of 640x640, as the published networks have. The default network is a small one of 1.1 M, for tests and first
+trainings.
 
 Images (N, 3, H, W) with H and W multiples of 16 give Q masks at H / 4, W / 4 and the classes of the queries.
 
-Deviations: masked attention is left out, because the authors' training anneals it away and inference does not use it.
-Position embeddings are resampled, so that images may have any shape. The factors of LayerScale start at 1, because no
-pretrained weights have to be protected.
+This file and not transformers' EomtForUniversalSegmentation is what trains, runs and is exported: that one takes square
+images of one size and cannot be exported as it is (tue-mps/eomt, issue 28). Tests hold both equal on shared weights,
+with masked attention and without, and on rectangular images.
+
+Deviations: position embeddings are resampled, so that images may have any shape. With `tiles` "short_side", images are
+cut into the square crops of the paper's semantic inference instead. Without pretrained weights, the factors of
+LayerScale start at 1 and positions have a variance of 1, as in transformers. `cosine_scale` replaces the linear
+classifier by cosines (CosineHead).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,60 +30,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomseg_ros.errors import ConfigError
-from anomseg_ros.networks.network import SegmentationNetwork
-from anomseg_ros.networks.prediction import MaskPrediction
+from anomseg_ros.errors import ConfigError, unknown_name
+from anomseg_ros.networks.cosine_head import CosineHead
+from anomseg_ros.networks.network import SegmentationNetwork, StagedMaskNetwork
+from anomseg_ros.networks.prediction import MaskPrediction, Prediction, TiledMaskPrediction
+from anomseg_ros.networks.vision_transformer import EPSILON, HEAD_WIDTH, Block, resampled_positions
 
 PATCH_PX = 16
-HEAD_WIDTH = 64
-"""Channels of one attention head, in DINOv2 of every size."""
 REGISTERS = 4
 UPSCALINGS = 2
 """How often the patches' grid is doubled before the masks are computed."""
-EPSILON = 1e-6
+TILES = ("none", "short_side")
 
-
-class _Attention(nn.Module):
-    """Multi-head self-attention: (N, T, D) -> (N, T, D)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.heads = width // HEAD_WIDTH
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        split = self.qkv(tokens).unflatten(2, (3, self.heads, HEAD_WIDTH)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(split[0], split[1], split[2])
-        projected: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
-        return projected
-
-
-class _LayerScale(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(width))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return tokens * self.gamma
-
-
-class _Block(nn.Module):
-    """A transformer block, normalised before each part: (N, T, D) -> (N, T, D)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, EPSILON)
-        self.attn = _Attention(width)
-        self.ls1 = _LayerScale(width)
-        self.norm2 = nn.LayerNorm(width, EPSILON)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-        self.ls2 = _LayerScale(width)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        tokens = tokens + self.ls1(self.attn(self.norm1(tokens)))
-        mixed: Tensor = self.ls2(self.mlp(self.norm2(tokens)))
-        return tokens + mixed
+SIZES: Mapping[str, Mapping[str, int]] = {
+    "small": {"width": 384, "depth": 12, "query_blocks": 3, "queries": 100},
+    "base": {"width": 768, "depth": 12, "query_blocks": 3, "queries": 100},
+    "large": {"width": 1024, "depth": 24, "query_blocks": 4, "queries": 100},
+}
+"""The authors' sizes as constructor arguments; 100 queries are those of semantic segmentation."""
 
 
 class _ScaleBlock(nn.Module):
@@ -95,7 +65,16 @@ class _ScaleBlock(nn.Module):
         return normalised.permute(0, 3, 1, 2)
 
 
-class EoMT(SegmentationNetwork):
+def _check(width: int, depth: int, query_blocks: int, tiles: str) -> None:
+    if width < HEAD_WIDTH or width % HEAD_WIDTH:
+        raise ConfigError(f"width is {width!r}; expected a multiple of {HEAD_WIDTH}")
+    if not 1 <= query_blocks <= depth:
+        raise ConfigError(f"query_blocks is {query_blocks!r}; expected 1 to {depth}, the number of blocks")
+    if tiles not in TILES:
+        raise ConfigError(unknown_name("way of tiles", tiles, TILES))
+
+
+class EoMT(StagedMaskNetwork):
     """See the module."""
 
     name = "eomt"
@@ -103,7 +82,7 @@ class EoMT(SegmentationNetwork):
     feature_names = ("encoder", "upscaled")
     kind = MaskPrediction
     class_parameter = ("class_head.weight", 0)
-    no_object_outputs = 1
+    encoder_parts = ("patch_embed.", "pos_embed", "cls_token", "reg_token", "blocks.", "norm.")
 
     def __init__(
         self,
@@ -113,6 +92,8 @@ class EoMT(SegmentationNetwork):
         query_blocks: int = 2,
         queries: int = 30,
         grid: Sequence[int] = (16, 32),
+        cosine_scale: float | None = None,
+        tiles: str = "none",
     ) -> None:
         """Build a fresh network.
 
@@ -123,47 +104,64 @@ class EoMT(SegmentationNetwork):
             query_blocks: number of last blocks that see the queries.
             queries: number of masks.
             grid: rows and columns of patches that the position embeddings are learnt for.
+            cosine_scale: s of a CosineHead; None for a linear classifier.
+            tiles: "none" for whole images, "short_side" for square crops along the width.
 
         Raises:
-            ConfigError: the width or a number of blocks is out of range.
+            ConfigError: an option is out of range.
         """
         super().__init__(num_classes)
-        if width < HEAD_WIDTH or width % HEAD_WIDTH:
-            raise ConfigError(f"width is {width!r}; expected a multiple of {HEAD_WIDTH}")
-        if not 1 <= query_blocks <= depth:
-            raise ConfigError(f"query_blocks is {query_blocks!r}; expected 1 to {depth}, the number of blocks")
+        _check(width, depth, query_blocks, tiles)
         self._options = {"width": width, "depth": depth, "query_blocks": query_blocks, "queries": queries}
         self.grid = int(grid[0]), int(grid[1])
-        self.query_blocks = query_blocks
+        self.query_blocks, self.cosine_scale, self.tiles = query_blocks, cosine_scale, tiles
         self.patch_embed = nn.Conv2d(3, width, PATCH_PX, stride=PATCH_PX)
-        self.pos_embed = nn.Parameter(0.02 * torch.randn(1, self.grid[0] * self.grid[1], width))
+        self.pos_embed = nn.Parameter(torch.randn(1, self.grid[0] * self.grid[1], width))
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, width))
         self.reg_token = nn.Parameter(0.02 * torch.randn(1, REGISTERS, width))
-        self.blocks = nn.ModuleList(_Block(width) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
         self.norm = nn.LayerNorm(width, EPSILON)
         self.q = nn.Embedding(queries, width)
-        self.class_head = nn.Linear(width, num_classes + 1)
+        self.class_head = (
+            nn.Linear(width, num_classes + 1)
+            if cosine_scale is None
+            else CosineHead(width, num_classes, float(cosine_scale))
+        )
         self.mask_head = nn.Sequential(
             nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width)
         )
         self.upscale = nn.Sequential(*(_ScaleBlock(width) for _ in range(UPSCALINGS)))
 
     def options(self) -> dict[str, Any]:
-        return {**self._options, "grid": list(self.grid)}
+        return {
+            **self._options,
+            "grid": list(self.grid),
+            "cosine_scale": self.cosine_scale,
+            "tiles": self.tiles,
+        }
+
+    def weights_of(self, source: SegmentationNetwork) -> dict[str, Tensor]:
+        weights = source.state_dict()
+        if isinstance(source, EoMT) and source.grid != self.grid:
+            positions = resampled_positions(weights["pos_embed"], source.grid, self.grid)
+            weights["pos_embed"] = positions.flatten(2).transpose(1, 2)
+        return weights
+
+    @classmethod
+    def class_count(cls, outputs: int, options: Mapping[str, Any]) -> int:
+        return outputs - (options.get("cosine_scale") is None)
+
+    @property
+    def stages(self) -> int:
+        return self.query_blocks
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
-        patches = self.patch_embed(images)
-        patches = patches + self._positions(patches.shape[2], patches.shape[3])
-        further = torch.cat((self.cls_token, self.reg_token), 1).expand(images.shape[0], -1, -1)
-        tokens = torch.cat((further, patches.flatten(2).transpose(1, 2)), 1)
+        tokens = self._embed(images)
         for index, block in enumerate(self.blocks):
             if index == len(self.blocks) - self.query_blocks:
-                tokens = torch.cat((self.q.weight.expand(images.shape[0], -1, -1), tokens), 1)
+                tokens = self._with_queries(tokens)
             tokens = block(tokens)
-        tokens = self.norm(tokens)
-        queries = self.q.num_embeddings
-        encoded = tokens[:, queries + 1 + REGISTERS :].transpose(1, 2).reshape(patches.shape)
-        return {"queries": tokens[:, :queries], "encoder": encoded, "upscaled": self.upscale(encoded)}
+        return self._features(tokens, images)
 
     def decide(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         queries, upscaled = features["queries"], features["upscaled"]
@@ -171,7 +169,85 @@ class EoMT(SegmentationNetwork):
         masks = masks.reshape(*masks.shape[:2], *upscaled.shape[2:])
         return {"mask_logits": masks, "class_logits": self.class_head(queries)}
 
-    def _positions(self, height: int, width: int) -> Tensor:
-        """Return the position embeddings (1, D, height, width) of a grid of patches."""
-        learnt = self.pos_embed.transpose(1, 2).reshape(1, -1, *self.grid)
-        return F.interpolate(learnt, (height, width), mode="bicubic", align_corners=False)
+    def compute(self, images: Tensor, features: Sequence[str] = ()) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        starts_px = self._crop_starts_px(images)
+        if len(starts_px) == 1:
+            return super().compute(images, features)
+        if features:
+            raise ConfigError("feature maps of overlapping crops are not defined; set the network's option tiles=none")
+        height_px = images.shape[2]
+        crops = torch.cat([images[..., start : start + height_px] for start in starts_px])
+        tensors = self.decide(self.encode(crops))
+        by_crop = {name: value.reshape(len(starts_px), -1, *value.shape[1:]) for name, value in tensors.items()}
+        return {name: value.transpose(0, 1).flatten(1, 2) for name, value in by_crop.items()}, {}
+
+    def compute_stages(self, images: Tensor, masked: Sequence[float]) -> list[dict[str, Tensor]]:
+        tokens = self._embed(images)
+        split = len(self.blocks) - self.query_blocks
+        for block in self.blocks[:split]:
+            tokens = block(tokens)
+        tokens, stages = self._with_queries(tokens), []
+        for block, share in zip(self.blocks[split:], masked, strict=True):
+            stages.append(self.decide(self._features(tokens, images)))
+            tokens = block(tokens, self._visible(stages[-1]["mask_logits"].detach(), share) if share > 0 else None)
+        return [*stages, self.decide(self._features(tokens, images))]
+
+    def _prediction(
+        self, images: Tensor, padded: Tensor, tensors: Mapping[str, Tensor], features: Mapping[str, Tensor]
+    ) -> Prediction:
+        if tensors["class_logits"].shape[1] == self.q.num_embeddings:  # of whole images
+            return super()._prediction(images, padded, tensors, features)
+        return TiledMaskPrediction(
+            size_px=(images.shape[2], images.shape[3]),
+            padded_px=(padded.shape[2], padded.shape[3]),
+            starts_px=self._crop_starts_px(padded),
+            mask_logits=tensors["mask_logits"],
+            class_logits=tensors["class_logits"],
+        )
+
+    def _crop_starts_px(self, images: Tensor) -> tuple[int, ...]:
+        """Return the left columns of the square crops: models of github.com/tue-mps/eomt, window_imgs_semantic."""
+        height_px, width_px = images.shape[2:]
+        if self.tiles == "none" or width_px == height_px:
+            return (0,)
+        if width_px < height_px:
+            raise ConfigError(
+                f"tiles=short_side takes images that are wider than high, not {width_px}x{height_px}; set tiles=none"
+            )
+        count = math.ceil(width_px / height_px)
+        overlap = (count * height_px - width_px) / (count - 1)
+        return tuple(int(index * (height_px - overlap)) for index in range(count))
+
+    def _embed(self, images: Tensor) -> Tensor:
+        """Return the tokens (N, T, D) of class, registers and patches."""
+        patches = self.patch_embed(images)
+        patches = patches + resampled_positions(self.pos_embed, self.grid, (patches.shape[2], patches.shape[3]))
+        further = torch.cat((self.cls_token, self.reg_token), 1).expand(images.shape[0], -1, -1)
+        return torch.cat((further, patches.flatten(2).transpose(1, 2)), 1)
+
+    def _with_queries(self, tokens: Tensor) -> Tensor:
+        return torch.cat((self.q.weight.expand(tokens.shape[0], -1, -1), tokens), 1)
+
+    def _features(self, tokens: Tensor, images: Tensor) -> dict[str, Tensor]:
+        """Return the tensors for `decide` of tokens that begin with the queries."""
+        tokens, queries = self.norm(tokens), self.q.num_embeddings
+        grid = images.shape[2] // PATCH_PX, images.shape[3] // PATCH_PX
+        encoded = tokens[:, queries + 1 + REGISTERS :].transpose(1, 2).reshape(tokens.shape[0], -1, *grid)
+        return {"queries": tokens[:, :queries], "encoder": encoded, "upscaled": self.upscale(encoded)}
+
+    def _visible(self, mask_logits: Tensor, share: float) -> Tensor:
+        """Return bool (N, T, T): which tokens see which in masked attention (section 3.2 of the paper).
+
+        A query sees a patch where its mask's logit is above 0; every other pair of tokens is visible. Of the queries,
+        the masks of a random `share` apply.
+        """
+        count, queries, height, width = mask_logits.shape
+        small = F.interpolate(mask_logits, (height // 4, width // 4), mode="bilinear", align_corners=False)
+        seen = small.flatten(2) > 0
+        if share < 1:
+            seen = seen | (torch.rand(count, queries, device=seen.device) > share).unsqueeze(2)
+        before = queries + 1 + REGISTERS
+        tokens = before + seen.shape[2]
+        visible = torch.ones(count, tokens, tokens, dtype=torch.bool, device=seen.device)
+        visible[:, :queries, before:] = seen
+        return visible

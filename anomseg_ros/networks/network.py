@@ -50,8 +50,6 @@ class SegmentationNetwork(nn.Module, ABC):
     """Whether the network max-unpools. The place of a maximum among equal pixels differs between runtimes."""
     class_parameter: ClassVar[tuple[str, int]]
     """A parameter of the classifier and its dimension that counts the outputs, to find the count in a checkpoint."""
-    no_object_outputs: ClassVar[int] = 0
-    """Number of outputs that are no class: 1 for the "no object" of queries."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -85,6 +83,10 @@ class SegmentationNetwork(nn.Module, ABC):
         """Return the constructor's arguments beside num_classes that rebuild this network (JSON types)."""
         return {}
 
+    def weights_of(self, source: SegmentationNetwork) -> dict[str, Tensor]:
+        """Return the weights of another network of this class as this one takes them, such as at its own grid."""
+        return source.state_dict()
+
     def for_gpu(self) -> SegmentationNetwork:
         """Return the network as it is exported for GPUs: the same function, of operators that half precision suits."""
         return self
@@ -104,6 +106,14 @@ class SegmentationNetwork(nn.Module, ABC):
         """
         return {"logits": self.classifier_layer(features[self.feature_names[-1]])}
 
+    @classmethod
+    def class_count(cls, outputs: int, options: Mapping[str, Any]) -> int:
+        """Return the number of classes of a classifier whose `class_parameter` counts `outputs`.
+
+        options: the constructor's arguments.
+        """
+        return outputs
+
     @property
     def classifier_layer(self) -> nn.Module:
         """The layer whose outputs are the classes."""
@@ -122,14 +132,23 @@ class SegmentationNetwork(nn.Module, ABC):
         for name in features:
             if name not in self.feature_names:
                 raise ConfigError(f"network {self.name!r}: {unknown_name('feature', name, self.feature_names)}")
+        padded = self._padded(self._normalise(images))
+        tensors, maps = self.compute(padded, features)
+        return self._prediction(images, padded, tensors, maps)
+
+    def _prediction(
+        self, images: Tensor, padded: Tensor, tensors: Mapping[str, Tensor], features: Mapping[str, Tensor]
+    ) -> Prediction:
+        """Return the prediction of images, of the tensors and feature maps of the padded ones."""
+        height_px, width_px = images.shape[-2:]
+        padded_px = padded.shape[-2], padded.shape[-1]
+        return self.kind(size_px=(height_px, width_px), padded_px=padded_px, features=features, **tensors)
+
+    def _padded(self, images: Tensor) -> Tensor:
         height_px, width_px = images.shape[-2:]
         padded_px = self.padded_size(height_px, width_px)
         bottom, right = padded_px[0] - height_px, padded_px[1] - width_px
-        images = self._normalise(images)
-        if bottom or right:
-            images = F.pad(images, (0, right, 0, bottom), mode="replicate")
-        tensors, maps = self.compute(images, features)
-        return self.kind(size_px=(height_px, width_px), padded_px=padded_px, features=maps, **tensors)
+        return F.pad(images, (0, right, 0, bottom), mode="replicate") if bottom or right else images
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (N, C, H, W), float32, of images as for `predict`."""
@@ -161,6 +180,30 @@ class AuxiliarySegmentationNetwork(SegmentationNetwork):
         """Yield the logits of each auxiliary head at its own size; `features` hold `auxiliary_features`."""
         for head, name in zip(self.auxiliary_heads, self.auxiliary_features, strict=True):
             yield head(features[name])
+
+
+class StagedMaskNetwork(SegmentationNetwork):
+    """A network of masks that refines its queries block by block and is trained on what it predicts before each."""
+
+    encoder_parts: ClassVar[tuple[str, ...]]
+    """Beginnings of the names of the parameters that a pretrained encoder has."""
+
+    @property
+    @abstractmethod
+    def stages(self) -> int:
+        """Number of blocks with a prediction before them."""
+
+    @abstractmethod
+    def compute_stages(self, images: Tensor, masked: Sequence[float]) -> list[dict[str, Tensor]]:
+        """Return `decide`'s tensors before each of the blocks, then after the last, of images as for `encode`.
+
+        masked: one share of 0 to 1 per block, of the queries whose attention is limited to their mask.
+        """
+
+    def predict_stages(self, images: Tensor, masked: Sequence[float]) -> list[Prediction]:
+        """Return the predictions of `compute_stages` for images as for `predict`."""
+        padded = self._padded(self._normalise(images))
+        return [self._prediction(images, padded, tensors, {}) for tensors in self.compute_stages(padded, masked)]
 
 
 def pixels_to_input(image: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ in two steps: maps are enlarged bilinearly, then decoded pixel by pixel. Exporte
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -42,6 +42,10 @@ class Prediction(ABC):
         If there is one image, N may count something else, such as rows.
         """
 
+    def evidence(self, maps: Tensor) -> Tensor:
+        """Return class logits (N, C, ...) per pixel of maps as for `decode`, where these are another thing."""
+        return self.decode(maps)
+
     def enlarge(self, maps: Tensor) -> Tensor:
         """Return maps (N, M, h, w) of the padded images at the images' own size, (N, M, H, W)."""
         if tuple(maps.shape[-2:]) != self.padded_px:
@@ -52,6 +56,10 @@ class Prediction(ABC):
     def pixel_logits(self) -> Tensor:
         """Return logits (N, C, H, W). The largest is the label; softmax gives probabilities."""
         return self.decode(self.enlarge(self.maps))
+
+    def pixel_evidence(self) -> Tensor:
+        """Return `evidence` (N, C, H, W) of the whole images."""
+        return self.evidence(self.enlarge(self.maps))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -89,11 +97,22 @@ class MaskPrediction(Prediction):
         S_c = sum over queries of softmax(class)_c sigmoid(mask), without "no object": MaskFormer's semantic inference
         (section 3.4), as in Mask2Former and EoMT. Masks are enlarged before the sigmoid; otherwise labels change.
         """
-        shares = self.class_logits.softmax(-1)[..., :-1].transpose(1, 2)
+        return self._weighted_masks(self.class_logits.softmax(-1)[..., :-1], maps)
+
+    def evidence(self, maps: Tensor) -> Tensor:
+        """Return sums over queries of class logit times sigmoid(mask), (N, C, ...) per pixel of enlarged mask logits.
+
+        These are the logits per pixel of the EoMT-LoRA-ArcFace paper's max logit (its evaluation code: class logits
+        without "no object", masks after the sigmoid).
+        """
+        return self._weighted_masks(self.class_logits[..., :-1], maps)
+
+    def _weighted_masks(self, weights: Tensor, maps: Tensor) -> Tensor:
+        """Return sums (N, C, ...) of sigmoid(maps), maps (N, Q, ...), with weights (N, Q, C)."""
         # ONNX Runtime's Sigmoid is exact to 1e-7 only, too little for the logarithm of small scores.
         masks = 1.0 / (1.0 + torch.exp(-maps))
-        scores = shares @ masks.flatten(2)
-        return scores.reshape(len(scores), -1, *maps.shape[2:])
+        sums = weights.transpose(1, 2) @ masks.flatten(2)
+        return sums.reshape(len(sums), -1, *maps.shape[2:])
 
     def decode(self, maps: Tensor) -> Tensor:
         """Return log S, S at least 1e-8; see `semantic`.
@@ -102,3 +121,49 @@ class MaskPrediction(Prediction):
         max_logit like 1 - max S (Mask2Anomaly, Rai et al. 2023), energy like -sum S.
         """
         return self.semantic(maps).clamp(min=LEAST_SCORE).log()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TiledMaskPrediction(MaskPrediction):
+    """A mask prediction of square crops side by side, each with queries of its own: Q is queries times crops.
+
+    mask_logits: of each crop, (N, Q, h, h), where h is the height of the masks. Crops overlap where the width is no
+    multiple of the height; scores of overlapping crops are averaged (EoMT's and Segmenter's sliding windows).
+    """
+
+    starts_px: tuple[int, ...]  # left column of each crop
+
+    def enlarge(self, maps: Tensor) -> Tensor:
+        """Return maps (N, Q, h, h) of the crops at the crops' own size."""
+        height_px = self.padded_px[0]
+        return F.interpolate(maps, size=(height_px, height_px), mode="bilinear", align_corners=False)
+
+    def pixel_logits(self) -> Tensor:
+        height_px, width_px = self.size_px
+        return super().pixel_logits()[..., :height_px, :width_px]
+
+    def pixel_evidence(self) -> Tensor:
+        height_px, width_px = self.size_px
+        return super().pixel_evidence()[..., :height_px, :width_px]
+
+    def _weighted_masks(self, weights: Tensor, maps: Tensor) -> Tensor:
+        """Return sums (N, C, ..., W) of maps (N, Q, ..., w) of crops that are w wide."""
+        crops = len(self.starts_px)
+        sums = [
+            super(TiledMaskPrediction, self)._weighted_masks(one, crop)
+            for one, crop in zip(weights.chunk(crops, 1), maps.chunk(crops, 1), strict=True)
+        ]
+        return _side_by_side(sums, self.starts_px, self.padded_px[1])
+
+
+def _side_by_side(crops: Sequence[Tensor], starts_px: Sequence[int], width_px: int) -> Tensor:
+    """Return the mean (..., W) of crops (..., w) that begin at the given columns and cover all W columns."""
+    counts = torch.zeros(width_px, device=crops[0].device)
+    total: Tensor | None = None
+    for crop, start in zip(crops, starts_px, strict=True):
+        end = start + crop.shape[-1]
+        counts[start:end] += 1.0
+        placed = F.pad(crop, (start, width_px - end))
+        total = placed if total is None else total + placed
+    assert total is not None
+    return total / counts

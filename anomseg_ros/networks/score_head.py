@@ -9,8 +9,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from anomseg_ros.errors import ConfigError
 from anomseg_ros.networks.network import SegmentationNetwork
-from anomseg_ros.networks.prediction import Prediction
+from anomseg_ros.networks.prediction import MaskPrediction, Prediction
 from anomseg_ros.scores import find_score
 from anomseg_ros.scores.score import FeatureMaps, Given, Score
 
@@ -31,6 +32,13 @@ class ScoreHead(nn.Module):
         self.void_class, self.temperature = void_class, temperature
         self.known = [index for index in range(network.num_classes) if index != void_class]
         self.scores = {name: find_score(name) for name in names}
+        self.needs_evidence = any(score.needs_evidence for score in self.scores.values())
+        for name, score in self.scores.items():
+            if score.needs_masks and not issubclass(network.kind, MaskPrediction):
+                raise ConfigError(
+                    f"score {name!r} is for networks that predict masks, such as eomt, not for {network.name}; leave "
+                    "it out"
+                )
         self.choices = {name: score.choose_features(network.feature_names) for name, score in self.scores.items()}
         self.features = tuple(dict.fromkeys(feature for chosen in self.choices.values() for feature in chosen))
         self._tensors: dict[str, list[str]] = {}
@@ -40,16 +48,26 @@ class ScoreHead(nn.Module):
             for key, value in fitted.items():
                 self.register_buffer(f"{name}_{key}", torch.from_numpy(value), persistent=False)
 
-    def pixel_maps(self, logits: Tensor) -> list[tuple[Tensor, ...]]:
-        """Return each score's pixel-by-pixel maps (N, …) of logits (N, C, …)."""
-        known, void = logits, None
+    def strip_maps(self, prediction: Prediction, maps: Tensor, logits: Tensor) -> list[tuple[Tensor, ...]]:
+        """Return `pixel_maps` of a prediction's enlarged maps, or of some of their pixels, and their logits."""
+        return self.pixel_maps(logits, prediction.evidence(maps) if self.needs_evidence else None)
+
+    def pixel_maps(self, logits: Tensor, evidence: Tensor | None = None) -> list[tuple[Tensor, ...]]:
+        """Return each score's pixel-by-pixel maps (N, …) of logits (N, C, …) and evidence (N, C, …)."""
+        known, void = self._known(logits), None
         if self.void_class is not None:
             void = logits[:, self.void_class]
-            known = logits[:, :-1] if self.void_class == logits.shape[1] - 1 else logits[:, self.known]
+        evidence = None if evidence is None else self._known(evidence)
         return [
-            score.pixel_graph(Given(known, void, self.temperature, self._fitted(name)))
+            score.pixel_graph(Given(known, void, self.temperature, self._fitted(name), evidence=evidence))
             for name, score in self.scores.items()
         ]
+
+    def _known(self, values: Tensor) -> Tensor:
+        """Return the values (N, K, …) of the known classes."""
+        if self.void_class is None:
+            return values
+        return values[:, :-1] if self.void_class == values.shape[1] - 1 else values[:, self.known]
 
     def frame_scores(self, maps: Sequence[tuple[Tensor, ...]], prediction: Prediction) -> list[Tensor]:
         """Return one float32 (1, H, W) per score, of `pixel_maps` of the whole frame and the prediction's features."""

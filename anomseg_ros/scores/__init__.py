@@ -22,6 +22,13 @@ SCORES: dict[str, str] = {
     "void": "anomseg_ros.scores.void:Void",
     "sml": "anomseg_ros.scores.sml:Sml",
     "cdnp": "anomseg_ros.scores.cdnp:Cdnp",
+    "rba": "anomseg_ros.scores.rba:Rba",
+    "rba_sum": "anomseg_ros.scores.rba_sum:RbaSum",
+    "mask_void": "anomseg_ros.scores.mask_void:MaskVoid",
+    "mask_msp": "anomseg_ros.scores.mask_msp:MaskMsp",
+    "mask_max_logit": "anomseg_ros.scores.mask_max_logit:MaskMaxLogit",
+    "mask_max_entropy": "anomseg_ros.scores.mask_max_entropy:MaskMaxEntropy",
+    "mask_energy": "anomseg_ros.scores.mask_energy:MaskEnergy",
 }
 """Score name -> "module:Class"."""
 
@@ -102,6 +109,7 @@ def reference_score(
     temperature: float = 1.0,
     fitted: Mapping[str, Array] | None = None,
     features: FeatureMaps[Array] | None = None,
+    evidence: Array | None = None,
 ) -> ScoreMap:
     """Return one score, float32 (H, W), by its numpy reference.
 
@@ -112,6 +120,7 @@ def reference_score(
         temperature: T of softmax(z / T).
         fitted: the score's fitted tensors.
         features: the feature maps that the score chose.
+        evidence: float (C, H, W) of all classes, see Prediction.evidence, if the score needs it.
 
     Raises:
         ConfigError: the score is unknown, or needs a void class and there is none.
@@ -119,5 +128,7 @@ def reference_score(
     check_scores((name,), void_class)
     known = logits if void_class is None else np.delete(logits, void_class, axis=0)
     void = None if void_class is None else logits[void_class]
-    given = Given(known, void, temperature, fitted or {}, features or FeatureMaps())
+    if evidence is not None and void_class is not None:
+        evidence = np.delete(evidence, void_class, axis=0)
+    given = Given(known, void, temperature, fitted or {}, features or FeatureMaps(), evidence)
     return find_score(name).reference(given).astype(np.float32)

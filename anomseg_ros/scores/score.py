@@ -49,6 +49,7 @@ class Given(Generic[A]):
     fitted: Mapping[str, A] = field(default_factory=dict)  # the score's fitted tensors by name
     features: FeatureMaps[A] = field(default_factory=FeatureMaps)
     """Features of the whole frame; empty for `pixel_graph`."""
+    evidence: A | None = None  # of the known classes, shaped as `known`: see networks/prediction.py
 
 
 class Fit(ABC):
@@ -91,6 +92,10 @@ class Score(ScoreFacts, ABC):
     """The formula, for people."""
     needs_void: ClassVar[bool] = False
     """Whether the formula uses the void class."""
+    needs_masks: ClassVar[bool] = False
+    """Whether the formula is for networks that predict masks alone."""
+    needs_evidence: ClassVar[bool] = False
+    """Whether the formula uses sums of class logits weighted by masks."""
     uses_temperature: ClassVar[bool] = True
     """Whether the formula uses T, so that a threshold depends on it."""
     default_rank: ClassVar[int | None] = None

@@ -39,7 +39,8 @@ class InitialConfig:
     checkpoint: str | None = None  # a path, or the path of a file that ships with the package
     config: str | None = None
     part: str = "all"
-    """"all"; "features", all but the classifier, for other classes; or a submodule's name, such as "encoder".
+    """"all"; "features", all but the classifier, for other classes; or a submodule's name, such as "encoder". "encoder"
+    of a mask network reads the file of a pretrained encoder, such as DINOv2's.
 
     With "all", the checkpoint may have fewer classes; the others start with fresh weights."""
     num_classes: int | None = None  # outputs of the checkpoint, None for the number of known classes

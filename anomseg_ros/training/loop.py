@@ -227,9 +227,9 @@ class _Run:
         self.averaged = self.averaged.to(fabric.device)
         self.average = Average(network, self.averaged, run.ema_decay) if run.ema_decay else None
         self.teachers = [teacher.to(fabric.device).eval() for teacher in teachers]
-        # Teachers see frames without pasted objects, so their void output does not fit frames with them.
-        pastes = config.data.cut_paste.probability > 0
-        self.taught = len(frames.classes) if pastes or void_class is None else void_class + 1
+        # The void output of a teacher that sees no pasted objects does not fit frames with them.
+        hidden = config.data.cut_paste.probability > 0 and not self.objective.needs.teachers_see_outliers
+        self.taught = len(frames.classes) if hidden or void_class is None else void_class + 1
         self.position = Position(processes=fabric.world_size, source_layout=network.source_layout)
         self.last_loss: float | None = None
         self.watch = LossWatch(every=1 if fabric.device.type == "cpu" else 10)
@@ -310,10 +310,11 @@ class _Run:
         return {name: value.detach() for name, value in terms.items()}
 
     def _teachers_logits(self, batch: Batch) -> list[Tensor]:
-        """Return each teacher's logits of the frames without pasted objects."""
+        """Return each teacher's logits of the frames, without pasted objects unless it is to see them."""
         if batch.clean is None:
             return []
-        pixels = batch.clean.to(self.fabric.device, non_blocking=True)
+        shown = batch.images if self.objective.needs.teachers_see_outliers else batch.clean
+        pixels = shown.to(self.fabric.device, non_blocking=True)
         images = pixels.permute(0, 3, 1, 2).to(torch.float32) / 255.0
         with torch.no_grad(), self.fabric.autocast():
             return [teacher.predict(images).pixel_logits()[:, : self.taught] for teacher in self.teachers]
@@ -362,7 +363,9 @@ class _Run:
     def _save_weights(self, name: str, miou: float | None) -> None:
         metadata = {"run": self.config.name, "step": self.position.step, "steps": self.plan.steps, "miou": miou}
         metadata |= {"num_classes": self.averaged.num_classes, "void_class": self.void_class}
-        save_checkpoint(self.output / f"{name}.safetensors", self.objective.merged(self.averaged), metadata)
+        checkpoint = self.output / f"{name}.safetensors"
+        save_checkpoint(checkpoint, self.objective.merged(self.averaged), metadata)
+        self.objective.save_beside(checkpoint, self.averaged, metadata)
 
     def _stopped_early(self) -> bool:
         patience = self.config.run.early_stop

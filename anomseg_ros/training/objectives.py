@@ -8,8 +8,9 @@ A new objective is one file and one line of the table. Its options are the keys 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 OBJECTIVES: dict[str, str] = {
     "segmentation": "anomseg_ros.training.segmentation_loss:SegmentationLoss",
+    "masks": "anomseg_ros.training.mask_objective:MaskObjective",
 }
 """Objective name -> "module:Class". The modules are imported on first use."""
 DEFAULT_OBJECTIVE = "segmentation"
@@ -39,6 +41,7 @@ class Needs:
     auxiliary: bool = False  # logits of the auxiliary heads, if the network has any that train
     features: tuple[str, ...] = ()  # feature maps by name
     teachers: bool = False  # whether it needs a teacher
+    teachers_see_outliers: bool = False  # whether teachers get the frames with pasted objects, and teach the void class
     outliers: bool = False  # whether it needs outliers in the frames
 
 
@@ -132,6 +135,12 @@ class Objective(nn.Module, ABC):
     def merged(self, network: SegmentationNetwork) -> SegmentationNetwork:
         """Return a prepared network without its wrappings, for checkpoints. `network` itself is not changed."""
         return network
+
+    def save_beside(self, checkpoint: Path, network: SegmentationNetwork, metadata: Mapping[str, Any]) -> None:
+        """Write further files beside a checkpoint that was written; by default none.
+
+        network: prepared, not merged. metadata: the checkpoint's.
+        """
 
 
 def objective_class(name: str) -> type[Objective]:

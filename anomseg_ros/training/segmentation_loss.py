@@ -62,11 +62,15 @@ class LossConfig(Options):
     """Whether pixels have their class's weight in the distillation, too. Otherwise frequent classes dominate it, and
     rare ones are learnt late. Deviates from paper MiDE."""
 
+    distillation_of_outliers: bool = False
+    """Whether the teacher sees pasted objects and teaches the void class, too: for a teacher with an anomaly class."""
+
     @property
     def needs(self) -> Needs:
         return Needs(
             auxiliary=self.auxiliary_weight > 0,
             teachers=self.distillation_weight > 0,
+            teachers_see_outliers=self.distillation_of_outliers,
             outliers=self.entropy_weight > 0 or self.energy_weight > 0,
         )
 

@@ -11,11 +11,11 @@ from torch import nn
 from anomseg_ros.errors import CheckpointError, ConfigError, closest_first
 from anomseg_ros.networks import NETWORKS, build_network
 from anomseg_ros.networks.checkpoints import load_checkpoint
-from anomseg_ros.networks.network import SegmentationNetwork
+from anomseg_ros.networks.network import SegmentationNetwork, StagedMaskNetwork
 from anomseg_ros.networks.widths import fit_widths, pruned_description
 
 if TYPE_CHECKING:
-    from anomseg_ros.training.config import NetworkConfig
+    from anomseg_ros.training.config import InitialConfig, NetworkConfig
 
 KEEP_ZEROS = "keep_zeros"
 """Key of a checkpoint's metadata: whether training keeps weights of 0 at 0, as after pruning."""
@@ -49,26 +49,34 @@ def start_network(
 
         load_imagenet_backbone(network, config.backbone)
     if config.initial is not None and checkpoint is not None:
-        classes = config.initial.num_classes or known_classes
-        source = load_checkpoint(checkpoint, _source_name(network, config.initial.part), classes)
-        if (source.mean, source.std) != (network.mean, network.std):
-            raise CheckpointError(
-                f"{checkpoint} was trained with mean {source.mean} and std {source.std}, not {network.mean} and "
-                f"{network.std}; set network.mean and network.std to its values"
-            )
-        if config.initial.part in ("all", "features"):
-            _take_widths(network, source)
-            _take_all(network, source, config.initial.part == "features")
-        else:
-            _take_part(network, source, config.initial.part)
-        if source.checkpoint_metadata.get(KEEP_ZEROS):
-            keep_zeros(network)
+        _take_initial(network, config.initial, checkpoint, config.initial.num_classes or known_classes)
     if config.trained == "classifier":
         network.requires_grad_(False)
         network.classifier_layer.requires_grad_(True)
     for name in config.frozen:
         submodule(network, name, "network.frozen").requires_grad_(False)
     return network.train()
+
+
+def _take_initial(network: SegmentationNetwork, initial: InitialConfig, checkpoint: Path, classes: int) -> None:
+    """Copy the weights of a checkpoint that has this number of classes."""
+    encoder_only = initial.part == "encoder" and isinstance(network, StagedMaskNetwork)
+    name = network.name if encoder_only else _source_name(network, initial.part)
+    source = load_checkpoint(checkpoint, name, classes, encoder_only=encoder_only)
+    if (source.mean, source.std) != (network.mean, network.std):
+        raise CheckpointError(
+            f"{checkpoint} was trained with mean {source.mean} and std {source.std}, not {network.mean} and "
+            f"{network.std}; set network.mean and network.std to its values"
+        )
+    if initial.part in ("all", "features"):
+        _take_widths(network, source)
+        _take_all(network, source, initial.part == "features")
+    elif isinstance(network, StagedMaskNetwork) and encoder_only:
+        _take_parameters(network, source, network.encoder_parts)
+    else:
+        _take_part(network, source, initial.part)
+    if source.checkpoint_metadata.get(KEEP_ZEROS):
+        keep_zeros(network)
 
 
 def submodule(network: nn.Module, name: str, key: str) -> nn.Module:
@@ -122,7 +130,7 @@ def _take_all(network: SegmentationNetwork, source: SegmentationNetwork, feature
 
     features_only: do not copy the classifiers, because their classes are others.
     """
-    ours, theirs = network.state_dict(), source.state_dict()
+    ours, theirs = network.state_dict(), network.weights_of(source)
     if features_only:
         classifiers = (network.class_parameter[0].rpartition(".")[0] + ".", "auxiliary_heads.")
         ours, theirs = ({k: v for k, v in state.items() if not k.startswith(classifiers)} for state in (ours, theirs))
@@ -134,17 +142,42 @@ def _take_all(network: SegmentationNetwork, source: SegmentationNetwork, feature
     with torch.no_grad():
         for key, value in theirs.items():
             if key in ours:
-                _copy(ours[key], value, key, network.num_classes)
+                _copy(ours[key], value, key, network)
 
 
-def _copy(ours: torch.Tensor, theirs: torch.Tensor, key: str, num_classes: int) -> None:
+def _take_parameters(network: SegmentationNetwork, source: SegmentationNetwork, parts: tuple[str, ...]) -> None:
+    """Copy the weights whose names begin with one of `parts`."""
+    ours, theirs = network.state_dict(), network.weights_of(source)
+    keys = [key for key in ours if key.startswith(parts)]
+    others = sorted(set(keys) ^ {key for key in theirs if key.startswith(parts)})
+    if others:
+        raise CheckpointError(f"initial weights of {source.name} do not fit: {', '.join(others[:3])}; check options")
+    with torch.no_grad():
+        for key in keys:
+            _copy(ours[key], theirs[key], key, network)
+
+
+def _copy(ours: torch.Tensor, theirs: torch.Tensor, key: str, network: SegmentationNetwork) -> None:
+    """Copy a weight. One of fewer classes fills the first ones; outputs that are no class stay the last."""
     if ours.shape == theirs.shape:
         ours.copy_(theirs)
         return
-    grown = [d for d, (a, b) in enumerate(zip(ours.shape, theirs.shape, strict=True)) if a != b]
-    if len(grown) != 1 or ours.shape[grown[0]] != num_classes or theirs.shape[grown[0]] > num_classes:
-        raise CheckpointError(f"initial weight {key} is {tuple(theirs.shape)}; {tuple(ours.shape)} is needed")
-    ours.narrow(grown[0], 0, theirs.shape[grown[0]]).copy_(theirs)
+    grown = [d for d, (a, b) in enumerate(zip(ours.shape, theirs.shape, strict=False)) if a != b]
+    dimension = grown[0] if len(grown) == 1 and ours.dim() == theirs.dim() else None
+    outputs = 0 if dimension is None else ours.shape[dimension]
+    if dimension is None or network.class_count(outputs, network.options()) != network.num_classes:
+        raise _misshapen(ours, theirs, key)
+    others = outputs - network.num_classes
+    classes = theirs.shape[dimension] - others
+    is_classifier = key.startswith(network.class_parameter[0].rpartition(".")[0] + ".")
+    if not 0 <= classes <= network.num_classes or (others and not is_classifier):
+        raise _misshapen(ours, theirs, key)
+    ours.narrow(dimension, 0, classes).copy_(theirs.narrow(dimension, 0, classes))
+    ours.narrow(dimension, network.num_classes, others).copy_(theirs.narrow(dimension, classes, others))
+
+
+def _misshapen(ours: torch.Tensor, theirs: torch.Tensor, key: str) -> CheckpointError:
+    return CheckpointError(f"initial weight {key} is {tuple(theirs.shape)}; {tuple(ours.shape)} is needed")
 
 
 def _source_name(network: SegmentationNetwork, part: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from fitted_networks import fit_on_noise
+from fitted_networks import PIXEL_SCORES, fit_on_noise
 
 from anomseg_ros.backends.built_engines import engine_outputs
 from anomseg_ros.backends.tensorrt_build import BuildOptions, build_engine
@@ -29,7 +29,7 @@ from anomseg_ros.errors import BackendError
 from anomseg_ros.export import ExportConfig, contract_of, write_graph
 from anomseg_ros.networks import NETWORKS, build_network
 from anomseg_ros.networks.argmax_form import with_comparisons
-from anomseg_ros.scores import SCORES, find_score
+from anomseg_ros.scores import find_score
 
 HEIGHT_PX, WIDTH_PX = 64, 128
 PRECISIONS = ("fp32", *HALF, "int8")
@@ -45,7 +45,7 @@ def library() -> Library:
 
 def exported(name: str, folder: Path) -> tuple[Contract, onnx.ModelProto]:
     """Return the contract and the float graph of a network, for GPUs, with every score."""
-    scores = tuple(sorted(SCORES, key=lambda score: not find_score(score).needs_void))
+    scores = tuple(sorted(PIXEL_SCORES, key=lambda score: not find_score(score).needs_void))
     config = ExportConfig(name, 20, 19, height_px=HEIGHT_PX, width_px=WIDTH_PX, scores=scores, target="gpu")
     torch.manual_seed(0)
     network = build_network(name, 20).eval()

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fitted_networks import float_program
+from fitted_networks import PIXEL_SCORES, float_program
 from torch_archives import Members, archive_of, edit, first_node, members_of, rewrite_program
 
 from anomseg_ros.backends import open_backend
@@ -29,7 +29,7 @@ from anomseg_ros.core.bundle import TORCH_FILE, Contract, load_bundle, save_bund
 from anomseg_ros.core.detector import Backend
 from anomseg_ros.errors import BackendError
 from anomseg_ros.export import ExportConfig
-from anomseg_ros.scores import SCORES, find_score
+from anomseg_ros.scores import find_score
 
 WEIGHTS, CONSTANTS = TENSORS
 
@@ -286,7 +286,7 @@ def test_programs_of_all_scores_and_void_classes_are_read(
     void_class: int | None, num_classes: int, tmp_path: Path
 ) -> None:
     """Use padded sizes, because padding has the only string argument in programs."""
-    scores = tuple(name for name in SCORES if void_class is not None or not find_score(name).needs_void)
+    scores = tuple(name for name in PIXEL_SCORES if void_class is not None or not find_score(name).needs_void)
     config = ExportConfig("small", num_classes, void_class, height_px=70, width_px=130, scores=scores, temperature=1.5)
     path = float_program(config, tmp_path / TORCH_FILE)
     assert b"replicate" in path.read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from onnx import TensorProto, helper
 from small_bundles import small_bundle, street_frames
 
 from anomseg_ros.compression.equalize import channel_values, equalize
-from anomseg_ros.compression.graph import Graph, attributes, output_layers
+from anomseg_ros.compression.graph import Graph, attributes, name_nodes, output_layers
 from anomseg_ros.compression.quantize_onnx import QuantizeConfig, layer_names, prepare, quantize, sum_names
 from anomseg_ros.compression.ranges import (
     RangeConfig,
@@ -83,11 +84,19 @@ def test_rewritten_graph_gives_equal_outputs(
         np.testing.assert_allclose(after[score], before[score], rtol=1e-3, atol=1e-4 * np.ptp(before[score]))
 
 
+def test_linear_layers_of_a_transformer_are_layers(tmp_path: Path) -> None:
+    """Of each block qkv, proj, fc1 and fc2; patches, and the convolutions of upscaling but the last one."""
+    graph = Graph(onnx.load(small_bundle("eomt", tmp_path).graph_path))
+    name_nodes(graph)
+    kinds = Counter(node.op_type for node in graph.nodes if node.name in layer_names(graph))
+    assert kinds == {"MatMul": 16, "Conv": 2}
+
+
 def test_channels_that_become_tokens_are_not_scaled(tensors: list[np.ndarray], tmp_path: Path) -> None:
     model = onnx.load(small_bundle("eomt", tmp_path).graph_path)
     made = quantize(model, tensors[:2], NONE, no_progress)  # quantize() compares the rewritten graph
     assert {"QuantizeLinear", "MatMul"} <= operators(made.model)
-    assert agreement(model, made.model, tensors[2:4]) > 0.99
+    assert agreement(model, made.model, tensors[2:4]) > 0.9  # every layer is int8
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -57,9 +57,15 @@ def fitted_of(name: str, known: int) -> dict[str, npt.NDArray[np.floating]]:
     return fit.tensors()
 
 
+def evidence_of(name: str, logits: npt.NDArray[np.floating]) -> npt.NDArray[np.floating] | None:
+    """Return evidence (C, H, W) for a score that needs it: other values than the logits."""
+    return np.sin(np.roll(logits, 5, axis=2)) if find_score(name).needs_evidence else None
+
+
 def score_of(name: str, logits: npt.NDArray[np.floating], void_class: int | None, temperature: float = 1.0) -> ScoreMap:
     known = len(logits) - (void_class is not None)
-    return reference_score(name, logits, void_class, temperature, fitted_of(name, known), FEATURES[2])
+    evidence = evidence_of(name, logits)
+    return reference_score(name, logits, void_class, temperature, fitted_of(name, known), FEATURES[2], evidence)
 
 
 @pytest.mark.parametrize(
@@ -70,10 +76,19 @@ def score_of(name: str, logits: npt.NDArray[np.floating], void_class: int | None
         ("max_entropy", -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))),
         ("energy", -np.log(4.0)),
         ("void", 0.5),
+        # S = 3 and 1 of the known classes, 4 of void; the evidence is 2 and 5.
+        ("rba", -(np.tanh(3.0) + np.tanh(1.0))),
+        ("rba_sum", -3.0),
+        ("mask_msp", -2.0),
+        ("mask_max_entropy", -3.0 * np.log(3.0)),
+        ("mask_energy", -np.log(np.exp(3.0) + np.exp(1.0))),
+        ("mask_void", 4.0),
+        ("mask_max_logit", -5.0),
     ],
 )
 def test_score_equals_the_manual_value(name: str, expected: float) -> None:
-    score = reference_score(name, LOGITS, void_class=2)
+    evidence = np.array([2.0, 5.0, 9.0]).reshape(3, 1, 1)
+    score = reference_score(name, LOGITS, void_class=2, evidence=evidence)
     assert score.dtype == np.float32 and score.shape == (1, 1)
     assert score[0, 0] == pytest.approx(expected, rel=1e-6)
 
@@ -102,12 +117,16 @@ def test_graph_equals_the_reference(name: str, void_class: int | None, temperatu
     score, logits, fitted = find_score(name), random_logits(classes), fitted_of(name, 19)
     constants = {key: torch.from_numpy(value) for key, value in fitted.items()}
     pixels = torch.from_numpy(logits)[None]
-    known = pixels if void_class is None else pixels[:, [index for index in range(classes) if index != void_class]]
+    known_outputs = [index for index in range(classes) if index != void_class]
+    known, array = pixels[:, known_outputs], evidence_of(name, logits.astype(np.float64))
+    evidence = None if array is None else torch.from_numpy(array[None, known_outputs].astype(np.float32))
     void = None if void_class is None else pixels[:, void_class]
     (map_,), padded_px = FEATURES[2].maps, FEATURES[2].padded_px
     features = FeatureMaps((torch.from_numpy(map_)[None],), padded_px)
-    fused = score.frame_graph(score.pixel_graph(Given(known, void, temperature, constants)), constants, features)
-    reference = reference_score(name, logits.astype(np.float64), void_class, temperature, fitted, FEATURES[2])
+    given = Given(known, void, temperature, constants, evidence=evidence)
+    fused = score.frame_graph(score.pixel_graph(given), constants, features)
+    double = logits.astype(np.float64)
+    reference = reference_score(name, double, void_class, temperature, fitted, FEATURES[2], array)
     assert fused.shape == (1, 40, 56) and fused.dtype == torch.float32
     assert fused[0].numpy() == pytest.approx(reference, abs=1e-5, rel=1e-5)
 
@@ -169,10 +188,15 @@ def test_class_change_affects_only_pixels_within_the_stated_reach(name: str) -> 
     score = find_score(name)
     logits = np.full((3, 81, 81), -20.0, np.float32)
     logits[0] = np.random.default_rng(2).normal(scale=2.0, size=(81, 81))
+    if score.needs_masks:  # logits are log S
+        logits[0] -= logits[0].max()
     after = logits.copy()
     logits[1, 40, 40], after[1, 40, 40] = (logits[0, 40, 40] + step for step in (-1e-5, 1e-5))
     fitted, features = fitted_of(name, 2), FeatureMaps((FEATURES[2].maps[0],), (84, 84))
-    changed = [reference_score(name, one, 2, fitted=fitted, features=features) for one in (logits, after)]
+    changed = [
+        reference_score(name, one, 2, fitted=fitted, features=features, evidence=one if score.needs_evidence else None)
+        for one in (logits, after)
+    ]
     rows, columns = np.nonzero(np.abs(changed[1] - changed[0]) > 3e-5 * score.steepness(fitted))
     reach = max([0, *np.abs(rows - 40), *np.abs(columns - 40)])
     assert (len(rows) > 0) == (score.label_reach_px > 0) and reach <= score.label_reach_px
@@ -184,8 +208,9 @@ def test_every_score_is_documented() -> None:
         assert any(row.startswith(f"| `{name}` | ") for row in rows), name
 
 
-NOT_SCORES = {("core/labels.py", "void"), ("commands/models.py", "void"), ("training", "energy")}
-"""Places where the name of a score means something else: a class, and a part of a loss."""
+NOT_SCORES = {("core/labels.py", "void"), ("commands/models.py", "void"), ("training", "energy"), ("training", "rba")}
+NOT_SCORES |= {("metrics/protocols.py", "rba")}
+"""Places where the name of a score means something else: a class, a part of a loss, a protocol."""
 
 
 def test_no_other_module_contains_a_score_name() -> None:

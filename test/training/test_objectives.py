@@ -20,8 +20,17 @@ MORE_CASES = [
     Case("segmentation", {"entropy_weight": 0.5, "energy_weight": 0.1, "class_weights_c": 1.02}),
     Case("segmentation", {"entropy_weight": 0.5, "energy_weight": 0.1, "void_weight": 2.0}, void=True),
     Case("segmentation", network="eomt", void=True),
+    Case("masks", {"points": 64, "class_loss": "logit_norm", "layer_decay": 0.5, "warmup_steps": [2, 2]}, "eomt"),
+    Case("masks", {"points": 64, "class_loss": "released_arcface", "released_outlier_weight": 2.0}, "eomt"),
+    Case("masks", {"points": 64, "class_loss": "arcface", "rba_weight": 1.0}, "eomt", True, {"cosine_scale": 30.0}),
+    Case("masks", {"points": 64, "lora": {"rank": 2, "dropout": 0.1}}, "eomt", True),
 ]
-CASES = [*(Case(name, void=void) for name in OBJECTIVES for void in (False, True)), *MORE_CASES]
+NETWORK = {"masks": "eomt"}
+"""The network of an objective that does not train every one."""
+CASES = [
+    *(Case(name, network=NETWORK.get(name, "mide_net"), void=void) for name in OBJECTIVES for void in (False, True)),
+    *MORE_CASES,
+]
 
 
 class TestObjectives(ObjectiveContract):

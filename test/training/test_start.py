@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from published_keys import facebookresearch_dinov2
 
 torch = pytest.importorskip("torch")
 
 from anomseg_ros.errors import CheckpointError, ConfigError  # noqa: E402
 from anomseg_ros.networks import build_network  # noqa: E402
 from anomseg_ros.networks.checkpoints import save_checkpoint  # noqa: E402
-from anomseg_ros.networks.network import SegmentationNetwork  # noqa: E402
+from anomseg_ros.networks.network import IMAGENET_MEAN, IMAGENET_STD, SegmentationNetwork  # noqa: E402
 from anomseg_ros.training.config import InitialConfig, NetworkConfig  # noqa: E402
 from anomseg_ros.training.start import set_training_mode, start_network  # noqa: E402
 
@@ -190,3 +191,32 @@ def test_imagenet_weights_set_the_normalisation() -> None:
     fresh = start("bisenet_lite", backbone="none")
     assert not torch.equal(network.backbone.stem.conv.weight, fresh.backbone.stem.conv.weight)
     assert torch.equal(network.classifier.weight, fresh.classifier.weight)
+
+
+MASKS = {"width": 64, "depth": 2, "query_blocks": 1, "queries": 4}
+
+
+def test_encoder_of_a_mask_network_comes_from_a_pretrained_file_at_another_grid(tmp_path: Path) -> None:
+    shapes = facebookresearch_dinov2(64, 2)
+    torch.save({key: torch.rand(shape) for key, shape in shapes.items()}, tmp_path / "dinov2.pth")
+    changes = {"options": {**MASKS, "grid": [4, 6]}, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    encoder = InitialConfig(checkpoint="given", part="encoder")
+    network = start("eomt", 4, tmp_path / "dinov2.pth", **changes, initial=encoder)
+    fresh = start("eomt", 4, **changes)
+    own = torch.load(tmp_path / "dinov2.pth", weights_only=True)
+    assert torch.equal(network.blocks[1].attn.qkv.weight, own["blocks.1.attn.qkv.weight"])
+    assert network.pos_embed.shape == (1, 24, 64)
+    torch.testing.assert_close(network.pos_embed.mean(), own["pos_embed"][:, 1:].mean(), atol=0.05, rtol=0.05)
+    for key in ("q.weight", "class_head.weight", "mask_head.0.weight", "upscale.0.conv1.weight"):
+        assert torch.equal(network.state_dict()[key], fresh.state_dict()[key]), key
+
+
+def test_anomaly_class_moves_no_object_to_the_last_output(tmp_path: Path) -> None:
+    path, source = save_network(tmp_path, "eomt", 3, **MASKS)
+    network = start("eomt", 4, path, options=MASKS, initial=INITIAL)
+    fresh = start("eomt", 4, options=MASKS)
+    ours, theirs = network.class_head.bias, source.class_head.bias
+    assert torch.equal(ours[:3], theirs[:3]) and torch.equal(ours[4], theirs[3])
+    assert torch.equal(ours[3], fresh.class_head.bias[3])
+    with pytest.raises(CheckpointError, match=r"initial weight q.weight is \(4, 64\); \(5, 64\) is needed"):
+        start("eomt", 4, path, options={**MASKS, "queries": 5}, initial=INITIAL)

@@ -1,0 +1,80 @@
+"""Cross-entropy, ArcFace, and ArcFace with LoRA and an anomaly class: a small EoMT on CamVid, measured on three sets.
+
+    nice -n 15 python mask_transformers.py --output /tmp/masks
+
+trains eomt-camvid with either class loss, then eomt-lora-arcface-camvid on the first with cut-out objects, and measures
+AuPRC and FPR95 by the protocol `seeds`. Every run resumes where it was stopped. `--set` shortens all runs, as in
+`--set run.epochs=5`. The networks are trained from scratch, so the figures compare losses, not systems.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from common import DATA, write_result
+
+from anomseg_ros.cli import main as anomseg
+
+CAMVID, CUTOUTS = DATA / "CamVid", DATA / "cutouts"
+SETS = {"road_anomaly_21": "RoadAnomaly21", "road_obstacle_21": "RoadObstacle21", "fs_static": "fs_static"}
+COSINES = ("network.options.cosine_scale=30", "loss.class_loss=arcface")
+SCORES = ("mask_msp", "mask_max_logit", "mask_max_entropy", "rba_sum", "rba")
+RUNS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "cross-entropy": ("eomt-camvid", (), SCORES),
+    "arcface": ("eomt-camvid", COSINES, SCORES),
+    "lora-arcface-class": ("eomt-lora-arcface-camvid", (), ("mask_void", *SCORES)),
+}
+"""Name -> recipe, its changes, and scores."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--set", action="append", default=[], help="change of every run, key=value")
+    args = parser.parse_args()
+    figures = {name: one_run(name, args.output, args.set) for name in RUNS}
+    print(write_result("mask_transformers", {"changes": args.set, "runs": figures}))
+
+
+def one_run(name: str, output: Path, changes: list[str]) -> dict[str, Any]:
+    """Train one network, or finish it, and return its mIoU and figures by set and score."""
+    recipe, own, scores = RUNS[name]
+    words = [f"--set={change}" for change in (*own, f"deploy.scores=[{','.join(scores)}]", "deploy.calibrate=false")]
+    words += [f"--set={change}" for change in changes]
+    if name == "lora-arcface-class":
+        words.append(f"--set=data.cut_paste.objects={CUTOUTS}")
+        words.append(
+            f"--set=network.initial={{checkpoint: {output / 'cross-entropy' / 'best.safetensors'}, part: features}}"
+        )
+    folder = output / name
+    resume = ["--resume"] if (folder / "state.pt").is_file() else []
+    run("train", recipe, "--data", str(CAMVID), "--output", str(folder), *words, *resume)
+    sets = [f"{key}={DATA / path}" for key, path in SETS.items()]
+    report = folder / "figures.json"
+    run(
+        "evaluate",
+        str(folder / "bundle"),
+        "--dataset",
+        *sets,
+        "--score",
+        *scores,
+        "--allow-partial",
+        "--json",
+        str(report),
+    )
+    results = json.loads(report.read_text())["results"]
+    rows = {f"{one['dataset']} {one['score']}": one for one in results}
+    return {"miou": json.loads((folder / "result.json").read_text())["miou"], "figures": rows}
+
+
+def run(*words: str) -> None:
+    """Run a command of the package."""
+    if anomseg(list(words)):
+        raise SystemExit(f"anomseg {' '.join(words)} failed")
+
+
+if __name__ == "__main__":
+    main()
