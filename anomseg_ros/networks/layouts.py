@@ -8,51 +8,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict
 
 import torch
-from torch import Tensor
 
 from anomseg_ros.networks.enet import CONTEXT_SCHEDULE, DAVIDTVS, YASSOUALI
 from anomseg_ros.networks.erfnet import NORM_EPSILON
 from anomseg_ros.networks.espnetv2 import WIDTHS
-from anomseg_ros.networks.network import IMAGENET_MEAN, IMAGENET_STD, NO_MEAN, NO_STD
-
-State = dict[str, Tensor]
-"""Parameter name -> tensor."""
-
-Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
-"""Regular expressions and their replacements, applied one after the other to our key."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """One published implementation of one of our networks."""
-
-    name: str
-    network: str
-    published_key: Callable[[str], str]  # our parameter's name -> the published one
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """Constructor arguments that make our network compute what the published one does."""
-    unused: tuple[str, ...] = ()  # published keys that a file may hold and that inference does not use
-    mean: tuple[float, float, float] = NO_MEAN
-    std: tuple[float, float, float] = NO_STD
-    quantized: bool = False  # the checkpoint holds quantized tensors
-    prepare: Callable[[State], State] = dict  # converts the published state to the keys that `published_key` gives
-    pruned_groups: Mapping[str, int] | None = None
-    """Groups of a pruned network's grouped convolutions; its widths are those of its weights. None: not pruned."""
-
-
-def _by_rules(rules: Rules) -> Callable[[str], str]:
-    def published_key(key: str) -> str:
-        for pattern, replacement in rules:
-            key = re.sub(pattern, replacement, key)
-        return key
-
-    return published_key
-
+from anomseg_ros.networks.layout import Layout, Rules, State, by_rules
+from anomseg_ros.networks.layouts_intern_image import INTERN_IMAGE
+from anomseg_ros.networks.network import IMAGENET_MEAN, IMAGENET_STD
 
 # --- ENet ---------------------------------------------------------------------------------------------------------
 
@@ -92,7 +57,7 @@ def _yassouali_key(key: str) -> str:
         if _is_asymmetric(kind, int(number), int(index or 0)):
             # Both convolutions of the pair are in one Sequential.
             key = key.replace(".spatial.conv.", ".conv2.3.")
-    return _by_rules(_YASSOUALI_PARTS)(key)
+    return by_rules(_YASSOUALI_PARTS)(key)
 
 
 def _davidtvs_block(kind: str, number: int, index: int) -> str:
@@ -138,14 +103,14 @@ _DAVIDTVS_ENDS: Rules = (
 def _davidtvs_key(key: str) -> str:
     block = _BLOCK.match(key)
     if not block:
-        return _by_rules(_DAVIDTVS_ENDS)(key)
+        return by_rules(_DAVIDTVS_ENDS)(key)
     kind, number, index = block[1], int(block[2]), int(block[3] or 0)
     inner = "." + key[block.end() :]
     if _is_asymmetric(kind, number, index):
         for place, part in ((3, "conv"), (4, "norm"), (5, "activation")):
             inner = inner.replace(f".spatial.{part}.", f".ext_conv2.{place}.")
     rules = _DAVIDTVS_UPSAMPLING if kind == "up" else _DAVIDTVS_OTHERS
-    return _davidtvs_block(kind, number, index) + _by_rules(rules)(inner)
+    return _davidtvs_block(kind, number, index) + by_rules(rules)(inner)
 
 
 # --- ERFNet -------------------------------------------------------------------------------------------------------
@@ -268,7 +233,7 @@ COINCHEUNG_STD = (0.2112, 0.2148, 0.2115)
 def _coincheung(network: str, rules: Rules) -> tuple[Layout, ...]:
     """Return the layouts with the heads for training and without them."""
     return tuple(
-        Layout(name, network, _by_rules(rules), {"auxiliary_heads": auxiliary}, (), COINCHEUNG_MEAN, COINCHEUNG_STD)
+        Layout(name, network, by_rules(rules), {"auxiliary_heads": auxiliary}, (), COINCHEUNG_MEAN, COINCHEUNG_STD)
         for name, auxiliary in (("CoinCheung/BiSeNet", True), ("CoinCheung/BiSeNet, inference only", False))
     )
 
@@ -313,7 +278,7 @@ def _edgenets() -> tuple[Layout, ...]:
     """Return one layout per scale. Published units that halve the size hold slopes that they do not apply."""
     unused = tuple(f"base_net.level{level}_0.eesp.module_act.weight" for level in (2, 3, 4))
     return tuple(
-        Layout(name, "espnetv2", _by_rules(_EDGENETS), {"scale": scale}, unused, IMAGENET_MEAN, IMAGENET_STD)
+        Layout(name, "espnetv2", by_rules(_EDGENETS), {"scale": scale}, unused, IMAGENET_MEAN, IMAGENET_STD)
         for name, scale in ((f"sacmehta/EdgeNets, scale {scale}", scale) for scale in WIDTHS)
     )
 
@@ -326,18 +291,19 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         "Eromera/erfnet_pytorch",
         "erfnet",
-        _by_rules(_EROMERA),
+        by_rules(_EROMERA),
         unused=("encoder.output_conv.weight", "encoder.output_conv.bias"),
     ),
     Layout(
         "Eromera/erfnet_pytorch, quantized by torch FX",
         "erfnet",
-        _by_rules(_EROMERA),
+        by_rules(_EROMERA),
         quantized=True,
         prepare=_unquantize_erfnet,
     ),
-    Layout("emariesanna/AnomalySegmentation-AMLProject", "mide_net", _by_rules(_MIDENET)),
+    Layout("emariesanna/AnomalySegmentation-AMLProject", "mide_net", by_rules(_MIDENET)),
     *_coincheung("bisenet_v1", _COINCHEUNG_V1),
     *_coincheung("bisenet_v2", _COINCHEUNG_V2),
     *_edgenets(),
+    *INTERN_IMAGE,
 )

@@ -43,7 +43,7 @@ def test_shipped_catalog_agrees_with_the_layouts() -> None:
 
     layouts = {(layout.network, layout.name): layout for layout in LAYOUTS}
     catalog = load_catalog()
-    networks = {"erfnet", "enet", "bisenet_v1", "bisenet_v2", "espnetv2"}
+    networks = {"erfnet", "enet", "bisenet_v1", "bisenet_v2", "espnetv2", "intern_image"}
     assert {entry.network for entry in catalog.checkpoints} == networks
     for entry in catalog.checkpoints:
         layout = layouts[entry.network, entry.layout]
@@ -54,7 +54,7 @@ def test_shipped_catalog_agrees_with_the_layouts() -> None:
         assert entry.normalisation == described
         check_url(entry.url, HttpRules())
         assert entry.url.startswith(entry.source.replace("github.com", "raw.githubusercontent.com") + "/") or (
-            entry.url.startswith(entry.source + "/releases/")
+            entry.url.startswith((entry.source + "/releases/", entry.source + "/resolve/"))
         )
         assert entry.licence.url.startswith("https://") and entry.miou is not None
 
