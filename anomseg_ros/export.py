@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import onnx
 import torch
@@ -41,7 +42,7 @@ from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import ConfigError
 from anomseg_ros.networks.argmax_form import ARGMAX, COMPARE, with_comparisons
 from anomseg_ros.networks.checkpoints import load_checkpoint
-from anomseg_ros.networks.network import SegmentationNetwork, pixels_to_input
+from anomseg_ros.networks.network import FittedScore, SegmentationNetwork, pixels_to_input
 from anomseg_ros.networks.prediction import Prediction
 from anomseg_ros.networks.score_head import ScoreHead
 from anomseg_ros.networks.strips import StripClassifier, Strips, StripUpsampler
@@ -159,7 +160,7 @@ def export_network(
         ExportError: the graph does not compute what the network computes. Nothing is written.
     """
     check_target(output, overwrite)
-    contract = contract_of(network_name, config, provenance)
+    contract = contract_of(network_name, config, provenance, network.fitted_scores)
     parities = []
 
     def check_and_finish(bundle: Bundle) -> Contract:
@@ -260,11 +261,21 @@ def with_leaky_relus(network: SegmentationNetwork) -> SegmentationNetwork:
     return network
 
 
-def contract_of(network_name: str, config: ExportConfig, provenance: Provenance) -> Contract:
-    """Return the contract of the bundle that a configuration describes, without files. Raises ConfigError."""
-    scores = config.score_names()
+def contract_of(
+    network_name: str,
+    config: ExportConfig,
+    provenance: Provenance,
+    fitted: Mapping[str, FittedScore] = MappingProxyType({}),
+) -> Contract:
+    """Return the contract of the bundle that a configuration describes, without files.
+
+    fitted: the network's fitted scores, whose constants the meanings then state. Raises ConfigError.
+    """
     outputs = [OutputSpec(LABELS_OUTPUT, "uint8", "train ids, 255 = void or unlabelled")]
-    outputs += [OutputSpec(name, "float32", f"{find_score(name).meaning}; higher = more anomalous") for name in scores]
+    for name in config.score_names():
+        score = find_score(name)
+        meaning = score.describe(fitted[name].tensors) if name in fitted else score.meaning
+        outputs.append(OutputSpec(name, "float32", f"{meaning}; higher = more anomalous"))
     return Contract(
         format_version=FORMAT_VERSION,
         name=config.name,
