@@ -8,10 +8,10 @@ open which score its average precision is of, so each score here has a name of i
 - `cluster_ratio`: r of the pixel's cluster
 - `cluster_binary`: 1 if r > T, else 0
 - `cluster_mean`: mean of -m over the pixel's cluster
-- `cluster_mix`, ours: -m, raised in clusters with r > T. It changes nothing where no cluster is suspicious.
+- `cluster_mix`, ours: -m, raised in suspicious clusters and kept elsewhere
 
 Constants are the paper's: K = 5 and T = 0.3 for Cityscapes (K = 6, T = 0.4 for ADE-OoD). It estimated tau from
-distributions of logits on training frames, without a rule; here it is a quantile of m, or a given value. T and strength
+distributions of logits on training frames, without a rule; here it is a quantile of m, or a given value. The options
 of `cluster_mix` were chosen on frames with pasted objects (docs/training_free.md).
 
 Deviations, where the paper is silent or a vehicle needs it:
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 FEATURE_PX = 16
 """Least pixels per feature in each direction: the stride of InternImage's third stage."""
 MOST_CLUSTERS = 64
+PIXELS_AT_TAU = 20.0
+"""Change of a share, per unit of the logits' rounding, for pixels whose max z is tau up to rounding."""
 SAMPLES_PER_FRAME = 10_000
 """Pixels of each training frame, evenly spread, whose max logits give the quantile."""
 
@@ -109,8 +111,7 @@ class ClusterRatio(ClusterScore):
     bounded = True
 
     def steepness(self, fitted: Mapping[str, Array]) -> float:
-        """Return a share for the pixels whose max z is tau up to rounding."""
-        return 20.0
+        return PIXELS_AT_TAU
 
     def reference(self, given: Given[Array]) -> Array:
         low = given.known.max(axis=0) < given.fitted["tau"][0]
@@ -164,27 +165,33 @@ class ClusterMean(ClusterScore):
         return self.cluster_means_graph(maps[0], fitted, features)
 
 
-class ClusterMix(ClusterRatio):
-    """The pixel's score and that of its cluster: -m + w max(0, r - T) / (1 - T).
+class ClusterMix(ClusterScore):
+    """The pixel's score and that of its cluster: max(-m + w max(0, r - T) / (1 - T), mean of -m - margin).
 
-    w is a number of standard deviations of m on training frames, so that it fits logits of any size.
+    A suspicious cluster raises its pixels, the confident ones among them at least to its own mean less the margin. The
+    rest keeps the plain score. w and margin are numbers of standard deviations of m on training frames, so that they
+    fit logits of any size.
     """
 
     name = "cluster_mix"
-    meaning = "-max z, raised by up to w where more than T of the feature cluster's pixels have max z < tau"
-    tensor_names = ("tau", "T", "w")
+    meaning = (
+        "-max z, raised by up to w where more than T of the feature cluster's pixels have max z < tau, and to the "
+        "cluster's mean less the margin"
+    )
+    tensor_names = ("tau", "T", "w", "margin")
     ood_share = 0.5
-    bounded = False
 
     def drawn_range(self, known: int) -> tuple[float, float]:
         return LOGIT_RANGE
 
     def steepness(self, fitted: Mapping[str, Array]) -> float:
-        return float(1.0 + 20.0 * abs(fitted["w"][0]) / (1.0 - fitted["T"][0]))
+        return float(1.0 + PIXELS_AT_TAU * abs(fitted["w"][0]) / (1.0 - fitted["T"][0]))
 
     def reference(self, given: Given[Array]) -> Array:
-        share, weight = given.fitted["T"][0], given.fitted["w"][0]
-        return -given.known.max(axis=0) + weight / (1.0 - share) * np.maximum(super().reference(given) - share, 0.0)
+        tau, share, weight, margin = (given.fitted[name][0] for name in self.tensor_names)
+        best = given.known.max(axis=0)
+        excess = np.maximum(self.cluster_means(given, best < tau) - share, 0.0) / (1.0 - share)
+        return np.maximum(weight * excess - best, self.cluster_means(given, -best) - margin)
 
     def pixel_graph(self, given: Given[Tensor]) -> tuple[Tensor, ...]:
         best = given.known.amax(dim=1)
@@ -193,18 +200,26 @@ class ClusterMix(ClusterRatio):
     def frame_graph(
         self, maps: tuple[Tensor, ...], fitted: Mapping[str, Tensor], features: FeatureMaps[Tensor]
     ) -> Tensor:
-        excess = (super().frame_graph(maps, fitted, features) - fitted["T"]).clamp(min=0.0)
-        return maps[1] + fitted["w"] / (1.0 - fitted["T"]) * excess
+        from torch import maximum
+
+        plain = maps[1]
+        shares, means = (self.cluster_means_graph(map_, fitted, features) for map_ in maps)
+        excess = (shares - fitted["T"]).clamp(min=0.0) / (1.0 - fitted["T"])
+        return maximum(plain + fitted["w"] * excess, means - fitted["margin"])
+
+
+IN_DEVIATIONS = {"w": "strength", "margin": "margin"}
+"""Fitted tensor -> option, in standard deviations of m."""
 
 
 class _ClusterFit(Fit):
     """tau as a quantile of the max logits of training frames, and w as a multiple of their standard deviation."""
 
     options: Mapping[str, float | None] = MappingProxyType(
-        {"clusters": 5, "quantile": 0.1, "tau": None, "T": None, "strength": 1.0}
+        {"clusters": 5, "quantile": 0.1, "tau": None, "T": None, "strength": 1.0, "margin": 0.5}
     )
     """clusters: K. quantile: share of the training pixels with max z < tau, unless tau is given. T: of a cluster.
-    strength: w in standard deviations."""
+    strength, margin: of cluster_mix, in standard deviations."""
 
     def __init__(self, names: Sequence[str], ood_share: float) -> None:
         self._names = names
@@ -219,6 +234,9 @@ class _ClusterFit(Fit):
         for name in ("quantile", "T"):
             if not 0.0 <= options.get(name, 0.0) < 1.0:
                 raise ConfigError(f"{name}={options[name]:g}: expected a share from 0 to less than 1")
+        for name in IN_DEVIATIONS.values():
+            if options.get(name, 0.0) < 0.0:
+                raise ConfigError(f"{name}={options[name]:g}: expected a number from 0")
 
     def add(self, given: Given[Array]) -> None:
         best = given.known.max(axis=0).ravel()
@@ -229,7 +247,8 @@ class _ClusterFit(Fit):
             raise ConfigError("scores of clusters need at least 1 frame to be fitted on; give more frames")
         best, chosen = np.concatenate(self._samples), self.options
         tau = np.quantile(best, chosen["quantile"]) if chosen["tau"] is None else chosen["tau"]
-        values = {"tau": tau, "T": chosen["T"], "w": np.multiply(chosen["strength"], best.std())}
+        values = {"tau": tau, "T": chosen["T"]}
+        values |= {name: np.multiply(chosen[option], best.std()) for name, option in IN_DEVIATIONS.items()}
         fitted = {name: np.array([values[name]], np.float32) for name in self._names}
         return {"clusters": np.arange(chosen["clusters"], dtype=np.float32), **fitted}
 
