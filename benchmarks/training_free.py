@@ -13,7 +13,6 @@ these sets, and the chosen one alone on the benchmark's. Finished parts stay in 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,9 +37,8 @@ from anomseg_ros.export import ExportConfig, contract_of
 from anomseg_ros.metrics.protocols import protocol
 from anomseg_ros.networks.checkpoints import load_checkpoint
 from anomseg_ros.networks.network import SegmentationNetwork, pixels_to_input
-from anomseg_ros.networks.prediction import Prediction
-from anomseg_ros.networks.score_head import ScoreHead, features_of
-from anomseg_ros.scores import find_score, start_fits
+from anomseg_ros.networks.score_head import ScoreHead
+from anomseg_ros.scores import start_fits
 
 TABLE = Path(__file__).resolve().parent / "training_free.md"
 SCORES = (
@@ -48,16 +46,8 @@ SCORES = (
     *("cluster_binary", "cluster_mean", "cluster_mix", "cluster_guided"),
 )
 SETS = {"road_anomaly_21": "RoadAnomaly21", "road_obstacle_21": "RoadObstacle21", "fs_static": "fs_static"}
-OFF = 100.0
-"""A margin of which no mean raises a pixel."""
-CANDIDATES = (
-    *({"strength": 0.0, "margin": margin} for margin in (0.0, 0.5, 1.0)),
-    *(
-        {"quantile": quantile, "strength": strength, "margin": margin}
-        for quantile, strength, margin in itertools.product((0.1, 0.3), (1.0, 2.0), (0.5, OFF))
-    ),
-)
-"""Options of cluster_mix to choose from. A strength of 0 and a margin of OFF leave one of its halves out."""
+CANDIDATES = tuple({"T": share, "strength": strength} for share in (0.5, 0.7, 0.8, 0.9) for strength in (1.0, 2.0))
+"""Options of cluster_mix to choose from."""
 CHECKPOINTS = {
     "ENet": ("enet", "enet_560_epochs.pth"),
     "ERFNet (void)": ("erfnet", "erfnet_void20_dequantized.safetensors"),
@@ -85,12 +75,12 @@ def main() -> None:
     own = {Path(folder).name: f"cut_paste={folder}" for folder in args.own}
     rows = []
     for model in models:
-        fitted: list[tuple[SegmentationNetwork, dict[float, float]]] = []  # for the first part that is not there yet
+        fitted: list[SegmentationNetwork] = []  # for the first part that is not there yet
         for name, spec in {**sets, **own}.items():
             part = args.work / f"{model.title} {name} {args.frames} {args.fit_frames}.json"
             if not part.is_file():
                 fitted = fitted or [fitted_network(model, args.fit_frames)]
-                measured = measure(*fitted[0], model.contract, open_named(spec), args.frames)
+                measured = measure(fitted[0], model.contract, open_named(spec), args.frames)
                 part.parent.mkdir(parents=True, exist_ok=True)
                 part.write_text(json.dumps(measured))
                 print(model.title, name, measured["scores"], flush=True)
@@ -129,18 +119,14 @@ def available_models(only: Sequence[str] | None) -> tuple[list[Model], dict[str,
     return [model for model in models if only is None or model.title in only], missing
 
 
-def fitted_network(model: Model, frames: int) -> tuple[SegmentationNetwork, dict[float, float]]:
-    """Return a model's network, every score fitted on frames of CamVid's training split, and quantile -> tau."""
+def fitted_network(model: Model, frames: int) -> SegmentationNetwork:
+    """Return a model's network, with every score fitted on frames of CamVid's training split."""
     network = load_checkpoint(model.checkpoint, model.contract.network, len(model.contract.classes))
     fits = start_fits([name for name in SCORES if name not in ("max_logit", "msp")], model.contract.known_count)
     training = open_named(f"camvid={DATA / 'CamVid'}:train")
     chosen = spread(len(training), frames)
     network.fitted_scores = fit_scores(network, model.contract, fits, training, chosen, lambda what, done, total: None)
-    taus = {}
-    for quantile in {options.get("quantile", 0.1) for options in CANDIDATES}:
-        fits["cluster_ratio"].choose({"quantile": quantile})
-        taus[quantile] = float(fits["cluster_ratio"].tensors()["tau"][0])
-    return network, taus
+    return network
 
 
 def spread(count: int, most: int) -> list[int]:
@@ -148,9 +134,7 @@ def spread(count: int, most: int) -> list[int]:
     return np.linspace(0, count - 1, min(most or count, count)).round().astype(int).tolist()
 
 
-def measure(
-    network: SegmentationNetwork, taus: dict[float, float], contract: Contract, dataset: Dataset, frames: int
-) -> dict[str, Any]:
+def measure(network: SegmentationNetwork, contract: Contract, dataset: Dataset, frames: int) -> dict[str, Any]:
     """Return AuPRC and FPR95 of each score and of each candidate for cluster_mix, per cent."""
     seeds = protocol("seeds")
     head = ScoreHead(network, SCORES, contract.void_class, contract.temperature)
@@ -159,7 +143,7 @@ def measure(
         frame = dataset.load(index)
         view = make_view(frame.image, frame.labels, frame.anomaly, seeds.size_px)
         if view.counts_in(seeds):
-            for name, scores in score_maps(head, network, taus, contract, view).items():
+            for name, scores in score_maps(head, network, contract, view).items():
                 seeds.add(curves.setdefault(name, seeds.new_accumulator()), scores, view.anomaly)
     figures = {name: seeds.read(curve) for name, curve in curves.items()}
     pairs = {name: (round(100 * one.auprc, 2), round(100 * one.fpr95, 2)) for name, one in figures.items()}
@@ -170,34 +154,27 @@ def measure(
     }
 
 
-def score_maps(
-    head: ScoreHead, network: SegmentationNetwork, taus: dict[float, float], contract: Contract, view: View
-) -> dict[str, ScoreMap]:
+def score_maps(head: ScoreHead, network: SegmentationNetwork, contract: Contract, view: View) -> dict[str, ScoreMap]:
     """Return every score of a frame, and every candidate, at the protocol's size."""
     with torch.inference_mode():
         tensor = torch.from_numpy(tensor_from_frame(view.image, contract.input).copy())
         prediction = network.predict(pixels_to_input(tensor), head.features)
         pixel_maps = head.pixel_maps(prediction.pixel_logits())
         found = dict(zip(SCORES, head.frame_scores(pixel_maps, prediction), strict=True))
-        found |= candidates(found, network, taus, prediction)
     height, width = view.image.shape[:2]
-    return {name: resized_scores(one[0].numpy(), height, width) for name, one in found.items()}
+    maps = {name: resized_scores(one[0].numpy(), height, width) for name, one in found.items()}
+    return {**maps, **candidates(maps, network)}
 
 
-def candidates(
-    found: dict[str, torch.Tensor], network: SegmentationNetwork, taus: dict[float, float], prediction: Prediction
-) -> dict[str, torch.Tensor]:
+def candidates(maps: dict[str, ScoreMap], network: SegmentationNetwork) -> dict[str, ScoreMap]:
     """Return cluster_mix with the options of each candidate."""
-    mix, best = find_score("cluster_mix"), -found["max_logit"]
-    tensors = {key: torch.from_numpy(value) for key, value in network.fitted_scores["cluster_mix"].tensors.items()}
-    unit = tensors["w"] / float(network.fitted_scores["cluster_mix"].facts["strength"])
-    maps = features_of(prediction, mix.choose_features(network.feature_names), {})
+    fitted = network.fitted_scores["cluster_mix"]
+    deviation = fitted.tensors["w"][0] / fitted.facts["strength"]
     made = {}
     for options in CANDIDATES:
-        low = (best < taus[options.get("quantile", 0.1)]).float()
-        scaled = {"w": options["strength"] * unit, "margin": options["margin"] * unit}
-        name = ", ".join(f"{key} {value:g}" for key, value in options.items()).replace(f"margin {OFF:g}", "no margin")
-        made[name] = mix.frame_graph((low, -best), {**tensors, **scaled}, maps)
+        excess = np.maximum(maps["cluster_ratio"] - np.float32(options["T"]), 0)
+        weight = np.float32(options["strength"] * deviation / (1 - options["T"]))
+        made[", ".join(f"{key} {value:g}" for key, value in options.items())] = maps["max_logit"] + weight * excess
     return made
 
 

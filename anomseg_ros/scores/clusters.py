@@ -8,7 +8,7 @@ open which score its average precision is of, so each score here has a name of i
 - `cluster_ratio`: r of the pixel's cluster
 - `cluster_binary`: 1 if r > T, else 0
 - `cluster_mean`: mean of -m over the pixel's cluster
-- `cluster_mix`, ours: -m, raised in suspicious clusters and kept elsewhere
+- `cluster_mix`, ours: -m, raised where r > T and kept elsewhere
 
 Constants are the paper's: K = 5 and T = 0.3 for Cityscapes (K = 6, T = 0.4 for ADE-OoD). It estimated tau from
 distributions of logits on training frames, without a rule; here it is a quantile of m, or a given value. The options
@@ -56,6 +56,7 @@ class ClusterScore(Score):
     ood_share: ClassVar[float] = 0.3
     """Default of T."""
     jumps = True
+    of_clusters = True
 
     def choose_features(self, names: Sequence[str]) -> tuple[str, ...]:
         """Return the feature map before the classifier's input, or that input if it is the only map."""
@@ -165,21 +166,17 @@ class ClusterMean(ClusterScore):
         return self.cluster_means_graph(maps[0], fitted, features)
 
 
-class ClusterMix(ClusterScore):
-    """The pixel's score and that of its cluster: max(-m + w max(0, r - T) / (1 - T), mean of -m - margin).
+class ClusterMix(ClusterRatio):
+    """The pixel's score and that of its cluster: -m + w max(0, r - T) / (1 - T).
 
-    A suspicious cluster raises its pixels, the confident ones among them at least to its own mean less the margin. The
-    rest keeps the plain score. w and margin are numbers of standard deviations of m on training frames, so that they
-    fit logits of any size.
+    w is a number of standard deviations of m on training frames, so that it fits logits of any size.
     """
 
     name = "cluster_mix"
-    meaning = (
-        "-max z, raised by up to w where more than T of the feature cluster's pixels have max z < tau, and to the "
-        "cluster's mean less the margin"
-    )
-    tensor_names = ("tau", "T", "w", "margin")
-    ood_share = 0.5
+    meaning = "-max z, raised by up to w where more than T of the feature cluster's pixels have max z < tau"
+    tensor_names = ("tau", "T", "w")
+    ood_share = 0.8
+    bounded = False
 
     def drawn_range(self, known: int) -> tuple[float, float]:
         return LOGIT_RANGE
@@ -188,10 +185,9 @@ class ClusterMix(ClusterScore):
         return float(1.0 + PIXELS_AT_TAU * abs(fitted["w"][0]) / (1.0 - fitted["T"][0]))
 
     def reference(self, given: Given[Array]) -> Array:
-        tau, share, weight, margin = (given.fitted[name][0] for name in self.tensor_names)
-        best = given.known.max(axis=0)
-        excess = np.maximum(self.cluster_means(given, best < tau) - share, 0.0) / (1.0 - share)
-        return np.maximum(weight * excess - best, self.cluster_means(given, -best) - margin)
+        share, weight = given.fitted["T"][0], given.fitted["w"][0]
+        excess = np.maximum(super().reference(given) - share, 0.0) / (1.0 - share)
+        return np.asarray(weight * excess - given.known.max(axis=0))
 
     def pixel_graph(self, given: Given[Tensor]) -> tuple[Tensor, ...]:
         best = given.known.amax(dim=1)
@@ -200,26 +196,18 @@ class ClusterMix(ClusterScore):
     def frame_graph(
         self, maps: tuple[Tensor, ...], fitted: Mapping[str, Tensor], features: FeatureMaps[Tensor]
     ) -> Tensor:
-        from torch import maximum
-
-        plain = maps[1]
-        shares, means = (self.cluster_means_graph(map_, fitted, features) for map_ in maps)
-        excess = (shares - fitted["T"]).clamp(min=0.0) / (1.0 - fitted["T"])
-        return maximum(plain + fitted["w"] * excess, means - fitted["margin"])
-
-
-IN_DEVIATIONS = {"w": "strength", "margin": "margin"}
-"""Fitted tensor -> option, in standard deviations of m."""
+        excess = (super().frame_graph(maps, fitted, features) - fitted["T"]).clamp(min=0.0)
+        return maps[1] + fitted["w"] / (1.0 - fitted["T"]) * excess
 
 
 class _ClusterFit(Fit):
     """tau as a quantile of the max logits of training frames, and w as a multiple of their standard deviation."""
 
     options: Mapping[str, float | None] = MappingProxyType(
-        {"clusters": 5, "quantile": 0.1, "tau": None, "T": None, "strength": 1.0, "margin": 0.5}
+        {"clusters": 5, "quantile": 0.1, "tau": None, "T": None, "strength": 2.0}
     )
     """clusters: K. quantile: share of the training pixels with max z < tau, unless tau is given. T: of a cluster.
-    strength, margin: of cluster_mix, in standard deviations."""
+    strength: of cluster_mix, in standard deviations of m."""
 
     def __init__(self, names: Sequence[str], ood_share: float) -> None:
         self._names = names
@@ -234,9 +222,8 @@ class _ClusterFit(Fit):
         for name in ("quantile", "T"):
             if not 0.0 <= options.get(name, 0.0) < 1.0:
                 raise ConfigError(f"{name}={options[name]:g}: expected a share from 0 to less than 1")
-        for name in IN_DEVIATIONS.values():
-            if options.get(name, 0.0) < 0.0:
-                raise ConfigError(f"{name}={options[name]:g}: expected a number from 0")
+        if options.get("strength", 0.0) < 0.0:
+            raise ConfigError(f"strength={options['strength']:g}: expected a number from 0")
 
     def add(self, given: Given[Array]) -> None:
         best = given.known.max(axis=0).ravel()
@@ -247,8 +234,7 @@ class _ClusterFit(Fit):
             raise ConfigError("scores of clusters need at least 1 frame to be fitted on; give more frames")
         best, chosen = np.concatenate(self._samples), self.options
         tau = np.quantile(best, chosen["quantile"]) if chosen["tau"] is None else chosen["tau"]
-        values = {"tau": tau, "T": chosen["T"]}
-        values |= {name: np.multiply(chosen[option], best.std()) for name, option in IN_DEVIATIONS.items()}
+        values = {"tau": tau, "T": chosen["T"], "w": np.multiply(chosen["strength"], best.std())}
         fitted = {name: np.array([values[name]], np.float32) for name in self._names}
         return {"clusters": np.arange(chosen["clusters"], dtype=np.float32), **fitted}
 

@@ -1,4 +1,4 @@
-"""Means of clusters enlarged along the edges of the picture, by a guided filter (He, Sun and Tang, ECCV 2010).
+"""Shares of clusters enlarged along the edges of the picture, by a guided filter (He, Sun and Tang, ECCV 2010).
 
 The training-free paper enlarges clusters to the nearest value and names better ways as its next step. The fast guided
 filter (He and Sun, arXiv 1505.00996) fits p = a I + b in every window at a quarter of the size, I being the brightness
@@ -30,10 +30,10 @@ SMOOTHNESS = 1e-2
 
 
 class ClusterGuided(ClusterMix):
-    """`cluster_mix` with guided means and shares."""
+    """`cluster_mix` with guided shares."""
 
     name = "cluster_guided"
-    meaning = "as cluster_mix, the clusters' shares and means enlarged along the picture's edges by a guided filter"
+    meaning = "as cluster_mix, the clusters' shares enlarged along the picture's edges by a guided filter"
 
     def choose_features(self, names: Sequence[str]) -> tuple[str, ...]:
         return (*super().choose_features(names), IMAGE)
@@ -69,7 +69,7 @@ def guided(values: Array, image: Array) -> Array:
     offset = box(target_mean - slope * mean)
     slope = box(slope)
     slope, offset = (cv2.resize(map_, (width, height), interpolation=cv2.INTER_LINEAR) for map_ in (slope, offset))
-    return np.asarray(np.clip(slope * guide + offset, values.min(), values.max()))
+    return np.asarray(np.clip(slope * guide + offset, 0.0, 1.0))
 
 
 def _guided_graph(values: Tensor, image: Tensor) -> Tensor:
@@ -96,5 +96,4 @@ def _guided_graph(values: Tensor, image: Tensor) -> Tensor:
     mean, target_mean = box(low), box(target)
     slope = (box(low * target) - mean * target_mean) / (box(low * low) - mean * mean + SMOOTHNESS)
     offset = resized(box(target_mean - slope * mean), (height, width))
-    fitted = (resized(box(slope), (height, width)) * guide + offset).squeeze(1)
-    return fitted.maximum(values.amin(dim=(1, 2), keepdim=True)).minimum(values.amax(dim=(1, 2), keepdim=True))
+    return (resized(box(slope), (height, width)) * guide + offset).clamp(0.0, 1.0).squeeze(1)

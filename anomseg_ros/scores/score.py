@@ -82,6 +82,8 @@ class ScoreFacts:
     """The event whose probability the score is; its calibration error can be measured."""
     natural_threshold: float | None = None
     """The threshold to use while none is calibrated."""
+    of_clusters: bool = False
+    """Whether the score is made of clusters of features; reports then show these, too."""
     bounded: bool = False
     """Whether every value lies in `drawn_range`."""
 

@@ -13,7 +13,7 @@ from anomseg_ros.scores.clusters import ClusterScore, cluster_labels
 from anomseg_ros.scores.score import FeatureMaps, Given
 
 Array = npt.NDArray[np.floating]
-NAMES = ("cluster_ratio", "cluster_binary", "cluster_mean")
+NAMES = ("cluster_ratio", "cluster_binary", "cluster_mean", "cluster_mix")
 
 
 def regions(height: int = 6, width: int = 8) -> tuple[Array, npt.NDArray[np.int64]]:
@@ -55,8 +55,9 @@ def test_scores_are_those_of_equation_3_on_known_regions(size: tuple[int, int]) 
     for region in range(3):
         ratio[pixels == region] = (best[pixels == region] < -1.0).mean()
         mean[pixels == region] = (-best[pixels == region]).mean()
-    given = given_of(best, features, (96, 128), tau=-1.0, T=0.3)
+    given = given_of(best, features, (96, 128), tau=-1.0, T=0.3, w=4.0)
     expected = {"cluster_ratio": ratio, "cluster_binary": ratio > 0.3, "cluster_mean": mean}
+    expected["cluster_mix"] = -best + 4.0 * np.maximum(ratio - 0.3, 0.0) / 0.7
     assert ratio[20, 20] > 0.7 and ratio[0, 0] < 0.3
     for name, values in expected.items():
         assert find_score(name).reference(given) == pytest.approx(values.astype(np.float64)), name
@@ -89,9 +90,12 @@ def test_features_that_16_pixels_do_not_divide_stay_as_they_are(
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("clusters", [3, 64])
 def test_constant_frames_are_one_cluster(name: str, clusters: int) -> None:
-    given = given_of(np.full((32, 64), -2.0), np.ones((4, 2, 4), np.float32), (32, 64), clusters, tau=-1.0, T=0.3)
-    value = {"cluster_ratio": 1.0, "cluster_binary": 1.0, "cluster_mean": 2.0}[name]
-    assert (find_score(name).reference(given) == value).all() and (in_graph(name, given) == value).all()
+    given = given_of(
+        np.full((32, 64), -2.0), np.ones((4, 2, 4), np.float32), (32, 64), clusters, tau=-1.0, T=0.3, w=4.0
+    )
+    value = {"cluster_ratio": 1.0, "cluster_binary": 1.0, "cluster_mean": 2.0, "cluster_mix": 6.0}[name]
+    assert find_score(name).reference(given) == pytest.approx(np.full((32, 64), value), abs=1e-6)
+    assert in_graph(name, given) == pytest.approx(np.full((32, 64), value), abs=1e-5)
 
 
 def test_pixels_at_tau_are_not_below_it_and_a_ratio_of_t_is_not_above_it() -> None:
@@ -105,9 +109,7 @@ def test_pixels_at_tau_are_not_below_it_and_a_ratio_of_t_is_not_above_it() -> No
 
 def test_tau_is_the_stated_quantile_of_training_frames() -> None:
     best = [np.random.default_rng(seed).normal(size=(40, 50)) for seed in range(4)]
-    fits = start_fits(
-        ("cluster_ratio", "cluster_binary", "cluster_mean"), 2, {"quantile": 0.2, "clusters": 6, "T": 0.4}
-    )
+    fits = start_fits(NAMES, 2, {"quantile": 0.2, "clusters": 6, "T": 0.4, "strength": 3.0})
     for fit in fits.values():
         for one in best:
             fit.add(Given(np.stack([one, one - 1.0])))
@@ -116,8 +118,19 @@ def test_tau_is_the_stated_quantile_of_training_frames() -> None:
     assert tensors["cluster_binary"]["T"] == pytest.approx(0.4)
     assert set(tensors["cluster_mean"]) == {"clusters"}
     assert all(found["clusters"].tolist() == [0, 1, 2, 3, 4, 5] for found in tensors.values())
+    samples = np.stack(best)
+    assert tensors["cluster_mix"]["w"] == pytest.approx(3.0 * samples.std(), rel=1e-5)
     score = find_score("cluster_binary")
     assert score.describe(tensors["cluster_binary"]).endswith(f"; K 6, tau {np.quantile(best, 0.2):.4g}, T 0.4")
+
+
+def test_mix_is_the_plain_score_where_no_cluster_is_suspicious() -> None:
+    features, _ = regions()
+    best = np.random.default_rng(1).normal(size=(96, 128))
+    given = given_of(best, features, (96, 128), tau=-1.0, T=0.8, w=4.0)
+    assert np.array_equal(find_score("cluster_mix").reference(given), -best)
+    assert find_score("cluster_mix").start_fit(2).options["T"] == 0.8  # type: ignore[union-attr]
+    assert find_score("cluster_binary").start_fit(2).options["T"] == 0.3  # type: ignore[union-attr]
 
 
 def test_given_tau_replaces_the_quantile() -> None:
@@ -134,6 +147,8 @@ def test_given_tau_replaces_the_quantile() -> None:
         ({"clusters": 65}, "clusters=65: expected a whole"),
         ({"quantile": 1.5}, "quantile=1.5: expected a share"),
         ({"T": -0.1}, "T=-0.1: expected a share"),
+        ({"T": 1.0}, "T=1: expected a share from 0 to less than 1"),
+        ({"strength": -1.0}, "strength=-1: expected a number from 0"),
         ({"cluster": 5}, "unknown option of cluster_ratio 'cluster'; known: clusters"),
     ],
 )
