@@ -108,7 +108,7 @@ class ClusterRatio(ClusterScore):
 
     name = "cluster_ratio"
     meaning = "share of the pixels of the feature cluster with max z < tau"
-    tensor_names = ("tau",)
+    tensor_names: ClassVar[tuple[str, ...]] = ("tau",)
     bounded = True
 
     def steepness(self, fitted: Mapping[str, Array]) -> float:
@@ -232,11 +232,14 @@ class _ClusterFit(Fit):
     def tensors(self) -> dict[str, Array]:
         if not self._samples:
             raise ConfigError("scores of clusters need at least 1 frame to be fitted on; give more frames")
-        best, chosen = np.concatenate(self._samples), self.options
-        tau = np.quantile(best, chosen["quantile"]) if chosen["tau"] is None else chosen["tau"]
-        values = {"tau": tau, "T": chosen["T"], "w": np.multiply(chosen["strength"], best.std())}
+        best = np.concatenate(self._samples)
+        wanted = ("clusters", "quantile", "T", "strength")
+        clusters, quantile, share, strength = (self.options[name] or 0.0 for name in wanted)
+        tau = self.options["tau"]
+        tau = float(np.quantile(best, quantile)) if tau is None else tau
+        values = {"tau": tau, "T": share, "w": strength * float(best.std())}
         fitted = {name: np.array([values[name]], np.float32) for name in self._names}
-        return {"clusters": np.arange(chosen["clusters"], dtype=np.float32), **fitted}
+        return {"clusters": np.arange(clusters, dtype=np.float32), **fitted}
 
 
 def cluster_labels(features: FeatureMaps[Array], count: int) -> npt.NDArray[np.int64]:
@@ -247,7 +250,7 @@ def cluster_labels(features: FeatureMaps[Array], count: int) -> npt.NDArray[np.i
     cells = map_.astype(np.float64).reshape(depth, height // down, down, width // across, across).mean(axis=(2, 4))
     labels = cluster(cells.reshape(depth, -1).T, count).reshape(cells.shape[1:])
     rows, columns = features.padded_px[0] // labels.shape[0], features.padded_px[1] // labels.shape[1]
-    return labels.repeat(rows, axis=0).repeat(columns, axis=1)
+    return np.asarray(labels.repeat(rows, axis=0).repeat(columns, axis=1))
 
 
 def _pooling(size: Sequence[int], padded_px: tuple[int, int]) -> tuple[int, int]:

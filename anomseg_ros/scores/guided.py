@@ -56,20 +56,19 @@ def guided(values: Array, image: Array) -> Array:
     height, width = values.shape
     guide = image.mean(axis=0)
     guide = (guide - guide.mean()) / max(float(guide.std()), 1e-6)
-    small = max(1, height // SCALE), max(1, width // SCALE)
-    low = cv2.resize(guide, small[::-1], interpolation=cv2.INTER_LINEAR)
-    target = cv2.resize(values, small[::-1], interpolation=cv2.INTER_LINEAR)
+
+    def resized(map_: Array, rows: int, columns: int) -> Array:
+        return np.asarray(cv2.resize(map_, (columns, rows), interpolation=cv2.INTER_LINEAR), np.float64)
 
     def box(map_: Array) -> Array:
         size = (2 * RADIUS + 1, 2 * RADIUS + 1)
-        return np.asarray(cv2.blur(map_, size, borderType=cv2.BORDER_REPLICATE))
+        return np.asarray(cv2.blur(map_, size, borderType=cv2.BORDER_REPLICATE), np.float64)
 
+    low, target = (resized(map_, max(1, height // SCALE), max(1, width // SCALE)) for map_ in (guide, values))
     mean, target_mean = box(low), box(target)
     slope = (box(low * target) - mean * target_mean) / (box(low * low) - mean * mean + SMOOTHNESS)
-    offset = box(target_mean - slope * mean)
-    slope = box(slope)
-    slope, offset = (cv2.resize(map_, (width, height), interpolation=cv2.INTER_LINEAR) for map_ in (slope, offset))
-    return np.asarray(np.clip(slope * guide + offset, 0.0, 1.0))
+    offset = resized(box(target_mean - slope * mean), height, width)
+    return np.asarray(np.clip(resized(box(slope), height, width) * guide + offset, 0.0, 1.0))
 
 
 def _guided_graph(values: Tensor, image: Tensor) -> Tensor:
