@@ -42,6 +42,7 @@ from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import ConfigError
 from anomseg_ros.networks.argmax_form import ARGMAX, COMPARE, with_comparisons
 from anomseg_ros.networks.checkpoints import load_checkpoint
+from anomseg_ros.networks.dcnv3 import DEFORM_CONV_OPSET, with_deform_conv
 from anomseg_ros.networks.network import FittedScore, SegmentationNetwork, pixels_to_input
 from anomseg_ros.networks.prediction import Prediction
 from anomseg_ros.networks.score_head import ScoreHead
@@ -60,7 +61,7 @@ class ExportConfig:
     num_classes includes the void class. void_class: its output index, None without one. target: "cpu" for a graph that
     works in strips (StripGraph), "gpu" for one that works on whole frames (DetectorGraph). argmax: form of the labels
     in the ONNX graph, see networks/argmax_form.py. torch_program: also write model.pt2, the program for the backend
-    torch, which always works on whole frames.
+    torch, which always works on whole frames. deform_conv: write ONNX's DeformConv in place of grid sampling.
     """
 
     name: str
@@ -76,6 +77,7 @@ class ExportConfig:
     target: str = TARGETS[0]
     argmax: str = ARGMAX
     torch_program: bool = False
+    deform_conv: bool = False
 
     def classes(self) -> tuple[ClassInfo, ...]:
         """Return one entry per network output. Raises ConfigError if the label set does not fit num_classes."""
@@ -319,7 +321,10 @@ def write_graph(
         folder: folder of the file.
         graph_class: class of the graph; None: the class for the configuration's target.
     """
-    graph = (graph_class or GRAPH_CLASSES[config.target])(_for_target(network, config), config).eval()
+    network = _for_target(network, config)
+    if config.deform_conv:
+        network = with_deform_conv(network)
+    graph = (graph_class or GRAPH_CLASSES[config.target])(network, config).eval()
     path = folder / GRAPH_FILE
     # The exporter's warnings and logs are of no use to users.
     with warnings.catch_warnings(), torch.no_grad():
@@ -332,7 +337,7 @@ def write_graph(
             dynamo=True,
             verbose=False,
             external_data=False,
-            opset_version=OPSET,
+            opset_version=DEFORM_CONV_OPSET if config.deform_conv else OPSET,
             input_names=[GRAPH_INPUT],
             output_names=[LABELS_OUTPUT, *config.score_names()],
         )

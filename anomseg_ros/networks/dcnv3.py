@@ -9,16 +9,25 @@ sampled bilinearly and is 0 outside the frame. Order of the points: x changes sl
 offset is (x, y). Layers, order and initial values: segmentation/ops_dcnv3/modules/dcnv3.py of
 github.com/OpenGVLab/InternImage at 2071d4c.
 
-Deviation: the points are sampled by grid sampling, which ONNX, TensorRT and torch have, in place of a CUDA kernel.
+Deviation: the points are sampled by grid sampling, which ONNX, TensorRT and torch have, in place of a CUDA kernel. A
+graph for ONNX Runtime can have ONNX's DeformConv instead.
 """
 
 from __future__ import annotations
+
+import copy
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anomseg_ros.errors import ConfigError
+
+Network = TypeVar("Network", bound=nn.Module)
+
 POINTS = 9
+DEFORM_CONV_OPSET = 19
 EPSILON = 1e-6
 """Of every layer normalisation of InternImage."""
 
@@ -40,6 +49,8 @@ class DCNv3(nn.Module):
         """groups: number of groups, each with offsets and weights of its own; a divisor of `channels`."""
         super().__init__()
         self.groups, self.offset_scale = groups, offset_scale
+        self.as_operator = False
+        """Whether graphs get ONNX's DeformConv in place of grid sampling; torch itself cannot run it."""
         self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
         self.norm = nn.LayerNorm(channels, EPSILON)
         self.offset = nn.Linear(channels, 2 * POINTS * groups)
@@ -58,7 +69,8 @@ class DCNv3(nn.Module):
         local = F.gelu(self.norm(local))
         offsets = self.offset(local).unflatten(3, (self.groups, POINTS, 2))
         weights = self.mask(local).unflatten(3, (self.groups, POINTS)).softmax(-1)
-        sampled = deformable_sum(self.input_proj(features), offsets, weights, self.offset_scale)
+        summed = deformable_convolution if self.as_operator else deformable_sum
+        sampled = summed(self.input_proj(features), offsets, weights, self.offset_scale)
         projected: Tensor = self.output_proj(sampled)
         return projected
 
@@ -83,6 +95,42 @@ def deformable_sum(values: Tensor, offsets: Tensor, weights: Tensor, offset_scal
     shares = weights.permute(0, 3, 1, 2, 4).reshape(batch * groups, 1, height, width, POINTS)
     summed = (sampled.reshape(batch * groups, -1, height, width, POINTS) * shares).sum(-1)
     return summed.reshape(batch, channels, height, width).permute(0, 2, 3, 1)
+
+
+def deformable_convolution(values: Tensor, offsets: Tensor, weights: Tensor, offset_scale: float) -> Tensor:
+    """Return the node DeformConv (opset 19) of an exported graph, which computes `deformable_sum` of its arguments.
+
+    Its points are in rows, and its offsets (y, x) from the points of a plain 3x3 convolution.
+    """
+    channels, groups = values.shape[3], offsets.shape[3]
+    steps = torch.arange(-1, 2, dtype=values.dtype, device=values.device)
+    points = torch.stack((steps.repeat_interleave(3), steps.repeat(3)), -1)
+    moved = offset_scale * offsets + (offset_scale - 1.0) * points
+    by_rows = moved.unflatten(4, (3, 3)).transpose(4, 5).flip(-1).flatten(3).permute(0, 3, 1, 2)
+    shares = weights.unflatten(4, (3, 3)).transpose(4, 5).flatten(3).permute(0, 3, 1, 2)
+    features, ones = values.permute(0, 3, 1, 2), values.new_ones(channels, 1, 3, 3)
+    made: Tensor = torch.onnx.ops.symbolic(
+        "DeformConv",
+        (features, ones, by_rows, values.new_zeros(channels), shares),
+        {"group": channels, "kernel_shape": [3, 3], "offset_group": groups, "pads": [1, 1, 1, 1]},
+        dtype=features.dtype,
+        shape=features.shape,
+        version=DEFORM_CONV_OPSET,
+    )
+    return made.permute(0, 2, 3, 1)
+
+
+def with_deform_conv(network: Network) -> Network:
+    """Return a copy of a network whose graph has DeformConv. Raises ConfigError for a network without DCNv3."""
+    twin = copy.deepcopy(network)
+    layers = [layer for layer in twin.modules() if isinstance(layer, DCNv3)]
+    if not layers:
+        raise ConfigError(
+            "`deform_conv` needs a network of deformable convolutions, such as intern_image; leave it out"
+        )
+    for layer in layers:
+        layer.as_operator = True
+    return twin
 
 
 def _places(height: int, width: int, offset_scale: float, like: Tensor) -> Tensor:

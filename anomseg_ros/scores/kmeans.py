@@ -71,12 +71,13 @@ def cluster_graph(points: Tensor, ids: Tensor) -> Tensor:
 def _start_graph(points: Tensor, count: int) -> Tensor:
     from torch import cat, minimum
 
-    squares = (points * points).sum(dim=1)
+    # Columns (N, 1), because TensorRT has no ArgMax of one dimension.
+    squares = (points * points).sum(dim=1, keepdim=True)
     distances, centres = squares, []
     for number in range(count):
-        centre = points.index_select(0, distances.argmax(dim=0, keepdim=True))
+        centre = points.index_select(0, distances.argmax(dim=0))
         centres.append(centre)
-        near = (squares + (centre * centre).sum() - 2.0 * (points @ centre.t()).squeeze(1)).clamp(min=0.0)
+        near = (squares + (centre * centre).sum(dim=1) - 2.0 * (points @ centre.t())).clamp(min=0.0)
         distances = minimum(distances, near) if number else near
     return cat(centres)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from network_contract import NetworkFigures, random_images
@@ -12,7 +13,8 @@ from published_intern_image import opengvlab_intern_image
 
 from anomseg_ros.core.bundle import Provenance
 from anomseg_ros.errors import ConfigError
-from anomseg_ros.export import ExportConfig, export_network
+from anomseg_ros.export import ExportConfig, export_network, write_graph
+from anomseg_ros.networks import build_network
 from anomseg_ros.networks.checkpoints import load_checkpoint
 from anomseg_ros.networks.counting import count_multiply_adds
 from anomseg_ros.networks.intern_image import PUBLISHED_HEAD, SIZES, InternImage
@@ -120,16 +122,25 @@ def test_ade20k_file_has_all_its_outputs(published, caplog):
 
 
 @pytest.mark.slow
-def test_exported_graph_equals_the_network_with_offsets(tmp_path):
+@pytest.mark.parametrize("deform_conv", [False, True])
+def test_exported_graph_equals_the_network_with_offsets(tmp_path, deform_conv):
     """Fresh networks have no offsets; these have, at a size that is no multiple of the stride."""
     torch.manual_seed(0)
     network = InternImage(19, depths=(1, 1, 1, 1), offset_scale=2.0, post_norm=False, auxiliary_width=0).eval()
     for name, parameter in network.named_parameters():
         if ".offset." in name or ".mask." in name:
             torch.nn.init.normal_(parameter, std=0.5)
-    config = ExportConfig("deformed", 19, height_px=72, width_px=104)
-    _, parity = export_network(network, "intern_image", config, tmp_path / "deformed", Provenance())
-    assert parity.label_disagreement <= 0.001
+    config = ExportConfig("deformed", 19, height_px=72, width_px=104, scores=("max_logit",), deform_conv=deform_conv)
+    bundle, parity = export_network(network, "intern_image", config, tmp_path / "deformed", Provenance())
+    assert parity.label_disagreement <= 0.001 and not any(layer.dcn.as_operator for layer in network.levels[0].blocks)
+    kinds = {node.op_type for node in onnx.load(bundle.graph_path).graph.node}
+    assert {"DeformConv", "GridSample"} & kinds == {"DeformConv" if deform_conv else "GridSample"}
+
+
+def test_deform_conv_of_another_network_is_refused(tmp_path):
+    config = ExportConfig("plain", 19, height_px=32, width_px=64, deform_conv=True)
+    with pytest.raises(ConfigError, match="needs a network of deformable convolutions"):
+        write_graph(build_network("mide_net", 19).eval(), config, tmp_path)
 
 
 def test_third_stage_has_a_sixteenth_of_the_size():
