@@ -78,6 +78,9 @@ def main() -> None:
         fitted: list[SegmentationNetwork] = []  # for the first part that is not there yet
         for name, spec in {**sets, **own}.items():
             part = args.work / f"{model.title} {name} {args.frames} {args.fit_frames}.json"
+            if not part.is_file() and args.table_only:
+                missing[f"{model.title}, {name}"] = "not finished"
+                continue
             if not part.is_file():
                 fitted = fitted or [fitted_network(model, args.fit_frames)]
                 measured = measure(fitted[0], model.contract, open_named(spec), args.frames)
@@ -98,6 +101,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=0, help="most frames per set, evenly spread; 0: all (default)")
     parser.add_argument("--fit-frames", type=int, default=100, help="training frames to fit on (default: 100)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
+    parser.add_argument("--table-only", action="store_true", help="write the table of the finished parts")
     return parser.parse_args()
 
 

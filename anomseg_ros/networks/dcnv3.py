@@ -106,8 +106,13 @@ def deformable_convolution(values: Tensor, offsets: Tensor, weights: Tensor, off
     steps = torch.arange(-1, 2, dtype=values.dtype, device=values.device)
     points = torch.stack((steps.repeat_interleave(3), steps.repeat(3)), -1)
     moved = offset_scale * offsets + (offset_scale - 1.0) * points
-    by_rows = moved.unflatten(4, (3, 3)).transpose(4, 5).flip(-1).flatten(3).permute(0, 3, 1, 2)
-    shares = weights.unflatten(4, (3, 3)).transpose(4, 5).flatten(3).permute(0, 3, 1, 2)
+
+    def in_rows(tensor: Tensor) -> Tensor:
+        """Return (N, channels, H, W) of (N, H, W, G, 9, …), the points in rows in place of columns."""
+        columns = tensor.reshape(*tensor.shape[:4], 3, 3, -1)
+        return columns.transpose(4, 5).flip(-1).flatten(3).permute(0, 3, 1, 2)
+
+    by_rows, shares = in_rows(moved), in_rows(weights)
     features, ones = values.permute(0, 3, 1, 2), values.new_ones(channels, 1, 3, 3)
     made: Tensor = torch.onnx.ops.symbolic(
         "DeformConv",
