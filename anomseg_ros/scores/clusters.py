@@ -175,7 +175,7 @@ class ClusterMix(ClusterRatio):
     name = "cluster_mix"
     meaning = "-max z, raised by up to w where more than T of the feature cluster's pixels have max z < tau"
     tensor_names = ("tau", "T", "w")
-    ood_share = 0.8
+    ood_share = 0.9
     bounded = False
 
     def drawn_range(self, known: int) -> tuple[float, float]:
@@ -204,7 +204,7 @@ class _ClusterFit(Fit):
     """tau as a quantile of the max logits of training frames, and w as a multiple of their standard deviation."""
 
     options: Mapping[str, float | None] = MappingProxyType(
-        {"clusters": 5, "quantile": 0.1, "tau": None, "T": None, "strength": 2.0}
+        {"clusters": 5, "quantile": 0.1, "tau": None, "T": None, "strength": 1.0}
     )
     """clusters: K. quantile: share of the training pixels with max z < tau, unless tau is given. T: of a cluster.
     strength: of cluster_mix, in standard deviations of m."""

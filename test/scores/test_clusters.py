@@ -129,7 +129,7 @@ def test_mix_is_the_plain_score_where_no_cluster_is_suspicious() -> None:
     best = np.random.default_rng(1).normal(size=(96, 128))
     given = given_of(best, features, (96, 128), tau=-1.0, T=0.8, w=4.0)
     assert np.array_equal(find_score("cluster_mix").reference(given), -best)
-    assert find_score("cluster_mix").start_fit(2).options["T"] == 0.8  # type: ignore[union-attr]
+    assert find_score("cluster_mix").start_fit(2).options["T"] == 0.9  # type: ignore[union-attr]
     assert find_score("cluster_binary").start_fit(2).options["T"] == 0.3  # type: ignore[union-attr]
 
 
