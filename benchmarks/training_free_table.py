@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,12 +32,13 @@ def as_markdown(result: Mapping[str, Any], machine: Mapping[str, Any]) -> str:
 def _about(result: Mapping[str, Any]) -> list[str]:
     most = result["frames_per_set"]
     frames = f"at most {most} frames of each set, evenly spread" if most else "all frames of each set"
-    return [
-        f"AuPRC / FPR95 in per cent, protocol `seeds`, {frames}. AuPRC is the average precision of the map that the",
-        "column names. Every score of a row is computed of the same prediction and the same features. Scores",
-        f"were fitted on {result['fit_frames']} frames of CamVid's training split without labels. Written by",
-        "`benchmarks/training_free.py`; docs/training_free.md explains the scores.",
-    ]
+    text = (
+        f"AuPRC / FPR95 in per cent, protocol `seeds`, {frames}. AuPRC is the average precision of the map that the "
+        "column names. Every score of a row is computed of the same prediction and the same features. Scores were "
+        f"fitted on {result['fit_frames']} frames of CamVid's training split without labels. Written by "
+        "`benchmarks/training_free.py`; docs/training_free.md explains the scores."
+    )
+    return textwrap.wrap(text, 128, break_on_hyphens=False)
 
 
 def _set_table(name: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -30,7 +30,8 @@ def test_candidate_that_loses_anywhere_is_not_chosen() -> None:
 def test_table_states_gains_and_losses() -> None:
     result = {"fit_frames": 20, "frames_per_set": 10, "missing": {"x": "the bundle has no checkpoint"}, "rows": ROWS}
     text = as_markdown(result, {})
-    assert "at most 10 frames of each set" in text and "on 20 frames of CamVid" in text
+    prose = text.replace("\n", " ")
+    assert "at most 10 frames of each set" in prose and "on 20 frames of CamVid" in prose
     assert "| ENet | 25.00 / 60.00 | **26.50 / 50.00** | 1.00 / 95.00 |" in text
     assert "| `cluster_mix` | +0.70 | -0.10 | +1.50 | 1 | 1 |" in text
     assert "(small, large). Chosen: T 0.6." in text and "| T 0.5 | +2.50 | -1.00 | +1.00 |" in text
