@@ -98,8 +98,8 @@ class ClusterScore(Score):
         if key not in features.shared:
             features.shared[key] = cluster_graph(map_.flatten(2).squeeze(0).t(), fitted["clusters"])
         members = features.shared[key]
-        sums, sizes = _cell_sums(values, map_.shape[2:], features.padded_px)
-        means = (members.t() @ sums) / (members.t() @ sizes).clamp(min=1.0)
+        sums, sizes = _cell_means(values, map_.shape[2:], features.padded_px)
+        means = (members.t() @ sums) / (members.t() @ sizes).clamp(min=1e-6)
         return _enlarged((members @ means).reshape(1, 1, *map_.shape[2:]), features.padded_px, values.shape)
 
 
@@ -271,19 +271,22 @@ def _coarse_graph(features: FeatureMaps[Tensor]) -> Tensor:
     return map_ if pooling == (1, 1) else avg_pool2d(map_, pooling)
 
 
-def _cell_sums(values: Tensor, size: Sequence[int], padded_px: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Return the sums of a map (1, H, W) over each of the cells that have a feature, and their numbers of pixels."""
+def _cell_means(values: Tensor, size: Sequence[int], padded_px: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return (N, 1) of a map (1, H, W): sums over the cell of each feature, and numbers of pixels, by the cell's area.
+
+    Pooling in place of sums, because OpenVINO 2026.4 drops a reshape behind two sums.
+    """
     from torch import ones_like
-    from torch.nn.functional import pad
+    from torch.nn.functional import avg_pool2d, pad
 
     cell = padded_px[0] // size[0], padded_px[1] // size[1]
     missing = 0, padded_px[1] - values.shape[2], 0, padded_px[0] - values.shape[1]
 
-    def summed(map_: Tensor) -> Tensor:
+    def pooled(map_: Tensor) -> Tensor:
         map_ = pad(map_, missing) if any(missing) else map_
-        return map_.reshape(size[0], cell[0], size[1], cell[1]).sum(dim=3).sum(dim=1).reshape(-1, 1)
+        return avg_pool2d(map_.unsqueeze(1), cell).reshape(-1, 1)
 
-    return summed(values), summed(ones_like(values))
+    return pooled(values), pooled(ones_like(values))
 
 
 def _enlarged(small: Tensor, padded_px: tuple[int, int], shape: Sequence[int]) -> Tensor:
