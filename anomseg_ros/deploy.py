@@ -146,15 +146,16 @@ def fit_scores(
     Raises:
         ConfigError: there are too few frames for a fit.
     """
+    chosen = {name: find_score(name).choose_features(network.feature_names) for name in fits}
+    needed = tuple({feature for names in chosen.values() for feature in names})
     for done, index in enumerate(indices, start=1):
-        prediction, logits = _predict(network, contract, dataset.load(index).image, network.feature_names)
+        prediction, logits = _predict(network, contract, dataset.load(index).image, needed)
         for name, fit in fits.items():
-            features = find_score(name).choose_features(network.feature_names)
-            maps = tuple(prediction.features[feature][0].numpy() for feature in features)
+            maps = tuple(prediction.features[feature][0].numpy() for feature in chosen[name])
             fit.add(Given(logits, features=FeatureMaps(maps, prediction.padded_px)))
         progress(f"scores on {dataset.name}", done, len(indices))
     facts = {"dataset": dataset.name, "split": dataset.split, "frames": len(indices)}
-    return {name: FittedScore(fit.tensors(), facts) for name, fit in fits.items()}
+    return {name: FittedScore(fit.tensors(), {**facts, **fit.options}) for name, fit in fits.items()}
 
 
 def _predict(

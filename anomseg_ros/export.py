@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import onnx
 import torch
@@ -43,7 +44,8 @@ from anomseg_ros.errors import CheckpointError, ConfigError
 from anomseg_ros.networks.adapters import load_with_adapter
 from anomseg_ros.networks.argmax_form import ARGMAX, COMPARE, with_comparisons
 from anomseg_ros.networks.checkpoints import load_checkpoint, save_checkpoint
-from anomseg_ros.networks.network import SegmentationNetwork, pixels_to_input
+from anomseg_ros.networks.dcnv3 import DEFORM_CONV_OPSET, with_deform_conv
+from anomseg_ros.networks.network import FittedScore, SegmentationNetwork, pixels_to_input
 from anomseg_ros.networks.prediction import Prediction
 from anomseg_ros.networks.score_head import ScoreHead
 from anomseg_ros.networks.strips import StripClassifier, Strips, StripUpsampler
@@ -62,7 +64,8 @@ class ExportConfig:
     classes; known_classes: those of an own label set, in train-id order, None for the published ones of that name.
     target: "cpu" for a graph that works in strips (StripGraph), "gpu" for one that works on whole frames
     (DetectorGraph). argmax: form of the labels in the ONNX graph, see networks/argmax_form.py. torch_program: also
-    write model.pt2, the program for the backend torch, which always works on whole frames.
+    write model.pt2, the program for the backend torch, which always works on whole frames. deform_conv: write ONNX's
+    DeformConv in place of grid sampling.
     """
 
     name: str
@@ -79,6 +82,7 @@ class ExportConfig:
     target: str = TARGETS[0]
     argmax: str = ARGMAX
     torch_program: bool = False
+    deform_conv: bool = False
 
     def known(self) -> tuple[ClassInfo, ...]:
         """Return the known classes. Raises ConfigError for an unknown label set, or train ids that are no row."""
@@ -189,7 +193,7 @@ def export_network(
         ExportError: the graph does not compute what the network computes. Nothing is written.
     """
     check_target(output, overwrite)
-    contract = contract_of(network_name, config, provenance)
+    contract = contract_of(network_name, config, provenance, network.fitted_scores)
     parities = []
 
     def check_and_finish(bundle: Bundle) -> Contract:
@@ -293,11 +297,21 @@ def with_leaky_relus(network: SegmentationNetwork) -> SegmentationNetwork:
     return network
 
 
-def contract_of(network_name: str, config: ExportConfig, provenance: Provenance) -> Contract:
-    """Return the contract of the bundle that a configuration describes, without files. Raises ConfigError."""
-    scores = config.score_names()
+def contract_of(
+    network_name: str,
+    config: ExportConfig,
+    provenance: Provenance,
+    fitted: Mapping[str, FittedScore] = MappingProxyType({}),
+) -> Contract:
+    """Return the contract of the bundle that a configuration describes, without files.
+
+    fitted: the network's fitted scores, whose constants the meanings then state. Raises ConfigError.
+    """
     outputs = [OutputSpec(LABELS_OUTPUT, "uint8", "train ids, 255 = void or unlabelled")]
-    outputs += [OutputSpec(name, "float32", f"{find_score(name).meaning}; higher = more anomalous") for name in scores]
+    for name in config.score_names():
+        score = find_score(name)
+        meaning = score.describe(fitted[name].tensors) if name in fitted else score.meaning
+        outputs.append(OutputSpec(name, "float32", f"{meaning}; higher = more anomalous"))
     return Contract(
         format_version=FORMAT_VERSION,
         name=config.name,
@@ -341,7 +355,10 @@ def write_graph(
         folder: folder of the file.
         graph_class: class of the graph; None: the class for the configuration's target.
     """
-    graph = (graph_class or GRAPH_CLASSES[config.target])(_for_target(network, config), config).eval()
+    network = _for_target(network, config)
+    if config.deform_conv:
+        network = with_deform_conv(network)
+    graph = (graph_class or GRAPH_CLASSES[config.target])(network, config).eval()
     path = folder / GRAPH_FILE
     # The exporter's warnings and logs are of no use to users.
     with warnings.catch_warnings(), torch.no_grad():
@@ -354,7 +371,7 @@ def write_graph(
             dynamo=True,
             verbose=False,
             external_data=False,
-            opset_version=OPSET,
+            opset_version=DEFORM_CONV_OPSET if config.deform_conv else OPSET,
             input_names=[GRAPH_INPUT],
             output_names=[LABELS_OUTPUT, *config.score_names()],
         )

@@ -31,6 +31,8 @@ TYPICAL_LOGIT = 20.0
 # arbitrary, so a few outputs near flat regions differ: at most 0.24 % in ENet on real frames, 0.011 % on noise.
 UNPOOLING_SHARE = 0.005
 UNPOOLING_NOISE_SHARE = 0.0005
+# Scores of clusters jump where a feature is nearly as far from two centres.
+JUMPING_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,11 @@ class Parity:
 def check_parity(bundle: Bundle, network: SegmentationNetwork, frames: Sequence[RgbImage]) -> Parity:
     """Compare each of the bundle's programs with the torch network and the reference scores on frames of any size.
 
-    A score may differ by 1e-3, or by 5e-5 of the largest logit if that is more. A label may differ only where the two
-    largest logits are that close. Networks with max-unpooling may differ more in UNPOOLING_SHARE of the pixels; on the
-    first frame, which should be noise, in UNPOOLING_NOISE_SHARE, unless weights were pruned to zero, since then many
-    values are equal. Raises ExportError with the output and the frame.
+    A score may differ by 1e-3, or by 5e-5 of the largest logit if that is more, times its steepness. One that jumps may
+    differ more in JUMPING_SHARE of the pixels, and is left out of the largest difference. A label may differ only where
+    the two largest logits are that close. Networks with max-unpooling may differ more in UNPOOLING_SHARE of the pixels;
+    on the first frame, which should be noise, in UNPOOLING_NOISE_SHARE, unless weights were pruned to zero, since then
+    many values are equal. Raises ExportError with the output and the frame.
     """
     backends = _open_programs(bundle)
     has_zero_weights = any(bool((weight == 0).any()) for weight in network.parameters() if weight.dim() == 4)
@@ -127,8 +130,8 @@ class _FrameParity:
         max_difference = float(np.nan_to_num(difference, nan=np.inf).max())
         allowed = self._tolerance() * formula.steepness(fitted)
         fault = f"differ from the reference by up to {max_difference:.3g}"
-        self._require_few(~(difference <= allowed), f"score {name!r}", fault)
-        return max_difference
+        self._require_few(~(difference <= allowed), f"score {name!r}", fault, JUMPING_SHARE if formula.jumps else 0.0)
+        return 0.0 if formula.jumps else max_difference
 
     def _near_ties(self, reach_px: int) -> npt.NDArray[np.bool_]:
         """Return bool (H, W): pixels within reach_px of a pixel whose two largest known logits are nearly equal."""
@@ -138,8 +141,8 @@ class _FrameParity:
         ties = (first - second <= self._tolerance()).astype(np.uint8)
         return cv2.dilate(ties, np.ones((2 * reach_px + 1,) * 2, np.uint8)) > 0
 
-    def _require_few(self, is_wrong: npt.NDArray[np.bool_], output: str, fault: str) -> None:
-        if is_wrong.mean() > self.ignored_share:
+    def _require_few(self, is_wrong: npt.NDArray[np.bool_], output: str, fault: str, share: float = 0.0) -> None:
+        if is_wrong.mean() > max(share, self.ignored_share):
             raise ExportError(
                 f"bundle {self.contract.name!r}: frame {self.frame}: {int(is_wrong.sum())} of {is_wrong.size} pixels "
                 f"of {output} {fault} (allowed {self._tolerance():.3g}); the exported graph is wrong, nothing was "

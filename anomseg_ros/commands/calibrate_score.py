@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(f"--max-frames {args.max_frames}: expected a number of frames, 0 for all")
     bundle = load_bundle(find_bundle(args.bundle))
     options.check_changed_bundle(args, bundle)
-    fits = start_fits(args.score, bundle.contract.known_count)
+    fits = start_fits(args.score, bundle.contract.known_count, options_of(args.set))
     network = load_float_network(bundle, find_checkpoint(args.checkpoint, bundle), "score")
     dataset = open_named(args.dataset)
     check(dataset).require(args.allow_partial)
@@ -69,10 +70,26 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset", required=True, metavar="NAME=PATH[:SPLIT]", help="training frames")
     frames_help = "largest number of frames to fit on, evenly spread; 0 = all"
     parser.add_argument("--max-frames", type=int, default=200, help=frames_help)
+    set_help = "option of a fit, such as clusters=6; docs/scores.md lists them"
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help=set_help)
     parser.add_argument("--checkpoint", type=Path, help=options.CHECKPOINT_HELP)
     options.add_changed_bundle(parser)
     parser.add_argument("--allow-partial", action="store_true", help=options.ALLOW_PARTIAL_HELP)
     return parser
+
+
+def options_of(texts: Sequence[str]) -> dict[str, float]:
+    """Return name -> value of NAME=VALUE texts. Raises ConfigError for a text of another form."""
+    options = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            options[name] = float(value)
+        except ValueError:
+            raise ConfigError(f"--set {text!r}: expected NAME=VALUE with a number, such as clusters=6") from None
+        if not math.isfinite(options[name]):
+            raise ConfigError(f"--set {text!r}: expected a finite number")
+    return options
 
 
 def write_fitted_bundle(
@@ -104,7 +121,7 @@ def write_fitted_bundle(
             provenance = replace(
                 contract.provenance, source_checkpoint=CHECKPOINT_FILE, source_sha256=digest, command=commands
             )
-            outputs = contract_of(contract.network, config, provenance).outputs
+            outputs = contract_of(contract.network, config, provenance, network.fitted_scores).outputs
             return replace(without_scores(contract, names), outputs=outputs, provenance=provenance)
 
         files = {CHECKPOINT_FILE: checkpoint}

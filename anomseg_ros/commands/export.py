@@ -76,6 +76,8 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--argmax", default=defaults.argmax, choices=ARGMAX_FORMS, help=argmax_help)
     program_help = "also write model.pt2, the program that the backend torch runs, on a GPU as well"
     parser.add_argument("--torch-program", action="store_true", help=program_help)
+    deform_help = "write deformable convolutions as ONNX's DeformConv, which TensorRT lacks, not as grid sampling"
+    parser.add_argument("--deform-conv", action="store_true", help=deform_help)
     parser.add_argument("--name", help="name of the bundle (default: the name of --output)")
     parser.add_argument("--frames", type=Path, help="folder of frames for the comparison, besides random ones")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")

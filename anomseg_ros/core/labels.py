@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from anomseg_ros.core import ade20k
 from anomseg_ros.errors import ConfigError, unknown_name
 
 UNLABELLED = 255
@@ -71,6 +72,8 @@ CAMVID = _label_set(
     ("bicyclist", (0, 128, 192)),
 )
 
+ADE20K = _label_set(*zip(ade20k.NAMES, ade20k.colours(), strict=True))
+
 # Class name of a label set -> the Cityscapes classes that it covers. CamVid's classes are coarser: "sign symbol"
 # includes traffic lights, "car" every motor vehicle on four wheels, "bicyclist" both the cycle and the rider.
 CITYSCAPES_CLASSES_OF: dict[str, dict[str, tuple[str, ...]]] = {
@@ -90,7 +93,7 @@ CITYSCAPES_CLASSES_OF: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
-LABEL_SETS: dict[str, tuple[ClassInfo, ...]] = {"cityscapes": CITYSCAPES, "camvid": CAMVID}
+LABEL_SETS: dict[str, tuple[ClassInfo, ...]] = {"cityscapes": CITYSCAPES, "camvid": CAMVID, "ade20k": ADE20K}
 
 VOID = ClassInfo("void", UNLABELLED_COLOR, UNLABELLED)
 

@@ -18,6 +18,7 @@ from anomseg_ros.core.score_scale import ScoreScale, score_scale
 from anomseg_ros.core.types import Outputs, RgbImage
 from anomseg_ros.datasets.bag import BagDataset
 from anomseg_ros.datasets.dataset import ANOMALY, Dataset, LabelledFrame
+from anomseg_ros.evaluation.cluster_panels import cluster_panels
 from anomseg_ros.evaluation.measures import road_of, scores_in_protocol
 from anomseg_ros.evaluation.readout import worst_first
 from anomseg_ros.evaluation.results import Drive, Result
@@ -37,8 +38,9 @@ def draw_worst(
 ) -> dict[PictureKey, bytes]:
     """Return JPEG overlays of the `count` worst frames of each result on this dataset, each frame detected once more.
 
-    The score's colours over the frame, 640 px wide, above its colour bar; true anomalies are outlined in white. Results
-    without anomaly pixels get their first frames with the predicted classes and their names instead.
+    The score's colours over the frame, 640 px wide, above its colour bar; true anomalies are outlined in white. Scores
+    of clusters get the four panels of cluster_panels.py where the bundle has a map that is constant in each cluster.
+    Results without anomaly pixels get their first frames with the predicted classes and their names instead.
     """
     road = road_of(detector.bundle.contract, [result.protocol for result in results])
     wanted: dict[str, list[Result]] = {}
@@ -84,6 +86,10 @@ def _chosen(result: Result, dataset: Dataset, count: int) -> list[str]:
 
 
 def _draw(frame: LabelledFrame, outputs: Outputs, result: Result, contract: Contract) -> bytes:
+    if score_facts(result.score).of_clusters:
+        panels = cluster_panels(frame.image, frame.anomaly, outputs.scores, result.score, WIDTH_PX)
+        if panels is not None:
+            return jpeg(panels)
     height = round(WIDTH_PX * frame.image.shape[0] / frame.image.shape[1])
     small = np.asarray(cv2.resize(frame.image, (WIDTH_PX, height), interpolation=cv2.INTER_AREA), np.uint8)
     if result.auprc is None:

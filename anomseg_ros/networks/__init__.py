@@ -18,6 +18,7 @@ NETWORKS: dict[str, str] = {
     "erfnet": "anomseg_ros.networks.erfnet:ERFNet",
     "erfnet_encoder": "anomseg_ros.networks.erfnet:ERFNetEncoder",
     "espnetv2": "anomseg_ros.networks.espnetv2:ESPNetv2",
+    "intern_image": "anomseg_ros.networks.intern_image:InternImage",
     "mide_net": "anomseg_ros.networks.mide_net:MiDENet",
 }
 """Network name -> "module:Class". Modules are imported on first use, so the table does not import torch."""

@@ -7,6 +7,7 @@ in part: an error names what does not fit.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import warnings
@@ -31,6 +32,8 @@ from anomseg_ros.networks.layout import Layout, State
 from anomseg_ros.networks.layouts import LAYOUTS
 from anomseg_ros.networks.network import FittedScore, SegmentationNetwork
 from anomseg_ros.networks.widths import fit_widths, pruned_description, widths_are_consistent
+
+_log = logging.getLogger(__name__)
 
 FORMAT = "anomseg_ros.network"
 FORMAT_VERSION = 1
@@ -122,6 +125,8 @@ def load_checkpoint(
     state, layout, misfit = _unwrapped_closest(state, layouts, num_classes)
     if misfit:
         raise CheckpointError(_explain(path, state, layout, misfit, num_classes))
+    if layout.note is not None:
+        _log.warning("%s: %s", path, layout.note)
     network = _fill(layout, state, num_classes, description)
     if layout.pruned_groups is not None and not widths_are_consistent(network):
         raise CheckpointError(f"{path} holds a pruned network whose layers do not fit together; prune it again")

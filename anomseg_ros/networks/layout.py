@@ -38,6 +38,8 @@ class Layout:
     """Reads further constructor arguments off the prepared state, where one layout has networks of several sizes."""
     pruned_groups: Mapping[str, int] | None = None
     """Groups of a pruned network's grouped convolutions; its widths are those of its weights. None: not pruned."""
+    note: str | None = None
+    """What whoever loads such a file should know; it is logged."""
 
     def options_of(self, state: State) -> dict[str, Any]:
         """Return the constructor's arguments for a prepared state."""
@@ -45,6 +47,8 @@ class Layout:
 
 
 def by_rules(rules: Rules) -> Callable[[str], str]:
+    """Return the function from our key to the published one that a table of rules describes."""
+
     def published_key(key: str) -> str:
         for pattern, replacement in rules:
             key = re.sub(pattern, replacement, key)

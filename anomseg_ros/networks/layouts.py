@@ -17,6 +17,7 @@ from anomseg_ros.networks.erfnet import NORM_EPSILON
 from anomseg_ros.networks.espnetv2 import WIDTHS
 from anomseg_ros.networks.layout import Layout, Rules, State, by_rules
 from anomseg_ros.networks.layouts_eomt import EOMT_LAYOUTS
+from anomseg_ros.networks.layouts_intern_image import INTERN_IMAGE
 from anomseg_ros.networks.network import IMAGENET_MEAN, IMAGENET_STD
 
 # --- ENet ---------------------------------------------------------------------------------------------------------
@@ -306,4 +307,5 @@ LAYOUTS: tuple[Layout, ...] = (
     *_coincheung("bisenet_v2", _COINCHEUNG_V2),
     *_edgenets(),
     *EOMT_LAYOUTS,
+    *INTERN_IMAGE,
 )

@@ -14,6 +14,7 @@ from torch import Tensor, nn, tensor
 
 from anomseg_ros.errors import ConfigError, unknown_name
 from anomseg_ros.networks.prediction import PixelPrediction, Prediction
+from anomseg_ros.scores.score import IMAGE
 
 NO_MEAN = (0.0, 0.0, 0.0)
 NO_STD = (1.0, 1.0, 1.0)
@@ -127,13 +128,15 @@ class SegmentationNetwork(nn.Module, ABC):
     def predict(self, images: Tensor, features: Sequence[str] = ()) -> Prediction:
         """Return the prediction for images (N, 3, H, W), float32, RGB in 0..1, of any H and W.
 
-        features: names of feature maps to return with it. Raises ConfigError for a name that is not in `feature_names`.
+        features: names of feature maps to return with it, of `feature_names` or IMAGE. Raises ConfigError for another.
         """
         for name in features:
-            if name not in self.feature_names:
+            if name not in (*self.feature_names, IMAGE):
                 raise ConfigError(f"network {self.name!r}: {unknown_name('feature', name, self.feature_names)}")
         padded = self._padded(self._normalise(images))
-        tensors, maps = self.compute(padded, features)
+        tensors, maps = self.compute(padded, [name for name in features if name != IMAGE])
+        if IMAGE in features:
+            maps = {**maps, IMAGE: padded}
         return self._prediction(images, padded, tensors, maps)
 
     def _prediction(

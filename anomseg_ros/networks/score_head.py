@@ -71,8 +71,9 @@ class ScoreHead(nn.Module):
 
     def frame_scores(self, maps: Sequence[tuple[Tensor, ...]], prediction: Prediction) -> list[Tensor]:
         """Return one float32 (1, H, W) per score, of `pixel_maps` of the whole frame and the prediction's features."""
+        shared: dict[tuple[object, ...], Tensor] = {}
         return [
-            score.frame_graph(score_maps, self._fitted(name), features_of(prediction, self.choices[name]))
+            score.frame_graph(score_maps, self._fitted(name), features_of(prediction, self.choices[name], shared))
             for (name, score), score_maps in zip(self.scores.items(), maps, strict=True)
         ]
 
@@ -80,9 +81,12 @@ class ScoreHead(nn.Module):
         return {key: self.get_buffer(f"{name}_{key}") for key in self._tensors[name]}
 
 
-def features_of(prediction: Prediction, names: Sequence[str]) -> FeatureMaps[Tensor]:
-    """Return the feature maps of a prediction that a score chose."""
-    return FeatureMaps(tuple(prediction.features[name] for name in names), prediction.padded_px)
+def features_of(
+    prediction: Prediction, names: Sequence[str], shared: dict[tuple[object, ...], Tensor] | None = None
+) -> FeatureMaps[Tensor]:
+    """Return the feature maps of a prediction that a score chose; shared: see FeatureMaps."""
+    maps = tuple(prediction.features[name] for name in names)
+    return FeatureMaps(maps, prediction.padded_px, {} if shared is None else shared)
 
 
 def checked_fitted(network: SegmentationNetwork, score: Score, known: int) -> Fitted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from anomseg_ros.core.score_scale import ScoreScale, score_scale
 from anomseg_ros.core.table import class_of
 from anomseg_ros.core.thresholds import Threshold, alarm_threshold
 from anomseg_ros.core.types import ScoreMap
-from anomseg_ros.errors import ConfigError
+from anomseg_ros.errors import ConfigError, unknown_name
 from anomseg_ros.scores.score import MISTAKE, Array, FeatureMaps, Fit, Given, Score, ScoreFacts
 
 SCORES: dict[str, str] = {
@@ -29,6 +30,11 @@ SCORES: dict[str, str] = {
     "mask_max_logit": "anomseg_ros.scores.mask_max_logit:MaskMaxLogit",
     "mask_max_entropy": "anomseg_ros.scores.mask_max_entropy:MaskMaxEntropy",
     "mask_energy": "anomseg_ros.scores.mask_energy:MaskEnergy",
+    "cluster_ratio": "anomseg_ros.scores.clusters:ClusterRatio",
+    "cluster_binary": "anomseg_ros.scores.clusters:ClusterBinary",
+    "cluster_mean": "anomseg_ros.scores.clusters:ClusterMean",
+    "cluster_mix": "anomseg_ros.scores.clusters:ClusterMix",
+    "cluster_guided": "anomseg_ros.scores.guided:ClusterGuided",
 }
 """Score name -> "module:Class"."""
 
@@ -70,14 +76,24 @@ def fitted_names() -> list[str]:
     return [name for name in SCORES if find_score(name).start_fit(1) is not None]
 
 
-def start_fits(names: Sequence[str], known: int) -> dict[str, Fit]:
-    """Return a Fit per score, for `known` classes; ConfigError for a score without fitted tensors."""
+def start_fits(names: Sequence[str], known: int, options: Mapping[str, float] = MappingProxyType({})) -> dict[str, Fit]:
+    """Return a Fit per score, for `known` classes.
+
+    options: name -> value, for each Fit that has an option of that name. Raises ConfigError for a score without fitted
+    tensors, an option that no Fit has, or a value out of range.
+    """
     fits = {}
     for name in names:
         fit = find_score(name).start_fit(known)
         if fit is None:
             raise ConfigError(f"score {name!r} has nothing to fit; those that have: {', '.join(fitted_names())}")
         fits[name] = fit
+    known_options = {option for fit in fits.values() for option in fit.options}
+    for option in options:
+        if option not in known_options:
+            raise ConfigError(unknown_name(f"option of {', '.join(names)}", option, sorted(known_options)))
+    for fit in fits.values():
+        fit.choose({option: value for option, value in options.items() if option in fit.options})
     return fits
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -26,6 +27,8 @@ A = TypeVar("A")
 
 ANOMALY, MISTAKE = "anomaly", "mistake"
 """Events whose probability a score may be. A mistake is a wrong predicted class."""
+IMAGE = "image"
+"""The name of the frame itself among the feature maps, (3, H, W), normalised and padded, which every network has."""
 LOGIT_RANGE = (-20.0, 0.0)
 """Drawn range of scores that are negated logits, wide enough for trained road-scene networks."""
 
@@ -37,6 +40,8 @@ class FeatureMaps(Generic[A]):
     maps: tuple[A, ...] = ()
     padded_px: tuple[int, int] = (0, 0)
     """Height and width that each map covers: those of the frame after the network padded it."""
+    shared: dict[tuple[object, ...], A] = field(default_factory=dict, compare=False)
+    """What one score of a frame computed and others use, too; the same for all scores of the frame."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,13 @@ class Given(Generic[A]):
 class Fit(ABC):
     """Learns a score's tensors from training frames."""
 
+    options: Mapping[str, float | None] = MappingProxyType({})
+    """Name -> default of each choice; None: the frames decide."""
+
+    def choose(self, options: Mapping[str, float]) -> None:
+        """Replace some of `options`. Raises ConfigError for a value out of range."""
+        self.options = {**self.options, **options}
+
     @abstractmethod
     def add(self, given: Given[Array]) -> None:
         """Add one frame: its logits and the features that the score needs."""
@@ -71,6 +83,8 @@ class ScoreFacts:
     """The event whose probability the score is; its calibration error can be measured."""
     natural_threshold: float | None = None
     """The threshold to use while none is calibrated."""
+    of_clusters: bool = False
+    """Whether the score is made of clusters of features; reports then show these, too."""
     bounded: bool = False
     """Whether every value lies in `drawn_range`."""
 
@@ -101,7 +115,9 @@ class Score(ScoreFacts, ABC):
     default_rank: ClassVar[int | None] = None
     """Place among the scores that export uses when none are asked for; None: not among them."""
     label_reach_px: ClassVar[int] = 0
-    """Distance up to which a change of a pixel's predicted class makes the score jump; 0: the score is continuous."""
+    """Distance up to which a change of a pixel's predicted class makes the score jump; 0: it does not."""
+    jumps: ClassVar[bool] = False
+    """Whether the score jumps with the features or with logits at other places, as scores of clusters do."""
 
     @abstractmethod
     def reference(self, given: Given[Array]) -> Array:
@@ -131,6 +147,10 @@ class Score(ScoreFacts, ABC):
         None in a shape stands for any size.
         """
         return {}
+
+    def describe(self, fitted: Mapping[str, Array]) -> str:
+        """Return the meaning for people, with fitted values that they should know."""
+        return self.meaning
 
     def steepness(self, fitted: Mapping[str, Array]) -> float:
         """Return how much the score changes at most when a logit changes by 1. Parity checks scale by it."""

@@ -43,7 +43,7 @@ def test_shipped_catalog_agrees_with_the_layouts() -> None:
 
     layouts = {(layout.network, layout.name): layout for layout in LAYOUTS}
     catalog = load_catalog()
-    networks = {"erfnet", "enet", "bisenet_v1", "bisenet_v2", "espnetv2", "eomt"}
+    networks = {"erfnet", "enet", "bisenet_v1", "bisenet_v2", "espnetv2", "eomt", "intern_image"}
     assert {entry.network for entry in catalog.checkpoints} == networks
     for entry in catalog.checkpoints:
         layout = layouts[entry.network, entry.layout]

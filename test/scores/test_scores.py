@@ -24,7 +24,7 @@ from anomseg_ros.scores import (
     start_fits,
     threshold_of,
 )
-from anomseg_ros.scores.score import ANOMALY, MISTAKE, FeatureMaps, Given
+from anomseg_ros.scores.score import ANOMALY, IMAGE, MISTAKE, FeatureMaps, Given
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,6 +38,14 @@ FEATURES = [
     for seed in range(3)
 ]
 """Maps with one feature per 4 x 4 pixels. They extend below the frame of random_logits."""
+PICTURE = np.random.default_rng(9).normal(size=(3, 84, 84)).astype(np.float32)
+
+
+def features_for(name: str, maps: FeatureMaps[npt.NDArray[np.floating]]) -> FeatureMaps[npt.NDArray[np.floating]]:
+    """Return the maps that a score chooses, among features and the frame itself."""
+    chosen, (height_px, width_px) = find_score(name).choose_features(("encoder", "decoder")), maps.padded_px
+    picture = PICTURE[:, :height_px, :width_px]
+    return FeatureMaps(tuple(picture if one == IMAGE else maps.maps[0] for one in chosen), maps.padded_px)
 
 
 def random_logits(classes: int, seed: int = 3, scale: float = 12.0) -> npt.NDArray[np.float32]:
@@ -53,7 +61,7 @@ def fitted_of(name: str, known: int) -> dict[str, npt.NDArray[np.floating]]:
     if fit is None:
         return {}
     for seed in (10, 11):
-        fit.add(Given(random_logits(known, seed), features=FEATURES[seed - 10]))
+        fit.add(Given(random_logits(known, seed), features=features_for(name, FEATURES[seed - 10])))
     return fit.tensors()
 
 
@@ -65,7 +73,8 @@ def evidence_of(name: str, logits: npt.NDArray[np.floating]) -> npt.NDArray[np.f
 def score_of(name: str, logits: npt.NDArray[np.floating], void_class: int | None, temperature: float = 1.0) -> ScoreMap:
     known = len(logits) - (void_class is not None)
     evidence = evidence_of(name, logits)
-    return reference_score(name, logits, void_class, temperature, fitted_of(name, known), FEATURES[2], evidence)
+    given = features_for(name, FEATURES[2])
+    return reference_score(name, logits, void_class, temperature, fitted_of(name, known), given, evidence)
 
 
 @pytest.mark.parametrize(
@@ -121,12 +130,12 @@ def test_graph_equals_the_reference(name: str, void_class: int | None, temperatu
     known, array = pixels[:, known_outputs], evidence_of(name, logits.astype(np.float64))
     evidence = None if array is None else torch.from_numpy(array[None, known_outputs].astype(np.float32))
     void = None if void_class is None else pixels[:, void_class]
-    (map_,), padded_px = FEATURES[2].maps, FEATURES[2].padded_px
-    features = FeatureMaps((torch.from_numpy(map_)[None],), padded_px)
+    given_maps = features_for(name, FEATURES[2])
+    features = FeatureMaps(tuple(torch.from_numpy(map_)[None] for map_ in given_maps.maps), given_maps.padded_px)
     given = Given(known, void, temperature, constants, evidence=evidence)
     fused = score.frame_graph(score.pixel_graph(given), constants, features)
     double = logits.astype(np.float64)
-    reference = reference_score(name, double, void_class, temperature, fitted, FEATURES[2], array)
+    reference = reference_score(name, double, void_class, temperature, fitted, given_maps, array)
     assert fused.shape == (1, 40, 56) and fused.dtype == torch.float32
     assert fused[0].numpy() == pytest.approx(reference, abs=1e-5, rel=1e-5)
 
@@ -192,7 +201,7 @@ def test_class_change_affects_only_pixels_within_the_stated_reach(name: str) -> 
         logits[0] -= logits[0].max()
     after = logits.copy()
     logits[1, 40, 40], after[1, 40, 40] = (logits[0, 40, 40] + step for step in (-1e-5, 1e-5))
-    fitted, features = fitted_of(name, 2), FeatureMaps((FEATURES[2].maps[0],), (84, 84))
+    fitted, features = fitted_of(name, 2), features_for(name, FeatureMaps((FEATURES[2].maps[0],), (84, 84)))
     changed = [
         reference_score(name, one, 2, fitted=fitted, features=features, evidence=one if score.needs_evidence else None)
         for one in (logits, after)
@@ -243,7 +252,7 @@ def test_natural_threshold_replaces_a_missing_calibration(painted) -> None:  # t
 
 def test_score_without_tensors_cannot_be_fitted() -> None:
     assert fitted_names() == [name for name in SCORES if find_score(name).fitted_shapes(2, (4,))]
-    with pytest.raises(ConfigError, match="score 'msp' has nothing to fit; those that have: sml, cdnp"):
+    with pytest.raises(ConfigError, match="score 'msp' has nothing to fit; those that have: sml, cdnp, cluster_ratio"):
         start_fits(("sml", "msp"), 19)
 
 
@@ -260,7 +269,7 @@ def test_invalid_fitted_tensors_are_refused(name: str, fault: str) -> None:
     elif fault == "more":
         fitted["other"] = fitted[first]
     elif fault == "shape":
-        fitted[first], message = fitted[first][..., :-1], "it was fitted to another network; run"
+        fitted[first], message = fitted[first][None], "it was fitted to another network; run"
     elif fault == "not finite":
         fitted[first].flat[0], message = np.nan, "is not finite everywhere"
     elif fault == "empty":
