@@ -8,27 +8,33 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from anomseg_ros.core.overlay import ANOMALY_COLOR, heat_map
 from anomseg_ros.core.preprocess import resized_labels, resized_scores
+from anomseg_ros.core.score_scale import ScoreScale
 from anomseg_ros.core.types import RgbImage, ScoreMap
 from anomseg_ros.datasets.dataset import ANOMALY, VOID
 from anomseg_ros.scores import score_facts
 
 MOST_CLUSTERS = 64
-KNOWN_COLOR, VOID_COLOR = (40, 40, 40), (130, 130, 130)
+KNOWN_COLOR, VOID_COLOR, ANOMALY_COLOR = (40, 40, 40), (130, 130, 130), (255, 255, 255)
 CAPTIONS = ("input", "truth", "clusters")
 
 
 def cluster_panels(
-    image: RgbImage, truth: npt.NDArray[np.uint8] | None, scores: Mapping[str, ScoreMap], score: str, width_px: int
+    image: RgbImage,
+    truth: npt.NDArray[np.uint8] | None,
+    scores: Mapping[str, ScoreMap],
+    score: str,
+    scale: ScoreScale,
+    width_px: int,
 ) -> RgbImage | None:
-    """Return input, truth, clusters and the score as a heat map in two rows; None if no map tells the clusters.
+    """Return input, truth, clusters and the score in colours, in two rows; None if no map tells the clusters.
 
     Args:
         image: the frame, uint8 (H, W, 3) RGB.
         truth: anomaly mask as in datasets, uint8 (H, W), or None.
         scores: every map of the frame.
         score: name of the map that is drawn.
+        scale: its colours.
         width_px: width of the picture.
     """
     clusters = clusters_of(scores)
@@ -37,13 +43,11 @@ def cluster_panels(
     width = width_px // 2
     height = max(1, round(width * image.shape[0] / image.shape[1]))
     small = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
-    map_ = resized_scores(scores[score], height, width)
-    low, high = score_facts(score).drawn_range(2) if score_facts(score).bounded else np.percentile(map_, (1, 99))
     panels = [
         small,
         _truth_colors(truth, height, width),
         _cluster_colors(resized_labels(clusters, height, width)),
-        heat_map(map_, float(low), float(high)),
+        scale.colored(resized_scores(scores[score], height, width)),
     ]
     captioned = [_with_caption(panel, text) for panel, text in zip(panels, (*CAPTIONS, score), strict=True)]
     return np.vstack([np.hstack(captioned[:2]), np.hstack(captioned[2:])])

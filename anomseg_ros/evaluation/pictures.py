@@ -87,7 +87,9 @@ def _chosen(result: Result, dataset: Dataset, count: int) -> list[str]:
 
 def _draw(frame: LabelledFrame, outputs: Outputs, result: Result, contract: Contract) -> bytes:
     if score_facts(result.score).of_clusters:
-        panels = cluster_panels(frame.image, frame.anomaly, outputs.scores, result.score, WIDTH_PX)
+        panels = cluster_panels(
+            frame.image, frame.anomaly, outputs.scores, result.score, _scale(result, contract), WIDTH_PX
+        )
         if panels is not None:
             return jpeg(panels)
     height = round(WIDTH_PX * frame.image.shape[0] / frame.image.shape[1])

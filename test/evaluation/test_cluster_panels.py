@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from anomseg_ros.core.overlay import ANOMALY_COLOR
-from anomseg_ros.evaluation.cluster_panels import KNOWN_COLOR, VOID_COLOR, cluster_panels, clusters_of
+from anomseg_ros.core.score_scale import ScoreScale
+from anomseg_ros.evaluation.cluster_panels import ANOMALY_COLOR, KNOWN_COLOR, VOID_COLOR, cluster_panels, clusters_of
 
 SIZE = (40, 80)
+SCALE = ScoreScale((-10.0, 2.0), (0.0, 1.0))
 IDS = np.arange(80, dtype=np.int64).repeat(40).reshape(80, 40).T // 20
 
 
@@ -29,7 +30,7 @@ def test_clusters_come_from_the_map_that_tells_most_apart() -> None:
 def test_no_panels_without_a_map_of_clusters() -> None:
     only = {name: maps()[name] for name in ("max_logit", "cluster_mix")}
     assert clusters_of(only) is None
-    assert cluster_panels(np.zeros((*SIZE, 3), np.uint8), None, only, "cluster_mix", 160) is None
+    assert cluster_panels(np.zeros((*SIZE, 3), np.uint8), None, only, "cluster_mix", SCALE, 160) is None
 
 
 @pytest.mark.parametrize("score", ["cluster_ratio", "cluster_mean", "cluster_mix"])
@@ -37,7 +38,7 @@ def test_panels_show_input_truth_clusters_and_score(score: str) -> None:
     image = np.full((*SIZE, 3), (10, 200, 60), np.uint8)
     truth = np.zeros(SIZE, np.uint8)
     truth[:, 40:60], truth[:, 70:] = 1, 255
-    panels = cluster_panels(image, truth, maps(), score, 160)
+    panels = cluster_panels(image, truth, maps(), score, SCALE, 160)
     assert panels is not None and panels.shape == (80, 160, 3) and panels.dtype == np.uint8
     assert (panels[2, 2] == (10, 200, 60)).all()
     top = panels[2, 80:]
@@ -46,5 +47,5 @@ def test_panels_show_input_truth_clusters_and_score(score: str) -> None:
 
 
 def test_missing_truth_is_grey() -> None:
-    panels = cluster_panels(np.zeros((*SIZE, 3), np.uint8), None, maps(), "cluster_mean", 160)
+    panels = cluster_panels(np.zeros((*SIZE, 3), np.uint8), None, maps(), "cluster_mean", SCALE, 160)
     assert panels is not None and tuple(panels[2, 100]) == VOID_COLOR

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -38,13 +40,13 @@ class TestEoMT(NetworkFigures):
 )
 def test_sizes_of_the_authors_have_the_published_parameters(size, patches, published):
     with torch.device("meta"):
-        assert count_parameters(EoMT(19, **SIZES[size], grid=(patches, patches))) == published
+        assert count_parameters(EoMT(19, **dict[str, Any](SIZES[size]), grid=(patches, patches))) == published
 
 
 def test_class_for_anomalies_adds_one_output_and_cosines_need_one_bias():
     with torch.device("meta"):
-        assert count_parameters(EoMT(20, **SIZES["base"], grid=(40, 40))) == 93_499_413
-        cosines = EoMT(20, **SIZES["base"], grid=(40, 40), cosine_scale=30.0)
+        assert count_parameters(EoMT(20, **dict[str, Any](SIZES["base"]), grid=(40, 40))) == 93_499_413
+        cosines = EoMT(20, **dict[str, Any](SIZES["base"]), grid=(40, 40), cosine_scale=30.0)
     assert count_parameters(cosines) == 93_499_413 - 21 * 769 + 20 * 768 + 1
 
 
@@ -124,7 +126,7 @@ def test_crops_along_the_width_are_averaged_where_they_overlap(size):
     starts = {80: (0, 24, 48), 64: (0, 32)}[width]
     total, counts = torch.zeros(2, 3, height, width), torch.zeros(width)
     for start in starts:
-        crop = network.predict(padded[..., start : start + height])
+        crop: Any = network.predict(padded[..., start : start + height])
         total[..., start : start + height] += crop.semantic(crop.enlarge(crop.maps))
         counts[start : start + height] += 1
     prediction = network.predict(images)

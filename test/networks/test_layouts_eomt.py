@@ -74,7 +74,7 @@ def test_dinov2_is_an_encoder_and_no_whole_network(tmp_path):
     torch.testing.assert_close(network.cls_token[0, 0], state["cls_token"][0, 0] + state["pos_embed"][0, 0])
     assert torch.equal(network.pos_embed, state["pos_embed"][:, 1:])
     assert network.patch_embed.weight.shape == (128, 3, 16, 16)
-    assert torch.equal(network.blocks[3].attn.qkv.weight, state["blocks.3.attn.qkv.weight"])
+    assert torch.equal(network.get_parameter("blocks.3.attn.qkv.weight"), state["blocks.3.attn.qkv.weight"])
 
 
 def test_networks_without_a_layout_of_encoders_say_so(tmp_path):

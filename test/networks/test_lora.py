@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ from anomseg_ros.networks.lora import (  # noqa: E402
     merged_lora,
 )
 
-SMALL = {"width": 64, "depth": 2, "query_blocks": 1, "queries": 6, "grid": (4, 4)}
+SMALL: dict[str, Any] = {"width": 64, "depth": 2, "query_blocks": 1, "queries": 6, "grid": (4, 4)}
 
 
 def adapted(config: LoraConfig, **options) -> EoMT:
@@ -50,7 +51,8 @@ def test_merged_equals_unmerged(targets):
         images = random_images(48, 80)
         merged = merged_lora(network)
         assert merged.state_dict().keys() == EoMT(3, **SMALL).state_dict().keys()
-        first, second = network.predict(images), merged.predict(images)
+        first: Any = network.predict(images)
+        second: Any = merged.predict(images)
         torch.testing.assert_close(first.mask_logits, second.mask_logits, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(first.class_logits, second.class_logits, atol=1e-5, rtol=1e-5)
     assert lora_parameters(network), "the network itself goes on as it was"
@@ -68,7 +70,7 @@ def test_merged_equals_unmerged(targets):
 )
 def test_counts_of_the_paper(size, rank, targets, count):
     with torch.device("meta"):
-        network = EoMT(20, **SIZES[size], grid=(40, 40))
+        network = EoMT(20, **dict[str, Any](SIZES[size]), grid=(40, 40))
         before = count_parameters(network)
         add_lora(network, LoraConfig(rank, targets=targets))
     assert sum(value.numel() for value in lora_parameters(network).values()) == count

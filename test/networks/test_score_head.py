@@ -35,7 +35,7 @@ def test_exported_scores_equal_the_references_at_odd_sizes(tmp_path, tiles, targ
             parameter.add_(0.2 * torch.randn_like(parameter))
     network.eval()
     scores = (*MASKS, *PLAIN)
-    config = ExportConfig("odd", 12, 11, "camvid", 75, 117, scores=scores, target=target)
+    config = ExportConfig("odd", 12, 11, "camvid", height_px=75, width_px=117, scores=scores, target=target)
     bundle, parity = export_network(network, "eomt", config, tmp_path / "odd", Provenance("none", "0" * 64))
     assert parity.frames == 2
     pixels = np.random.default_rng(0).integers(0, 256, (1, 75, 117, 3), np.uint8)

@@ -10,7 +10,7 @@ from tiny_runs import run, write_config, write_frames
 
 from anomseg_ros.networks import build_network
 from anomseg_ros.networks.checkpoints import save_checkpoint
-from anomseg_ros.training import segmentation_loss
+from anomseg_ros.training import losses, segmentation_loss
 from anomseg_ros.training.config import load_config
 from anomseg_ros.training.loop import _Run
 
@@ -31,7 +31,7 @@ def test_soft_targets_of_a_mask_teacher(sees_outliers: bool, tmp_path: Path, mon
         run={"epochs": 1},
     )
     taught, pasted = [], []
-    plain, logits_of = segmentation_loss.distillation, _Run._teachers_logits
+    plain, logits_of = losses.distillation, _Run._teachers_logits
 
     def note_classes(student: torch.Tensor, soft: torch.Tensor, *more: object) -> torch.Tensor:
         taught.append(soft)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -9,18 +11,19 @@ torch = pytest.importorskip("torch")
 from anomseg_ros.networks.eomt import EoMT  # noqa: E402
 from anomseg_ros.training.config import OptimizerConfig  # noqa: E402
 from anomseg_ros.training.layer_rates import layer_groups  # noqa: E402
+from anomseg_ros.training.schedule import Group  # noqa: E402
 
 
-def rates(groups, network, step):
+def rates(groups: Sequence[Group], network: EoMT, step: int) -> dict[str, float]:
     names = {id(value): name for name, value in network.named_parameters()}
     return {names[id(value)]: group.factor(step) for group in groups for value in group.parameters}
 
 
-def network():
+def network() -> EoMT:
     return EoMT(3, width=64, depth=3, query_blocks=1, queries=4)
 
 
-def test_rates_fall_towards_the_first_layer():
+def test_rates_fall_towards_the_first_layer() -> None:
     eomt = network()
     found = rates(layer_groups(eomt, OptimizerConfig(), [], 0.8, (0, 0)), eomt, 0)
     assert found.keys() == dict(eomt.named_parameters()).keys()
@@ -30,7 +33,7 @@ def test_rates_fall_towards_the_first_layer():
         assert found[name] == pytest.approx(0.64), name
 
 
-def test_heads_warm_up_before_the_encoder():
+def test_heads_warm_up_before_the_encoder() -> None:
     eomt = network()
     groups = layer_groups(eomt, OptimizerConfig(), [], 0.5, (4, 10))
     expected = {0: (0.25, 0.0), 3: (1.0, 0.0), 4: (1.0, 0.1), 8: (1.0, 0.5), 13: (1.0, 1.0), 50: (1.0, 1.0)}
@@ -41,7 +44,7 @@ def test_heads_warm_up_before_the_encoder():
         assert found["blocks.1.ls1.gamma"] == pytest.approx(0.5 * encoder)
 
 
-def test_frozen_parameters_have_no_group_and_vectors_may_have_no_decay():
+def test_frozen_parameters_have_no_group_and_vectors_may_have_no_decay() -> None:
     eomt, extra = network(), torch.nn.Parameter(torch.zeros(2, 2))
     eomt.blocks.requires_grad_(False)
     groups = layer_groups(eomt, OptimizerConfig(weight_decay=0.05, norm_decay=False), [extra], 0.8, (1, 1))

@@ -19,7 +19,7 @@ from anomseg_ros.training.mask_matching import (  # noqa: E402
 CONFIG = MatchingConfig(mask=5.0, dice=5.0, classes=2.0, points=200, oversample=3.0, importance=0.75)
 
 
-def example(images=2, queries=7, classes=4):
+def example(images: int = 2, queries: int = 7, classes: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     masks = 3 * torch.randn(images, queries, 8, 12, generator=generator)
     logits = torch.randn(images, queries, classes + 1, generator=generator)
@@ -27,14 +27,15 @@ def example(images=2, queries=7, classes=4):
     return masks, logits, target.repeat_interleave(8, 2)
 
 
-def test_losses_equal_those_of_transformers():
+def test_losses_equal_those_of_transformers() -> None:
     modeling = pytest.importorskip("transformers.models.eomt.modeling_eomt")
     from transformers import EomtConfig
 
     masks, logits, target = example()
     target[1, :8] = 255
     found = truths(target, 4)
-    config = EomtConfig(train_num_points=200, num_labels=4, class_weight=2.0, mask_weight=5.0, dice_weight=5.0)
+    config = EomtConfig(train_num_points=200, class_weight=2.0, mask_weight=5.0, dice_weight=5.0)
+    config.num_labels = 4
     criterion = modeling.EomtLoss(config, {})
     torch.manual_seed(1)
     theirs = criterion(masks, logits, [one.masks for one in found], [one.classes for one in found])
@@ -50,7 +51,7 @@ def test_losses_equal_those_of_transformers():
         torch.testing.assert_close(ours, theirs[f"loss_{name}"], atol=1e-6, rtol=1e-5)
 
 
-def test_truths_are_the_classes_that_an_image_shows():
+def test_truths_are_the_classes_that_an_image_shows() -> None:
     target = torch.tensor([[[0, 2, 255], [2, 254, 252]], [[255, 255, 255], [254, 252, 255]]])
     first, second = truths(target, 3)
     assert first.classes.tolist() == [0, 2]
@@ -58,7 +59,7 @@ def test_truths_are_the_classes_that_an_image_shows():
     assert second.masks.shape == (0, 2, 3)
 
 
-def test_query_that_is_right_is_matched():
+def test_query_that_is_right_is_matched() -> None:
     target = torch.zeros(1, 32, 48, dtype=torch.long)
     target[:, :, 24:] = 1
     (truth,) = truths(target, 2)
@@ -72,7 +73,7 @@ def test_query_that_is_right_is_matched():
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 6e4])
-def test_matching_survives_values_that_are_not_finite(value):
+def test_matching_survives_values_that_are_not_finite(value: float) -> None:
     masks, logits, target = example(images=1)
     masks[0, 0], logits[0, 1] = value, value
     queries, chosen = match(masks[0], logits[0], truths(target, 4)[0], CONFIG)
@@ -80,7 +81,7 @@ def test_matching_survives_values_that_are_not_finite(value):
     assert not {0, 1} & set(queries.tolist()) or value == 6e4
 
 
-def test_image_without_masks_has_a_loss_of_zero():
+def test_image_without_masks_has_a_loss_of_zero() -> None:
     masks = torch.randn(0, 8, 12, requires_grad=True)
     bce, dice = mask_losses(masks, torch.zeros(0, 32, 48), 0, CONFIG)
     assert bce == dice == 0
@@ -91,7 +92,7 @@ def test_image_without_masks_has_a_loss_of_zero():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_large_logits_of_half_precision_give_finite_gradients(dtype):
+def test_large_logits_of_half_precision_give_finite_gradients(dtype: torch.dtype) -> None:
     _, _, target = example(images=1)
     (truth,) = truths(target, 4)
     masks = (torch.randn(4, 8, 12) * 1e4).to(dtype).requires_grad_()
@@ -100,7 +101,7 @@ def test_large_logits_of_half_precision_give_finite_gradients(dtype):
     assert bce.isfinite() and dice.isfinite() and masks.grad.isfinite().all()
 
 
-def test_missing_scipy_is_named(monkeypatch):
+def test_missing_scipy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     from anomseg_ros.errors import ConfigError

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 from anomseg_ros.training.rba_hinge import rba_hinge  # noqa: E402
 
 
-def test_loss_equals_the_formula():
+def test_loss_equals_the_formula() -> None:
     generator = np.random.default_rng(0)
     semantic = generator.normal(size=(2, 4, 5, 6)).astype(np.float32)  # below 0 as well, so that both hinges count
     target = generator.choice([0, 1, 2, 3, 254, 255], size=(2, 5, 6))
@@ -22,7 +22,7 @@ def test_loss_equals_the_formula():
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_target_is_taken_at_the_size_of_the_masks():
+def test_target_is_taken_at_the_size_of_the_masks() -> None:
     semantic = torch.zeros(1, 2, 2, 2)
     target = torch.zeros(1, 8, 8, dtype=torch.long)
     outliers = torch.zeros(1, 8, 8, dtype=torch.bool)
@@ -31,7 +31,7 @@ def test_target_is_taken_at_the_size_of_the_masks():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_frames_without_outliers_or_known_pixels_have_finite_gradients(dtype):
+def test_frames_without_outliers_or_known_pixels_have_finite_gradients(dtype: torch.dtype) -> None:
     semantic = (100 * torch.randn(1, 3, 4, 4)).to(dtype).requires_grad_()
     target = torch.full((1, 4, 4), 255)
     loss = rba_hinge(semantic, target, target == 254, 3, 5.0)

@@ -199,7 +199,7 @@ MASKS = {"width": 64, "depth": 2, "query_blocks": 1, "queries": 4}
 def test_encoder_of_a_mask_network_comes_from_a_pretrained_file_at_another_grid(tmp_path: Path) -> None:
     shapes = facebookresearch_dinov2(64, 2)
     torch.save({key: torch.rand(shape) for key, shape in shapes.items()}, tmp_path / "dinov2.pth")
-    changes = {"options": {**MASKS, "grid": [4, 6]}, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    changes: dict[str, Any] = {"options": {**MASKS, "grid": [4, 6]}, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     encoder = InitialConfig(checkpoint="given", part="encoder")
     network = start("eomt", 4, tmp_path / "dinov2.pth", **changes, initial=encoder)
     fresh = start("eomt", 4, **changes)
