@@ -52,8 +52,12 @@ def fitted_network(config: ExportConfig) -> SegmentationNetwork:
 
 
 def write_fitted_bundle(directory: Path) -> None:
-    """Write fitted_network as a bundle with every score: 64x128, class 19 is void."""
-    scores = tuple(sorted(PIXEL_SCORES, key=lambda name: not find_score(name).needs_void))
+    """Write fitted_network as a bundle with every pixel score that does not jump: 64x128, class 19 is void.
+
+    Scores of clusters are tested by themselves: on noise they are nearly constant, and each process would export them.
+    """
+    plain = (name for name in PIXEL_SCORES if not find_score(name).jumps)
+    scores = tuple(sorted(plain, key=lambda name: not find_score(name).needs_void))
     config = ExportConfig("tiny", 20, 19, height_px=64, width_px=128, scores=scores, temperature=1.5)
     export_network(fitted_network(config), "mide_net", config, directory, Provenance())
 

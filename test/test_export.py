@@ -129,7 +129,7 @@ def test_default_scores_and_classes() -> None:
         (ExportConfig("x", 20, 20), "void class 20 is not one of the outputs 0 to 19"),
         (ExportConfig("x", 20, 19, label_set="kitti"), "unknown label set 'kitti'"),
         (ExportConfig("x", 2, label_set="mine", known_classes=CAMVID[:1]), "label set 'mine' .* has 1 classes"),
-        (ExportConfig("x", 2, label_set="mine", known_classes=CAMVID[1:3]), "has other train ids than 0, 1, 2"),
+        (ExportConfig("x", 2, label_set="mine", known_classes=CAMVID[1:3]), "train ids in another order than 0, 1, 2"),
     ],
 )
 def test_invalid_classes_are_refused(config: ExportConfig, message: str) -> None:

@@ -66,6 +66,8 @@ def score_bar(scale: ScoreScale, name: str, width: int, threshold: float | None 
     row, margin = round(30 * size), round(24 * size)
     strip = _ground(round(3.6 * row), width)
     left, right, top = margin, width - margin, round(1.25 * row)
+    if right <= left:  # no room for a bar
+        return strip
     bar = color_map()[np.linspace(0, 255, right - left).round().astype(np.uint8)]
     strip[top : top + row, left:right] = bar[None]
     cv2.rectangle(strip, (left - 1, top - 1), (right, top + row), (120, 120, 120), 1)

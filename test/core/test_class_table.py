@@ -116,7 +116,7 @@ def test_label_sets_are_found_by_name_file_and_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("kitti", "unknown label set 'kitti'; known: camvid, cityscapes"),
+        ("kitti", "unknown label set 'kitti'; known: ade20k, camvid, cityscapes"),
         ("none.yaml", "label set 'none.yaml' does not exist; give a classes.yaml, or cityscapes or camvid"),
         ("FOLDER", "there is no .*classes.yaml"),
     ],
