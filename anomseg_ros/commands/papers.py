@@ -18,7 +18,8 @@ from anomseg_ros.commands.result_files import write_each
 from anomseg_ros.core.output_files import write_results
 from anomseg_ros.errors import ConfigError
 from anomseg_ros.evaluation.evaluate import Outcome, Request, evaluate
-from anomseg_ros.evaluation.results import Evaluation, Result, save_evaluation
+from anomseg_ros.evaluation.paper_tables import check_ids, papers, row_ids, tables_page
+from anomseg_ros.evaluation.results import Evaluation, Result, load_evaluation, save_evaluation
 from anomseg_ros.evaluation.workers import Workers
 from anomseg_ros.export import ExportConfig, export_checkpoint
 from anomseg_ros.scores import default_scores
@@ -78,9 +79,17 @@ MODELS = {
 
 def argument_parser() -> argparse.ArgumentParser:
     """Return the parser of `anomseg papers`."""
-    parser = options.parser("papers", "Measure the published checkpoints with the papers' protocol and write a table.")
-    parser.add_argument("--weights", required=True, type=Path, help="folder of the checkpoints")
-    parser.add_argument("--data", required=True, type=Path, help=f"folder with {', '.join(DATASETS.values())}")
+    parser = options.parser(
+        "papers",
+        "Measure the published checkpoints with the papers' protocol and write a table. Or write the tables of "
+        "the papers on large networks, with figures of ours beside them (--tables).",
+    )
+    parser.add_argument("--weights", type=Path, help="folder of the checkpoints")
+    parser.add_argument("--data", type=Path, help=f"folder with {', '.join(DATASETS.values())}")
+    tables_help = "write the tables of the large networks' papers (config/papers) to this file; measures nothing"
+    parser.add_argument("--tables", type=options.output_file, metavar="FILE", help=tables_help)
+    measured_help = f"with --tables: evaluation that stands for a row, one of {', '.join(row_ids(papers()))}"
+    parser.add_argument("--measured", nargs="+", default=[], metavar="ROW=JSON", help=measured_help)
     parser.add_argument("--output", type=options.output_file, default="benchmarks/papers.md", help="file to write")
     parser.add_argument(
         "--json", type=options.output_file, help="JSON file for all results, for anomseg compare and anomseg report"
@@ -93,6 +102,12 @@ def argument_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Export, evaluate and write the files; return 0 if every figure is within its tolerance, else 1."""
     args = argument_parser().parse_args(argv)
+    if args.tables is not None:
+        return _write_tables(args)
+    if args.measured:
+        raise ConfigError(f"--measured {args.measured[0]} needs --tables, the file to write")
+    if args.weights is None or args.data is None:
+        raise ConfigError("give --weights and --data to measure the published checkpoints, or --tables FILE")
     datasets = tuple(f"{name}={args.data / folder}" for name, folder in DATASETS.items())
     with tempfile.TemporaryDirectory(prefix="anomseg-papers-") as folder, ProgressLines() as lines:
         bundles = _export_all(args.weights, Path(folder), lines)
@@ -115,6 +130,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_each(*writes)
     Console(stderr=True).print(f"written to {args.output}", soft_wrap=True)
     return status
+
+
+def _write_tables(args: argparse.Namespace) -> int:
+    known = papers()
+    given = dict(_assignment(text) for text in args.measured)
+    check_ids(list(given), known)
+    measured = {name: load_evaluation(path) for name, path in given.items()}
+    write_results(args.tables, tables_page(known, measured))
+    Console(stderr=True).print(f"written to {args.tables}", soft_wrap=True)
+    return 0
+
+
+def _assignment(text: str) -> tuple[str, Path]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise ConfigError(f"--measured {text!r}: expected ROW=JSON, such as eomt=results.json")
+    return name, Path(path)
 
 
 @dataclass(frozen=True)

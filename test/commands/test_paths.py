@@ -45,7 +45,7 @@ INPUTS: dict[str, tuple[str, ...]] = {
         "MISSING --frames MISSING.mp4 --output out",
         "enet-camvid --frames . --output out --labels camvid=MISSING",
     ),
-    "papers": ("--weights MISSING --data MISSING --output out.md",),
+    "papers": ("--weights MISSING --data MISSING --output out.md", "--tables out.md --measured eomt=MISSING.json"),
     "report": ("MISSING.json",),
     "compare": ("MISSING.json MISSING.json",),
     "quantize": (f"{BUNDLE} --frames MISSING --output out", "MISSING --frames MISSING --output out"),
