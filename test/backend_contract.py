@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fitted_networks import PIXEL_SCORES
+from fitted_networks import BUNDLE_SCORES
 
 from anomseg_ros.backends import open_backend
 from anomseg_ros.backends.backend_options import BackendOptions
@@ -45,7 +45,7 @@ class BackendContract:
     def test_scores_are_in_the_ranges_valid_for_any_logits(self, bundle: Bundle, tensor: np.ndarray) -> None:
         # test_export.py has the logits and compares the scores with the reference.
         backend = self.open(bundle)
-        outputs = dict(zip(PIXEL_SCORES, backend.run(tensor, list(PIXEL_SCORES)), strict=True))
+        outputs = dict(zip(BUNDLE_SCORES, backend.run(tensor, list(BUNDLE_SCORES)), strict=True))
         assert ((outputs["void"] >= 0) & (outputs["void"] <= 1)).all()
         assert ((outputs["msp"] >= 0) & (outputs["msp"] < 1)).all()
         assert ((outputs["max_entropy"] >= 0) & (outputs["max_entropy"] <= np.log(19) + 1e-5)).all()
@@ -53,8 +53,8 @@ class BackendContract:
 
     def test_same_input_gives_the_same_output(self, bundle: Bundle, tensor: np.ndarray) -> None:
         backend = self.open(bundle)
-        first = backend.run(tensor, ["labels", *PIXEL_SCORES])
-        second = backend.run(tensor, ["labels", *PIXEL_SCORES])
+        first = backend.run(tensor, ["labels", *BUNDLE_SCORES])
+        second = backend.run(tensor, ["labels", *BUNDLE_SCORES])
         assert all((a == b).all() for a, b in zip(first, second, strict=True))
 
     def test_outputs_are_not_overwritten_by_the_next_frame(self, bundle: Bundle, tensor: np.ndarray) -> None:
@@ -96,7 +96,7 @@ class BackendContract:
         frame = np.random.default_rng(2).integers(0, 256, (75, 133, 3), dtype=np.uint8)
         at_network = detector.detect(frame)
         assert at_network.labels is not None and at_network.labels.shape == (64, 128)
-        assert set(at_network.scores) == set(PIXEL_SCORES)
+        assert set(at_network.scores) == set(BUNDLE_SCORES)
         assert at_network.network_ms > 0
         at_source = detector.detect(frame, ["void"], source_size=True)
         assert at_source.labels is not None and at_source.labels.shape == (75, 133)

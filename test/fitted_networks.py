@@ -18,6 +18,8 @@ from anomseg_ros.networks.torch_program import program_of, save_program
 from anomseg_ros.scores import SCORES, find_score, fitted_names, start_fits
 
 PIXEL_SCORES = tuple(name for name in SCORES if not find_score(name).needs_masks)
+BUNDLE_SCORES = tuple(name for name in PIXEL_SCORES if not find_score(name).jumps)
+"""Scores of the bundle of write_fitted_bundle."""
 """The scores that every network can have."""
 
 
@@ -56,8 +58,7 @@ def write_fitted_bundle(directory: Path) -> None:
 
     Scores of clusters are tested by themselves: on noise they are nearly constant, and each process would export them.
     """
-    plain = (name for name in PIXEL_SCORES if not find_score(name).jumps)
-    scores = tuple(sorted(plain, key=lambda name: not find_score(name).needs_void))
+    scores = tuple(sorted(BUNDLE_SCORES, key=lambda name: not find_score(name).needs_void))
     config = ExportConfig("tiny", 20, 19, height_px=64, width_px=128, scores=scores, temperature=1.5)
     export_network(fitted_network(config), "mide_net", config, directory, Provenance())
 

@@ -27,7 +27,7 @@ from anomseg_ros.export import (
 from anomseg_ros.networks import NETWORKS, build_network
 from anomseg_ros.networks.network import pixels_to_input
 from anomseg_ros.networks.score_head import ScoreHead
-from anomseg_ros.parity import check_parity
+from anomseg_ros.parity import JUMPING_SHARE, check_parity
 from anomseg_ros.scores import find_score
 
 SMALL = ExportConfig("small", 20, 19, height_px=64, width_px=128)
@@ -98,7 +98,10 @@ def test_strip_graph_equals_the_whole_graph(network: str, void_class: int | None
         same = cv2.dilate(ties, np.ones((2 * score.label_reach_px + 1,) * 2, np.uint8)) == 0
         tolerance = 1e-4 * (1.0 if fitted is None else score.steepness(fitted.tensors))
         kept = torch.from_numpy(same if score.label_reach_px else np.ones_like(same))
-        torch.testing.assert_close(after[0, kept], before[0, kept], atol=tolerance, rtol=1e-4)
+        if score.jumps:  # where a feature is as far from two centres, up to rounding
+            assert (~torch.isclose(after[0], before[0], atol=tolerance, rtol=1e-4)).float().mean() < JUMPING_SHARE
+        else:
+            torch.testing.assert_close(after[0, kept], before[0, kept], atol=tolerance, rtol=1e-4)
 
 
 def test_leaky_returns_an_equal_copy() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from fitted_networks import PIXEL_SCORES
+from fitted_networks import BUNDLE_SCORES
 from onnx import TensorProto, helper
 
 from anomseg_ros.backends.graph_outputs import keep_outputs
@@ -23,7 +23,7 @@ def test_keeping_all_outputs_changes_nothing(model: bytes) -> None:
     assert onnx.load_from_string(keep_outputs(model, {output.name for output in whole.graph.output})) == whole
 
 
-@pytest.mark.parametrize("name", ["labels", *PIXEL_SCORES])
+@pytest.mark.parametrize("name", ["labels", *BUNDLE_SCORES])
 def test_keeping_one_output_removes_nodes_but_not_values(model: bytes, name: str) -> None:
     cut = keep_outputs(model, {name})
     parsed = onnx.load_from_string(cut)

@@ -87,6 +87,7 @@ def test_plot_shows_accuracy_of_evaluation(tiny_bundle: Path, tmp_path: Path) ->
     words = ["evaluate", str(tiny_bundle), "--dataset", dataset, "--allow-partial", "--json", str(tmp_path / "e.json")]
     assert main(words) == 0
     files = [
+        "--published",
         "--json",
         str(tmp_path / "b.json"),
         "--plot",
