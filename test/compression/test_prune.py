@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 SIZE_PX = (64, 128)
 FRACTIONS = (0.1, 0.3, 0.5)
-NARROWABLE = [name for name in NETWORKS if name not in ("eomt", "espnetv2")]
+NARROWABLE = [name for name in NETWORKS if name not in ("eomt", "espnetv2", "intern_image")]
 
 
 @lru_cache(maxsize=1)
