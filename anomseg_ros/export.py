@@ -63,9 +63,8 @@ class ExportConfig:
     num_classes includes the void class. void_class: its output index, None without one. label_set: name of the known
     classes; known_classes: those of an own label set, in train-id order, None for the published ones of that name.
     target: "cpu" for a graph that works in strips (StripGraph), "gpu" for one that works on whole frames
-    (DetectorGraph). argmax: form of the labels in the ONNX graph, see networks/argmax_form.py. torch_program: also
-    write model.pt2, the program for the backend torch, which always works on whole frames. deform_conv: write ONNX's
-    DeformConv in place of grid sampling.
+    (DetectorGraph). argmax: form of the labels, see networks/argmax_form.py. torch_program: also write model.pt2, for
+    the backend torch, of whole frames. deform_conv: write ONNX's DeformConv in place of grid sampling.
     """
 
     name: str

@@ -166,11 +166,13 @@ def write_labelled(dataset: Dataset, folder: Path, drives: Sequence[str]) -> Non
 
 def steps(place: Place) -> list[Step]:
     """Return the commands of the page, in order."""
+    return [*drive_steps(place), *label_steps(place), *vehicle_steps(place)]
+
+
+def drive_steps(place: Place) -> list[Step]:
+    """Return what an unlabelled drive alone is enough for."""
     drive, path = place.path("drive"), place.path
     frames = ["--frames", drive]
-    own = path("runs") / "bundle"
-    changes = [word for change in (f"name={path('x').parent.name}", *place.training) for word in ("--set", change)]
-    trained = ["folder-bisenet_lite", "--data", path("my_road"), "--output", path("runs"), *changes]
     return [
         Step(
             "look at a few frames",
@@ -201,6 +203,16 @@ def steps(place: Place) -> list[Step]:
             lambda: adapted(path("adapted")),
             (0, 3),
         ),
+    ]
+
+
+def label_steps(place: Place) -> list[Step]:
+    """Return the way from labelled frames to a bundle with the drive's thresholds."""
+    path, own = place.path, place.path("runs") / "bundle"
+    frames = ["--frames", path("drive")]
+    changes = [word for change in (f"name={place.folder.name}", *place.training) for word in ("--set", change)]
+    trained = ["folder-bisenet_lite", "--data", path("my_road"), "--output", path("runs"), *changes]
+    return [
         Step(
             "import 20 labelled frames",
             ["datasets", "import", "colors", path("exported"), "--output", path("my_road")],
@@ -217,6 +229,14 @@ def steps(place: Place) -> list[Step]:
             ["calibrate", "threshold", own, *frames, "--fps", place.fps, "--output", path("mine")],
             lambda: "",
         ),
+    ]
+
+
+def vehicle_steps(place: Place) -> list[Step]:
+    """Return the way from the bundle to the node."""
+    drive, path = place.path("drive"), place.path
+    frames = ["--frames", drive]
+    return [
         Step(
             "quantize",
             ["quantize", path("mine"), *frames, "--output", path("mine-int8")],
