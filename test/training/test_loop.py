@@ -282,7 +282,13 @@ def test_synthetic_frames_need_no_folder(tmp_path: Path) -> None:
     config = tiny_config(
         tmp_path,
         "5:2",
-        data={"dataset": "synthetic", "train_split": "", "validation_split": "", "void": "outliers"},
+        data={
+            "dataset": "synthetic",
+            "validation_path": "6:2",
+            "train_split": "",
+            "validation_split": "",
+            "void": "outliers",
+        },
         run={"epochs": 1},
     )
     result = run(config, tmp_path / "out")
@@ -291,10 +297,10 @@ def test_synthetic_frames_need_no_folder(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_real_frames_are_learnt(shared_data: Path, tmp_path: Path) -> None:
-    """MiDE-Net learns to distinguish sky, road and trees from 24 frames of CamVid in 60 steps."""
+    """MiDE-Net learns to distinguish sky, road and trees from 60 frames of CamVid in 150 steps."""
     import os
 
-    for split, count in (("train", 24), ("val", 6)):
+    for split, count in (("train", 60), ("val", 12)):
         for folder in (split, f"{split}annot"):
             (tmp_path / "camvid" / folder).mkdir(parents=True)
             for path in sorted((shared_data / "CamVid" / folder).iterdir())[: count * 3 : 3]:
