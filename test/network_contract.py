@@ -6,6 +6,8 @@ inherits NetworkFigures and states the published figures of that network.
 
 from __future__ import annotations
 
+import copy
+from functools import cache
 from typing import ClassVar
 
 import numpy as np
@@ -51,6 +53,16 @@ def randomize(network: SegmentationNetwork, seed: int = 0) -> None:
             network(random_images(64, 96, batch=2, seed=seed + step))
 
 
+@cache
+def randomized(name: str, num_classes: int) -> SegmentationNetwork:
+    """Return a network with random weights, in evaluation mode; all callers get the same object."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = build_network(name, num_classes)
+    randomize(network)
+    return network.eval()
+
+
 def random_images(height_px: int, width_px: int, *, batch: int = 1, seed: int = 1) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(batch, 3, height_px, width_px, generator=generator)
@@ -71,12 +83,8 @@ class OneNetwork:
 
     @classmethod
     def built(cls) -> SegmentationNetwork:
-        """Return the same network each time."""
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            network = build_network(cls.name, cls.num_classes)
-        randomize(network)
-        return network.eval()
+        """Return the same network each time, for the caller to change."""
+        return copy.deepcopy(randomized(cls.name, cls.num_classes))
 
     @pytest.fixture
     def network(self) -> SegmentationNetwork:

@@ -141,6 +141,7 @@ def test_fitted_tensors_survive_quantizing(place: Path) -> None:
         assert any(one.shape == value.shape and (one == value).all() for one in kept)
 
 
+@pytest.mark.slow
 def test_unfitted_score_is_not_exported(place: Path, tmp_path: Path) -> None:
     for name in fitted_names():
         config = ExportConfig("x", CLASSES, label_set="camvid", scores=(name,), **SIZE)  # type: ignore[arg-type]
@@ -160,6 +161,7 @@ def rewritten(source: Path, target: Path, change: dict[str, torch.Tensor | None]
     return target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -182,6 +184,7 @@ def test_damaged_tensors_are_refused(
         export_checkpoint("mide_net", checkpoint, config, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_tensors_not_matching_description_are_refused(place: Path, tmp_path: Path) -> None:
     source = place / "fitted" / CHECKPOINT_FILE
     changes: tuple[dict[str, torch.Tensor | None], ...] = (
@@ -199,6 +202,7 @@ def test_tensors_not_matching_description_are_refused(place: Path, tmp_path: Pat
         load_bundle(damaged.parent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
@@ -221,6 +225,7 @@ def test_wrong_arguments_are_errors(
     assert sha256_of(place / "plain" / GRAPH_FILE) == before
 
 
+@pytest.mark.slow
 def test_bundle_without_checkpoint_is_an_error(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["calibrate", "score", str(place / "plain"), "--score", "sml", "--dataset", "camvid=absent"]
     assert main(words) == 1

@@ -33,6 +33,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 @pytest.mark.parametrize(
     ("words", "expected"),
@@ -49,6 +50,7 @@ def test_bash_completes(script: Path, words: list[str], expected: set[str]) -> N
     assert set(done.stdout.split()) == expected, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_bash_completes_paths(script: Path, tmp_path: Path) -> None:
     (tmp_path / "my-bundle").mkdir()

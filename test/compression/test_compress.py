@@ -40,6 +40,7 @@ def request_of(place: Path, output: Path, recipe: Recipe, **given: Any) -> Compr
     )
 
 
+@pytest.mark.slow
 def test_each_step_gets_its_own_settings(place: Path, tmp_path: Path) -> None:
     guard = Guard(datasets=("camvid=somewhere",), threads=1)
     request = request_of(
@@ -79,6 +80,7 @@ def test_pruning_and_quantizing_run_in_turn(place: Path, tmp_path: Path) -> None
     assert not request.pruning(PruneConfig(fraction=0.5)).overwrite
 
 
+@pytest.mark.slow
 def test_frames_are_checked_before_any_work(place: Path, tmp_path: Path) -> None:
     request = request_of(place, tmp_path / "out", Recipe("both", PRUNING, None, QuantizeStep(calibration_frames=4)))
     with pytest.raises(CompressionError, match="allow_few"):
@@ -86,6 +88,7 @@ def test_frames_are_checked_before_any_work(place: Path, tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_pruning_request_is_checked_before_any_work(place: Path, tmp_path: Path) -> None:
     request = request_of(place, tmp_path / "out", Recipe("one", PRUNING)).pruning(PRUNING)
     with pytest.raises(CheckpointError, match=r"holds no checkpoint\.safetensors; give the `checkpoint`"):

@@ -66,6 +66,7 @@ def test_program_of_torch_is_written_again_with_the_graph(exported: tuple[Bundle
     assert set(change_bundle(made, replace, tmp_path / "copy").contract.files) == {GRAPH_FILE, TORCH_FILE}
 
 
+@pytest.mark.slow
 def test_checkpoint_of_another_bundle_is_refused(exported: tuple[Bundle, Path], tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "other.safetensors", build_network("mide_net", 20).eval(), {})
     with pytest.raises(CheckpointError, match="is not what bundle 'small' was exported from"):

@@ -30,6 +30,7 @@ def request_of(place: Path, **given: Any) -> TuneRequest:
     return TuneRequest(place / "whole", TuneGoal(max_latency_ms=9), place / "out", **given)
 
 
+@pytest.mark.slow
 def test_frames_for_comparison_are_not_calibration_frames(place: Path) -> None:
     frames = Maker(request_of(place, frames=place / "frames")).unseen_frames()
     split = read_split(draw_split([str(place / "frames")], 16, 16))
@@ -38,6 +39,7 @@ def test_frames_for_comparison_are_not_calibration_frames(place: Path) -> None:
     assert Maker(request_of(place, frames=place / "frames", quantize=False)).unseen_frames() == []
 
 
+@pytest.mark.slow
 def test_total_counts_all_bundles_to_make(place: Path) -> None:
     weights = place / "whole.safetensors"
     asked = request_of(
@@ -47,6 +49,7 @@ def test_total_counts_all_bundles_to_make(place: Path) -> None:
     assert Maker(asked).total == 1 + 2 + 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "said"),
     [
