@@ -24,7 +24,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -94,6 +95,7 @@ class EoMT(StagedMaskNetwork):
         grid: Sequence[int] = (16, 32),
         cosine_scale: float | None = None,
         tiles: str = "none",
+        released_known: int = 0,
     ) -> None:
         """Build a fresh network.
 
@@ -106,6 +108,7 @@ class EoMT(StagedMaskNetwork):
             grid: rows and columns of patches that the position embeddings are learnt for.
             cosine_scale: s of a CosineHead; None for a linear classifier.
             tiles: "none" for whole images, "short_side" for square crops along the width.
+            released_known: of the predictions, see MaskPrediction; 0 for the inference of the paper.
 
         Raises:
             ConfigError: an option is out of range.
@@ -115,6 +118,7 @@ class EoMT(StagedMaskNetwork):
         self._options = {"width": width, "depth": depth, "query_blocks": query_blocks, "queries": queries}
         self.grid = int(grid[0]), int(grid[1])
         self.query_blocks, self.cosine_scale, self.tiles = query_blocks, cosine_scale, tiles
+        self.released_known = released_known
         self.patch_embed = nn.Conv2d(3, width, PATCH_PX, stride=PATCH_PX)
         self.pos_embed = nn.Parameter(torch.randn(1, self.grid[0] * self.grid[1], width))
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, width))
@@ -138,6 +142,7 @@ class EoMT(StagedMaskNetwork):
             "grid": list(self.grid),
             "cosine_scale": self.cosine_scale,
             "tiles": self.tiles,
+            "released_known": self.released_known,
         }
 
     def weights_of(self, source: SegmentationNetwork) -> dict[str, Tensor]:
@@ -196,13 +201,15 @@ class EoMT(StagedMaskNetwork):
         self, images: Tensor, padded: Tensor, tensors: Mapping[str, Tensor], features: Mapping[str, Tensor]
     ) -> Prediction:
         if tensors["class_logits"].shape[1] == self.q.num_embeddings:  # of whole images
-            return super()._prediction(images, padded, tensors, features)
+            whole = super()._prediction(images, padded, tensors, features)
+            return replace(cast(MaskPrediction, whole), released_known=self.released_known)
         return TiledMaskPrediction(
             size_px=(images.shape[2], images.shape[3]),
             padded_px=(padded.shape[2], padded.shape[3]),
             starts_px=self._crop_starts_px(padded),
             mask_logits=tensors["mask_logits"],
             class_logits=tensors["class_logits"],
+            released_known=self.released_known,
         )
 
     def _crop_starts_px(self, images: Tensor) -> tuple[int, ...]:

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anomseg_ros.errors import ConfigError
+
 LEAST_SCORE = 1e-8
 """Lower bound of a class's score per pixel before its logarithm is taken."""
 LEAST_MASK_LOGIT = -60.0
@@ -81,10 +83,22 @@ class PixelPrediction(Prediction):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class MaskPrediction(Prediction):
-    """mask_logits: float (N, Q, h, w), one mask per query; class_logits: float (N, Q, C + 1), the last "no object"."""
+    """mask_logits: float (N, Q, h, w), one mask per query; class_logits: float (N, Q, C + 1), the last "no object".
+
+    released_known: 0, or the number of known classes for the inference of the code of EoMT-LoRA-ArcFace, which differs
+    from its paper. Their probabilities are the softmax over them alone, and a mask counts where its sigmoid is at least
+    0.5. That code compares masks of its own stride; here they are enlarged first.
+    """
 
     mask_logits: Tensor
     class_logits: Tensor
+    released_known: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for another number of known classes than there can be."""
+        most = self.class_logits.shape[-1] - 1
+        if not 0 <= self.released_known <= most:
+            raise ConfigError(f"released_known is {self.released_known!r}; expected 0 to {most}, the number of classes")
 
     @property
     def maps(self) -> Tensor:
@@ -97,7 +111,11 @@ class MaskPrediction(Prediction):
         S_c = sum over queries of softmax(class)_c sigmoid(mask), without "no object": MaskFormer's semantic inference
         (section 3.4), as in Mask2Former and EoMT. Masks are enlarged before the sigmoid; otherwise labels change.
         """
-        return self._weighted_masks(self.class_logits.softmax(-1)[..., :-1], maps)
+        shares = self.class_logits.softmax(-1)[..., :-1]
+        if self.released_known:
+            known = self.class_logits[..., : self.released_known].softmax(-1)
+            shares = torch.cat((known, shares[..., self.released_known :]), -1)
+        return self._weighted_masks(shares, maps)
 
     def evidence(self, maps: Tensor) -> Tensor:
         """Return sums over queries of class logit times sigmoid(mask), (N, C, ...) per pixel of enlarged mask logits.
@@ -111,6 +129,8 @@ class MaskPrediction(Prediction):
         """Return sums (N, C, ...) of sigmoid(maps), maps (N, Q, ...), with weights (N, Q, C)."""
         # ONNX Runtime's Sigmoid is exact to 1e-7 only, too little for the logarithm of small scores.
         masks = 1.0 / (1.0 + torch.exp(-maps))
+        if self.released_known:
+            masks = torch.where(maps < 0, torch.zeros_like(masks), masks)
         sums = weights.transpose(1, 2) @ masks.flatten(2)
         return sums.reshape(len(sums), -1, *maps.shape[2:])
 

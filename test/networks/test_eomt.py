@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from network_contract import NetworkFigures, random_images
 
+from anomseg_ros.backends import open_detector
 from anomseg_ros.errors import CheckpointError, ConfigError
+from anomseg_ros.export import ExportConfig, export_checkpoint
 from anomseg_ros.networks.checkpoints import load_checkpoint, save_checkpoint
 from anomseg_ros.networks.counting import count_parameters
 from anomseg_ros.networks.eomt import SIZES, EoMT
+from anomseg_ros.networks.network import pixels_to_input
 from anomseg_ros.networks.prediction import MaskPrediction, TiledMaskPrediction
 from anomseg_ros.networks.vision_transformer import resampled_patches, resampled_positions
 
@@ -113,6 +117,28 @@ def test_logits_of_cosines_depend_on_directions_alone(tmp_path):
     assert load_checkpoint(tmp_path / "cosines.safetensors", "eomt", 3).cosine_scale == 30.0
     with pytest.raises(CheckpointError, match="for 3 classes, not 4"):
         load_checkpoint(tmp_path / "cosines.safetensors", "eomt", 4)
+
+
+def test_more_known_classes_than_classes_are_refused():
+    with pytest.raises(ConfigError, match="released_known is 4; expected 0 to 3, the number of classes"):
+        EoMT(3, released_known=4)(random_images(32, 32))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tiles", ["none", "short_side"])
+def test_released_inference_is_exported(tiles, tmp_path):
+    torch.manual_seed(1)
+    network = EoMT(20, queries=5, grid=(4, 8), tiles=tiles, released_known=19).eval()
+    save_checkpoint(tmp_path / "released.safetensors", network, {})
+    scores = ("mask_msp", "mask_max_logit", "mask_void")
+    config = ExportConfig("released", 20, 19, height_px=64, width_px=128, scores=scores)
+    bundle, parity = export_checkpoint("eomt", tmp_path / "released.safetensors", config, tmp_path / "bundle")
+    assert parity.max_score_difference <= 1e-4
+    frame = np.random.default_rng(0).integers(0, 256, (64, 128, 3), np.uint8)
+    with torch.no_grad():
+        semantic = network(pixels_to_input(torch.from_numpy(frame[None]))).exp()
+    found = open_detector(bundle).detect(frame).scores["mask_msp"]
+    np.testing.assert_allclose(found, 1 - semantic[0, :19].amax(0).numpy(), atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(32, 80), (32, 64), (30, 77)])

@@ -42,6 +42,20 @@ def test_mask_logits_equal_the_formula() -> None:
     assert prediction.pixel_logits().shape == (2, 3, 30, 45)
 
 
+def test_released_inference_equals_its_formula() -> None:
+    """As evaluated by the code of EoMT-LoRA-ArcFace: two known classes, one for anomalies, "no object"."""
+    prediction = replace(mask_prediction(images=2), released_known=2)
+    enlarged = prediction.enlarge(prediction.maps)
+    masks, classes = 1 / (1 + np.exp(-enlarged.double().numpy())), np.exp(prediction.class_logits.double().numpy())
+    masks = np.where(masks < 0.5, 0, masks)
+    known, anomaly = classes[..., :2] / classes[..., :2].sum(2, keepdims=True), classes / classes.sum(2, keepdims=True)
+    shares = np.concatenate([known, anomaly[..., 2:3]], 2)
+    assert prediction.semantic(enlarged).numpy() == pytest.approx(np.einsum("nqk,nqhw->nkhw", shares, masks), abs=1e-5)
+    logits = prediction.class_logits[..., :3].double().numpy()
+    expected = np.einsum("nqk,nqhw->nkhw", logits, masks)
+    assert prediction.pixel_evidence().numpy() == pytest.approx(expected, abs=1e-4)
+
+
 def test_pixels_without_a_query_have_finite_logits_and_gradients() -> None:
     prediction = mask_prediction()
     masks = torch.full_like(prediction.mask_logits, -1e4).requires_grad_()
