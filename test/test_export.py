@@ -195,6 +195,15 @@ def test_a_few_ties_of_max_unpooling_on_noise_are_no_wrong_graph(
         check_parity(bundle, network, [frame])
 
 
+def test_pixels_that_rounding_decides_are_counted_by_the_network_itself() -> None:
+    torch.manual_seed(0)
+    network = build_network("enet", 20).eval()
+    flat = torch.full((1, 3, 64, 128), 0.3)  # all values around a maximum are equal up to rounding
+    share = parity.rounded_share(network, flat)
+    assert parity.rounded_share(network, torch.rand(1, 3, 64, 128)) < parity.UNPOOLING_NOISE_SHARE < share < 0.2
+    assert next(network.parameters()).dtype == torch.float32
+
+
 def test_pixels_to_input_scales_and_transposes() -> None:
     image = torch.arange(24, dtype=torch.uint8).reshape(1, 2, 4, 3)
     assert torch.equal(
