@@ -98,7 +98,9 @@ class AdaptRequest:
     def split(self) -> Split:
         """What each frame of the drive is for."""
         rest, held_back = split_blocks(len(self.drive))
-        return Split(*without_blocks(rest, THRESHOLD_PART), held_back)
+        # The last block of a short drive lies at its end. One in the middle would have frames on both sides of those
+        # held back, each next to frames that are learned from, and those of a street resemble each other.
+        return Split(*without_blocks(rest, THRESHOLD_PART, THRESHOLD_PART - 1), held_back)
 
     @property
     def labelled_frames(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -117,15 +117,18 @@ def split_blocks(count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
             f"the drive has {count} frames; thresholds need at least {MIN_FRAMES}, and hundreds are better: give a "
             "longer drive, or several"
         )
-    return without_blocks(range(count), 3)
+    return without_blocks(range(count), 3, 1)
 
 
-def without_blocks(indices: Sequence[int], parts: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the indices without every `parts`-th block of consecutive ones, and those of these blocks."""
+def without_blocks(indices: Sequence[int], parts: int, number: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the indices without block `number` of every `parts` blocks of consecutive ones, and those of these blocks.
+
+    number: from 0 to parts - 1.
+    """
     count = len(indices)
     blocks = parts * max(1, min(MAX_HELD_BACK_BLOCKS, count // (parts * BLOCK_FRAMES)))
-    edges = [round(count * number / blocks) for number in range(blocks + 1)]
-    taken = {place for number in range(parts // 2, blocks, parts) for place in range(edges[number], edges[number + 1])}
+    edges = [round(count * block / blocks) for block in range(blocks + 1)]
+    taken = {place for block in range(number, blocks, parts) for place in range(edges[block], edges[block + 1])}
     rest = tuple(index for place, index in enumerate(indices) if place not in taken)
     return rest, tuple(indices[place] for place in sorted(taken))
 
