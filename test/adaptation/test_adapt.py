@@ -80,11 +80,11 @@ def test_the_bundle_says_where_it_comes_from(whole: tuple[AdaptRequest, Adapted,
     assert (
         adaptation["parent"] == {"name": "given", "sha256": given.program_sha256} and adaptation["chosen"] == "self-1"
     )
-    assert adaptation["frames"] == {"adapted": 12, "thresholds": 2, "held_back": 7} and FRAMES == 21
+    assert adaptation["frames"] == {"adapted": 11, "thresholds": 3, "held_back": 7} and FRAMES == 21
     assert [stage["name"] for stage in adaptation["stages"]] == ["given", "bn", "self-1"]
     assert not any("bundle" in stage for stage in adaptation["stages"])
     assert set(contract.thresholds) == {"void", "msp"}
-    assert contract.thresholds["void"].calibrated_on == "unlabelled drive street (2 frames, 7 held back)"
+    assert contract.thresholds["void"].calibrated_on == "unlabelled drive street (3 frames, 7 held back)"
     picture = cv2.imread(str(request.output / "adapted.jpg"))
     assert picture is not None and picture.shape == (4 * 240 + 3 * 4, 2 * 480 + 4, 3)
     assert not request.work.exists() and request.bundle.contract == load_bundle(request.bundle.directory).contract
