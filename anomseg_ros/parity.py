@@ -28,9 +28,9 @@ from anomseg_ros.scores.score import FeatureMaps
 RELATIVE_TOLERANCE = 5e-5
 TYPICAL_LOGIT = 20.0
 # Max-unpooling puts a value at the position of a maximum. Among pixels that are equal up to rounding, this position is
-# arbitrary, so a few outputs near flat regions differ: at most 0.24 % in ENet on real frames, 0.011 % on noise.
+# arbitrary, so a few outputs differ: at most 0.24 % in ENet on real frames, and on noise 0.011 % in the published ENet,
+# 0.3 % in those that were adapted to a drive. A wrong graph differs in most of the pixels.
 UNPOOLING_SHARE = 0.005
-UNPOOLING_NOISE_SHARE = 0.0005
 # Scores of clusters jump where a feature is nearly as far from two centres.
 JUMPING_SHARE = 0.01
 
@@ -52,17 +52,14 @@ def check_parity(bundle: Bundle, network: SegmentationNetwork, frames: Sequence[
 
     A score may differ by 1e-3, or by 5e-5 of the largest logit if that is more, times its steepness. One that jumps may
     differ more in JUMPING_SHARE of the pixels, and is left out of the largest difference. A label may differ only where
-    the two largest logits are that close. Networks with max-unpooling may differ more in UNPOOLING_SHARE of the pixels;
-    on the first frame, which should be noise, in UNPOOLING_NOISE_SHARE, unless weights were pruned to zero, since then
-    many values are equal. Raises ExportError with the output and the frame.
+    the two largest logits are that close. Networks with max-unpooling may differ more in UNPOOLING_SHARE of the pixels.
+    Raises ExportError with the output and the frame.
     """
     backends = _open_programs(bundle)
-    has_zero_weights = any(bool((weight == 0).any()) for weight in network.parameters() if weight.dim() == 4)
     features = ScoreHead(network, bundle.contract.score_names, bundle.contract.void_class, 1.0).features
     max_difference, different_labels, pixels = 0.0, dict.fromkeys(backends, 0), 0
+    ignored_share = UNPOOLING_SHARE if network.max_unpooling else 0.0
     for index, frame in enumerate(frames):
-        few = UNPOOLING_SHARE if index or has_zero_weights else UNPOOLING_NOISE_SHARE
-        ignored_share = few if network.max_unpooling else 0.0
         tensor = tensor_from_frame(frame, bundle.contract.input)
         with torch.inference_mode():
             prediction = network.predict(pixels_to_input(torch.from_numpy(tensor.copy())), features)

@@ -16,6 +16,7 @@ import numpy as np
 import yaml
 
 from anomseg_ros.cli import main as anomseg
+from anomseg_ros.commands.adapt import NOT_BETTER
 from anomseg_ros.core.bundle import CONTRACT_FILE, load_bundle
 from anomseg_ros.evaluation.results import load_evaluation
 
@@ -168,6 +169,21 @@ class Calibrate(Quantize):
         assert load_bundle(place.output).contract.score_names, "the bundle is missing"
 
 
+class Adapt(Quantize):
+    """A bundle whose norms follow a drive. What is done lies beside the output until that is in place."""
+
+    module = "anomseg_ros.commands.adapt"
+
+    def words(self, place: Place) -> list[str]:
+        words = ["adapt", str(place.inputs / "bundle"), "--frames", str(place.inputs / "drive"), "--threads", "1"]
+        words += ["--checkpoint", str(place.inputs / "checkpoint.safetensors"), "--stages", "bn", "--min-alarm-px", "4"]
+        return [*words, "--output", str(place.output), "--overwrite"]
+
+    def run(self, place: Place) -> int:
+        status = super().run(place)
+        return 0 if status == NOT_BETTER else status
+
+
 COMMANDS: dict[str, Command] = {
     "train": Train(),
     "evaluate": Evaluate(),
@@ -175,6 +191,7 @@ COMMANDS: dict[str, Command] = {
     "quantize": Quantize(),
     "export": Export(),
     "calibrate": Calibrate(),
+    "adapt": Adapt(),
 }
 
 
@@ -201,7 +218,7 @@ def without_times(plain: Any) -> Any:
 
 
 def make_inputs(folder: Path) -> None:
-    """Write a checkpoint and its bundle, frames, a labelled bag, labelled frames and a training configuration."""
+    """Write a checkpoint and its bundle, frames, a drive, a labelled bag, labelled frames, a training configuration."""
     import torch
 
     from anomseg_ros.bags.write import BagWriter, write_labelled_frames
@@ -221,6 +238,9 @@ def make_inputs(folder: Path) -> None:
     frames = list(SyntheticSequence(7, scenes).frames(8))
     for number, frame in enumerate(frames):
         cv2.imwrite(str(folder / "frames" / f"{number}.png"), frame.image[:, :, ::-1])
+    (folder / "drive").mkdir()
+    for number, frame in enumerate(SyntheticSequence(8, SyntheticConfig(width_px=128, height_px=64)).frames(20)):
+        cv2.imwrite(str(folder / "drive" / f"{number:02d}.png"), frame.image[:, :, ::-1])
     with BagWriter(folder / "bag") as bag:
         write_labelled_frames(bag, frames, 10.0, 100.0)
     _write_training(folder)

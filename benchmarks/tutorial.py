@@ -1,7 +1,8 @@
 """Plays a newcomer with a drive and twenty labelled frames, and writes times and figures into docs/tutorial.md.
 
-The commands are those of the page. The drive is two clips of cityscapes_clips in ANOMSEG_DATA, without their labels.
-Twenty frames of the other clips, whose labels are painted in five classes, stand for what somebody labels by hand.
+The commands are those of the page. The drive is two clips of cityscapes_clips in ANOMSEG_DATA, without labels. The
+ego mask is drawn by hand. Twenty frames of the other clips, whose labels are painted in five classes, stand for what
+somebody labels by hand.
 `--small` plays the same on drawn frames with a small network; it takes two minutes, and its figures mean nothing.
 """
 
@@ -34,6 +35,11 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "tutorial.md"
 BEGIN, END = "<!-- figures: benchmarks/tutorial.py -->", "<!-- end of the figures -->"
 DRIVE_CLIPS = ("seq0000", "seq0003")
 """Clips of 30 frames at 17 Hz."""
+BONNET = (
+    *((280, 1023), (600, 980), (816, 955), (1095, 932), (1085, 890), (1100, 850), (1136, 834)),
+    *((1176, 834), (1208, 850), (1222, 900), (1205, 930), (1660, 965), (2030, 1023)),
+)
+"""Bonnet and star in these clips: x and y of the corners of a polygon, pixels of 2048x1024."""
 LABELLED_CLIPS = ("aachen_000001", "aachen_000002", "aachen_000004", "aachen_000005")
 LABELLED = 20
 CLASSES = {
@@ -70,7 +76,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the newcomer works: drive/ has the frames, exported/ the labelled ones.
+    """Where the newcomer works: drive/ has the frames, ego.png the ego mask, exported/ the labelled frames.
 
     bundle: to start from. fps: of the drive. training: changes of the recipe for one's own classes. adapt_options: of
     `anomseg adapt`.
@@ -117,6 +123,7 @@ def real_place(folder: Path) -> Place:
         for clip in DRIVE_CLIPS:
             for picture in image_files(clips / "images" / clip):
                 shutil.copy(picture, place.path("drive") / f"{clip}_{picture.name}")
+    write_ego_mask(place, BONNET, 2048, 1024)
     write_labelled(open_dataset("cityscapes", str(clips), "train"), place.path("exported"), LABELLED_CLIPS)
     return place
 
@@ -129,6 +136,7 @@ def small_place(folder: Path) -> Place:
         for frame in SyntheticSequence(20).frames(40):
             image = cv2.resize(frame.image, (256, 128), interpolation=cv2.INTER_AREA)
             cv2.imwrite(str(place.path("drive") / f"{frame.index:03d}.png"), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    write_ego_mask(place, ((64, 127), (80, 120), (176, 120), (192, 127)), 256, 128)
     write_labelled(open_dataset("synthetic", f"20:{LABELLED}"), place.path("exported"), ("",))
     if not place.path("start").exists():
         write_small_bundle(place)
@@ -142,6 +150,13 @@ def write_small_bundle(place: Place) -> None:
     config = ExportConfig("start", 20, 19, height_px=64, width_px=128)
     bundle, _ = export_checkpoint("mide_net", checkpoint, config, place.path("start"))
     shutil.copy(checkpoint, bundle.directory / "checkpoint.safetensors")
+
+
+def write_ego_mask(place: Place, corners: Sequence[tuple[int, int]], width_px: int, height_px: int) -> None:
+    """Write ego.png: white inside a polygon, given by its corners x and y."""
+    mask = np.zeros((height_px, width_px), np.uint8)
+    cv2.fillPoly(mask, [np.array(corners, np.int32)], 255)
+    cv2.imwrite(str(place.path("ego.png")), mask)
 
 
 def write_labelled(dataset: Dataset, folder: Path, drives: Sequence[str]) -> None:
@@ -172,7 +187,7 @@ def steps(place: Place) -> list[Step]:
 def drive_steps(place: Place) -> list[Step]:
     """Return what an unlabelled drive alone is enough for."""
     drive, path = place.path("drive"), place.path
-    frames = ["--frames", drive]
+    frames = ["--frames", drive, "--ego-mask", path("ego.png")]
     return [
         Step(
             "look at a few frames",
@@ -209,7 +224,7 @@ def drive_steps(place: Place) -> list[Step]:
 def label_steps(place: Place) -> list[Step]:
     """Return the way from labelled frames to a bundle with the drive's thresholds."""
     path, own = place.path, place.path("runs") / "bundle"
-    frames = ["--frames", path("drive")]
+    frames = ["--frames", path("drive"), "--ego-mask", path("ego.png")]
     changes = [word for change in (f"name={place.folder.name}", *place.training) for word in ("--set", change)]
     trained = ["folder-bisenet_lite", "--data", path("my_road"), "--output", path("runs"), *changes]
     return [
@@ -254,6 +269,8 @@ def vehicle_steps(place: Place) -> list[Step]:
                 "evaluate",
                 path("mine-int8"),
                 path("bag"),
+                "--ego-mask",
+                path("ego.png"),
                 "--live",
                 "--json",
                 path("drive.json"),

@@ -185,12 +185,12 @@ def test_a_few_ties_of_max_unpooling_on_noise_are_no_wrong_graph(
     frame = np.random.default_rng(0).integers(0, 256, (contract.input.height_px, contract.input.width_px, 3), np.uint8)
     network = build_network(contract.network, len(contract.classes)).eval()  # other weights: everything differs
     fit_on_noise(network, ExportConfig("x", len(contract.classes), contract.void_class, scores=contract.score_names))
-    monkeypatch.setattr(parity, "UNPOOLING_NOISE_SHARE", 1.0)
+    monkeypatch.setattr(parity, "UNPOOLING_SHARE", 1.0)
     with pytest.raises(ExportError, match="the exported graph is wrong"):
         check_parity(bundle, network, [frame])
     monkeypatch.setattr(type(network), "max_unpooling", True)
     assert check_parity(bundle, network, [frame]).label_disagreement > 0.01
-    monkeypatch.setattr(parity, "UNPOOLING_NOISE_SHARE", 0.0005)
+    monkeypatch.setattr(parity, "UNPOOLING_SHARE", 0.005)
     with pytest.raises(ExportError, match="the exported graph is wrong"):
         check_parity(bundle, network, [frame])
 

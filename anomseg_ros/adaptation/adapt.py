@@ -2,7 +2,8 @@
 
     given --bn--> norms follow the drive --self--> trained on the drive's own labels, objects pasted as void --> output
 
-Two thirds of the drive are adapted on. On the other third each stage is judged (judge.py).
+Each stage is judged on a third of the drive, which is held back (judge.py). A fifth of the rest is for the thresholds,
+and stages learn from what remains.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class _Run:
         self.network = require_adaptable(request, checkpoint)
         self.facts = request.facts(checkpoint)
         self.work = WorkFolder(request.work, self.facts, request.overwrite)
-        self.used, self.held_back = request.split
+        self.split = request.split
         self.wanted: int | None = None
 
     def names(self) -> list[str]:
@@ -124,7 +125,7 @@ class _Run:
     def norms(self, best: Stage) -> tuple[SegmentationNetwork, dict[str, Any]]:
         """Return the best network with norms that follow the drive."""
         config, spec = self.request.level.norms, self.request.bundle.contract.input
-        frames = InputFrames(self.request.drive, self.used, spec)
+        frames = InputFrames(self.request.drive, self.split.adapted, spec)
         network = adapt_norms(self.load(best), frames, config, self.request.seed, self.reports.progress)
         return network, {"kept_statistics": round(config.kept, 4), "size_px": [spec.height_px, spec.width_px]}
 
@@ -144,7 +145,7 @@ class _Run:
     def labelled(self, folder: Path, best: Stage, network: SegmentationNetwork) -> tuple[Frames, Summary]:
         """Return the frames to train on: those of the drive with the network's labels, and the labelled ones."""
         request, level, contract = self.request, self.request.level, self.request.bundle.contract
-        indices = spread(self.used, level.frames)
+        indices = spread(self.split.adapted, level.frames)
         networks = [network, *([request.teacher.load()] if request.teacher else [])]
         on_drive = request.drive_request(load_bundle(best.bundle))
         threshold, progress = best.drive_threshold, self.reports.progress
@@ -180,18 +181,18 @@ class _Run:
 
     def judged(self, name: str, bundle: Bundle, best: Stage | None, facts: Mapping[str, Any]) -> Stage:
         """Measure a stage's bundle on the frames held back; it is kept if it is better than the best one before."""
-        request, progress = self.request, self.reports.progress
+        request, progress, held_back = self.request, self.reports.progress, self.split.held_back
         on_drive = request.drive_request(bundle)
-        found = calibrate_on_drive(on_drive, progress)
+        found = calibrate_on_drive(on_drive, progress, None if best is None else self.split.thresholds)
         (rate,) = found.rates
         pasted = pasted_drive(request.drive, request.objects, request.seed + OBJECT_SEED)
-        seen = see_objects(on_drive, pasted, self.held_back, progress)
+        seen = see_objects(on_drive, pasted, held_back, progress)
         wanted = self.wanted or wanted_objects(seen, rate.change.threshold)
         checked = found.checked[on_drive.scores[0]]
-        figures = count_alarms(on_drive, self.held_back, checked, seen, wanted, progress)
+        figures = count_alarms(on_drive, held_back, checked, seen, wanted, progress)
         agreement, miou = 1.0, None
         if best is not None:
-            agreement = label_agreement(request.bundle, bundle, request.drive, self.held_back, on_drive.options)
+            agreement = label_agreement(request.bundle, bundle, request.drive, held_back, on_drive.options)
         if request.labels is not None:
             miou = labelled_miou(bundle, request.labels, request.labelled_frames[1], on_drive.options)
         kept = best is None or (figures.is_better_than(best.figures) and agreement >= LEAST_AGREEMENT)

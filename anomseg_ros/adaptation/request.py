@@ -21,11 +21,15 @@ from anomseg_ros.datasets.dataset import Dataset
 from anomseg_ros.datasets.unlabelled_drive import UnlabelledDrive
 from anomseg_ros.errors import BundleError, CheckpointError, ConfigError, unknown_name
 from anomseg_ros.evaluation.drive import MIN_ALARM_PX
-from anomseg_ros.evaluation.drive_thresholds import DriveRequest, split_blocks
+from anomseg_ros.evaluation.drive_thresholds import DriveRequest, split_blocks, without_blocks
 from anomseg_ros.outliers.mixture import open_objects
 
 NORMS, SELF = STAGES = ("bn", "self")
 """Stages in their order: statistics of the norms, then self-training."""
+
+
+THRESHOLD_PART = 5
+"""One block of so many that are not held back is for the thresholds."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,19 @@ LEVELS: Mapping[str, Level] = {
     "quick": Level(),
     "full": Level(labels=SelfLabelConfig(scales=(0.75, 1.0, 1.25)), training=TrainingConfig(400), rounds=2, frames=160),
 }
+
+
+@dataclass(frozen=True)
+class Split:
+    """The frames of a drive, by what they are for.
+
+    adapted: stages learn from them. thresholds: those of an adapted bundle come from them. A network is surer of frames
+    that it has learned from, so thresholds of such frames are too low. held_back: they judge the stages.
+    """
+
+    adapted: tuple[int, ...]
+    thresholds: tuple[int, ...]
+    held_back: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -78,9 +95,12 @@ class AdaptRequest:
         return self.output.with_name(f"{self.output.name}.adapt")
 
     @property
-    def split(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The frames to adapt on, and those held back."""
-        return split_blocks(len(self.drive))
+    def split(self) -> Split:
+        """What each frame of the drive is for."""
+        rest, held_back = split_blocks(len(self.drive))
+        # The last block of a short drive lies at its end. One in the middle would have frames on both sides of those
+        # held back, each next to frames that are learned from, and those of a street resemble each other.
+        return Split(*without_blocks(rest, THRESHOLD_PART, THRESHOLD_PART - 1), held_back)
 
     @property
     def labelled_frames(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -132,6 +152,7 @@ class AdaptRequest:
             "target_fpr": self.target_fpr,
             "min_alarm_px": self.min_alarm_px,
             "seed": self.seed,
+            "frames": {name: len(indices) for name, indices in vars(self.split).items()},
         }
 
     def _check_bundle(self) -> None:

@@ -78,15 +78,15 @@ def _finished(
 ) -> Contract:
     """Return the contract with thresholds of the drive, provenance and what was measured."""
     contract, given = bundle.contract, request.bundle.contract
-    found = calibrate_on_drive(request.drive_request(bundle, contract.score_names), progress)
+    on_drive = request.drive_request(bundle, contract.score_names)
+    found = calibrate_on_drive(on_drive, progress, None if chosen.name == GIVEN else request.split.thresholds)
     names = ", ".join(request.drive.input_names)
     calibrated_on = f"unlabelled drive {names} ({found.used} frames, {found.held_back} held back)"
     contract = with_thresholds(replace(contract, thresholds={}), found.changes, calibrated_on)
     adaptation = {
         "parent": {"name": given.name, "sha256": given.program_sha256},
         "chosen": chosen.name,
-        "frames": {"used": found.used, "held_back": found.held_back},
-        **{key: facts[key] for key in ("drive", "level", "objects", "target_fpr", "seed")},
+        **{key: facts[key] for key in ("frames", "drive", "level", "objects", "target_fpr", "seed")},
         "stages": [_plain(stage) for stage in stages],
     }
     provenance = replace(contract.provenance, command=request.command)
@@ -108,5 +108,5 @@ def _drawn(request: AdaptRequest, given: Stage, chosen: Stage, folder: Path) -> 
     """Write the picture of frames before and after, at equal detection; return its file."""
     sides = [(request.drive_request(load_bundle(one.bundle)), one.figures.threshold) for one in (given, chosen)]
     path = folder / PICTURE_FILE
-    path.write_bytes(before_and_after(sides, request.split[1]))
+    path.write_bytes(before_and_after(sides, request.split.held_back))
     return path

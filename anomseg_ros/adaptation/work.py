@@ -23,10 +23,10 @@ GIVEN = "given"
 class Stage:
     """What was measured of a stage's bundle on the frames held back.
 
-    name: "given", "bn", "self-1", … bundle: its folder. drive_threshold: for target_fpr, from the frames adapted on.
-    held_back_fpr: the rate above it on those held back. agreement: share of the pixels that the given bundle is
-    confident of, whose class is the same. miou: on labels held back, None without any. kept: whether later stages and
-    the result build on it. facts: about its making.
+    name: "given", "bn", "self-1", … bundle: its folder. drive_threshold: for target_fpr, from frames that the stage has
+    not learned from. held_back_fpr: the rate above it on those held back. agreement: share of the pixels that the given
+    bundle is confident of, whose class is the same. miou: on labels held back, None without any. kept: whether later
+    stages and the result build on it. facts: about its making.
     """
 
     name: str

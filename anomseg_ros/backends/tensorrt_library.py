@@ -46,7 +46,7 @@ NO_DRIVER = (
 _loggers: dict[ModuleType, Any] = {}
 _making_loggers = threading.Lock()
 
-_EXPORT_AGAIN = "export the bundle again, with --target gpu"
+_EXPORT_AGAIN = "export the bundle again, with --processor gpu"
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
 
 
@@ -231,7 +231,8 @@ def _refusal(parser: Any, errors: list[str]) -> str:
         return f"cannot parse the graph: {words}; {_EXPORT_AGAIN}"
     operator = getattr(error, "node_operator", str)()
     node = getattr(error, "node_name", str)() or f"number {error.node()}"
-    remedy = "quantize with --target tensorrt" if operator in _QUANTIZED else "export the checkpoint with --target gpu"
+    again = "export the checkpoint with --processor gpu"
+    remedy = "quantize with --target tensorrt" if operator in _QUANTIZED else again
     return f"refuses node {node!r} ({operator or 'unknown operator'}): {words}; {remedy}"
 
 

@@ -149,14 +149,15 @@ def find_teacher(network: str, checkpoint: Path, outputs: int) -> Teacher:
 
 
 def _plan(request: AdaptRequest) -> str:
-    used, held_back = request.split
-    level = request.level
+    split = request.split
+    level, trained = request.level, min(len(split.adapted), request.level.frames)
     stages = {
         "bn": f"bn: {level.norms.steps} batches of {level.norms.batch_size} frames",
-        "self": f"self: {level.rounds} x {level.training.steps} steps on {min(len(used), level.frames)} frames",
+        "self": f"self: {level.rounds} x {level.training.steps} steps on {trained} frames",
     }
     return (
-        f"{request.bundle.contract.name} would be adapted on {len(used)} frames, judged on {len(held_back)} held back; "
+        f"{request.bundle.contract.name} would be adapted on {len(split.adapted)} frames, with thresholds of "
+        f"{len(split.thresholds)} others, and judged on {len(split.held_back)} held back; "
         f"{'; '.join(stages[one] for one in request.stages)}; output {request.output}"
     )
 

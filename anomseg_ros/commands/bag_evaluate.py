@@ -27,6 +27,7 @@ from anomseg_ros.core.bundle import CONTRACT_FILE, Bundle, load_bundle
 from anomseg_ros.core.class_table import LABEL_SET_HELP
 from anomseg_ros.core.delivered import losses
 from anomseg_ros.core.detector import Detector
+from anomseg_ros.core.ego_mask import read_ego_mask
 from anomseg_ros.core.resources import find_bundle, shipped_bundles
 from anomseg_ros.core.temporal_filter import FILTERS, NO_FILTER, UNFILTERED, FilterSpec
 from anomseg_ros.datasets.bag import BagDataset
@@ -113,6 +114,8 @@ def _add_bag_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--labels-topic", help=f"semantic ground truth (default: ground_truth/labels {namespace})")
     label_set_help = f"classes of the semantic labels (default: as stated in the bag): {LABEL_SET_HELP}"
     group.add_argument("--label-set", help=label_set_help)
+    ego_help = "image, non-zero where the camera sees its own vehicle; these pixels do not count"
+    group.add_argument("--ego-mask", type=Path, metavar="FILE", help=ego_help)
     drive = parser.add_argument_group("alarms and detections")
     target_help = "false-positive rate that selects a threshold from the bundle"
     drive.add_argument("--target-fpr", type=options.fraction, default=0.01, help=target_help)
@@ -154,10 +157,13 @@ def _request(args: argparse.Namespace) -> BagRequest:
         raise ConfigError(f"--live plays one bag, {len(bags)} are given; give one bag, or omit --live")
     if args.keep is not None and args.keep.exists():
         raise BagError(f"--keep: {str(args.keep)!r} exists; choose another name")
+    ego_mask = None
+    if args.ego_mask is not None:
+        read_ego_mask(args.ego_mask, "--ego-mask")  # refused before any bag is read
+        ego_mask = str(args.ego_mask.resolve())
+    topics = (args.image_topic, args.anomaly_topic, args.labels_topic, args.label_set)
     return BagRequest(
-        bags=tuple(
-            BagSource(bag, args.image_topic, args.anomaly_topic, args.labels_topic, args.label_set) for bag in bags
-        ),
+        bags=tuple(BagSource(bag, *topics, ego_mask=ego_mask) for bag in bags),
         bundle=bundle,
         scores=args.score,
         protocols=options.with_road_protocols(dict.fromkeys(args.protocol), args.road_region),
@@ -252,7 +258,8 @@ def _live_figures(run: LiveRun, rate: float, difference: Mapping[str, float]) ->
 
 def _node_options(args: argparse.Namespace) -> list[str]:
     names = ("backend", "provider", "threads", "temporal_filter", "filter_time_constant_s")
-    return [argument for name in names for argument in (f"--{name.replace('_', '-')}", str(getattr(args, name)))]
+    words = [argument for name in names for argument in (f"--{name.replace('_', '-')}", str(getattr(args, name)))]
+    return words if args.ego_mask is None else [*words, "--ego-mask", str(args.ego_mask.resolve())]
 
 
 def _worst_pictures(args: argparse.Namespace, request: BagRequest, offline: BagOutcome) -> dict[PictureKey, bytes]:

@@ -187,7 +187,7 @@ def argument_parser() -> argparse.ArgumentParser:
         "Build engines of a bundle for this machine and put them into the cache that the backends tensorrt and torch "
         "read. An engine is kept only if it computes what the bundle does.",
     )
-    parser.add_argument("bundle", help="bundle directory or name of a shipped bundle, exported with --target gpu")
+    parser.add_argument("bundle", help="bundle directory or name of a shipped bundle, exported with --processor gpu")
     backend_help = "what runs the engines; torch compiles model.pt2 ahead of time"
     parser.add_argument("--backend", default=TENSORRT, choices=(TENSORRT, TORCH), help=backend_help)
     provider_help = "of --backend torch: for the processor, or for the GPU (default: aot)"

@@ -25,7 +25,8 @@ def main(argv: list[str]) -> int:
     height_px, width_px = args.size
     label_set, known = find_label_set(args.label_set)
     classes = {"label_set": label_set, "known_classes": known}
-    config = options.request_of(ExportConfig, args, name=name, height_px=height_px, width_px=width_px, **classes)
+    given = {"name": name, "target": args.processor, "height_px": height_px, "width_px": width_px}
+    config = options.request_of(ExportConfig, args, **given, **classes)
     console = Console(stderr=True)
     with console.status(f"exporting {args.network} at {width_px}x{height_px} and checking it"):
         bundle, parity = export_checkpoint(
@@ -53,7 +54,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = options.parser(
         "export",
         "Export a checkpoint as a bundle: one graph from camera pixels to labels and scores.",
-        {"--scores": "--score"},
+        {"--scores": "--score", "--target": "--processor"},
     )
     parser.add_argument("--network", required=True, choices=sorted(NETWORKS), help="network of the checkpoint")
     parser.add_argument("--checkpoint", required=True, type=Path, help=options.CHECKPOINT_FILE_HELP)
@@ -69,9 +70,8 @@ def argument_parser() -> argparse.ArgumentParser:
     score_help += f"(default: {', '.join(default_scores(with_void=True))}; without a void class, those that need none)"
     parser.add_argument("--score", dest="scores", type=options.names, default=(), help=score_help)
     parser.add_argument("--temperature", type=options.number, default=defaults.temperature, help="T of softmax(z / T)")
-    parser.add_argument(
-        "--target", default=defaults.target, choices=TARGETS, help="processor that the graph is written for"
-    )
+    processor_help = "processor that the graph is written for"
+    parser.add_argument("--processor", default=defaults.target, choices=TARGETS, help=processor_help)
     argmax_help = "form of the labels in the graph: ArgMax, or a chain of comparisons that gives the same labels"
     parser.add_argument("--argmax", default=defaults.argmax, choices=ARGMAX_FORMS, help=argmax_help)
     program_help = "also write model.pt2, the program that the backend torch runs, on a GPU as well"

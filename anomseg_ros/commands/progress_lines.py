@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -25,6 +25,15 @@ if TYPE_CHECKING:  # torch takes seconds to import
 SECONDS_BETWEEN_LINES = 10
 
 
+class _Bars(Bars):
+    """Bars of which the first one ends the wait for a sign of life."""
+
+    def add_task(self, *words: Any, **options: Any) -> TaskID:
+        """Add a bar; see the base class."""
+        announced()
+        return super().add_task(*words, **options)
+
+
 class ProgressLines:
     """A bar for each job. In a log file, training prints a line every SECONDS_BETWEEN_LINES instead."""
 
@@ -32,12 +41,11 @@ class ProgressLines:
         """columns: columns after name and bar; by default counts and times."""
         more_columns = columns or (MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         self.console = Console(stderr=True)
-        self.bars = Bars(TextColumn("{task.description}"), BarColumn(), *more_columns, console=self.console)
+        self.bars = _Bars(TextColumn("{task.description}"), BarColumn(), *more_columns, console=self.console)
         self._tasks: dict[str, TaskID] = {}
         self._last_line = 0.0
 
     def __enter__(self) -> ProgressLines:
-        announced()
         self.bars.start()
         return self
 
@@ -50,6 +58,7 @@ class ProgressLines:
 
     def tell(self, text: str) -> None:
         """Print a line above the bars."""
+        announced()
         self.console.print(text, soft_wrap=True, highlight=False, markup=False)
 
     def training(self, run: str, status: TrainingStatus) -> None:

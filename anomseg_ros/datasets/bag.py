@@ -17,9 +17,10 @@ from anomseg_ros.bags.stamped_topics import StampedTopics, seconds
 from anomseg_ros.bags.write import ANOMALY_TRUTH, LABELS_TRUTH, namespace_of
 from anomseg_ros.core.class_table import find_label_set
 from anomseg_ros.core.delivered import Delivered
+from anomseg_ros.core.ego_mask import resized_ego_mask
 from anomseg_ros.core.labels import UNLABELLED, ClassInfo, label_set
 from anomseg_ros.core.problems import FrameProblem
-from anomseg_ros.core.types import LabelImage
+from anomseg_ros.core.types import LabelImage, Mask
 from anomseg_ros.core.untrusted_text import parse_json
 from anomseg_ros.datasets.dataset import ANOMALY, KNOWN, VOID, LabelledFrame
 from anomseg_ros.errors import BagError, ConfigError, FrameError
@@ -52,6 +53,7 @@ class BagDataset:
         labels_topic: str | None = None,
         label_set_name: str | None = None,
         known: bool = False,
+        ego_mask: Mask | None = None,
     ) -> None:
         """Read the stamps of a bag's images and ground truth; no image is decoded yet.
 
@@ -64,6 +66,7 @@ class BagDataset:
                 has it.
             label_set_name: label set of the semantic ground truth; None for the one stated in the bag.
             known: whether every pixel of every frame is known; ground truth is not read.
+            ego_mask: uint8 (H, W) of any size, non-zero on the own vehicle, which is 255 in all frames.
 
         Raises:
             BagError: not a bag, truncated, a topic that is missing (the message lists the topics of the bag), no ground
@@ -73,6 +76,7 @@ class BagDataset:
         """Name of the dataset that the bag was written from, which selects the metrics' rules; else the file name."""
         self.prefix = ""
         """Prefix of the frame ids, to distinguish the frames of several bags."""
+        self._ego_mask = ego_mask
         self._stamped = StampedTopics(path)
         try:
             bag = self._stamped.bag()
@@ -141,12 +145,19 @@ class BagDataset:
             )
         image = self._decode(frame_from_message, self.image_topic, stamp_ns, messages)
         if self.known:
-            return LabelledFrame(self.frame_id(index), image, None, np.full(image.shape[:2], KNOWN, np.uint8))
+            known = np.full(image.shape[:2], KNOWN, np.uint8)
+            return LabelledFrame(self.frame_id(index), image, None, self._without_vehicle(known))
         anomaly = self._load_truth(self.anomaly_topic, stamp_ns, messages, image.shape[:2])
         labels = self._load_truth(self.labels_topic, stamp_ns, messages, image.shape[:2])
         if anomaly is not None and self.anomaly_topic is not None:
             self._require_anomaly_values(anomaly, stamp_ns)
-        return LabelledFrame(self.frame_id(index), image, labels, anomaly)
+        return LabelledFrame(self.frame_id(index), image, self._without_vehicle(labels), self._without_vehicle(anomaly))
+
+    def _without_vehicle(self, truth: LabelImage | None) -> LabelImage | None:
+        """Return ground truth, of either kind, that is 255 on the own vehicle."""
+        if self._ego_mask is None or truth is None:
+            return truth
+        return np.where(resized_ego_mask(self._ego_mask, *truth.shape) > 0, np.uint8(VOID), truth)
 
     def _match_stamps(self, truth_topic: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
         images, truth = self._stamped.times[self.image_topic], self._stamped.times[truth_topic]

@@ -9,6 +9,7 @@ from pathlib import Path
 from anomseg_ros.backends.backend_options import BackendOptions
 from anomseg_ros.core.bundle import Bundle
 from anomseg_ros.core.delivered import deviations, losses
+from anomseg_ros.core.ego_mask import read_ego_mask
 from anomseg_ros.core.temporal_filter import UNFILTERED, FilterSpec
 from anomseg_ros.core.tracks import check_alarm_frames
 from anomseg_ros.datasets.bag import BagDataset
@@ -30,7 +31,7 @@ RECORDED = "recorded"
 
 @dataclass(frozen=True)
 class BagSource:
-    """A bag: the arguments of BagDataset."""
+    """A bag: the arguments of BagDataset. ego_mask: an image file."""
 
     path: str
     topic: str | None = None
@@ -38,9 +39,10 @@ class BagSource:
     labels_topic: str | None = None
     label_set: str | None = None
     known: bool = False
+    ego_mask: str | None = None
 
     def open(self) -> BagDataset:
-        """Open the bag and read its stamps. Raises BagError."""
+        """Open the bag and read its stamps. Raises BagError, and ConfigError for an ego mask that cannot be read."""
         return BagDataset(
             self.path,
             topic=self.topic,
@@ -48,6 +50,7 @@ class BagSource:
             labels_topic=self.labels_topic,
             label_set_name=self.label_set,
             known=self.known,
+            ego_mask=None if self.ego_mask is None else read_ego_mask(Path(self.ego_mask), "--ego-mask"),
         )
 
 

@@ -117,18 +117,37 @@ def split_blocks(count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
             f"the drive has {count} frames; thresholds need at least {MIN_FRAMES}, and hundreds are better: give a "
             "longer drive, or several"
         )
-    blocks = 3 * max(1, min(MAX_HELD_BACK_BLOCKS, count // (3 * BLOCK_FRAMES)))
-    edges = [round(count * number / blocks) for number in range(blocks + 1)]
-    held_back = {position for number in range(1, blocks, 3) for position in range(edges[number], edges[number + 1])}
-    return tuple(sorted(set(range(count)) - held_back)), tuple(sorted(held_back))
+    return without_blocks(range(count), 3, 1)
 
 
-def calibrate_on_drive(request: DriveRequest, progress: Progress = no_progress) -> DriveThresholds:
+def without_blocks(indices: Sequence[int], parts: int, number: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the indices without block `number` of every `parts` blocks of consecutive ones, and those of these blocks.
+
+    number: from 0 to parts - 1.
+    """
+    count = len(indices)
+    blocks = parts * max(1, min(MAX_HELD_BACK_BLOCKS, count // (parts * BLOCK_FRAMES)))
+    edges = [round(count * block / blocks) for block in range(blocks + 1)]
+    taken = {place for block in range(number, blocks, parts) for place in range(edges[block], edges[block + 1])}
+    rest = tuple(index for place, index in enumerate(indices) if place not in taken)
+    return rest, tuple(indices[place] for place in sorted(taken))
+
+
+def calibrate_on_drive(
+    request: DriveRequest, progress: Progress = no_progress, calibration: Sequence[int] | None = None
+) -> DriveThresholds:
     """Return the thresholds that keep the target rates on two thirds of a drive, and their rates on the other third.
 
-    Raises MetricError for too few frames, before any frame is read, and the package's errors.
+    Args:
+        request: drive, bundle, scores and rates.
+        progress: called after each frame.
+        calibration: the frames that the thresholds come from, None for all that are not held back.
+
+    Raises:
+        MetricError: too few frames; before any frame is read. Reading frames raises the package's errors.
     """
     used, held_back = split_blocks(len(request.drive))
+    used = used if calibration is None else tuple(calibration)
     counted, checked = _Counts(request.scores), _Counts(request.scores)
     _count(request, used, counted, "calibration", progress)
     _count(request, held_back, checked, "held back", progress)

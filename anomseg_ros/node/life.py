@@ -32,6 +32,7 @@ PARAMETER_OPTIONS = {
     "provider": str,
     "score": str,
     "image_transport": str,
+    "ego_mask": str,
     "road_region": str,
     "threads": int,
     "target_fpr": float,

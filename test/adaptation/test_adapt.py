@@ -19,6 +19,7 @@ from anomseg_ros.adaptation.request import AdaptRequest
 from anomseg_ros.adaptation.self_training import Teacher
 from anomseg_ros.core.bundle import CHECKPOINT_FILE, load_bundle
 from anomseg_ros.errors import ConfigError
+from anomseg_ros.evaluation.drive_thresholds import calibrate_on_drive
 from anomseg_ros.networks.checkpoints import load_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -79,14 +80,24 @@ def test_the_bundle_says_where_it_comes_from(whole: tuple[AdaptRequest, Adapted,
     assert (
         adaptation["parent"] == {"name": "given", "sha256": given.program_sha256} and adaptation["chosen"] == "self-1"
     )
-    assert adaptation["frames"] == {"used": 14, "held_back": 7} and FRAMES == 21
+    assert adaptation["frames"] == {"adapted": 11, "thresholds": 3, "held_back": 7} and FRAMES == 21
     assert [stage["name"] for stage in adaptation["stages"]] == ["given", "bn", "self-1"]
     assert not any("bundle" in stage for stage in adaptation["stages"])
     assert set(contract.thresholds) == {"void", "msp"}
-    assert contract.thresholds["void"].calibrated_on == "unlabelled drive street (14 frames, 7 held back)"
+    assert contract.thresholds["void"].calibrated_on == "unlabelled drive street (3 frames, 7 held back)"
     picture = cv2.imread(str(request.output / "adapted.jpg"))
     assert picture is not None and picture.shape == (4 * 240 + 3 * 4, 2 * 480 + 4, 3)
     assert not request.work.exists() and request.bundle.contract == load_bundle(request.bundle.directory).contract
+
+
+def test_thresholds_come_from_frames_that_no_stage_learned_from(whole: tuple[AdaptRequest, Adapted, list[str]]) -> None:
+    request, adapted, _ = whole
+    _, norms, trained = adapted.stages
+    bundle = load_bundle(request.output)
+    found = calibrate_on_drive(request.drive_request(bundle), calibration=request.split.thresholds)
+    assert trained.drive_threshold == found.rates[0].change.threshold != norms.drive_threshold
+    assert bundle.contract.thresholds["void"].by_target_fpr[0.01] == trained.drive_threshold
+    assert trained.held_back_fpr == found.rates[0].fpr
 
 
 def test_training_keeps_the_statistics_of_the_norms(whole: tuple[AdaptRequest, Adapted, list[str]]) -> None:

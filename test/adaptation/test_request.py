@@ -109,6 +109,19 @@ def test_levels_differ_in_work() -> None:
     assert quick.training.steps < full.training.steps and quick.rounds < full.rounds and quick.frames < full.frames
 
 
+@pytest.mark.parametrize(("frames", "blocks"), [(20, 1), (100, 1), (1000, 4), (10_000, 10)])
+def test_a_fifth_of_what_is_not_held_back_is_for_the_thresholds(
+    request_: AdaptRequest, frames: int, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(UnlabelledDrive, "__len__", lambda drive: frames)
+    split = request_.split
+    assert sorted((*split.adapted, *split.thresholds, *split.held_back)) == list(range(frames))
+    rest = sorted((*split.adapted, *split.thresholds))
+    assert len(split.thresholds) == pytest.approx(len(rest) / 5, abs=1 + frames / 100)
+    places = [rest.index(frame) for frame in split.thresholds]
+    assert sum(place - 1 not in places for place in places) == blocks
+
+
 def test_what_decides_the_result(request_: AdaptRequest, tmp_path: Path) -> None:
     checkpoint = request_.check()
     facts = request_.facts(checkpoint)

@@ -91,7 +91,7 @@ def test_too_little_memory_to_build_is_worded_as_no_implementation(fake: FakeRun
 
 def test_a_graph_that_the_parser_refuses_names_the_node(fake: FakeRuntime, tmp_path: Path, bundle: Bundle) -> None:
     with pytest.raises(
-        BackendError, match=r"refuses node 'first' \(Transpose\).*export the checkpoint with --target gpu"
+        BackendError, match=r"refuses node 'first' \(Transpose\).*export the checkpoint with --processor gpu"
     ):
         opened(transposed_first(bundle, tmp_path / "old"))
 

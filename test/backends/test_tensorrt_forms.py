@@ -211,6 +211,6 @@ def test_forms_that_are_refused(library: Library, row: str) -> None:
 
 def test_a_table_in_uint8_is_refused_without_a_node(library: Library) -> None:
     with pytest.raises(
-        BackendError, match=r"cannot parse the graph: .*uint8.*; export the bundle again, with --target gpu"
+        BackendError, match=r"cannot parse the graph: .*uint8.*; export the bundle again, with --processor gpu"
     ):
         parse_graph(library, model(*TABLE), "table")

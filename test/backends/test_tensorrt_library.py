@@ -137,7 +137,7 @@ def test_networks_are_strongly_typed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_refused_node_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_tensorrt.install(monkeypatch)
-    told = r"bundle 'x': TensorRT 10\.3\.0 refuses node .*\(Transpose\): .*UInt8.*; export .* --target gpu"
+    told = r"bundle 'x': TensorRT 10\.3\.0 refuses node .*\(Transpose\): .*UInt8.*; export .* --processor gpu"
     with pytest.raises(BackendError, match=told):
         parse_graph(load_library(), BAD, "bundle 'x'")
     with pytest.raises(BackendError, match="cannot parse the graph: Failed to parse the ONNX model"):

@@ -64,6 +64,7 @@ def test_partial_and_leftover_files_are_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_calibration_resumes_without_faults(tmp_path: Path) -> None:
-    kills, runs, faults = run(REAL, tmp_path, "calibrate").split(" ", 2)
+@pytest.mark.parametrize("command", ["calibrate", "adapt"])
+def test_killed_command_resumes_without_faults(command: str, tmp_path: Path) -> None:
+    kills, runs, faults = run(REAL, tmp_path, command).split(" ", 2)
     assert (int(kills), faults) == (2, "") and int(runs) >= 1

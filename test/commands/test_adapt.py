@@ -24,8 +24,8 @@ def test_a_dry_run_says_what_would_be_done(
 ) -> None:
     assert main([*words, "--dry-run"]) == 0
     said = capsys.readouterr().err
-    assert "given would be adapted on 14 frames, judged on 7 held back" in said
-    assert "bn: 50 batches of 6 frames" in said and "self: 1 x 150 steps on 14 frames" in said
+    assert "given would be adapted on 11 frames, with thresholds of 3 others, and judged on 7 held back" in said
+    assert "bn: 50 batches of 6 frames" in said and "self: 1 x 150 steps on 11 frames" in said
     assert main([*words, "--dry-run", "--stages", "bn", "--level", "full", "--every", "1"]) == 0
     assert "self" not in capsys.readouterr().err.replace(str(tmp_path), "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["given", "street"]

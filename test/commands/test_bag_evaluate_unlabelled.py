@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bag_scenes import Drawn, frames, write_bag
+from dataset_trees import write
 from painted_frames import BLUE, GREEN, HEIGHT_PX, RED, WIDTH_PX, painted_bundle
 
 from anomseg_ros.cli import main
@@ -46,6 +47,20 @@ def test_alarms_of_an_unlabelled_bag(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "Most pixels in alarms first" in page and "50.00 alarms per minute" in page and "AuPRC –" not in page
     pictures = [page.index(f'data-v="{100 + number / 10:.9f}"') for number in (4, 17)]
     assert pictures == sorted(pictures) and page.count("data:image/jpeg;base64") == 2
+
+
+def test_own_vehicle_does_not_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle, bag = painted_bundle(tmp_path / "painted"), write_bag(tmp_path / "drive", drive({3: 10, 4: 20, 17: 12}))
+    mask = np.zeros((HEIGHT_PX, WIDTH_PX), np.uint8)
+    mask[10:22, 20:32] = 255
+    write(tmp_path / "ego.png", mask)
+    words = (bundle.directory, bag, "--json", tmp_path / "out.json", "--ego-mask")
+    assert evaluate(*words, tmp_path / "ego.png") == 0
+    (result,) = load_evaluation(tmp_path / "out.json").results
+    assert result.drive is not None and result.drive.events == (DriveAlarm(0.4, 0.1, 400 - 144),)
+    capsys.readouterr()
+    assert evaluate(*words, tmp_path / "none.png") == 1
+    assert "--ego-mask: " in capsys.readouterr().err
 
 
 def test_region_and_several_bags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,8 +40,8 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (["qu"], {"quantize"}),
         (["models", "sh"], {"show"}),
-        (["export", "--tar"], {"--target"}),
-        (["export", "--target", "g"], {"gpu"}),
+        (["export", "--proc"], {"--processor"}),
+        (["export", "--processor", "g"], {"gpu"}),
         (["datasets", "p"], {"pseudo-label"}),
     ],
 )

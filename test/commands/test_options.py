@@ -13,7 +13,7 @@ from anomseg_ros.commands import options
 
 OLD_NAMES = {
     "run": {"--scores": "--score"},
-    "export": {"--scores": "--score"},
+    "export": {"--scores": "--score", "--target": "--processor"},
     "quantize": {"--fine-tune": "--fine-tune-steps"},
     "demo": {"--frames": "--max-frames", "--topic": "--image-topic"},
     "compare": {"--frames": "--top"},

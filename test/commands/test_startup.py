@@ -26,11 +26,13 @@ def terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 
 
 def said_by(
-    seconds_s: float, with_progress: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    seconds_s: float, says: str | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> str:
     def main(argv: list[str]) -> int:
-        if with_progress:
-            with ProgressLines():
+        if says is not None:
+            with ProgressLines() as lines:
+                if says:
+                    lines(says, 0, 1)
                 time.sleep(seconds_s)
         else:
             time.sleep(seconds_s)
@@ -42,22 +44,23 @@ def said_by(
     return capsys.readouterr().err
 
 
-def test_slow_command_is_announced(
-    terminal: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("says", [None, ""])
+def test_slow_command_is_announced_until_it_shows_something(
+    terminal: None, says: str | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert said_by(2.0, False, capsys, monkeypatch).strip() == LINE
+    assert said_by(2.0, says, capsys, monkeypatch).count(LINE) == 1
 
 
-@pytest.mark.parametrize(("seconds_s", "with_progress"), [(0.0, False), (0.3, True)])
+@pytest.mark.parametrize(("seconds_s", "says"), [(0.0, None), (0.3, "frames")])
 def test_fast_command_and_one_that_shows_progress_are_not(
     terminal: None,
     seconds_s: float,
-    with_progress: bool,
+    says: str | None,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert LINE not in said_by(seconds_s, with_progress, capsys, monkeypatch)
+    assert LINE not in said_by(seconds_s, says, capsys, monkeypatch)
 
 
 def test_log_file_gets_no_such_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert LINE not in said_by(0.3, False, capsys, monkeypatch)
+    assert LINE not in said_by(0.3, None, capsys, monkeypatch)

@@ -206,6 +206,18 @@ def test_frames_may_differ_in_size(tmp_path: Path) -> None:
         assert_same_frame(dataset.load(1), small)
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_own_vehicle_has_no_ground_truth(tmp_path: Path, known: bool) -> None:
+    mask = np.zeros((4, 4), np.uint8)
+    mask[3] = 255
+    with BagDataset(write_bag(tmp_path / "drive", DRAWN), known=known, ego_mask=mask) as dataset:
+        frame = dataset.load(0)
+    assert frame.anomaly is not None
+    rows = len(frame.anomaly) * 3 // 4
+    assert (frame.anomaly[rows:] == 255).all() and not (frame.anomaly[:rows] == 255).any()
+    assert known or (frame.labels is not None and (frame.labels[rows:] == 255).all())
+
+
 def test_bag_of_known_frames_needs_no_ground_truth(tmp_path: Path) -> None:
     drawn = frames()
     bare = write_bag(tmp_path / "bare", [Drawn(frame.image, None, None) for frame in drawn])
