@@ -3,8 +3,9 @@
     nice -n 15 python mask_transformers.py --output /tmp/masks
 
 trains eomt-camvid with either class loss, then eomt-lora-arcface-camvid on the first with cut-out objects, and measures
-AuPRC and FPR95 by the protocol `seeds`. Every run resumes where it was stopped. `--set` shortens all runs, as in
-`--set run.epochs=5`. The networks are trained from scratch, so the figures compare losses, not systems.
+AuPRC and FPR95 by the protocol `seeds`. The figures go into mask_transformers.md, beside those of the paper. Every run
+resumes where it was stopped. `--set` shortens all runs, as in `--set run.epochs=5`. The networks are trained from
+scratch, so the figures compare losses, not systems.
 """
 
 from __future__ import annotations
@@ -17,6 +18,11 @@ from typing import Any
 from common import DATA, write_result
 
 from anomseg_ros.cli import main as anomseg
+from anomseg_ros.evaluation.paper_tables import papers, tables_page
+from anomseg_ros.evaluation.results import load_evaluation
+
+TABLE = Path(__file__).resolve().parent / "mask_transformers.md"
+PAPER = "eomt-lora-arcface"
 
 CAMVID, CUTOUTS = DATA / "CamVid", DATA / "cutouts"
 SETS = {"road_anomaly_21": "RoadAnomaly21", "road_obstacle_21": "RoadObstacle21", "fs_static": "fs_static"}
@@ -28,6 +34,8 @@ RUNS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "lora-arcface-class": ("eomt-lora-arcface-camvid", (), ("mask_void", *SCORES)),
 }
 """Name -> recipe, its changes, and scores."""
+ROWS = {"cross-entropy": "eomt", "arcface": "eomt-arcface", "lora-arcface-class": "eomt-lora-arcface"}
+"""Name -> row of the paper's tables."""
 
 
 def main() -> None:
@@ -37,6 +45,29 @@ def main() -> None:
     args = parser.parse_args()
     figures = {name: one_run(name, args.output, args.set) for name in RUNS}
     print(write_result("mask_transformers", {"changes": args.set, "runs": figures}))
+    TABLE.write_text(page(figures, args.set, args.output), encoding="utf-8")
+
+
+def page(runs: dict[str, Any], changes: list[str], output: Path) -> str:
+    """Return the figures of the runs in Markdown: every score, then the paper's tables."""
+    command = " ".join(["python mask_transformers.py --output DIR", *(f"--set {change}" for change in changes)])
+    lines = [
+        "# A small EoMT on CamVid",
+        "",
+        "AuPRC / FPR95 in per cent, protocol `seeds`. One run each of 1.1 M parameters from scratch. The networks of",
+        "the paper are 80 times as large and start from DINOv2, so the figures compare losses, not systems.",
+        f"Written by `{command}`.",
+        "",
+        f"| run (mIoU on CamVid's val) | score | {' | '.join(SETS)} |",
+        "|---" * (len(SETS) + 2) + "|",
+    ]
+    for name, run_ in runs.items():
+        for score in RUNS[name][2]:
+            rows = [run_["figures"][f"{key} {score}"] for key in SETS]
+            cells = [f"{100 * row['auprc']:.1f} / {100 * row['fpr95']:.1f}" for row in rows]
+            lines.append(f"| {name} ({100 * run_['miou']:.1f}) | `{score}` | {' | '.join(cells)} |")
+    measured = {row: load_evaluation(output / name / "figures.json") for name, row in ROWS.items()}
+    return "\n".join(lines) + "\n\n" + tables_page({PAPER: papers()[PAPER]}, measured).replace("# ", "## ", 1)
 
 
 def one_run(name: str, output: Path, changes: list[str]) -> dict[str, Any]:
