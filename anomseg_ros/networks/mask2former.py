@@ -3,8 +3,8 @@
 The pixel decoder refines the maps at 1/8, 1/16 and 1/32 by deformable attention and joins that at 1/4 to give the
 masks' features. In the query decoder, each layer attends to one map, coarse maps first. A query sees only where the
 mask that it predicted before the layer is positive, or everywhere if it is positive nowhere; inference does the same.
-Structure, constants and initial values: mask2former/modeling of github.com/facebookresearch/Mask2Former. Tests hold both
-parts equal to transformers' on shared weights.
+Structure, constants and initial values: mask2former/modeling of github.com/facebookresearch/Mask2Former. Tests hold
+both parts equal to transformers' on shared weights.
 
 Deviation: masks of attention are computed from features that are resized first, not from resized masks. Both steps are
 linear, so only rounding differs.
