@@ -30,7 +30,7 @@ _UNILM: Rules = (*_TIMM, (r"\.ls(\d)\.gamma$", r".gamma_\1"))
 
 def _without_unused(state: State) -> State:
     """Return a state without its classifier and what BEiT computes from the sizes."""
-    unused = ("head.", "head_dist.", "fc_norm.", "mask_token", "rel_pos_bias.")
+    unused = ("head.", "head_dist.", "lm_head.", "fc_norm.", "mask_token", "rel_pos_bias.")
     return {
         key: value
         for key, value in state.items()
@@ -39,8 +39,16 @@ def _without_unused(state: State) -> State:
 
 
 def _with_norm(state: State) -> State:
-    """Return BEiT's state. Fine-tuned files have the last norm, which followed a mean over patches, as fc_norm."""
+    """Return BEiT's state with a last norm and a table for each block.
+
+    Fine-tuned files name the norm fc_norm, since it follows a mean over patches. In files of the pretraining alone, all
+    blocks share one table.
+    """
     named = {re.sub(r"^fc_norm\.", "norm.", key): value for key, value in state.items()}
+    table = named.get("rel_pos_bias.relative_position_bias_table")
+    if table is not None:
+        blocks = range(_depth(named))
+        named |= {f"blocks.{index}.attn.relative_position_bias_table": table for index in blocks}
     return _without_unused(named)
 
 

@@ -49,6 +49,18 @@ def test_beit_is_an_encoder(tmp_path):
     assert len(own) == len(state) - 2 - 4, "all but the classifier and the indices"
 
 
+def test_beit_without_fine_tuning_has_one_table_for_all_blocks(tmp_path):
+    state = random_state(microsoft_beit(128, 4, 3, 10))
+    own = {key: value for key, value in state.items() if "relative_position" not in key and not key.startswith("head.")}
+    own = {key.replace("fc_norm.", "norm."): value for key, value in own.items()}
+    table = "relative_position_bias_table"
+    own |= {f"rel_pos_bias.{table}": state[f"blocks.0.attn.{table}"], "mask_token": torch.zeros(1, 1, 128)}
+    torch.save({**own, "lm_head.weight": torch.zeros(9, 128)}, tmp_path / "beit.pth")
+    network = load_checkpoint(tmp_path / "beit.pth", "dual_stream_adapter", 19, encoder_only=True)
+    for index in range(4):
+        assert torch.equal(network.get_parameter(f"encoder.blocks.{index}.attn.{table}"), own[f"rel_pos_bias.{table}"])
+
+
 @pytest.mark.parametrize(
     ("layout", "shapes", "expected"),
     [
