@@ -34,7 +34,7 @@ class RelativeAttention(nn.Module):
         self.proj: nn.Module = nn.Linear(width, width)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        biases = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+        biases = torch.cat((self.q_bias, self.q_bias.new_zeros(len(self.q_bias)), self.v_bias))
         joint = self.qkv(tokens) + biases
         split = joint.unflatten(2, (3, self.heads, HEAD_WIDTH)).permute(2, 0, 3, 1, 4)
         bias = self.position_bias(grid).to(joint.dtype)[None]
@@ -51,20 +51,21 @@ class RelativeAttention(nn.Module):
             wanted = (2 * grid[0] - 1, 2 * grid[1] - 1)
             resampled = F.interpolate(learnt, wanted, mode="bilinear", align_corners=False)
             table = torch.cat((resampled.flatten(2)[0].T, table[-CLASS_PAIRS:]))
-        index = relative_positions(grid).to(table.device)
+        index = relative_positions(grid, table.device)
         return table[index.flatten()].reshape(*index.shape, -1).permute(2, 0, 1)
 
 
-def relative_positions(grid: tuple[int, int]) -> Tensor:
+def relative_positions(grid: tuple[int, int], device: torch.device | None = None) -> Tensor:
     """Return int64 (T, T): the row of a table for each pair of tokens of a grid, the class token first."""
     height, width = grid
-    rows, columns = torch.arange(height).repeat_interleave(width), torch.arange(width).repeat(height)
+    rows = torch.arange(height, device=device)[:, None].expand(height, width).flatten()
+    columns = torch.arange(width, device=device).expand(height, width).flatten()
     down, across = rows[:, None] - rows + height - 1, columns[:, None] - columns + width - 1
     patches = down * (2 * width - 1) + across
     further = (2 * height - 1) * (2 * width - 1)
-    index = F.pad(patches, (1, 0, 1, 0))
-    index[0, 1:], index[1:, 0], index[0, 0] = further, further + 1, further + 2
-    return index
+    ones = torch.ones_like(patches)
+    top = torch.cat((ones[:1, :1] * (further + 2), ones[:1] * further), 1)
+    return torch.cat((top, torch.cat((ones[:, :1] * (further + 1), patches), 1)))
 
 
 class BeitBlock(nn.Module):

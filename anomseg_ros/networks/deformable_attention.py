@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +83,7 @@ class DeformableAttention(nn.Module):
         offsets = self.offsets(queries).unflatten(2, (self.heads, *points, 2))
         weights = self.weights(queries).unflatten(2, (self.heads, -1)).softmax(-1).unflatten(3, points)
         values_by_head = self.values(tokens).unflatten(2, (self.heads, -1))
-        maps = torch.split(values_by_head, [height * width for height, width in sizes], 1)
+        maps = by_level(values_by_head, sizes)
         total: Tensor | None = None
         for level, (values, (height, width)) in enumerate(zip(maps, sizes, strict=True)):
             pixel = torch.tensor((1.0 / width, 1.0 / height), dtype=places.dtype, device=places.device)
@@ -117,5 +118,11 @@ def as_tokens(maps: Sequence[Tensor]) -> Tensor:
 
 def as_maps(tokens: Tensor, sizes: Sizes) -> list[Tensor]:
     """Return tokens (N, S, D) as maps (N, D, h, w) of these sizes."""
-    parts = torch.split(tokens, [height * width for height, width in sizes], 1)
+    parts = by_level(tokens, sizes)
     return [part.transpose(1, 2).reshape(len(part), -1, *size) for part, size in zip(parts, sizes, strict=True)]
+
+
+def by_level(tokens: Tensor, sizes: Sizes) -> list[Tensor]:
+    """Return the tokens (N, h w, ...) of each map, of tokens (N, S, ...) of maps of these sizes."""
+    ends = list(accumulate(height * width for height, width in sizes))
+    return [tokens[:, begin:end] for begin, end in pairwise([0, *ends])]

@@ -204,14 +204,12 @@ class Adapter(nn.Module):
         """Return the map at 1/4, the first tokens of each stream, and the sizes of their maps."""
         if self.config.prior and self.config.streams:
             quarter, *levels = self.prior(images)
-            vectors = list(self.level_embed)
+            vectors = [self.level_embed[stream] for stream in range(self.config.streams)]
         else:
             quarter, *levels = _pyramid(as_maps(features[:, 1:], [grid]) * MAPS)
-            vectors = [torch.zeros(LEVELS, features.shape[2], device=images.device)] * self.config.streams
+            vectors = [features.new_zeros(LEVELS, features.shape[2])] * self.config.streams
         sizes = [(one.shape[2], one.shape[3]) for one in levels]
-        streams = [
-            as_tokens([one + vector[:, None, None] for one, vector in zip(levels, own, strict=True)]) for own in vectors
-        ]
+        streams = [as_tokens([one + own[level][:, None, None] for level, one in enumerate(levels)]) for own in vectors]
         return quarter, streams, sizes
 
     def _refined(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,13 +34,13 @@ def sine_positions(channels: int, height: int, width: int, like: Tensor) -> Tens
     channels: a multiple of 4. Rows and columns count from 1 and are scaled to 2 pi.
     """
     half = channels // 2
-    exponents = 2 * torch.div(torch.arange(half, device=like.device), 2, rounding_mode="floor") / half
-    periods = SINE_PERIOD**exponents
+    periods = SINE_PERIOD ** (np.arange(half) // 2 * 2 / half)
 
     def along(length: int) -> Tensor:
-        counts = torch.arange(1, length + 1, dtype=torch.float32, device=like.device)
-        angles = (counts / (length + 1e-6) * 2.0 * math.pi)[:, None] / periods
-        return torch.stack((angles[:, 0::2].sin(), angles[:, 1::2].cos()), 2).flatten(1).T
+        """Return (half, length), which is a constant in graphs."""
+        angles = np.arange(1, length + 1) / (length + 1e-6) * 2.0 * math.pi / periods[:, None]
+        waves = np.where(np.arange(half)[:, None] % 2 == 0, np.sin(angles), np.cos(angles))
+        return torch.tensor(waves.tolist(), dtype=torch.float32, device=like.device)
 
     down = along(height)[:, :, None].expand(-1, height, width)
     across = along(width)[:, None, :].expand(-1, height, width)
@@ -210,8 +211,8 @@ class QueryDecoder(nn.Module):
     @torch.no_grad()
     def _visible(self, queries: Tensor, small: Tensor) -> Tensor:
         """Return bool (N, Q, h w): where a query's mask is positive, or everywhere if it is nowhere."""
-        seen: Tensor = (self.mask_head(queries) @ small.flatten(2)) > 0
-        return seen | ~seen.any(2, keepdim=True)
+        logits: Tensor = self.mask_head(queries) @ small.flatten(2)
+        return (logits > 0) | (logits.amax(2, keepdim=True) <= 0)
 
     def decide(self, queries: Tensor, mask_features: Tensor) -> dict[str, Tensor]:
         """Return mask logits (N, Q, h, w) and class logits (N, Q, C + 1) of normalised queries (N, Q, D)."""
