@@ -74,7 +74,7 @@ def main() -> None:
     else:
         settings = {key: value for key, value in vars(args).items() if key not in ("kind", "way")}
         ways = {way: in_a_process(way) for way in WAYS}
-        print(write_result(f"dual_stream_cost_{args.device}", {**settings, "ways": ways}))
+        print(write_result(f"dual_stream_cost_{args.size}_{args.device}", {**settings, "ways": ways}))
 
 
 def run_ablation(output: Path, changes: list[str]) -> dict[str, Any]:

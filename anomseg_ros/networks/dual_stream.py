@@ -176,8 +176,9 @@ class Adapter(nn.Module):
         """
         grid = images.shape[2] // PATCH_PX, images.shape[3] // PATCH_PX
         features = encoder.embed(images)
-        quarter, streams, sizes = self._start(images, features, grid)
-        maps = []
+        start = self._start(images, features, grid) if self.config.streams else []
+        sizes = [(one.shape[2], one.shape[3]) for one in start[1:]]
+        streams, maps = [self._tokens(start[1:], stream) for stream in range(self.config.streams)], []
         for group in range(encoder.groups):
             if self.injectors:
                 injected = self.injectors[group](features[:, 1:], grid, self._merged(streams), sizes)
@@ -193,24 +194,24 @@ class Adapter(nn.Module):
         if not streams:
             return [norm(one) for norm, one in zip(self.norms, encoded, strict=True)], encoded[1:]
         levels = as_maps(self._merged(streams), sizes)
-        joined = [self.up(levels[0]) + quarter, *levels]
+        joined = [self.up(levels[0]) + start[0], *levels]
         result = [norm(one + other) for norm, one, other in zip(self.norms, joined, encoded, strict=True)]
         by_stream = zip(*(as_maps(tokens, sizes) for tokens in streams), strict=True)
         return result, [torch.cat(one, 1) for one in by_stream]
 
-    def _start(
-        self, images: Tensor, features: Tensor, grid: tuple[int, int]
-    ) -> tuple[Tensor, list[Tensor], list[tuple[int, int]]]:
-        """Return the map at 1/4, the first tokens of each stream, and the sizes of their maps."""
-        if self.config.prior and self.config.streams:
-            quarter, *levels = self.prior(images)
-            vectors = [self.level_embed[stream] for stream in range(self.config.streams)]
-        else:
-            quarter, *levels = _pyramid(as_maps(features[:, 1:], [grid]) * MAPS)
-            vectors = [features.new_zeros(LEVELS, features.shape[2])] * self.config.streams
-        sizes = [(one.shape[2], one.shape[3]) for one in levels]
-        streams = [as_tokens([one + own[level][:, None, None] for level, one in enumerate(levels)]) for own in vectors]
-        return quarter, streams, sizes
+    def _start(self, images: Tensor, features: Tensor, grid: tuple[int, int]) -> list[Tensor]:
+        """Return the four maps that all streams start from, of images and their embedded patches."""
+        if self.config.prior:
+            prior: list[Tensor] = self.prior(images)
+            return prior
+        return _pyramid(as_maps(features[:, 1:], [grid]) * MAPS)
+
+    def _tokens(self, levels: Sequence[Tensor], stream: int) -> Tensor:
+        """Return the first tokens of a stream (equations 4 and 5)."""
+        if self.config.prior:
+            vectors = self.level_embed[stream]
+            levels = [one + vectors[level][:, None, None] for level, one in enumerate(levels)]
+        return as_tokens(levels)
 
     def _refined(
         self, stream: int, group: int, tokens: Tensor, sizes: Sizes, features: Tensor, grid: tuple[int, int]

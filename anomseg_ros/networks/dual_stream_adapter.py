@@ -74,14 +74,6 @@ class DualStreamAdapter(StagedMaskNetwork):
         depth: int = 4,
         grid: Sequence[int] = (8, 16),
         groups: int = 4,
-        streams: int = 2,
-        heads: int = 2,
-        ratio: float = 1.0,
-        prior_width: int = 16,
-        prior: bool = True,
-        refinement: bool = True,
-        injector: bool = False,
-        merge: str = "sum",
         decoder_width: int = 64,
         decoder_heads: int = 2,
         pixel_layers: int = 2,
@@ -89,6 +81,7 @@ class DualStreamAdapter(StagedMaskNetwork):
         decoder_layers: int = 3,
         decoder_inner: int = 128,
         queries: int = 20,
+        **adapter: Any,
     ) -> None:
         """Build a fresh network; SIZES has the arguments of the paper's.
 
@@ -99,14 +92,6 @@ class DualStreamAdapter(StagedMaskNetwork):
             depth: number of the encoder's blocks.
             grid: rows and columns of patches that positions are learnt for.
             groups: number of groups of blocks, a divisor of `depth`.
-            streams: 2, 1 or 0; this and the following up to `merge`: see AdapterConfig.
-            heads: of the adapter's attention.
-            ratio: of the adapter's attention.
-            prior_width: channels of the first convolutions.
-            prior: whether there is an anomaly prior.
-            refinement: whether streams are refined.
-            injector: whether the encoder's tokens are changed.
-            merge: "sum" or "concat".
             decoder_width: channels of the decoder, a multiple of 32.
             decoder_heads: heads of the decoder's attention.
             pixel_layers: layers of deformable attention in the decoder.
@@ -114,6 +99,7 @@ class DualStreamAdapter(StagedMaskNetwork):
             decoder_layers: layers with masked attention.
             decoder_inner: channels inside their perceptrons.
             queries: number of masks.
+            adapter: fields of AdapterConfig; TypeError for others.
 
         Raises:
             ConfigError: an option is out of range.
@@ -123,18 +109,8 @@ class DualStreamAdapter(StagedMaskNetwork):
         self._options |= {"decoder_width": decoder_width, "decoder_heads": decoder_heads, "queries": queries}
         self._options |= {"pixel_layers": pixel_layers, "pixel_inner": pixel_inner}
         self._options |= {"decoder_layers": decoder_layers, "decoder_inner": decoder_inner}
-        config = AdapterConfig(
-            streams=streams,
-            heads=heads,
-            ratio=float(ratio),
-            prior_width=prior_width,
-            prior=prior,
-            refinement=refinement,
-            injector=injector,
-            merge=merge,
-        )
         self.encoder = GroupedEncoder(encoder, width, depth, grid, groups)
-        self.adapter = Adapter(width, groups, config)
+        self.adapter = Adapter(width, groups, AdapterConfig(**adapter))
         self.pixel_decoder = PixelDecoder(width, decoder_width, decoder_heads, pixel_layers, pixel_inner)
         self.query_decoder = QueryDecoder(
             num_classes, decoder_width, decoder_heads, decoder_layers, decoder_inner, queries

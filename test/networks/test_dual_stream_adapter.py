@@ -68,6 +68,9 @@ def test_tiny_size_has_the_encoder_of_the_paper():
         network = DualStreamAdapter(19, **dict[str, Any](SIZES["tiny"]))
     assert count(network.encoder) == 5_524_416
     assert count(network.adapter) == 2_621_600
+    with torch.device("meta"):
+        vit_adapter = DualStreamAdapter(19, **{**dict[str, Any](SIZES["tiny"]), "streams": 1, "injector": True})
+    assert count(vit_adapter.adapter) == 2_438_192  # ViT-Adapter's paper states 2.4 M, too
     assert count(network.pixel_decoder) + count(network.query_decoder) == 19_713_236
 
 
@@ -92,7 +95,8 @@ def test_refinement_is_extractors_after_each_group_of_blocks():
     network = DualStreamAdapter(3, depth=8).eval()
     images, sizes = random_images(64, 96), [(8, 12), (4, 6), (2, 3)]
     encoder, adapter = network.encoder, network.adapter
-    streams, features, grid = adapter._start(images, encoder.embed(images), (4, 6))[1], encoder.embed(images), (4, 6)
+    features, grid = encoder.embed(images), (4, 6)
+    streams = [adapter._tokens(adapter._start(images, features, grid)[1:], stream) for stream in range(2)]
     for group in range(4):
         for block in encoder.blocks[2 * group : 2 * group + 2]:
             features = block(features)
@@ -114,6 +118,19 @@ def test_injector_changes_nothing_until_it_is_trained():
     for injector in network.adapter.injectors:
         injector.gamma.fill_(0.5)
     assert not torch.allclose(network(images), before, atol=1e-3)
+
+
+@torch.no_grad()
+def test_streams_without_a_prior_start_from_the_resized_patches():
+    network = DualStreamAdapter(3, prior=False, refinement=False).eval()
+    images = random_images(64, 96)
+    found = network.predict(images, network.feature_names).features
+    patches = network.encoder.embed(images)[:, 1:].mT.unflatten(2, (4, 6))
+    for name, size in zip(network.feature_names, ((8, 12), (4, 6), (2, 3)), strict=False):
+        known, other = found[name].chunk(2, 1)
+        resized = nn.functional.interpolate(patches, size, mode="bilinear", align_corners=False)
+        torch.testing.assert_close(known, resized)
+        assert torch.equal(known, other)
 
 
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
@@ -167,6 +184,11 @@ def test_encoder_of_another_grid_is_resampled():
 def test_invalid_options_are_refused(options, words):
     with pytest.raises(ConfigError, match=words):
         DualStreamAdapter(3, **options)
+
+
+def test_unknown_option_is_refused_by_name():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'stream'"):
+        DualStreamAdapter(3, stream=1)
 
 
 def test_adapter_without_streams_has_norms_alone():
