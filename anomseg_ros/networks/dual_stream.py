@@ -9,10 +9,13 @@ an extractor per stream refines its tokens by deformable attention to the encode
     F <- F + Attention(LN F, LN F_encoder)        F <- F + FFN(LN F)
 
 FFN is ViT-Adapter's, with a depthwise convolution on each map. ViT-Adapter's two further extractors follow in the last
-group: the paper's parameters of the large adapter (27.7 M; 27,344,448 here) can be reached with them alone. The paper
-leaves the merge open. The parameters of the large decoder tell that the merged maps have the width of one stream; here
-streams are added. As in ViT-Adapter, the map at 1/4 is that of the prior plus an enlarged 1/8, the encoder's maps are
-added to the four, and each is normalised.
+group: the large adapter's stated parameters (27.7 M; 27,344,448 here) need them. The paper leaves the merge open. The
+large decoder's parameters tell that the merged maps have the width of one stream; here streams are added. As in
+ViT-Adapter, the map at 1/4 is that of the prior plus an enlarged 1/8, the encoder's maps are added to the four, and
+each is normalised.
+
+Deviations from ViT-Adapter: there is no stochastic depth. Plain vision transformers keep their class token, too. The
+encoder's last norm, which the paper's parameters include, is applied to the last group's tokens.
 """
 
 from __future__ import annotations
