@@ -103,6 +103,7 @@ setup(
             "colcon-ros>=0.5,<0.6",
             "scikit-learn>=1.3,<2",
             "hypothesis>=6,<7",
+            "geoopt>=0.5,<0.6",
         ],
     },
     data_files=[

@@ -250,6 +250,28 @@ def facebookresearch_dinov2(width: int, depth: int) -> Shapes:
     return {**shapes, "pos_embed": (1, 37 * 37 + 1, width), "mask_token": (1, width)}
 
 
+def timm_vit(width: int, depth: int, grid: int, classes: int) -> Shapes:
+    """A vision transformer with patches of 16 pixels, as timm and facebookresearch/deit save it."""
+    shapes = _vision_transformer("", width, depth, 16, "none")
+    apart = {key: shape for key, shape in shapes.items() if ".ls" not in key and key != "none"}
+    return {**apart, "pos_embed": (1, grid * grid + 1, width), **_linear("head", width, classes)}
+
+
+def microsoft_beit(width: int, depth: int, grid: int, classes: int) -> Shapes:
+    """BEiT, beit/modeling_finetune.py of microsoft/unilm, fine-tuned on classes."""
+    shapes = {key: shape for key, shape in timm_vit(width, depth, grid, classes).items() if key != "pos_embed"}
+    shapes = {key.replace("norm.", "fc_norm.") if key.startswith("norm.") else key: s for key, s in shapes.items()}
+    rows, tokens = (2 * grid - 1) ** 2 + 3, grid * grid + 1
+    for index in range(depth):
+        attention = f"blocks.{index}.attn"
+        del shapes[f"{attention}.qkv.bias"]
+        shapes |= {f"{attention}.{part}_bias": (width,) for part in "qv"}
+        shapes |= {f"{attention}.relative_position_bias_table": (rows, width // 64)}
+        shapes |= {f"{attention}.relative_position_index": (tokens, tokens)}
+        shapes |= {f"blocks.{index}.gamma_{part}": (width,) for part in (1, 2)}
+    return shapes
+
+
 def _linear(name: str, inputs: int, outputs: int) -> Shapes:
     return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
 

@@ -46,14 +46,14 @@ _WRITTEN = """
 __and__.Tensor __or__.Tensor _assert_tensor_metadata.default abs.default add.Tensor alias.default amax.default
 arange.default arange.start argmax.default argmin.default avg_pool2d.default batch_norm.default bitwise_not.default
 cat.default conv2d.default conv_transpose2d.input detach_.default div.Tensor dropout.default eq.Scalar eq.Tensor
-exp.default feature_dropout.default floor_divide.default ge.Tensor gelu.default grid_sampler.default gt.Tensor
-hardtanh.default index.Tensor index_select.default layer_norm.default lift_fresh_copy.default linear.default
-log.default lt.Tensor masked_fill.Scalar max_pool2d.default maximum.default mean.dim minimum.default mul.Tensor
-narrow.default ne.Tensor neg.default new_zeros.default numpy_T.default ones_like.default pad.default permute.default
-prelu.default reciprocal.default relu.default repeat.default repeat_interleave.self_int reshape.default rsub.Scalar
-scaled_dot_product_attention.default select.int sigmoid.default slice.Tensor sqrt.default stack.default sub.Tensor
-sum.dim_IntList t.default tanh.default to.dtype topk.default unflatten.int upsample_bicubic2d.vec
-upsample_bilinear2d.vec upsample_nearest2d.vec where.self
+exp.default feature_dropout.default floor_divide.default ge.Tensor gelu.default grid_sampler.default
+group_norm.default gt.Tensor hardtanh.default index.Tensor index_select.default layer_norm.default
+lift_fresh_copy.default linear.default log.default lt.Tensor masked_fill.Scalar max_pool2d.default maximum.default
+mean.dim minimum.default mul.Tensor narrow.default ne.Tensor neg.default new_zeros.default numpy_T.default
+ones_like.default pad.default permute.default prelu.default reciprocal.default relu.default repeat.default
+repeat_interleave.self_int reshape.default rsub.Scalar scaled_dot_product_attention.default select.int
+sigmoid.default slice.Tensor sqrt.default stack.default sub.Tensor sum.dim_IntList t.default tanh.default to.dtype
+topk.default unflatten.int upsample_bicubic2d.vec upsample_bilinear2d.vec upsample_nearest2d.vec where.self
 """
 """Operators in the programs of our networks and scores."""
 _ALIKE = """

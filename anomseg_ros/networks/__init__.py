@@ -13,6 +13,7 @@ NETWORKS: dict[str, str] = {
     "bisenet_lite": "anomseg_ros.networks.bisenet_lite:BiSeNetLite",
     "bisenet_v1": "anomseg_ros.networks.bisenet_v1:BiSeNetV1",
     "bisenet_v2": "anomseg_ros.networks.bisenet_v2:BiSeNetV2",
+    "dual_stream_adapter": "anomseg_ros.networks.dual_stream_adapter:DualStreamAdapter",
     "enet": "anomseg_ros.networks.enet:ENet",
     "eomt": "anomseg_ros.networks.eomt:EoMT",
     "erfnet": "anomseg_ros.networks.erfnet:ERFNet",

@@ -116,8 +116,9 @@ def load_checkpoint(
     state, description = _read(path)
     fitted = _take_fitted(path, state, description)
     layouts = [one for one in LAYOUTS if one.network == network_name and bool(one.fresh) == encoder_only]
-    if not layouts and encoder_only and not description:
-        raise CheckpointError(f"{path}: no layout of an encoder's weights alone is known for network {network_name!r}")
+    if not layouts and not description:
+        kind = "an encoder's weights alone" if encoder_only else "a whole published network"
+        raise CheckpointError(f"{path}: no layout of {kind} is known for network {network_name!r}")
     if description:
         layouts, stored = [_own_layout(path, description)], description["network"]
         if stored != network_name:

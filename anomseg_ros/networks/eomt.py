@@ -186,7 +186,9 @@ class EoMT(StagedMaskNetwork):
         by_crop = {name: value.reshape(len(starts_px), -1, *value.shape[1:]) for name, value in tensors.items()}
         return {name: value.transpose(0, 1).flatten(1, 2) for name, value in by_crop.items()}, {}
 
-    def compute_stages(self, images: Tensor, masked: Sequence[float]) -> list[dict[str, Tensor]]:
+    def compute_stages(
+        self, images: Tensor, masked: Sequence[float], features: Sequence[str] = ()
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         tokens = self._embed(images)
         split = len(self.blocks) - self.query_blocks
         for block in self.blocks[:split]:
@@ -195,7 +197,8 @@ class EoMT(StagedMaskNetwork):
         for block, share in zip(self.blocks[split:], masked, strict=True):
             stages.append(self.decide(self._features(tokens, images)))
             tokens = block(tokens, self._visible(stages[-1]["mask_logits"].detach(), share) if share > 0 else None)
-        return [*stages, self.decide(self._features(tokens, images))]
+        last = self._features(tokens, images)
+        return [*stages, self.decide(last)], {name: last[name] for name in features}
 
     def _prediction(
         self, images: Tensor, padded: Tensor, tensors: Mapping[str, Tensor], features: Mapping[str, Tensor]

@@ -16,6 +16,7 @@ from anomseg_ros.networks.enet import CONTEXT_SCHEDULE, DAVIDTVS, YASSOUALI
 from anomseg_ros.networks.erfnet import NORM_EPSILON
 from anomseg_ros.networks.espnetv2 import WIDTHS
 from anomseg_ros.networks.layout import Layout, Rules, State, by_rules
+from anomseg_ros.networks.layouts_dual_stream import DUAL_STREAM_LAYOUTS
 from anomseg_ros.networks.layouts_eomt import EOMT_LAYOUTS
 from anomseg_ros.networks.layouts_intern_image import INTERN_IMAGE
 from anomseg_ros.networks.network import IMAGENET_MEAN, IMAGENET_STD
@@ -306,6 +307,7 @@ LAYOUTS: tuple[Layout, ...] = (
     *_coincheung("bisenet_v1", _COINCHEUNG_V1),
     *_coincheung("bisenet_v2", _COINCHEUNG_V2),
     *_edgenets(),
+    *DUAL_STREAM_LAYOUTS,
     *EOMT_LAYOUTS,
     *INTERN_IMAGE,
 )

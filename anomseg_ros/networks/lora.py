@@ -60,10 +60,11 @@ class SplitProjection(nn.Module):
         super().__init__()
         width = joint.out_features // 3
         for index, part in enumerate(PARTS):
-            layer = nn.Linear(joint.in_features, width)
+            layer = nn.Linear(joint.in_features, width, bias=joint.bias is not None)
             with torch.no_grad():
                 layer.weight.copy_(joint.weight[index * width : (index + 1) * width])
-                layer.bias.copy_(joint.bias[index * width : (index + 1) * width])
+                if joint.bias is not None:
+                    layer.bias.copy_(joint.bias[index * width : (index + 1) * width])
             setattr(self, part, layer.to(joint.weight.device))
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -72,10 +73,12 @@ class SplitProjection(nn.Module):
     def joint(self) -> nn.Linear:
         """Return the one layer that computes the same."""
         layers = [getattr(self, part) for part in PARTS]
-        joint = nn.Linear(layers[0].in_features, 3 * layers[0].out_features, device=layers[0].weight.device)
+        width, has_bias = layers[0].out_features, layers[0].bias is not None
+        joint = nn.Linear(layers[0].in_features, 3 * width, has_bias, device=layers[0].weight.device)
         with torch.no_grad():
             joint.weight.copy_(torch.cat([layer.weight for layer in layers]))
-            joint.bias.copy_(torch.cat([layer.bias for layer in layers]))
+            if has_bias:
+                joint.bias.copy_(torch.cat([layer.bias for layer in layers]))
         return joint
 
 
@@ -99,7 +102,7 @@ def add_lora(network: StagedMaskNetwork, config: LoraConfig) -> None:
         r=config.rank,
         lora_alpha=alpha,  # type: ignore[arg-type]
         lora_dropout=config.dropout,
-        target_modules=rf"blocks\.\d+\.({layers})",
+        target_modules=rf"(encoder\.)?blocks\.\d+\.({layers})",
         init_lora_weights="gaussian",
     )
     peft.inject_adapter_in_model(settings, network)

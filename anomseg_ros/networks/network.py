@@ -190,6 +190,8 @@ class StagedMaskNetwork(SegmentationNetwork):
 
     encoder_parts: ClassVar[tuple[str, ...]]
     """Beginnings of the names of the parameters that a pretrained encoder has."""
+    anneals_masks: ClassVar[bool] = True
+    """Whether masks of attention are for training alone. Mask2Former keeps them, whatever share is asked for."""
 
     @property
     @abstractmethod
@@ -197,16 +199,23 @@ class StagedMaskNetwork(SegmentationNetwork):
         """Number of blocks with a prediction before them."""
 
     @abstractmethod
-    def compute_stages(self, images: Tensor, masked: Sequence[float]) -> list[dict[str, Tensor]]:
-        """Return `decide`'s tensors before each of the blocks, then after the last, of images as for `encode`.
+    def compute_stages(
+        self, images: Tensor, masked: Sequence[float], features: Sequence[str] = ()
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """Return `decide`'s tensors before each of the blocks, then after the last, and the last's feature maps.
 
-        masked: one share of 0 to 1 per block, of the queries whose attention is limited to their mask.
+        Args:
+            images: as for `encode`.
+            masked: one share of 0 to 1 per block, of the queries whose attention is limited to their mask.
+            features: names of feature maps.
         """
 
-    def predict_stages(self, images: Tensor, masked: Sequence[float]) -> list[Prediction]:
-        """Return the predictions of `compute_stages` for images as for `predict`."""
+    def predict_stages(self, images: Tensor, masked: Sequence[float], features: Sequence[str] = ()) -> list[Prediction]:
+        """Return the predictions of `compute_stages` for images as for `predict`; the last one has the feature maps."""
         padded = self._padded(self._normalise(images))
-        return [self._prediction(images, padded, tensors, {}) for tensors in self.compute_stages(padded, masked)]
+        stages, maps = self.compute_stages(padded, masked, features)
+        held: list[dict[str, Tensor]] = [{}] * (len(stages) - 1) + [maps]
+        return [self._prediction(images, padded, *pair) for pair in zip(stages, held, strict=True)]
 
 
 def pixels_to_input(image: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 An Image is Worth 16x16 Words (Dosovitskiy et al., ICLR 2021, arXiv 2010.11929); blocks are normalised first and have
 LayerScale (Touvron et al. 2021, arXiv 2103.17239), registers are those of Darcet et al. (2024, arXiv 2309.16588).
 Structure and constants: timm's `vit_*_patch14_reg4_dinov2`, which github.com/tue-mps/eomt (models/vit.py) builds on.
+Without LayerScale, blocks are those of the first vision transformers.
 Attribute names are timm's, so that published keys need little renaming.
 """
 
@@ -51,15 +52,16 @@ class LayerScale(nn.Module):
 class Block(nn.Module):
     """A transformer block, normalised before each part: (N, T, D) -> (N, T, D)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, layer_scale: bool = True) -> None:
+        """layer_scale: whether each part has a factor per channel, which the first vision transformers have not."""
         super().__init__()
         self.norm1 = nn.LayerNorm(width, EPSILON)
         self.attn = Attention(width)
-        self.ls1 = LayerScale(width)
+        self.ls1 = LayerScale(width) if layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(width, EPSILON)
         layers = {"fc1": nn.Linear(width, 4 * width), "gelu": nn.GELU(), "fc2": nn.Linear(4 * width, width)}
         self.mlp = nn.Sequential(OrderedDict(layers))
-        self.ls2 = LayerScale(width)
+        self.ls2 = LayerScale(width) if layer_scale else nn.Identity()
 
     def forward(self, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
         """visible: see Attention."""

@@ -19,7 +19,8 @@ from anomseg_ros.networks.network import StagedMaskNetwork
 from anomseg_ros.training.config import OptimizerConfig
 from anomseg_ros.training.schedule import Group
 
-_BLOCK = re.compile(r"blocks\.(\d+)\.")
+_BLOCK = re.compile(r"(?:encoder\.)?blocks\.(\d+)\.")
+_NORMS = ("norm.", "encoder.norm.")
 
 
 def layer_groups(
@@ -32,7 +33,7 @@ def layer_groups(
     """Return the parameters that train, grouped by rate and weight decay.
 
     Args:
-        network: its blocks are named blocks.I.
+        network: its blocks are named blocks.I or encoder.blocks.I.
         config: gives the weight decay.
         others: parameters of an objective.
         decay: d.
@@ -45,7 +46,7 @@ def layer_groups(
         if not parameter.requires_grad:
             continue
         block = _BLOCK.match(name)
-        depth = last - int(block[1]) if block else last if is_encoder and not name.startswith("norm.") else 0
+        depth = last - int(block[1]) if block else last if is_encoder and not name.startswith(_NORMS) else 0
         wanted = config.norm_decay or parameter.dim() > 1
         key = is_encoder, decay**depth, config.weight_decay if wanted else 0.0
         grouped.setdefault(key, []).append(parameter)

@@ -141,6 +141,11 @@ class MaskObjective(Objective):
             self.scale = float(scale)
         staged = isinstance(network, StagedMaskNetwork)
         if isinstance(network, StagedMaskNetwork):
+            if not network.anneals_masks and (options.annealing or not options.masked_attention):
+                raise ConfigError(
+                    f"{network.name} keeps the masks of attention, in training and later; leave loss.annealing and "
+                    "loss.masked_attention out"
+                )
             if options.annealing and len(options.annealing) != network.stages:
                 raise ConfigError(
                     f"annealing has {len(options.annealing)} pairs, but {network.stages} blocks have queries; give a "
@@ -163,7 +168,7 @@ class MaskObjective(Objective):
         if not isinstance(network, StagedMaskNetwork):
             return super().ask(network, images, step)
         shares = [self._masked_share(block, network.stages, step) for block in range(network.stages)]
-        *earlier, last = network.predict_stages(images, shares)
+        *earlier, last = network.predict_stages(images, shares, self.needs.features)
         return _StagedAnswer(last, earlier=tuple(one for one in earlier if isinstance(one, MaskPrediction)))
 
     def _masked_share(self, block: int, blocks: int, step: int) -> float:
@@ -187,7 +192,8 @@ class MaskObjective(Objective):
             for name, value in self._stage(prediction, found).items():
                 total[name] = total[name] + value if name in total else value
         if self.options.rba_weight:
-            total["rba"] = self.options.rba_weight * self._rba(answer.prediction, target)
+            hinge = rba_hinge(*self._semantic(answer.prediction, target), self.options.rba_margin)
+            total["rba"] = self.options.rba_weight * hinge
         return total
 
     def _stage(self, prediction: MaskPrediction, found: Sequence[Truth]) -> dict[str, Tensor]:
@@ -227,7 +233,8 @@ class MaskObjective(Objective):
         weight[-1] = self.options.no_object_weight
         return F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), weight)
 
-    def _rba(self, prediction: object, target: Tensor) -> Tensor:
+    def _semantic(self, prediction: object, target: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Return S (N, C, h, w), the padded target and its outliers (N, H, W), and the number of known classes."""
         assert isinstance(prediction, MaskPrediction)
         plain = MaskPrediction(
             size_px=prediction.size_px,
@@ -238,7 +245,7 @@ class MaskObjective(Objective):
         target = _padded(target, prediction.padded_px)
         known = plain.class_logits.shape[2] - 1 if self.void_class is None else self.void_class
         outliers = (target == OUTLIER) | (target == -1 if self.void_class is None else target == self.void_class)
-        return rba_hinge(plain.semantic(plain.maps), target, outliers, known, self.options.rba_margin)
+        return plain.semantic(plain.maps), target, outliers, known
 
     def merged(self, network: SegmentationNetwork) -> SegmentationNetwork:
         if self.options.lora is None or not isinstance(network, StagedMaskNetwork):

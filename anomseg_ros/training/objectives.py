@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 OBJECTIVES: dict[str, str] = {
     "segmentation": "anomseg_ros.training.segmentation_loss:SegmentationLoss",
     "masks": "anomseg_ros.training.mask_objective:MaskObjective",
+    "dual_stream": "anomseg_ros.training.dual_stream_objective:DualStreamObjective",
 }
 """Objective name -> "module:Class". The modules are imported on first use."""
 DEFAULT_OBJECTIVE = "segmentation"

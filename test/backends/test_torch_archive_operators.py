@@ -20,15 +20,16 @@ from anomseg_ros.networks.torch_program import program_of, save_program
 
 
 class FurtherOperators(nn.Module):
-    """Those that only some networks have: BiSeNet Lite, ENet for GPUs, EoMT, ESPNetv2."""
+    """Those that only some networks have: BiSeNet Lite, dual-stream adapters, ENet for GPUs, EoMT, ESPNetv2."""
 
     def __init__(self) -> None:
         super().__init__()
         self.norm, self.linear, self.gelu = nn.LayerNorm(4), nn.Linear(4, 4), nn.GELU()
+        self.groups = nn.GroupNorm(3, 3)
 
     def forward(self, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """values: float32 (1, 3, 4, 4)."""
-        tokens = self.gelu(self.linear(self.norm(values)))
+        tokens = self.gelu(self.linear(self.norm(self.groups(values))))
         attended = F.scaled_dot_product_attention(tokens, tokens, tokens).unflatten(1, (3, 1))
         enlarged = F.interpolate(values, size=(6, 6), mode="bicubic", align_corners=False)
         places = torch.arange(4, device=values.device) * 3 // 2

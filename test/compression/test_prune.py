@@ -29,7 +29,8 @@ pytestmark = pytest.mark.slow
 
 SIZE_PX = (64, 128)
 FRACTIONS = (0.1, 0.3, 0.5)
-NARROWABLE = [name for name in NETWORKS if name not in ("eomt", "espnetv2", "intern_image")]
+NOT_NARROWED = ("dual_stream_adapter", "eomt", "espnetv2", "intern_image")
+NARROWABLE = [name for name in NETWORKS if name not in NOT_NARROWED]
 
 
 @lru_cache(maxsize=1)
@@ -117,6 +118,8 @@ def test_transformer_tokens_cannot_be_pruned() -> None:
         CompressionError, match="'eomt' has pos_embed in a layer of kind EoMT, which structured pruning"
     ):
         prune_structured(build_network("eomt", 5), 0.3)
+    with pytest.raises(CompressionError, match=r"'dual_stream_adapter' has encoder\.cls_token in a layer"):
+        prune_structured(build_network("dual_stream_adapter", 5), 0.3)
 
 
 def test_channels_of_least_magnitude_are_removed() -> None:

@@ -14,6 +14,7 @@ from network_contract import random_images  # noqa: E402
 
 from anomseg_ros.errors import ConfigError  # noqa: E402
 from anomseg_ros.networks.counting import count_parameters  # noqa: E402
+from anomseg_ros.networks.dual_stream_adapter import DualStreamAdapter  # noqa: E402
 from anomseg_ros.networks.eomt import SIZES, EoMT  # noqa: E402
 from anomseg_ros.networks.lora import (  # noqa: E402
     RELEASED_TARGETS,
@@ -31,6 +32,27 @@ def adapted(config: LoraConfig, **options) -> EoMT:
     network = EoMT(3, **{**SMALL, **options})
     add_lora(network, config)
     return network
+
+
+@pytest.mark.parametrize("encoder", ["vit", "beit"])
+def test_encoder_of_dual_stream_adapters_takes_updates(encoder):
+    torch.manual_seed(0)
+    network = DualStreamAdapter(3, encoder, streams=0)
+    keys = network.state_dict().keys()
+    add_lora(network, LoraConfig(4))
+    assert all(name.startswith("encoder.blocks.") for name in lora_parameters(network))
+    assert sum(value.numel() for value in lora_parameters(network).values()) == 4 * 4 * (3 * 128 + 2 * 320)
+    frozen = {name for name, value in network.named_parameters() if not value.requires_grad}
+    assert frozen == {name for name, _ in network.named_parameters() if name.startswith("encoder.")} - {
+        *lora_parameters(network)
+    }
+    with torch.no_grad():
+        for parameter in lora_parameters(network).values():
+            parameter.normal_(0, 0.05)
+        merged = merged_lora(network.eval())
+        images = random_images(64, 96)
+        torch.testing.assert_close(merged(images), network(images), atol=1e-4, rtol=1e-4)
+    assert merged.state_dict().keys() == keys
 
 
 def test_updates_change_nothing_until_they_are_trained():

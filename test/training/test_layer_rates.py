@@ -8,6 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from anomseg_ros.networks.dual_stream_adapter import DualStreamAdapter  # noqa: E402
 from anomseg_ros.networks.eomt import EoMT  # noqa: E402
 from anomseg_ros.training.config import OptimizerConfig  # noqa: E402
 from anomseg_ros.training.layer_rates import layer_groups  # noqa: E402
@@ -31,6 +32,16 @@ def test_rates_fall_towards_the_first_layer() -> None:
     assert found["blocks.1.attn.qkv.weight"] == pytest.approx(0.8)
     for name in ("blocks.0.mlp.fc1.weight", "patch_embed.weight", "pos_embed", "cls_token", "reg_token"):
         assert found[name] == pytest.approx(0.64), name
+
+
+def test_encoder_of_dual_stream_adapters_has_rates_by_layer() -> None:
+    whole = DualStreamAdapter(3)
+    names = {id(value): name for name, value in whole.named_parameters()}
+    groups = layer_groups(whole, OptimizerConfig(), [], 0.5, (0, 0))
+    found = {names[id(value)]: group.factor(0) for group in groups for value in group.parameters}
+    assert found["encoder.pos_embed"] == found["encoder.blocks.0.norm1.weight"] == 0.125
+    assert found["encoder.blocks.2.mlp.fc1.weight"] == 0.5
+    assert found["encoder.norm.weight"] == found["adapter.norms.0.weight"] == found["query_decoder.query.weight"] == 1
 
 
 def test_heads_warm_up_before_the_encoder() -> None:

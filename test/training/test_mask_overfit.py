@@ -23,6 +23,7 @@ SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 CAMVID = Path(os.environ.get("ANOMSEG_DATA", SHARED)) / "CamVid"
 LINEAR: dict[str, Any] = {"options": {"grid": [6, 6]}}
 COSINES: dict[str, Any] = {"options": {"grid": [6, 6], "cosine_scale": 30.0}}
+STREAMS: dict[str, Any] = {"name": "dual_stream_adapter", "options": {"grid": [6, 6]}, "frozen": ["encoder"]}
 
 
 def two_frames(root: Path, camvid: Path | None) -> Path:
@@ -69,3 +70,22 @@ def test_two_frames_are_learnt_by_heart(network: dict[str, Any], class_loss: str
     plain["augment"] = {"crop_height_px": SIZE_PX, "crop_width_px": SIZE_PX, "flip": 0.0}
     result = run(load_config(write_config(tmp_path / "overfit.yaml", data, **plain)), tmp_path / "out")
     assert result.miou is not None and result.miou >= 0.9
+
+
+@pytest.mark.slow
+def test_two_frames_are_learnt_by_heart_on_a_frozen_encoder(tmp_path: Path) -> None:
+    """The encoder is random: the adapter and the decoder learn all."""
+    data = two_frames(tmp_path / "data", CAMVID if CAMVID.is_dir() else None)
+    plain = tiny_plain(
+        data,
+        objective="dual_stream",
+        network={"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD), **STREAMS},
+        data={"height_px": SIZE_PX, "width_px": SIZE_PX},
+        loss={"points": 1024},
+        optimizer={"kind": "adamw", "learning_rate": 1e-3},
+        schedule={"kind": "poly"},
+        run={"epochs": 200, "validate_every": 200, "checkpoint_every": 1000, "threads": 1},
+    )
+    plain["augment"] = {"crop_height_px": SIZE_PX, "crop_width_px": SIZE_PX, "flip": 0.0}
+    result = run(load_config(write_config(tmp_path / "overfit.yaml", data, **plain)), tmp_path / "out")
+    assert result.miou is not None and result.miou >= 0.8

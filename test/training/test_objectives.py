@@ -24,8 +24,13 @@ MORE_CASES = [
     Case("masks", {"points": 64, "class_loss": "released_arcface", "released_outlier_weight": 2.0}, "eomt"),
     Case("masks", {"points": 64, "class_loss": "arcface", "rba_weight": 1.0}, "eomt", True, {"cosine_scale": 30.0}),
     Case("masks", {"points": 64, "lora": {"rank": 2, "dropout": 0.1}}, "eomt", True),
+    Case("masks", {"points": 64, "layer_decay": 0.5}, "dual_stream_adapter", True),
+    Case("dual_stream", {"points": 64, "stream_loss": "bce", "stream_cells": "all"}, "dual_stream_adapter"),
+    Case("dual_stream", {"points": 64, "stream_loss": "contrastive"}, "dual_stream_adapter", True),
+    Case("dual_stream", {"points": 64, "stream_weight": 0.0, "contrastive_weight": 1.0}, "dual_stream_adapter"),
+    Case("dual_stream", {"points": 64, "lora": {"rank": 2}, "stream_weight": 0.0}, "dual_stream_adapter", True),
 ]
-NETWORK = {"masks": "eomt"}
+NETWORK = {"masks": "eomt", "dual_stream": "dual_stream_adapter"}
 """The network of an objective that does not train every one."""
 CASES = [
     *(Case(name, network=NETWORK.get(name, "mide_net"), void=void) for name in OBJECTIVES for void in (False, True)),

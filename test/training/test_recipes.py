@@ -18,6 +18,7 @@ from anomseg_ros.core.labels import CAMVID, CITYSCAPES
 from anomseg_ros.networks import build_network, network_class
 from anomseg_ros.networks.checkpoints import load_checkpoint, save_checkpoint
 from anomseg_ros.networks.network import IMAGENET_MEAN, IMAGENET_STD, SegmentationNetwork
+from anomseg_ros.networks.prediction import MaskPrediction
 from anomseg_ros.scores import find_score
 from anomseg_ros.training.backbones import BACKBONES
 from anomseg_ros.training.config import TrainConfig, load_config
@@ -39,6 +40,18 @@ SMALL_MASKS = [
     *("network.options.queries=12", "network.options.grid=[4, 6]", "loss.points=64"),
 ]
 """Sizes of mask networks that a test can train."""
+SMALL_STREAMS = [
+    *(
+        "network.options.width=64",
+        "network.options.depth=4",
+        "network.options.heads=2",
+        "network.options.prior_width=8",
+    ),
+    *(f"network.options.decoder_{key}" for key in ("width=64", "heads=2", "layers=1", "inner=64")),
+    *("network.options.pixel_layers=1", "network.options.pixel_inner=64", "network.options.queries=12"),
+    *("network.options.grid=[4, 6]", "loss.points=64"),
+]
+"""Sizes of dual-stream adapters that a test can train."""
 
 
 def load(name: str, *changes: str) -> TrainConfig:
@@ -70,7 +83,7 @@ def test_initial_runs_exist_and_fit(name: str) -> None:
         assert initial.config in RECIPES and initial.config not in seen
         seen.append(initial.config)
         config = load(initial.config)
-        whole = initial.part in ("all", "features")
+        whole = initial.part in ("all", "features") or network_class(later.network.name).kind is MaskPrediction
         assert config.network.name in ((later.network.name,) if whole else (f"{later.network.name}_{initial.part}",))
         assert (config.network.mean, config.network.std) == (later.network.mean, later.network.std)
         # start_network expects this in the checkpoint.
@@ -201,7 +214,10 @@ def shorten(name: str, data: str) -> TrainConfig:
     changes += ["run.epochs=2", "run.batch_size=2", "run.precision=32-true", "run.compile=false", "run.threads=1"]
     changes += ["run.accelerator=cpu", "run.validate_every=2", "run.accumulate=1"]
     changes += ["data.validation_path=9:1"] if data == SYNTHETIC else []
-    changes += SMALL_MASKS if load(name).objective == "masks" else []
+    if load(name).network.name == "dual_stream_adapter":
+        changes += SMALL_STREAMS
+    elif load(name).objective == "masks":
+        changes += SMALL_MASKS
     if not isinstance(load(name).data.cut_paste.objects, str):  # folders that the user provides
         changes.append("data.cut_paste.objects=procedural")
     return load(name, *changes)
@@ -223,7 +239,7 @@ def sources_of(config: TrainConfig, folder: Path) -> Sources:
         before = None if given.config is None else load(given.config)
         name = config.network.name if before is None else before.network.name
         options = {} if before is None else dict(before.network.options)
-        if config.objective == "masks":
+        if config.objective in ("masks", "dual_stream"):
             options = {key: value for key, value in config.network.options.items() if key != "cosine_scale"}
         classes = given.num_classes or KNOWN[config.data.dataset]
         network = network_class(name)(classes, **options)
