@@ -28,6 +28,7 @@ from anomseg_ros.evaluation.drive_alarms import (
 )
 from anomseg_ros.evaluation.drive_page import drive_page
 from anomseg_ros.evaluation.drive_thresholds import (
+    TOLERANCE,
     DriveRequest,
     DriveThresholds,
     HeldBackRate,
@@ -218,7 +219,23 @@ def _warnings(drive: UnlabelledDrive, found: DriveThresholds) -> list[str]:
     if found.roadless:
         total = found.used + found.held_back
         warnings.append(f"no road was found in {found.roadless} of {total} frames; all their pixels count")
-    return warnings + [_off_target(rate) for rate in found.rates if not rate.holds]
+    return warnings + _looser(found.rates) + [_off_target(rate) for rate in found.rates if not rate.holds]
+
+
+def _looser(rates: Sequence[HeldBackRate]) -> list[str]:
+    """Return a warning per score whose new threshold is far below the bundle's; of several rates, for the first."""
+    texts: dict[str, str] = {}
+    for change in (rate.change for rate in rates):
+        if change.before is None or change.fpr_before is None or change.fpr_before > change.target_fpr / TOLERANCE:
+            continue
+        text = (
+            f"{change.score} at {change.target_fpr:g}: the threshold falls from {change.before:.6g} to "
+            f"{change.threshold:.6g}, since only {percent(change.fpr_before)} of this road's pixels are above the old "
+            "one. There will be more alarms. If you want as many as before, keep the bundle as it is, or give a lower "
+            "--target-fpr or --target-alarms-per-minute"
+        )
+        texts.setdefault(change.score, text)
+    return list(texts.values())
 
 
 def _off_target(rate: HeldBackRate) -> str:

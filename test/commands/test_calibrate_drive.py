@@ -89,6 +89,22 @@ def test_tables_are_not_cut_in_a_narrow_terminal(
     assert all(f"{thresholds[rate]:.6g} " in printed for rate in (0.001, 0.01))
 
 
+def test_thresholds_that_fall_far_are_warned_of(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A bundle that knows the road has fewer alarms than asked for; a person should not make it worse unawares."""
+    street = write_pictures(tmp_path / "street", 20)
+    tables = {"void": ThresholdTable("camvid val", {0.01: 0.999, 0.2: 0.998})}
+    change_bundle(load_bundle(bundle), partial(replace, thresholds=tables))
+    assert calibrate(bundle, "--frames", street) == 0
+    said = capsys.readouterr().err
+    assert said.count("There will be more alarms") == 1
+    assert "warning: void at 0.01: the threshold falls from 0.999 to" in said
+    assert "only 0.000 % of this road's pixels are above the old one" in said
+    assert calibrate(bundle, "--frames", street) == 0
+    assert "more alarms" not in capsys.readouterr().err
+
+
 def test_rates_that_do_not_hold_are_warned_of(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(30):  # the part held back is noise, the other part is plain
         plain = np.full((48, 96, 3), 30, np.uint8)

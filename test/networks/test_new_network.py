@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,31 +16,13 @@ from anomseg_ros.evaluation.results import load_evaluation
 from anomseg_ros.networks import NETWORKS, build_network
 from anomseg_ros.networks.checkpoints import save_checkpoint
 
-ONE_FILE = """
-from torch import nn
-
-from anomseg_ros.networks.network import SegmentationNetwork
-
-
-class Throwaway(SegmentationNetwork):
-    name = "throwaway"
-    stride = 4
-    feature_names = ("patches",)
-    class_parameter = ("classifier.weight", 0)
-
-    def __init__(self, num_classes):
-        super().__init__(num_classes)
-        self.patches = nn.Conv2d(3, 8, 4, stride=4)
-        self.classifier = nn.Conv2d(8, num_classes, 1)
-
-    def encode(self, images):
-        return {"patches": self.patches(images).relu()}
-"""
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "architecture.md"
 
 
 @pytest.mark.slow
 def test_new_network_is_exported_and_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "throwaway_network.py").write_text(ONE_FILE)
+    (one_file,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (tmp_path / "throwaway_network.py").write_text(one_file)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(NETWORKS, "throwaway", "throwaway_network:Throwaway")
     checkpoint, bundle = tmp_path / "weights.safetensors", tmp_path / "bundle"
