@@ -308,12 +308,14 @@ def masked(folder: Path) -> str:
 def adapted(directory: Path) -> str:
     """Return what adapting changed on the frames held back, in words."""
     stages = load_bundle(directory).contract.adaptation["stages"]
-    first, *others = [stage["figures"] for stage in stages if stage["name"] == "given" or stage["kept"]]
+    first, *others = [stage for stage in stages if stage["name"] == "given" or stage["kept"]]
+    rate = f"false-positive rate for 1 %, held back: {100 * first['held_back_fpr']:.2f} %"
     if not others:
-        return "no stage was better; thresholds of the drive"
+        return f"no stage was better; thresholds of the drive; {rate}"
+    before, after = first["figures"], others[-1]["figures"]
     return (
-        f"alarms {first['alarms']} before, {others[-1]['alarms']} after, at {others[-1]['detected']} of "
-        f"{others[-1]['objects']} pasted objects detected"
+        f"alarms held back: {before['alarms']} before, {after['alarms']} after, at {after['detected']} of "
+        f"{after['objects']} pasted objects detected; {rate} before, {100 * others[-1]['held_back_fpr']:.2f} % after"
     )
 
 
@@ -333,12 +335,9 @@ def live(path: Path) -> str:
     """Return the alarms and the latency through the node, in words."""
     result = next(one for one in load_evaluation(path).results if one.live is not None)
     assert result.drive is not None and result.live is not None
-    rate = result.drive.alarms_per_minute
-    return (
-        f"{rate:.1f} alarms per minute through the node, {result.live.dropped} frames dropped"
-        if rate is not None
-        else ""
-    )
+    rate, seen = result.drive.alarms_per_minute, result.live
+    alarms = "" if rate is None else f"{rate:.0f} alarms per minute at the usual threshold, "
+    return f"{alarms}{seen.dropped} of {seen.frames} frames dropped, stamp to output {seen.latency_ms['p50']:.0f} ms (median)"
 
 
 def write_page(page: Path, rows: Sequence[dict[str, Any]]) -> None:
