@@ -337,7 +337,8 @@ def live(path: Path) -> str:
     assert result.drive is not None and result.live is not None
     rate, seen = result.drive.alarms_per_minute, result.live
     alarms = "" if rate is None else f"{rate:.0f} alarms per minute at the usual threshold, "
-    return f"{alarms}{seen.dropped} of {seen.frames} frames dropped, stamp to output {seen.latency_ms['p50']:.0f} ms (median)"
+    latency = f"stamp to output {seen.latency_ms['p50']:.0f} ms (median)"
+    return f"{alarms}{seen.dropped} of {seen.frames} frames dropped, {latency}"
 
 
 def write_page(page: Path, rows: Sequence[dict[str, Any]]) -> None:
