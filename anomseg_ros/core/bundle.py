@@ -140,6 +140,9 @@ class Bundle:
 
     def check_score(self, score: str) -> str:
         """Return `score`, or the bundle's default for an empty string; raise ConfigError if the graph lacks it."""
+        if not isinstance(score, str):
+            example = self.contract.score_names[0]
+            raise ConfigError(f"a score is given by its name, such as {example!r}, got {score!r}")
         if not score:
             return self.contract.score_names[0]
         if score not in self.contract.score_names:
@@ -154,7 +157,7 @@ class Bundle:
 
         Raises ConfigError if `target_fpr` is no share, or every calibrated rate is above it.
         """
-        if not 0 <= target_fpr <= 1:
+        if not isinstance(target_fpr, int | float) or not 0 <= target_fpr <= 1:
             raise ConfigError(f"target_fpr {target_fpr!r}: expected a share of the known pixels, 0 to 1, such as 0.01")
         if (table := self.contract.thresholds.get(score)) is None:
             return None
