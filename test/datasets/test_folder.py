@@ -11,7 +11,7 @@ from anomseg_ros.cli import main
 from anomseg_ros.core.labels import CAMVID
 from anomseg_ros.datasets import open_named
 from anomseg_ros.datasets.check import check
-from anomseg_ros.datasets.dataset import Dataset
+from anomseg_ros.datasets.dataset import Dataset, notes_of
 from anomseg_ros.datasets.folder_splits import drive_of
 from anomseg_ros.errors import DatasetError
 
@@ -89,13 +89,13 @@ def test_frames_of_a_clip_stay_together_whatever_follows_their_number(tmp_path: 
     names = [f"{town}_000005_{number:06d}_leftImg8bit" for town in ("aachen", "bonn") for number in range(6)]
     val = open_named(f"folder={own_folder(tmp_path, names)}:val")
     assert ids(val) == [names[5], names[11]]
-    assert "the last fifth of each of 2 drives is 'val' (2 frames)" in " ".join(val.notes)
+    assert "the last fifth of each of 2 drives is 'val' (2 frames)" in " ".join(notes_of(val))
 
 
 def test_drives_of_one_frame_are_said_to_be_so(tmp_path: Path) -> None:
     val = open_named(f"folder={own_folder(tmp_path, [*'abcdefghijkl'])}:val")
     text = "the last fifth of all frames, which are of 12 drives with at most 1 each, is 'val' (2 frames)"
-    assert text in " ".join(val.notes)
+    assert text in " ".join(notes_of(val))
 
 
 def test_one_frame_cannot_be_split(tmp_path: Path) -> None:
