@@ -40,7 +40,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     "look": {
         "run": Command(
             f"{_COMMANDS}.run:main",
-            "detect anomalies in images, folders or videos",
+            "detect anomalies in images, folders, videos or bags",
             "anomseg run bisenet_lite-world-int8 frames --output results",
         ),
         "demo": Command(

@@ -24,10 +24,10 @@ def write_pictures(folder: Path, count: int, seed: int = 0) -> Path:
     return folder
 
 
-def write_video(path: Path, count: int) -> Path:
-    """Write grey frames at 10 Hz, frame n of the value 4 n; uint8 (48, 96, 3)."""
+def write_video(path: Path, count: int, rate_hz: float = 10) -> Path:
+    """Write grey frames, frame n of the value 4 n; uint8 (48, 96, 3)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (96, 48))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), rate_hz, (96, 48))
     for number in range(count):
         writer.write(np.full((48, 96, 3), 4 * number, np.uint8))
     writer.release()

@@ -15,11 +15,11 @@ from anomseg_ros.core.frames import FrameSource
 from anomseg_ros.core.labels import palette
 from anomseg_ros.core.overlay import anomaly_mask, overlay
 from anomseg_ros.core.picture_legend import with_class_legend, with_score_bar
-from anomseg_ros.core.preprocess import resized_scores
+from anomseg_ros.core.preprocess import check_frame, resized_scores
 from anomseg_ros.core.resources import ROAD_BUNDLE, find_bundle
 from anomseg_ros.core.road_region import limited_scores
 from anomseg_ros.core.types import Mask, Outputs, RgbImage
-from anomseg_ros.errors import ConfigError
+from anomseg_ros.errors import ConfigError, FrameError
 from anomseg_ros.scores import find_score, scale_of, threshold_of
 
 
@@ -95,7 +95,8 @@ class Detector(core_detector.Detector):
             target_fpr: see `threshold`.
 
         Raises:
-            ConfigError: `outputs` lacks the score, or the bundle has no threshold for it and none is given.
+            ConfigError: `outputs` is not of `detect` or lacks the score, or the bundle has no threshold for it and none
+                is given.
         """
         name = self._given_score(outputs, score)
         above = self.threshold(name, target_fpr) if threshold is None else threshold
@@ -111,10 +112,16 @@ class Detector(core_detector.Detector):
 
         Components of `mask` that are too small to be seen are not drawn. legend: add the names of the classes below.
 
-        Raises ConfigError if `outputs` has no labels.
+        mask: of `mask`, in the size of the outputs or of the frame.
+
+        Raises FrameError for a frame that is not the one of `outputs`, ConfigError for a mask of another size, and if
+        `outputs` is not of `detect` or has no labels.
         """
+        _check_pair(frame, outputs)
         if outputs.labels is None:
             raise ConfigError("the outputs hold no labels; ask detect for them")
+        if mask is not None:
+            _check_mask(mask, (outputs.labels.shape, frame.shape[:2]))
         classes = self.bundle.contract.classes
         picture = overlay(frame, outputs.labels, mask, palette(classes))
         return with_class_legend(picture, classes, anomalies=mask is not None) if legend else picture
@@ -131,15 +138,17 @@ class Detector(core_detector.Detector):
         """Return the uint8 (H, W, 3) RGB colours of a score in the size of the frame, dark where nothing is unusual.
 
         Args:
-            frame: the frame of `outputs`, for its size.
+            frame: the frame of `outputs`.
             outputs: of `detect`.
             score: None for the default score.
             legend: add the colour bar below, with the bundle's thresholds.
             threshold: of the mask, marked on the bar.
 
         Raises:
-            ConfigError: `outputs` lacks the score.
+            FrameError: the frame is not the one of `outputs`.
+            ConfigError: `outputs` is not of `detect` or lacks the score.
         """
+        _check_pair(frame, outputs)
         name = self._given_score(outputs, score)
         values = limited_scores(outputs.scores[name], outputs.region, find_score(name).lowest)
         scale = scale_of(self.bundle.contract, name)
@@ -155,6 +164,7 @@ class Detector(core_detector.Detector):
         self.close()
 
     def _given_score(self, outputs: Outputs, score: str | None) -> str:
+        _check_outputs(outputs)
         name = self._score(score)
         if name not in outputs.scores:
             raise ConfigError(f"the outputs hold no score {name!r}, only {sorted(outputs.scores)}; ask detect for it")
@@ -169,4 +179,33 @@ def read_frames(*inputs: str | Path) -> FrameSource:
 
     Raises FrameError, also while iterating, for a file that does not exist or is damaged.
     """
+    for each in inputs:
+        if not isinstance(each, str | Path):
+            raise FrameError(f"read_frames takes paths of images, folders and videos, got {type(each).__name__}")
     return FrameSource([Path(each) for each in inputs])
+
+
+def _check_outputs(outputs: Outputs) -> None:
+    if not isinstance(outputs, Outputs):
+        raise ConfigError(
+            f"expected the outputs of `detect`, got {type(outputs).__name__}; call `outputs = detector.detect(frame)` "
+            "first"
+        )
+
+
+def _check_pair(frame: RgbImage, outputs: Outputs) -> None:
+    """Raise FrameError unless `frame` has the size of the frame that `outputs` are of."""
+    check_frame(frame)
+    _check_outputs(outputs)
+    if outputs.frame_size not in (None, frame.shape[:2]):
+        raise FrameError(
+            f"the frame is {frame.shape[:2]}, the outputs are of a frame of {outputs.frame_size} (height, width); give "
+            "the frame that `detect` was given"
+        )
+
+
+def _check_mask(mask: Mask, sizes: tuple[tuple[int, ...], ...]) -> None:
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.uint8 or mask.shape not in sizes:
+        got = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
+        expected = " or ".join(dict.fromkeys(map(str, sizes)))
+        raise ConfigError(f"a mask must be a uint8 array of {expected}, got {got}; give that of `detector.mask`")

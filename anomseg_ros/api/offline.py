@@ -8,7 +8,7 @@ from pathlib import Path
 from anomseg_ros.core.class_table import find_label_set
 from anomseg_ros.core.progress import Progress, no_progress
 from anomseg_ros.core.resources import find_bundle
-from anomseg_ros.errors import MetricError
+from anomseg_ros.errors import ConfigError, MetricError
 from anomseg_ros.evaluation.evaluate import Request
 from anomseg_ros.evaluation.evaluate import evaluate as evaluate_request
 from anomseg_ros.evaluation.results import Result
@@ -18,8 +18,8 @@ def evaluate(
     bundles: str | Path | Sequence[str | Path],
     datasets: Mapping[str, str | Path],
     *,
-    scores: Sequence[str] = (),
-    protocols: Sequence[str] = ("seeds",),
+    scores: str | Sequence[str] = (),
+    protocols: str | Sequence[str] = ("seeds",),
     backend: str = "onnxruntime",
     allow_partial: bool = False,
     progress: Progress = no_progress,
@@ -29,8 +29,8 @@ def evaluate(
     Args:
         bundles: names of shipped bundles, or directories; one or several.
         datasets: name of a dataset of the table -> its folder; `anomseg datasets list` prints the names.
-        scores: anomaly scores to measure; empty for all of a bundle.
-        protocols: definitions of the figures, see docs/evaluate.md.
+        scores: anomaly scores to measure, or one; empty for all of a bundle.
+        protocols: definitions of the figures, or one, see docs/evaluate.md.
         backend: as in `Detector.load`.
         allow_partial: accept a dataset with fewer or more frames than published.
         progress: told what is done: (what, done, total).
@@ -38,12 +38,17 @@ def evaluate(
     Raises:
         AnomsegError: a bundle or dataset cannot be read, or could not be measured.
     """
+    if not isinstance(datasets, Mapping):
+        raise ConfigError(
+            f"datasets must map names to folders, such as {{'camvid': '/data/CamVid'}}, got {datasets!r}; "
+            "`anomseg datasets list` prints the names"
+        )
     given = [bundles] if isinstance(bundles, str | Path) else bundles
     request = Request(
         tuple(find_bundle(each) for each in given),
         tuple(f"{name}={path}" for name, path in datasets.items()),
-        scores=tuple(scores),
-        protocols=tuple(protocols),
+        scores=_names(scores),
+        protocols=_names(protocols),
         allow_partial=allow_partial,
         backend=backend,
     )
@@ -63,7 +68,7 @@ def export_checkpoint(
     label_set: str = "cityscapes",
     height_px: int = 512,
     width_px: int = 1024,
-    scores: Sequence[str] = (),
+    scores: str | Sequence[str] = (),
     overwrite: bool = False,
 ) -> Path:
     """Export a checkpoint as a bundle, compare the two, and return the directory of the bundle. It needs torch.
@@ -77,7 +82,7 @@ def export_checkpoint(
         label_set: cityscapes, camvid, or the path of a classes.yaml with classes of your own.
         height_px: input height of the bundle.
         width_px: input width of the bundle.
-        scores: anomaly scores in the graph, the default score first; empty for the default scores.
+        scores: anomaly scores in the graph, or one, the default score first; empty for the default scores.
         overwrite: replace an existing bundle.
 
     Raises:
@@ -97,7 +102,11 @@ def export_checkpoint(
         known_classes=known,
         height_px=height_px,
         width_px=width_px,
-        scores=tuple(scores),
+        scores=_names(scores),
     )
     export(network, Path(checkpoint), config, directory, overwrite=overwrite)
     return directory
+
+
+def _names(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)

@@ -18,6 +18,7 @@ from rosbags.rosbag2 import Reader as Rosbag2Reader
 from rosbags.typesys import Stores, get_typestore
 from rosbags.typesys.store import Typestore
 
+from anomseg_ros.bags.bag_paths import HOW_TO_MAKE
 from anomseg_ros.bags.storage import BagDirectory, TolerantReader, declared_counts, declared_duration_ns
 from anomseg_ros.core.delivered import Delivered
 from anomseg_ros.core.file_kinds import foreign_file
@@ -267,7 +268,7 @@ def open_bag(path: Path | str, on_difference: OnDifference | None = None) -> Bag
     elif path.is_file() and path.name == "metadata.yaml":
         path = path.parent
     elif path.is_file() and path.suffix not in (".mcap", ".db3", ".bag"):
-        raise BagError(f"{str(path)!r} is not a bag; expected a bag directory or a file ending in .mcap or .db3")
+        raise BagError(f"{str(path)!r} is not a bag; expected a folder or file of .mcap or .db3. {HOW_TO_MAKE}")
     _check_database_sizes(path)
     try:
         reader = AnyReader([path], default_typestore=STANDARD_TYPES)
@@ -342,7 +343,7 @@ def _only_storage_file(folder: Path) -> Path:
         raise BagError(
             f"{str(folder)!r} has no metadata.yaml and several bag files; give one of them, such as {files[0].name!r}"
         )
-    raise BagError(f"{str(folder)!r} is not a bag: it has neither metadata.yaml nor an .mcap or .db3 file")
+    raise BagError(f"{str(folder)!r} is not a bag: neither metadata.yaml nor .mcap or .db3 is in it. {HOW_TO_MAKE}")
 
 
 def _check_database_sizes(path: Path) -> None:

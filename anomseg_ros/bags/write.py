@@ -29,6 +29,7 @@ from anomseg_ros.bags.pinhole_camera import DEFAULT_FOV_DEG, PinholeCamera
 from anomseg_ros.core.image_files import image_files
 from anomseg_ros.core.output_files import check_output_folder, make_output_folder
 from anomseg_ros.core.progress import Progress, no_progress
+from anomseg_ros.core.video import Video, is_video
 from anomseg_ros.errors import BagError, FrameError, describe_os_error, unknown_name
 
 DEFAULT_TOPIC = "/camera/image"
@@ -77,10 +78,11 @@ def write_image_bag(
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> int:
-    """Write image files as a bag of camera frames and return the number of frames.
+    """Write image files or a video as a bag of camera frames and return the number of frames.
 
     Args:
-        images: files in the order to write, or a folder, whose images are written in natural order of their names.
+        images: files in the order to write; a folder, whose images are written in natural order of their names; or a
+            video, whose frames become JPEG where `compressed`.
         output: directory of the bag.
         rate_hz: frames per second of the stamps.
         storage, topic, compressed, frame_id, fov_deg, overwrite: see BagWriter.
@@ -90,10 +92,10 @@ def write_image_bag(
 
     Raises:
         BagError: no images, an unreadable image, an existing output, or a wrong rate, storage or topic.
+        FrameError: a video that is damaged or cut short.
     """
-    paths = _image_paths(images)
-    if not paths:
-        raise BagError("got no images to write; give at least one")
+    frames, stated = _frames_of(images, compressed)
+    count = 0
     stamps_ns = frame_stamps_ns(rate_hz, start_time_s)
     with BagWriter(
         output,
@@ -104,11 +106,11 @@ def write_image_bag(
         fov_deg=fov_deg,
         overwrite=overwrite,
     ) as bag:
-        for index, path in enumerate(paths):
-            image = read_encoded_image(path) if compressed else read_rgb(path)[0]
-            bag.write_frame(stamps_ns(index), image, camera_info)
-            progress("frames written", index + 1, len(paths))
-    return len(paths)
+        for image in frames:
+            bag.write_frame(stamps_ns(count), image, camera_info)
+            count += 1
+            progress("frames written", count, max(count, stated))
+    return count
 
 
 def write_labelled_frames(
@@ -362,10 +364,17 @@ class BagWriter:
         (self._folder / self.output.name).rename(self.output)
 
 
-def _image_paths(images: Sequence[Path] | Path) -> list[Path]:
-    if not isinstance(images, Path):
-        return list(images)
+def _frames_of(
+    images: Sequence[Path] | Path, compressed: bool
+) -> tuple[Iterable[npt.NDArray[np.uint8] | EncodedImage], int]:
+    """Return the frames to write, and how many there are as stated."""
+    if isinstance(images, Path) and is_video(images):
+        video = Video(images)
+        return video, video.frame_count or 0
     try:
-        return image_files(images)
+        paths = image_files(images) if isinstance(images, Path) else images
     except FrameError as error:
-        raise BagError(str(error)) from error
+        raise BagError(f"{error}, or a video") from error
+    if not paths:
+        raise BagError("got no images to write; give at least one")
+    return (read_encoded_image(path) if compressed else read_rgb(path)[0] for path in paths), len(paths)

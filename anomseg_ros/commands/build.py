@@ -207,7 +207,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", type=int, metavar="N", help="number of the GPU (default: 0)")
     output_help = "folder of the cache (default: $XDG_CACHE_HOME/anomseg_ros/ and the backend)"
     parser.add_argument("--output", type=options.output_folder, metavar="FOLDER", help=output_help)
-    frames_help = "what the camera sees, to check the engines on: folders of images, or datasets as NAME=PATH "
-    frames_help += "(default: generated scenes)"
-    parser.add_argument("--frames", nargs="+", metavar="FOLDER|NAME=PATH", help=frames_help)
+    frames_help = "what the camera sees, to check the engines on: folders of images, videos, bags, or datasets as "
+    frames_help += "NAME=PATH (default: generated scenes)"
+    parser.add_argument("--frames", nargs="+", metavar="PATH|NAME=PATH", help=frames_help)
     return parser

@@ -57,7 +57,7 @@ def argument_parser() -> argparse.ArgumentParser:
     checkpoint_help = "checkpoint of a bundle in the form for CPUs (default: the bundle's own, if it has one)"
     parser.add_argument("--checkpoint", type=Path, help=checkpoint_help)
     frames_help = f"{FRAMES_HELP}; needed for half precision"
-    parser.add_argument("--frames", nargs="+", default=[], metavar="FOLDER|NAME=PATH", help=frames_help)
+    parser.add_argument("--frames", nargs="+", default=[], metavar="PATH|NAME=PATH", help=frames_help)
     keep_help = "layers that stay in float32: auto (as many as the tolerance needs, at most a quarter), none, or names"
     parser.add_argument("--keep-float", default=AUTO, metavar="auto|none|NAME,…", help=keep_help)
     parser.add_argument("--output", type=options.output_folder, required=True, help="directory of the new bundle")

@@ -22,7 +22,7 @@ from anomseg_ros.core.progress import Progress
 from anomseg_ros.core.resources import find_bundle
 from anomseg_ros.errors import ConfigError
 
-FRAMES_HELP = "camera frames to measure the drift on: folders of images, or datasets as NAME=PATH"
+FRAMES_HELP = "camera frames to measure the drift on: folders of images, videos, bags, or datasets as NAME=PATH"
 GUARD_DESCRIPTION = (
     "Limits for the loss relative to the parent; if one is exceeded, nothing is written. They are wider than for "
     "quantization, since a pruned and fine-tuned network is another network for the same task. Give --dataset to limit "
@@ -61,7 +61,7 @@ def add_common_options(parser: argparse.ArgumentParser, limits: Tolerance | None
     """Add the options of both `prune` and `compress`. limits: of the drift guard; None: those of each step."""
     parser.add_argument("bundle", help="float bundle: directory or name of a shipped bundle")
     parser.add_argument("--checkpoint", type=Path, help=options.CHECKPOINT_HELP)
-    parser.add_argument("--frames", nargs="+", required=True, metavar="FOLDER|NAME=PATH", help=FRAMES_HELP)
+    parser.add_argument("--frames", nargs="+", required=True, metavar="PATH|NAME=PATH", help=FRAMES_HELP)
     parser.add_argument("--output", type=options.output_folder, required=True, help="directory of the new bundle")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     parser.add_argument("--data", help="folder of the fine-tuning configuration's dataset (data.path)")

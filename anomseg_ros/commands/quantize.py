@@ -98,8 +98,8 @@ def argument_parser() -> argparse.ArgumentParser:
         {"--fine-tune": "--fine-tune-steps"},
     )
     parser.add_argument("bundle", help="bundle directory or name of a shipped bundle")
-    frames_help = "camera frames: folders of images, or datasets as NAME=PATH"
-    parser.add_argument("--frames", nargs="+", required=True, metavar="FOLDER|NAME=PATH", help=frames_help)
+    frames_help = "camera frames: folders of images, videos, bags, or datasets as NAME=PATH"
+    parser.add_argument("--frames", nargs="+", required=True, metavar="PATH|NAME=PATH", help=frames_help)
     parser.add_argument("--output", type=options.output_folder, required=True, help="directory of the new bundle")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     parser.add_argument("--backend", choices=tuple(BACKENDS), default="onnxruntime", help="engine to quantize for")

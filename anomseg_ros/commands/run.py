@@ -1,4 +1,4 @@
-"""`anomseg run`: write labels, scores and overlays of images, folders and videos as files."""
+"""`anomseg run`: write labels, scores and overlays of images, folders, videos and bags as files."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from rich.console import Console
 
 from anomseg_ros.api.detection import Detector
 from anomseg_ros.backends import open_requested_backend
+from anomseg_ros.bags.bag_paths import is_bag
 from anomseg_ros.commands import options
 from anomseg_ros.commands.progress_lines import ProgressLines
 from anomseg_ros.core.bundle import load_bundle
 from anomseg_ros.core.delivered import deviations
-from anomseg_ros.core.frames import FrameSource
+from anomseg_ros.core.frames import FrameSource, NamedFrames
 from anomseg_ros.core.output_files import make_output_folder, write_file, write_image
 from anomseg_ros.core.resources import find_bundle
 from anomseg_ros.core.road_region import NO_REGION, limited_scores, road_region
 from anomseg_ros.core.staging import remove_leftovers
 from anomseg_ros.core.types import Outputs, RgbImage, ScoreMap
-from anomseg_ros.errors import AnomsegError
+from anomseg_ros.errors import AnomsegError, ConfigError
 from anomseg_ros.scores import find_score
 
 SCORE_FILES = NPY, NPZ, NO_SCORES = "npy", "npz", "none"
@@ -40,8 +41,9 @@ def argument_parser() -> argparse.ArgumentParser:
         {"--scores": "--score"},
     )
     parser.add_argument("bundle", help="bundle directory or name of a shipped bundle")
-    parser.add_argument("inputs", nargs="+", type=Path, help="images, folders of images, videos")
+    parser.add_argument("inputs", nargs="+", type=Path, help="images, folders of images, videos, bags")
     parser.add_argument("--output", type=options.output_folder, required=True, help="folder for the results")
+    parser.add_argument("--image-topic", help="image topic of the bags (default: the only one in colour)")
     parser.add_argument(
         "--score", type=options.names, default=(), help="scores to write, comma separated (default: all)"
     )
@@ -72,7 +74,7 @@ def main(argv: list[str]) -> int:
     bundle = load_bundle(find_bundle(args.bundle))
     detector = Detector(bundle, open_requested_backend(args.backend, bundle, options.backend_options(args)))
     failures: list[AnomsegError] = []
-    source = FrameSource(args.inputs, failures.append)
+    source = FrameSource(_inputs(args.inputs, args.image_topic), failures.append)
     scores = tuple(map(detector.bundle.check_score, args.score)) or detector.bundle.contract.score_names
     threshold = detector.threshold(scores[0], args.target_fpr) if args.threshold is None else args.threshold
     files = FrameFiles(args.output, detector, scores[0], threshold, args.score_files, not args.no_overlay)
@@ -100,6 +102,19 @@ def main(argv: list[str]) -> int:
     summary = f"{written} frames written to {args.output}, {len(failures)} failed; backend {detector.backend.actual}"
     Console(stderr=True).print(summary, soft_wrap=True)
     return 1 if failures or not written else 0
+
+
+def _inputs(paths: Sequence[Path], topic: str | None) -> list[Path | NamedFrames]:
+    """Return the paths, bags among them opened."""
+    if topic is not None and not any(map(is_bag, paths)):
+        raise ConfigError(f"--image-topic {topic} is for bags, and none is given; leave it out")
+    return [_open_bag(path, topic) if is_bag(path) else path for path in paths]
+
+
+def _open_bag(path: Path, topic: str | None) -> NamedFrames:
+    from anomseg_ros.datasets.drive_inputs import open_input  # needs the rosbags library, which pictures do not
+
+    return open_input(path, topic)
 
 
 def _print_messages(warnings: Sequence[str], failures: Sequence[AnomsegError]) -> None:

@@ -13,6 +13,9 @@ from anomseg_ros.core.image_files import image_files, read_image
 from anomseg_ros.core.progress import Progress, no_progress
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.datasets import DATASETS, open_named
+from anomseg_ros.datasets.dataset import Dataset
+from anomseg_ros.datasets.drive_inputs import is_recording
+from anomseg_ros.datasets.unlabelled_drive import open_drive
 from anomseg_ros.errors import CompressionError
 
 FEWEST_CALIBRATION = 8
@@ -50,7 +53,7 @@ def draw_split(
     """Return the frames for calibration and the frames for measuring, unread; the same seed draws the same frames.
 
     Args:
-        sources: folders, image files and NAME=PATH datasets.
+        sources: folders, image files, videos, bags and NAME=PATH datasets.
         calibration: frames for calibration, at most.
         held_out: frames for measuring, at most. Where there are too few frames, a quarter of them is held out.
         seed: decides which frames are drawn.
@@ -110,11 +113,11 @@ def _draw(frames: Sequence[FrameSource], count: int, seed: int) -> list[FrameSou
 
 
 def _read(sources: Sequence[FrameSource], progress: Progress) -> list[RgbImage]:
-    frames = []
-    for source in sources:
-        frames.append(source.read())
+    frames: dict[int, RgbImage] = {}
+    for index in sorted(range(len(sources)), key=lambda index: sources[index].name):  # a video is read in order
+        frames[index] = sources[index].read()
         progress("reading frames", len(frames), len(sources))
-    return frames
+    return [frames[index] for index in range(len(sources))]
 
 
 def _find_frames(sources: Sequence[str]) -> list[FrameSource]:
@@ -123,16 +126,28 @@ def _find_frames(sources: Sequence[str]) -> list[FrameSource]:
     for source in sources:
         name, equals, _ = source.partition("=")
         if equals and (name.strip() in DATASETS or not Path(source).exists()):
-            dataset = open_named(source)
-            for index in range(len(dataset)):
-                name = f"{source}/{dataset.frame_id(index)}"
-                read = partial(lambda dataset, index: dataset.load(index).image, dataset, index)
-                frames[name] = FrameSource(name, dataset.origin(index), read)
+            frames |= _frames_of(source, open_named(source))
             continue
         path = Path(source).expanduser()
+        if is_recording(path):
+            frames |= _frames_of(source, open_drive([path]))
+            continue
         for file in [path] if path.is_file() else image_files(path):
             frames[str(file)] = FrameSource(str(file), str(file.resolve()), partial(read_image, file))
     return list(frames.values())
+
+
+def _frames_of(source: str, dataset: Dataset) -> dict[str, FrameSource]:
+    """Return name -> frame of a dataset."""
+    named = {f"{source}/{dataset.frame_id(index)}": index for index in range(len(dataset))}
+    return {
+        name: FrameSource(name, dataset.origin(index), partial(_image_of, dataset, index))
+        for name, index in named.items()
+    }
+
+
+def _image_of(dataset: Dataset, index: int) -> RgbImage:
+    return dataset.load(index).image
 
 
 def _share_out(sources: Sequence[str], total: int, calibration: int, held_out: int, allow_few: bool) -> tuple[int, int]:

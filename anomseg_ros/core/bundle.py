@@ -140,21 +140,20 @@ class Bundle:
 
     def check_score(self, score: str) -> str:
         """Return `score`, or the bundle's default for an empty string; raise ConfigError if the graph lacks it."""
-        if not score:
-            return self.contract.score_names[0]
-        if score not in self.contract.score_names:
-            raise ConfigError(
-                f"bundle {self.contract.name!r}: {unknown_name('score', score, self.contract.score_names)}; "
-                "export the checkpoint again with --score to add one"
-            )
-        return score
+        known = self.contract.score_names
+        if not isinstance(score, str):
+            raise ConfigError(f"a score is given by its name, such as {known[0]!r}, got {score!r}")
+        if score and score not in known:
+            hint = "export the checkpoint again with --score to add one"
+            raise ConfigError(f"bundle {self.contract.name!r}: {unknown_name('score', score, known)}; {hint}")
+        return score or known[0]
 
     def threshold(self, score: str, target_fpr: float) -> Threshold | None:
         """Return the threshold of `score` for the largest calibrated rate not above `target_fpr`, None without any.
 
         Raises ConfigError if `target_fpr` is no share, or every calibrated rate is above it.
         """
-        if not 0 <= target_fpr <= 1:
+        if not isinstance(target_fpr, int | float) or not 0 <= target_fpr <= 1:
             raise ConfigError(f"target_fpr {target_fpr!r}: expected a share of the known pixels, 0 to 1, such as 0.01")
         if (table := self.contract.thresholds.get(score)) is None:
             return None

@@ -13,6 +13,7 @@ from anomseg_ros.core.bundle import LABELS_OUTPUT, Bundle
 from anomseg_ros.core.preprocess import resized_labels, resized_scores, tensor_from_frame
 from anomseg_ros.core.road_region import RoadRegion
 from anomseg_ros.core.types import Mask, Outputs, RgbImage
+from anomseg_ros.errors import BackendError
 
 
 class Backend(Protocol):
@@ -57,11 +58,12 @@ class Detector:
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.bundle = bundle
         self.backend = backend
+        self._closed = False
 
     def detect(
         self,
         frame: RgbImage,
-        scores: Iterable[str] | None = None,
+        scores: str | Iterable[str] | None = None,
         *,
         labels: bool = True,
         source_size: bool = False,
@@ -69,9 +71,16 @@ class Detector:
     ) -> Outputs:
         """Return labels and scores of a uint8 (H, W, 3) RGB frame, and the region of the road where `road` is given.
 
-        scores: names to compute; None means all the bundle has. Outputs have the bundle's input size, or the frame's
-        with `source_size`. Raises FrameError for an unusable frame, ConfigError for an unknown score, BackendError.
+        scores: names to compute, or one name; None means all the bundle has. Outputs have the bundle's input size, or
+        the frame's with `source_size`. Raises FrameError for an unusable frame, ConfigError for an unknown score,
+        BackendError, also after `close`.
         """
+        if self._closed:
+            raise BackendError(
+                f"the detector of bundle {self.bundle.contract.name!r} is closed; detect before `close`, and inside "
+                "the `with` block, or load it again"
+            )
+        scores = (scores,) if isinstance(scores, str) else scores
         names = self.bundle.contract.score_names if scores is None else tuple(map(self.bundle.check_score, scores))
         tensor = tensor_from_frame(frame, self.bundle.contract.input)
         wanted = [LABELS_OUTPUT, *names] if labels or road is not None else [*names]
@@ -81,7 +90,7 @@ class Detector:
         region = None if road is None else road.find(np.asarray(arrays[LABELS_OUTPUT][0], np.uint8))
         if not labels:
             arrays.pop(LABELS_OUTPUT, None)
-        return _outputs(arrays, region, network_ms, frame.shape[:2] if source_size else None)
+        return _outputs(arrays, region, network_ms, (frame.shape[0], frame.shape[1]), source_size)
 
     def warm_up(self, scores: Iterable[str] | None = None, *, labels: bool = True) -> None:
         """Run one grey frame, so that the first camera frame does not pay for allocation; arguments as in detect."""
@@ -89,19 +98,24 @@ class Detector:
         self.detect(np.full((spec.height_px, spec.width_px, 3), 128, np.uint8), scores, labels=labels)
 
     def close(self) -> None:
-        """Release the backend."""
+        """Release the backend; `detect` raises BackendError afterwards."""
+        self._closed = True
         self.backend.close()
 
 
 def _outputs(
-    arrays: dict[str, npt.NDArray[np.generic]], region: Mask | None, network_ms: float, size: tuple[int, ...] | None
+    arrays: dict[str, npt.NDArray[np.generic]],
+    region: Mask | None,
+    network_ms: float,
+    frame_size: tuple[int, int],
+    source_size: bool,
 ) -> Outputs:
     labels = arrays.pop(LABELS_OUTPUT, None)
     label_image = None if labels is None else np.asarray(labels[0], np.uint8)
     score_maps = {name: np.asarray(array[0], np.float32) for name, array in arrays.items()}
-    if size is not None:
-        height, width = size
+    if source_size:
+        height, width = frame_size
         label_image = None if label_image is None else resized_labels(label_image, height, width)
         score_maps = {name: resized_scores(scores, height, width) for name, scores in score_maps.items()}
         region = None if region is None else resized_labels(region, height, width)
-    return Outputs(label_image, score_maps, network_ms, region)
+    return Outputs(label_image, score_maps, network_ms, region, frame_size)

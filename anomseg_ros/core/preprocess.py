@@ -17,6 +17,10 @@ INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA, "nearest
 
 def check_frame(frame: RgbImage) -> None:
     """Raise FrameError unless `frame` is a non-empty uint8 (H, W, 3) array."""
+    if not isinstance(frame, np.ndarray):
+        raise FrameError(
+            f"a frame must be a uint8 (H, W, 3) RGB array, got {type(frame).__name__}; `read_frames(path)` reads files"
+        )
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
         raise FrameError(f"a frame must be a non-empty uint8 (H, W, 3) RGB array, got {frame.dtype} {frame.shape}")
 

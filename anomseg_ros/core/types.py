@@ -27,13 +27,15 @@ class Outputs:
 
     labels: LabelImage, or None when it was not asked for. scores: score name -> ScoreMap, those that were asked for.
     network_ms: wall time of the graph alone, milliseconds. region: uint8 (H, W), 255 on the road and what stands on it;
-    None when it was not asked for, or no road was found. The scores always cover the whole frame.
+    None when it was not asked for, or no road was found. The scores always cover the whole frame. frame_size: height
+    and width of the frame in pixels, None if unknown; the arrays may have another size.
     """
 
     labels: LabelImage | None
     scores: Mapping[str, ScoreMap] = field(default_factory=dict)
     network_ms: float = 0.0
     region: Mask | None = None
+    frame_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from anomseg_ros.bags.stamped_topics import StampedTopics, seconds
 from anomseg_ros.bags.write import ANOMALY_TRUTH, LABELS_TRUTH, namespace_of
 from anomseg_ros.core.class_table import find_label_set
 from anomseg_ros.core.delivered import Delivered
-from anomseg_ros.core.ego_mask import resized_ego_mask
+from anomseg_ros.core.ego_mask import ego_mask_of_frame
 from anomseg_ros.core.labels import UNLABELLED, ClassInfo, label_set
 from anomseg_ros.core.problems import FrameProblem
 from anomseg_ros.core.types import LabelImage, Mask
@@ -66,7 +66,7 @@ class BagDataset:
                 has it.
             label_set_name: label set of the semantic ground truth; None for the one stated in the bag.
             known: whether every pixel of every frame is known; ground truth is not read.
-            ego_mask: uint8 (H, W) of any size, non-zero on the own vehicle, which is 255 in all frames.
+            ego_mask: uint8 (H, W) of the frames' aspect ratio, non-zero on the own vehicle, which is 255 in all frames.
 
         Raises:
             BagError: not a bag, truncated, a topic that is missing (the message lists the topics of the bag), no ground
@@ -135,6 +135,7 @@ class BagDataset:
         Raises:
             FrameProblem: an image that cannot be decoded, or ground truth of another size or with unknown values. The
                 message names bag, topic and stamp.
+            FrameError: an image of another aspect ratio than the ego mask.
             BagError: the bag is damaged.
         """
         stamp_ns = self.stamps_ns[index]
@@ -157,7 +158,7 @@ class BagDataset:
         """Return ground truth, of either kind, that is 255 on the own vehicle."""
         if self._ego_mask is None or truth is None:
             return truth
-        return np.where(resized_ego_mask(self._ego_mask, *truth.shape) > 0, np.uint8(VOID), truth)
+        return np.where(ego_mask_of_frame(self._ego_mask, *truth.shape) > 0, np.uint8(VOID), truth)
 
     def _match_stamps(self, truth_topic: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
         images, truth = self._stamped.times[self.image_topic], self._stamped.times[truth_topic]

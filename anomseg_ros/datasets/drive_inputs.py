@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from anomseg_ros.bags.bag_paths import BAG_SUFFIXES, is_bag
 from anomseg_ros.bags.pixels import frame_from_message
 from anomseg_ros.bags.read import camera_topic
 from anomseg_ros.bags.stamped_topics import StampedTopics, seconds
@@ -18,8 +19,6 @@ from anomseg_ros.core.problems import FrameProblem
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.core.video import VIDEO_SUFFIXES, Video, is_video
 from anomseg_ros.errors import DatasetError, FrameError
-
-BAG_SUFFIXES = (".mcap", ".db3", ".bag")
 
 _KEPT_FRAMES = 8
 """Threads ask for the frames of a video slightly out of order; so many of the last ones stay in memory."""
@@ -150,11 +149,9 @@ def open_input(path: Path, topic: str | None = None, rate_hz: float | None = Non
     return opened
 
 
-def is_bag(path: Path) -> bool:
-    """Return whether a path is a bag by its name or, of a folder, by what is in it."""
-    if path.is_dir():
-        return (path / "metadata.yaml").is_file() or any(file.suffix in BAG_SUFFIXES[:2] for file in path.iterdir())
-    return path.suffix in BAG_SUFFIXES
+def is_recording(path: Path) -> bool:
+    """Return whether a path is a video or a bag, by its name or, of a folder, by what is in it."""
+    return is_bag(path) or is_video(path)
 
 
 def _opener(path: Path, topic: str | None) -> Callable[[Path], DriveInput]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,7 +16,8 @@ TRAIN, VALIDATION, ALL = "train", "val", "all"
 HELD_OUT_SHARE = 0.2
 """Share of each drive that is held out for validation where no splits are stated."""
 
-_NUMBER = re.compile(r"[-_. ]*\d+$")
+_NUMBER = re.compile(r"[-_. ]*\d+(?![^\W_])")
+"""A group of digits that no letter follows, unlike the 8 of leftImg8bit."""
 
 
 def split_frames(ids: Sequence[str], rules: Mapping[str, SplitRule], root: Path) -> dict[str, tuple[str, ...]]:
@@ -47,8 +49,10 @@ def split_frames(ids: Sequence[str], rules: Mapping[str, SplitRule], root: Path)
 def split_note(ids: Sequence[str], splits: Mapping[str, Sequence[str]], stated: bool) -> str:
     """Return a sentence on how the frames are split, for output; empty if classes.yaml states it for all of them."""
     if not stated:
-        count = len({drive_of(frame) for frame in ids})
-        drives = "the drive" if count == 1 else f"each of {count} drives"
+        sizes = Counter(map(drive_of, ids))
+        drives = "the drive" if len(sizes) == 1 else f"each of {len(sizes)} drives"
+        if len(sizes) > 1 and not any(map(_share, sizes.values())):
+            drives = f"all frames, which are of {len(sizes)} drives with at most {max(sizes.values())} each,"
         return (
             f"{CLASSES_FILE} states no splits: the last fifth of {drives} is "
             f"{VALIDATION!r} ({len(splits[VALIDATION])} frames), the rest {TRAIN!r} ({len(splits[TRAIN])})"
@@ -58,9 +62,15 @@ def split_note(ids: Sequence[str], splits: Mapping[str, Sequence[str]], stated: 
 
 
 def drive_of(frame_id: str) -> str:
-    """Return the drive of a frame: its folder or, without one, its name without the number at the end."""
+    """Return the drive of a frame: its folder or, without one, its name up to the number of the frame.
+
+    That is the last group of digits that no letter follows: aachen_000005 of aachen_000005_000003_leftImg8bit.
+    """
     folder, slash, name = frame_id.rpartition("/")
-    return folder if slash else _NUMBER.sub("", name)
+    if slash:
+        return folder
+    numbers = list(_NUMBER.finditer(name))
+    return name[: numbers[-1].start()] if numbers else name
 
 
 def _held_out(ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -125,6 +135,6 @@ def _of_drives(split: str, drives: Sequence[str], ids: Sequence[str]) -> set[str
             names = ", ".join(closest_first(drive, known)[:10])
             raise DatasetError(
                 f"split {split!r}: there is no drive {drive!r}; known: {names}. A drive is a folder "
-                "below images/ or, without folders, a name without its last number"
+                "below images/ or, without folders, a name up to its last number"
             )
     return {frame for frame in ids if drive_of(frame) in drives}

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from anomseg_ros.core.delivered import Delivered
-from anomseg_ros.core.ego_mask import resized_ego_mask
+from anomseg_ros.core.ego_mask import ego_mask_of_frame
 from anomseg_ros.core.labels import ClassInfo
 from anomseg_ros.core.problems import FrameProblem
 from anomseg_ros.core.types import Mask
@@ -39,8 +39,8 @@ class UnlabelledDrive:
     problems: tuple[FrameProblem, ...] = ()
 
     def __init__(self, inputs: Sequence[DriveInput], ego_mask: Mask | None = None, every: int = 1) -> None:
-        """ego_mask: uint8 (H, W) of any size, non-zero on the own vehicle. every: step between the frames taken of an
-        input. Raises DatasetError without an input, and for a step below 1."""
+        """ego_mask: uint8 (H, W) of the frames' aspect ratio, non-zero on the own vehicle. every: step between frames
+        that are taken. Raises DatasetError without an input, and for a step below 1."""
         if not inputs:
             raise DatasetError("no drive was given; give a folder of pictures, a video or a bag")
         if every < 1:
@@ -102,7 +102,7 @@ class UnlabelledDrive:
         height, width = image.shape[:2]
         known = np.full((height, width), KNOWN, np.uint8)
         if self._ego_mask is not None:
-            known[resized_ego_mask(self._ego_mask, height, width) > 0] = VOID
+            known[ego_mask_of_frame(self._ego_mask, height, width) > 0] = VOID
         loaded = LabelledFrame(self.frame_id(index), image, None, known)
         return loaded if self._change is None else self._change(index, loaded)
 

@@ -110,7 +110,11 @@ PARAMETERS = (
         "Subscribe to image (raw) or image/compressed; CompressedImage on image is accepted too.",
         choices=IMAGE_TRANSPORTS,
     ),
-    Parameter("ego_mask", "", "Image file, non-zero where the camera sees its own vehicle; these pixels are ignored."),
+    Parameter(
+        "ego_mask",
+        "",
+        "Image file in the camera's aspect ratio, non-zero where it sees its own vehicle; these pixels are ignored.",
+    ),
     Parameter("autostart", False, "Configure and activate without waiting for a lifecycle manager."),
     Parameter("score", "", "Anomaly score; empty = the bundle's default.", live=True, choices=SCORE_CHOICES),
     Parameter(

@@ -16,8 +16,8 @@ from std_msgs.msg import Header
 
 from anomseg_ros.core.bundle import Bundle
 from anomseg_ros.core.detector import Detector
+from anomseg_ros.core.ego_mask import check_aspect_ratio, resized_ego_mask
 from anomseg_ros.core.ego_mask import read_ego_mask as read_mask_file
-from anomseg_ros.core.ego_mask import resized_ego_mask
 from anomseg_ros.core.labels import palette
 from anomseg_ros.core.overlay import anomaly_mask, overlay
 from anomseg_ros.core.road_region import RoadRegion, road_region
@@ -152,11 +152,14 @@ class FramePipeline:
         """Return the output messages of one frame, each with the frame's stamp and frame_id.
 
         topics: the outputs to create. camera_infos: recent messages of camera_info, oldest first; the receiving thread
-        may append to them. Raises FrameError for an unusable message, and BackendError if the graph fails. An error in
-        a single output is reported in `failed` and does not affect the others.
+        may append to them. Raises FrameError for an unusable message and for an ego mask of another aspect ratio, and
+        BackendError if the graph fails. An error in a single output is reported in `failed` and does not affect the
+        others.
         """
         settings = self.settings
         frame = rgb_frame(msg)
+        if self._ego_mask is not None:
+            check_aspect_ratio(self._ego_mask, *frame.shape[:2])
         needs_score = bool(NEEDS_SCORE.intersection(topics))
         road = settings.road if needs_score else None
         outputs = self.detector.detect(

@@ -66,7 +66,7 @@ def test_a_frame_gets_the_same_objects_each_time_and_its_own(request_: DriveRequ
 
 
 def test_objects_on_the_own_vehicle_do_not_count(request_: DriveRequest, tmp_path: Path) -> None:
-    covered = open_drive([tmp_path / "street"], ego_mask=np.ones((4, 4), np.uint8))
+    covered = open_drive([tmp_path / "street"], ego_mask=np.ones((4, 8), np.uint8))
     with pytest.raises(MetricError, match="no pasted object lies where pixels count; look at the ego mask"):
         see_objects(replace(request_, drive=covered), pasted_drive(covered, ("procedural",), 1), HELD_BACK)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,3 +127,49 @@ def test_wrong_use_says_what_to_do(detector: Detector, tiny_bundle: Path, frame:
         detector.threshold(target_fpr=2)
     with pytest.raises(AnomsegError, match="non-empty uint8"):
         detector.detect(frame[:, :, 0])
+
+
+def test_one_score_may_be_given_by_its_name(detector: Detector, frame: RgbImage) -> None:
+    assert list(detector.detect(frame, "max_logit").scores) == ["max_logit"]
+    with pytest.raises(AnomsegError, match=r"unknown score 'max'; known: .*max_logit"):
+        detector.detect(frame, "max")
+
+
+@pytest.mark.parametrize("given", ["x.jpg", None])
+def test_what_is_no_frame_is_refused(detector: Detector, given: Any) -> None:
+    what = f"uint8 .* RGB array, got {type(given).__name__}; .read_frames.path.. reads files"
+    with pytest.raises(AnomsegError, match=what):
+        detector.detect(given)
+    with pytest.raises(AnomsegError, match="takes paths of images, folders and videos, got NoneType"):
+        read_frames(None)  # type: ignore[arg-type]
+
+
+def test_closed_detector_says_so(frame: RgbImage) -> None:
+    with Detector.load("enet-synthetic", threads=1) as opened:
+        pass
+    with pytest.raises(AnomsegError, match=r"'enet-synthetic' is closed; detect before .close., and inside the .with."):
+        opened.detect(frame)
+
+
+def test_arguments_in_the_wrong_place_are_refused(detector: Detector, frame: RgbImage) -> None:
+    given: Any = frame
+    for call in (detector.mask, partial(detector.overlay, frame), partial(detector.score_picture, frame)):
+        with pytest.raises(AnomsegError, match=r"expected the outputs of .detect., got ndarray; call"):
+            call(given)
+    with pytest.raises(AnomsegError, match=r"a score is given by its name, such as '.*', got 0.01"):
+        detector.threshold(0.01)  # type: ignore[arg-type]
+    with pytest.raises(AnomsegError, match=r"target_fpr '0.01': expected a share"):
+        detector.threshold(target_fpr="0.01")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("source_size", [False, True])
+def test_frames_and_masks_of_other_sizes_are_refused(detector: Detector, frame: RgbImage, source_size: bool) -> None:
+    outputs = detector.detect(frame, source_size=source_size)
+    mask = detector.mask(outputs)
+    for draw in (partial(detector.overlay, mask=mask), detector.score_picture):
+        with pytest.raises(AnomsegError, match=r"the frame is \(30, 90\), the outputs are of a frame of \(60, 90\)"):
+            draw(frame[:30], outputs)
+    wrong_masks: tuple[Any, ...] = (mask[:10], mask > 0, "mask.png")
+    for wrong in wrong_masks:
+        with pytest.raises(AnomsegError, match=r"a mask must be a uint8 array of .*; give that of .detector.mask."):
+            detector.overlay(frame, outputs, wrong)

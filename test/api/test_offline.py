@@ -31,6 +31,10 @@ def test_results_equal_those_of_the_command(tiny_bundle: Path, tmp_path: Path) -
 def test_what_cannot_be_measured_raises(tiny_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(AnomsegError, match="unknown dataset 'synthetik'; known: synthetic"):
         evaluate([tiny_bundle], {"synthetik": "1:2"})
+    with pytest.raises(AnomsegError, match=r"must map names to folders, such as \{'camvid': .*\}, got 'drive'"):
+        evaluate(tiny_bundle, "drive")  # type: ignore[arg-type]
+    with pytest.raises(AnomsegError, match="unknown score 'voi'"):
+        evaluate(tiny_bundle, {"synthetic": "1000105:2"}, scores="voi")
     with pytest.raises(AnomsegError, match="is not a folder"):
         evaluate(tiny_bundle, {"fs_static": tmp_path / "nowhere"})
 

@@ -90,8 +90,11 @@ def test_file_that_is_not_a_bag_is_refused(tmp_path: Path, name: str) -> None:
 def test_missing_empty_and_broken_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BagError, match="there is no bag"):
         open_bag(tmp_path / "absent")
-    with pytest.raises(BagError, match="neither metadata"):
+    with pytest.raises(BagError, match=r"neither metadata.*`anomseg bag write --images PATH --output BAG` makes a bag"):
         open_bag(tmp_path)
+    (tmp_path / "drive.mp4").write_bytes(b"video")
+    with pytest.raises(BagError, match=r"drive\.mp4' is not a bag; .*`anomseg bag write --images"):
+        open_bag(tmp_path / "drive.mp4")
     (tmp_path / "metadata.yaml").write_text("a: [")
     with pytest.raises(BagError, match="not a readable bag"):
         open_bag(tmp_path)

@@ -11,11 +11,14 @@ import pytest
 
 pytest.importorskip("rosbags", reason="needs the rosbags library: pip install '.[bags]'")
 
+from drives import write_video
+
 from anomseg_ros.bags.encoded_image import EncodedImage
 from anomseg_ros.bags.pinhole_camera import PinholeCamera
 from anomseg_ros.bags.pixels import frame_from_message
 from anomseg_ros.bags.read import camera_topic, image_topics, open_bag, read_images
 from anomseg_ros.bags.write import BagWriter, write_image_bag, write_labelled_frames
+from anomseg_ros.cli import main
 from anomseg_ros.errors import BagError, OutputError
 
 RANDOM = np.random.default_rng(3)
@@ -283,3 +286,24 @@ except BagError as error:
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.stdout.startswith(f"cannot write the bag '{tmp_path / 'bag'}': ") and done.stderr == ""
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_frames_of_a_video_become_a_bag(tmp_path: Path, compressed: bool) -> None:
+    video = write_video(tmp_path / "drive.avi", 6)
+    assert write_image_bag(video, tmp_path / "bag", 17.0, compressed=compressed, start_time_s=100.0) == 6
+    with open_bag(tmp_path / "bag") as bag:
+        records = list(read_images(bag))
+    assert [record.stamp_ns for record in records] == [100 * 10**9 + round(i * 1e9 / 17) for i in range(6)]
+    means = [frame_from_message(record.message).mean() for record in records]
+    assert means == pytest.approx([0, 4, 8, 12, 16, 20], abs=3)
+    assert "jpeg" in records[0].message.format if compressed else records[0].message.encoding == "rgb8"
+
+
+@pytest.mark.parametrize(("words", "rate"), [((), "20"), (("--fps", "5"), "5")])
+def test_bag_of_a_video_has_its_rate_unless_told(
+    words: tuple[str, ...], rate: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = write_video(tmp_path / "drive.avi", 4, 20)
+    assert main(["bag", "write", "--images", str(video), "--output", str(tmp_path / "bag"), *words]) == 0
+    assert f"4 frames on /camera/image, {4 / int(rate):.1f} s at {rate} Hz" in capsys.readouterr().out

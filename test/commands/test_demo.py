@@ -189,6 +189,10 @@ def test_replay_is_slowed_only_for_slow_network(tiny_bundle: Path, tmp_path: Pat
         (["nothing.mp4"], "video 'nothing.mp4' does not exist"),
         (["CUT"], r"cut.mp4' states 111 frames, \d+ could be read; it is cut short or damaged"),
         (["BROKEN"], "broken.avi' cannot be opened as a video"),
+        (
+            ["docs/images"],
+            "'docs/images' is not a bag: .*`anomseg bag write --images PATH --output BAG` makes a bag",
+        ),
         (["README.md"], "'README.md' is neither a bag nor a video; expected a bag directory, a file ending in .mcap"),
         (["docs/images/demo.jpg"], "neither a bag nor a video.*write images as a bag first: `anomseg bag write`"),
         (["drive.mcap", "--synthetic"], "got the drive 'drive.mcap' and --synthetic; give one of them"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from drives import noise, write_unlabelled_bag
 
 from anomseg_ros.backends import open_detector
 from anomseg_ros.cli import main
@@ -143,3 +144,20 @@ def test_numbers_without_meaning_are_refused(words: list[str], images: Path) -> 
     with pytest.raises(SystemExit) as raised:
         main(["run", "enet-synthetic", str(images), "--output", str(images / "out"), *words])
     assert raised.value.code == 2
+
+
+def test_frames_of_bags_are_named_by_their_stamps(
+    tiny_bundle: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bag, out = write_unlabelled_bag(tmp_path / "bag", 2), tmp_path / "out"
+    words = ["run", str(tiny_bundle), str(images), str(bag), "--output", str(out), "--no-overlay", "--score", "void"]
+    assert main(words) == 0
+    labels = sorted(path.name for path in out.glob("*_labels.png"))
+    assert labels == sorted(f"{name}_labels.png" for name in ("a", "b", "100.000000000", "100.100000000"))
+    expected = open_detector(tiny_bundle).detect(noise(1)).scores["void"]
+    assert (np.load(out / "100.100000000_void.npy") == expected).all()
+    assert main([*words, "--image-topic", "/nowhere"]) == 1
+    assert "/nowhere" in capsys.readouterr().err
+    words.remove(str(bag))
+    assert main([*words, "--image-topic", "/camera/image"]) == 1
+    assert "--image-topic /camera/image is for bags, and none is given" in capsys.readouterr().err

@@ -8,8 +8,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from drives import noise, write_unlabelled_bag, write_video
 
 from anomseg_ros.compression.calibration_frames import FrameSplit, draw_split, read_split
+from anomseg_ros.core.types import RgbImage
+from anomseg_ros.datasets.drive_inputs import VideoFrames
 from anomseg_ros.errors import CompressionError, DatasetError, FrameError
 
 
@@ -41,6 +44,31 @@ def test_seed_determines_the_split(folder: Path) -> None:
 def test_duplicate_file_counts_once(folder: Path) -> None:
     split = split_frames([str(folder), str(folder / "3.png")], 16, 16)
     assert len(split.calibration) + len(split.held_out) == 20
+
+
+@pytest.mark.parametrize("suffix", ["", ".avi"])
+def test_frames_of_bags_and_videos_are_used(tmp_path: Path, suffix: str) -> None:
+    path = (write_video if suffix else write_unlabelled_bag)(tmp_path / f"drive{suffix}", 14)
+    split = split_frames([str(path)], 8, 4)
+    frames = dict(zip(split.calibration_names, split.calibration, strict=True))
+    assert len(frames) == 8 and len(split.held_out) == 4
+    for name, frame in frames.items():  # each name has its own picture, though a video is read in order
+        last = name.rpartition("/")[2]
+        number = int(last.removeprefix("drive_")) if suffix else round((float(last) - 100) * 10)
+        assert (abs(frame.mean() - 4 * number) < 3) if suffix else np.array_equal(frame, noise(number))
+
+
+def test_frames_of_a_video_are_read_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    load = VideoFrames.load
+
+    def noted(video: VideoFrames, index: int) -> RgbImage:
+        asked.append(index)
+        return load(video, index)
+
+    monkeypatch.setattr(VideoFrames, "load", noted)
+    split_frames([str(write_video(tmp_path / "drive.avi", 20))], 8, 4)
+    assert len(asked) == 12 and asked == sorted(asked)
 
 
 @pytest.mark.slow

@@ -6,8 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
+from anomseg_ros.core.delivered import Delivered
 from anomseg_ros.core.frames import FrameSource
-from anomseg_ros.errors import FrameError
+from anomseg_ros.core.types import RgbImage
+from anomseg_ros.errors import AnomsegError, DatasetError, FrameError
 
 
 def write(path: Path, value: int) -> Path:
@@ -57,7 +59,29 @@ def test_frame_names_are_unique(tmp_path: Path) -> None:
 def test_dangling_link_is_reported_as_a_failure(tmp_path: Path) -> None:
     write(tmp_path / "b.png", 1)
     (tmp_path / "a.png").symlink_to("nowhere")
-    failures: list[FrameError] = []
+    failures: list[AnomsegError] = []
     for source in ([tmp_path], [tmp_path / "a.png", tmp_path / "b.png"]):
         assert [name for name, _ in FrameSource(source, failures.append)] == ["b"]
     assert len(failures) == 2 and all("symbolic link to 'nowhere'" in str(failure) for failure in failures)
+
+
+class Recorded:
+    """Three named frames, of which the second cannot be read."""
+
+    frame_names = ("one", "two", "three")
+    differences = (Delivered("bag", "messages", 4, 3, 0, remedy="copy it again"),)
+
+    def load(self, index: int) -> RgbImage:
+        if index == 1:
+            raise DatasetError("two is damaged")
+        return np.full((2, 2, 3), index, np.uint8)
+
+
+def test_named_frames_follow_files(tmp_path: Path) -> None:
+    failures: list[AnomsegError] = []
+    source = FrameSource([write(tmp_path / "one.png", 1), Recorded()], failures.append)
+    assert source.count == 4
+    assert [(name, int(frame.max())) for name, frame in source] == [("one", 1), ("one-2", 0), ("three", 2)]
+    assert [str(error) for error in failures] == ["two is damaged"] and source.differences == [*Recorded.differences]
+    with pytest.raises(DatasetError, match="two is damaged"):
+        list(FrameSource([Recorded()]))

@@ -12,7 +12,7 @@ from anomseg_ros.core.delivered import Delivered
 from anomseg_ros.core.frames import FrameSource
 from anomseg_ros.core.resources import share_file
 from anomseg_ros.core.video import Video, is_video
-from anomseg_ros.errors import FrameError
+from anomseg_ros.errors import AnomsegError, FrameError
 
 SHIPPED = share_file("demo/drive.mp4")
 
@@ -43,7 +43,7 @@ def test_truncated_video_raises_after_its_last_frame(cut_short: Path) -> None:
 
 
 def test_truncated_video_gives_its_frames_and_a_failure(cut_short: Path) -> None:
-    failures: list[FrameError] = []
+    failures: list[AnomsegError] = []
     assert 0 < len(list(FrameSource([cut_short], failures.append))) < 111
     assert len(failures) == 1 and "states 111 frames" in str(failures[0])
 
@@ -88,7 +88,7 @@ def write_video(path: Path, frames: int = 20, codec: str = "MJPG") -> Path:
 def test_truncated_avi_gives_its_frames_and_a_failure(tmp_path: Path) -> None:
     path = write_video(tmp_path / "cut.avi")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    failures: list[FrameError] = []
+    failures: list[AnomsegError] = []
     frames = list(FrameSource([path], failures.append))
     assert 5 < len(frames) < 15
     assert [str(one).partition(" could")[0] for one in failures] == [

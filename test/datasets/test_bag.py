@@ -22,7 +22,7 @@ from anomseg_ros.core.problems import FrameProblem
 from anomseg_ros.datasets import open_named
 from anomseg_ros.datasets.bag import BagDataset, has_ground_truth
 from anomseg_ros.datasets.dataset import LabelledFrame
-from anomseg_ros.errors import BagError
+from anomseg_ros.errors import BagError, FrameError
 
 DRAWN = frames()
 
@@ -208,7 +208,7 @@ def test_frames_may_differ_in_size(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("known", [False, True])
 def test_own_vehicle_has_no_ground_truth(tmp_path: Path, known: bool) -> None:
-    mask = np.zeros((4, 4), np.uint8)
+    mask = np.zeros((4, 8), np.uint8)
     mask[3] = 255
     with BagDataset(write_bag(tmp_path / "drive", DRAWN), known=known, ego_mask=mask) as dataset:
         frame = dataset.load(0)
@@ -216,6 +216,13 @@ def test_own_vehicle_has_no_ground_truth(tmp_path: Path, known: bool) -> None:
     rows = len(frame.anomaly) * 3 // 4
     assert (frame.anomaly[rows:] == 255).all() and not (frame.anomaly[:rows] == 255).any()
     assert known or (frame.labels is not None and (frame.labels[rows:] == 255).all())
+    text = "the ego mask is 4x4 pixels, the frame 256x128"
+    square = mask[:, :4]
+    with (
+        BagDataset(tmp_path / "drive", known=known, ego_mask=square) as dataset,
+        pytest.raises(FrameError, match=text),
+    ):
+        dataset.load(0)
 
 
 def test_bag_of_known_frames_needs_no_ground_truth(tmp_path: Path) -> None:

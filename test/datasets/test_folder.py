@@ -11,7 +11,7 @@ from anomseg_ros.cli import main
 from anomseg_ros.core.labels import CAMVID
 from anomseg_ros.datasets import open_named
 from anomseg_ros.datasets.check import check
-from anomseg_ros.datasets.dataset import Dataset
+from anomseg_ros.datasets.dataset import Dataset, notes_of
 from anomseg_ros.datasets.folder_splits import drive_of
 from anomseg_ros.errors import DatasetError
 
@@ -58,11 +58,14 @@ def test_label_set_is_the_published_one_of_equal_classes(tmp_path: Path) -> None
         ("a/b/7", "a/b"),
         ("0016E5_00390", "0016E5"),
         ("frame12", "frame"),
+        ("aachen_000005_000003_leftImg8bit", "aachen_000005"),
+        ("clip-0012.left", "clip"),
+        ("0016E5_00390_L", "0016E5"),
         ("000123", ""),
         ("x", "x"),
     ],
 )
-def test_drive_is_the_folder_or_the_name_without_its_number(frame: str, drive: str) -> None:
+def test_drive_is_the_folder_or_the_name_up_to_its_number(frame: str, drive: str) -> None:
     assert drive_of(frame) == drive
 
 
@@ -80,6 +83,19 @@ def test_last_fifth_of_each_drive_is_held_out(tmp_path: Path) -> None:
 def test_single_pictures_are_held_out_together(names: list[str], held: list[str], tmp_path: Path) -> None:
     own_folder(tmp_path, names)
     assert ids(open_named(f"folder={tmp_path}:val")) == held
+
+
+def test_frames_of_a_clip_stay_together_whatever_follows_their_number(tmp_path: Path) -> None:
+    names = [f"{town}_000005_{number:06d}_leftImg8bit" for town in ("aachen", "bonn") for number in range(6)]
+    val = open_named(f"folder={own_folder(tmp_path, names)}:val")
+    assert ids(val) == [names[5], names[11]]
+    assert "the last fifth of each of 2 drives is 'val' (2 frames)" in " ".join(notes_of(val))
+
+
+def test_drives_of_one_frame_are_said_to_be_so(tmp_path: Path) -> None:
+    val = open_named(f"folder={own_folder(tmp_path, [*'abcdefghijkl'])}:val")
+    text = "the last fifth of all frames, which are of 12 drives with at most 1 each, is 'val' (2 frames)"
+    assert text in " ".join(notes_of(val))
 
 
 def test_one_frame_cannot_be_split(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from anomseg_ros.bags.write import BagWriter
 from anomseg_ros.datasets.check import check
 from anomseg_ros.datasets.drive_inputs import VideoFrames
 from anomseg_ros.datasets.unlabelled_drive import open_drive, read_frame_names
-from anomseg_ros.errors import AnomsegError, DatasetError
+from anomseg_ros.errors import AnomsegError, DatasetError, FrameError
 
 
 def test_inputs_follow_each_other(tmp_path: Path) -> None:
@@ -51,6 +51,8 @@ def test_ego_mask_is_void(tmp_path: Path) -> None:
     mask[20:] = 1
     frame = open_drive([write_pictures(tmp_path / "street", 1)], ego_mask=mask).load(0)
     assert frame.anomaly is not None and (frame.anomaly[40:] == 255).all() and not frame.anomaly[:40].any()
+    with pytest.raises(FrameError, match="the ego mask is 48x20 pixels, the frame 96x48: they need the same aspect"):
+        open_drive([tmp_path / "street"], ego_mask=mask[:20]).load(0)
 
 
 def test_frames_are_left_out_by_name(tmp_path: Path) -> None:
