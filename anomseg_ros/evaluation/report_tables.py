@@ -208,11 +208,11 @@ def live_facts(live: Live) -> list[Fact]:
         ("Lost on the way", count(live.lost), ""),
         ("Unusable", count(live.bad), ""),
         *(
-            (f"Latency {name}, ms", f"{value:.1f}", "frame published to score received")
+            (f"Latency {name}, ms", f"{value:.1f}", "frame sent to last output received")
             for name, value in live.age_ms.items()
         ),
         *(
-            (f"Processing {name}, ms", f"{value:.1f}", "arrival to output")
+            (f"Processing {name}, ms", f"{value:.1f}", "arrival to last output")
             for name, value in live.processing_ms.items()
         ),
         *((name, f"{value:+.6f}", "live minus no drop, fraction") for name, value in live.difference.items()),

@@ -244,6 +244,8 @@ def test_pace_text_matches_result() -> None:
     hiccup = replace(RESULT, published=98, dropped=2)
     assert pace(hiccup).startswith("2 frames were dropped for a newer one. The drive") and not is_too_slow(hiccup)
     slow = replace(RESULT, published=40, dropped=60, processing_ms={"p50": 200.0})
+    assert f"smaller bundle, such as {DEMO_BUNDLE}, or a lower --rate" in pace(slow)
+    assert pace(replace(slow, bundle=DEMO_BUNDLE)).endswith("With a lower --rate, all frames are shown.")
     assert is_too_slow(slow) and "too slow for this drive" in pace(slow) and "60 of 100 were dropped" in pace(slow)
 
 
