@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from anomseg_ros.commands.demo_frames import ShownDrive, ShownFrame
 from anomseg_ros.core.labels import UNLABELLED
 from anomseg_ros.core.output_files import write_results
+from anomseg_ros.core.picture_legend import UNKNOWN
 from anomseg_ros.core.resources import DEMO_BUNDLE
 from anomseg_ros.core.score_scale import color_map
 from anomseg_ros.evaluation.drive import MIN_ALARM_PX
@@ -52,6 +53,7 @@ def write_page(path: Path, result: DemoResult, shown: ShownDrive, detector: Mapp
         captions=CAPTIONS,
         shown=shown,
         classes=classes,
+        unknown=UNKNOWN if len(classes) < len(shown.classes) else "",
         color_stops=[tuple(color) for color in color_map()[:: len(color_map()) // _COLOR_STOPS].tolist()],
         score=detector.get("score", "score"),
         strip_width=_STRIP_WIDTH,

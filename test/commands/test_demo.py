@@ -258,6 +258,9 @@ def test_page_escapes_names_and_reports_missing_frames(tmp_path: Path) -> None:
     assert "<script>x" not in page and "&lt;script&gt;x" in page
     empty = write_page(tmp_path / "empty.html", RESULT, replace(shown, frames=()), {}).read_text()
     assert "answered no frame" in empty and "<script" not in empty
+    assert "no known class" not in page
+    unknown = replace(shown, classes=(ClassInfo("void", (0, 0, 0), 255),))
+    assert "no known class" in write_page(tmp_path / "page.html", RESULT, unknown, {}).read_text()
 
 
 def test_page_has_frame_number_truth_and_the_scale_s_thresholds(tmp_path: Path) -> None:
