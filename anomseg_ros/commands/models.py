@@ -14,7 +14,7 @@ from anomseg_ros.commands import options
 from anomseg_ros.core.bundle import Bundle, load_bundle
 from anomseg_ros.core.resources import shipped_bundles
 from anomseg_ros.core.schema import to_plain
-from anomseg_ros.errors import BundleError, ConfigError, unknown_name
+from anomseg_ros.errors import BundleError, ConfigError, suggested
 from anomseg_ros.scores import default_scores
 
 COLUMNS = ("name", "network", "classes", "input", "default score", "mIoU", "licence", "here")
@@ -79,7 +79,8 @@ def find_model(name: str, catalog: Catalog) -> Path | CatalogEntry:
         return catalog.find(name)
     if Path(name).exists():
         return Path(name)
-    raise ConfigError(f"{unknown_name('model', name, [*shipped, *catalog.names()])}; or give the path of a bundle")
+    known = suggested(name, [*shipped, *catalog.names()], "known")
+    raise ConfigError(f"unknown model {name!r}; {known}; or give the path of a bundle")
 
 
 def checkpoint_state(entry: CatalogEntry) -> str:
