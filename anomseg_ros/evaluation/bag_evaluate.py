@@ -218,7 +218,9 @@ def _identity(request: BagRequest, planned: Sequence[PlannedBag], names: Sequenc
     backend = RECORDED
     if request.bundle is not None and request.recorded is None:
         backend = backend_in_use(request.bundle, request.backend, request.options)
-    return Identity(name_of(request.bundle), name, contract, backend, class_names, min(request.workers.count, len(planned)))
+    return Identity(
+        name_of(request.bundle), name, contract, backend, class_names, min(request.workers.count, len(planned))
+    )
 
 
 def name_of(bundle: Bundle | None) -> str:

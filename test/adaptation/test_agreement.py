@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from dataset_trees import write
@@ -51,4 +52,8 @@ def test_frames_of_two_sizes_are_drawn_side_by_side(painted: Bundle, tmp_path: P
     write(tmp_path / "1.png", street()[0][:, :128])
     request = DriveRequest(painted, open_drive([tmp_path]), ("void",), (0.01,))
     picture = before_and_after([(request, 0.5), (request, 2.0)], (0, 1))
-    assert picture.startswith(b"\xff\xd8")
+    shown = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)
+    below = shown.shape[1] // 2 + 10  # the second column
+    rows = [shown[3:9, x : x + 20] for x in (3, below)]
+    assert all(row.max() < 60 for row in rows), "a dark band with the caption is over both columns"
+    assert shown[:20, :80].max() > 200 and shown[:20, below : below + 60].max() > 200

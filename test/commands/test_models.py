@@ -129,7 +129,10 @@ def test_show_checkpoint_and_unknown_name(capsys: pytest.CaptureFixture[str], fo
     assert "  name: CC-BY-NC-4.0\n" in out and "sha256: unknown\n" in out
     assert f"export command: anomseg export --network erfnet --checkpoint {folder}/erfnet-cityscapes.pth" in out
     assert main(["models", "show", "enet-synthetik"]) == 1
-    assert "unknown model 'enet-synthetik'; did you mean 'enet-synthetic'? known: enet-synthetic, " in capsys.readouterr().err
+    assert (
+        "unknown model 'enet-synthetik'; did you mean 'enet-synthetic'? known: enet-synthetic, "
+        in capsys.readouterr().err
+    )
 
 
 def test_measured_miou_is_found_at_any_depth() -> None:

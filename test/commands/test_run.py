@@ -50,7 +50,9 @@ def test_files_of_an_earlier_run_are_counted(
     assert main(["run", str(tiny_bundle), str(images / "a.png"), *words]) == 0
     files = len(list((tmp_path / "out").iterdir())) - 1
     error = capsys.readouterr().err
-    assert f"warning: {tmp_path / 'out'} had results of an earlier run: {files // 2} of its files were replaced" in error
+    assert (
+        f"warning: {tmp_path / 'out'} had results of an earlier run: {files // 2} of its files were replaced" in error
+    )
     assert f", {files // 2} are still there" in error
 
 
