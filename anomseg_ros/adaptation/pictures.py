@@ -22,7 +22,7 @@ NAME = "adapted.jpg"
 def before_and_after(sides: Sequence[tuple[DriveRequest, float]], held_back: Sequence[int]) -> bytes:
     """Return a JPEG of frames held back, spread over them: each row a frame, each column a bundle with its caption.
 
-    sides: of the bundle before and of the one after: request and threshold of each bundle; what is above the threshold is marked.
+    sides: request and threshold of the bundle before and of the one after; what is above the threshold is marked.
     """
     step = max(1, len(held_back) // ROWS)
     indices = held_back[step // 2 :: step][:ROWS]

@@ -224,7 +224,7 @@ def _identity(request: BagRequest, planned: Sequence[PlannedBag], names: Sequenc
 
 
 def name_of(bundle: Bundle | None) -> str:
-    """Return the name of a bundle's directory: copies of a bundle have one name in their contracts. None: `recorded`."""
+    """Return the name of a bundle's directory, `recorded` for None. Contracts of a bundle's copies have one name."""
     return RECORDED if bundle is None else bundle.directory.resolve().name
 
 
