@@ -47,8 +47,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the old and new values, and write the bundle; return 0."""
-    words = sys.argv[3:] if argv is None else argv
-    args = argument_parser().parse_args(words)
+    args = argument_parser().parse_args(argv)
     bundle = load_bundle(find_bundle(args.bundle))
     options.check_changed_bundle(args, bundle)
     scores = tuple(map(bundle.check_score, args.score)) or bundle.contract.score_names
@@ -57,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         calibrate_drive.refuse_options(args)
         change = _on_datasets(args, bundle, scores)
-    _print_bundle(change_bundle(bundle, change, args.output, overwrite=args.overwrite), scores, args, words)
+    changed = change_bundle(bundle, change, args.output, overwrite=args.overwrite)
+    _print_bundle(changed, scores, args, sys.argv[3:] if argv is None else argv)
     return 0
 
 

@@ -212,14 +212,14 @@ def live_facts(live: Live) -> list[Fact]:
 
 
 def live_differences(live: Live) -> dict[str, str]:
-    """Return the differences to the run without drops in words, by figure: shares in points of percent, the rest as is.
+    """Return the differences to the run without drops in words, by figure: of shares in percentage points, others as is.
 
     The figures are those of bag_evaluate.differences.
     """
     words = {}
     for name, value in live.difference.items():
         if name in _SHARES:
-            words[_SHARES[name]] = f"{100 * value:+.2f} %"
+            words[_SHARES[name]] = f"{100 * value:+.2f} points"
         else:
             words[name.replace("_", " ").capitalize()] = f"{value:+g}"
     return words
