@@ -212,7 +212,7 @@ def live_facts(live: Live) -> list[Fact]:
 
 
 def live_differences(live: Live) -> dict[str, str]:
-    """Return the differences to the run without drops in words, by figure: of shares in percentage points, others as is.
+    """Return the differences to the run without drops as texts, by figure: shares in points, others as they are.
 
     The figures are those of bag_evaluate.differences.
     """
