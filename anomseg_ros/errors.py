@@ -100,6 +100,17 @@ def closest_first(given: str, options: Iterable[str]) -> list[str]:
     return close + [name for name in names if name not in close]
 
 
+def suggested(given: str, options: Iterable[str], kind: str) -> str:
+    """Return options as the end of a message, the closest first: `did you mean 'erfnet'? shipped: erfnet, enet`.
+
+    kind: what the options are, such as `shipped`. Without an option that resembles `given`, nothing is suggested.
+    """
+    names = list(options)
+    listed = f"{kind}: {', '.join(closest_first(given, names)) or 'none'}"
+    close = difflib.get_close_matches(given, names, n=1)
+    return f"did you mean {close[0]!r}? {listed}" if close else listed
+
+
 def unknown_name(kind: str, given: str, options: Iterable[str]) -> str:
     """Return the message for a name that is not in a table: `unknown network 'ennet'; known: enet, erfnet`."""
     return f"unknown {kind} {given!r}; known: {', '.join(closest_first(given, options))}"

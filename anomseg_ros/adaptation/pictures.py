@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from anomseg_ros.core.labels import UNLABELLED, palette
-from anomseg_ros.core.overlay import anomaly_mask, overlay
+from anomseg_ros.core.overlay import anomaly_mask, overlay, with_caption
 from anomseg_ros.core.preprocess import resized_labels
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.datasets.dataset import VOID
@@ -20,9 +20,9 @@ NAME = "adapted.jpg"
 
 
 def before_and_after(sides: Sequence[tuple[DriveRequest, float]], held_back: Sequence[int]) -> bytes:
-    """Return a JPEG of frames held back, spread over them: each row a frame, each column a bundle.
+    """Return a JPEG of frames held back, spread over them: each row a frame, each column a bundle with its caption.
 
-    sides: request and threshold of each bundle; what is above the threshold is marked.
+    sides: request and threshold of the bundle before and of the one after; what is above the threshold is marked.
     """
     step = max(1, len(held_back) // ROWS)
     indices = held_back[step // 2 :: step][:ROWS]
@@ -30,6 +30,8 @@ def before_and_after(sides: Sequence[tuple[DriveRequest, float]], held_back: Seq
         [_marked(frame, request.scores[0], threshold) for frame in drive_frames(request, indices)]
         for request, threshold in sides
     ]
+    for column, caption in zip(columns, ("before", "after"), strict=True):
+        column[0] = with_caption(column[0], caption)
     rows = [_joined(pictures, axis=1) for pictures in zip(*columns, strict=True)]
     return jpeg(_joined(rows, axis=0))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from anomseg_ros.adaptation.float_bundles import require_float
 from anomseg_ros.adaptation.norms import NormConfig
 from anomseg_ros.adaptation.pasted_drive import objects_of
 from anomseg_ros.adaptation.self_labels import SelfLabelConfig
@@ -157,11 +158,7 @@ class AdaptRequest:
 
     def _check_bundle(self) -> None:
         contract = self.bundle.contract
-        if contract.precision != "fp32":
-            raise ConfigError(
-                f"bundle {contract.name!r} is {contract.precision}, whose weights cannot be trained; adapt the float "
-                "bundle that it was made from, then run `anomseg quantize` on what comes out"
-            )
+        require_float(contract)
         if contract.void_class not in (None, len(contract.classes) - 1):
             raise ConfigError(
                 f"the void class of bundle {contract.name!r} is output {contract.void_class} of "

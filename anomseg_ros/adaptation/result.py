@@ -58,7 +58,7 @@ def write_result(
     files = {name: bundle.directory / name for name in bundle.contract.files}
     finish = partial(_finished, request, stages, chosen, facts, progress)
     with tempfile.TemporaryDirectory(prefix="anomseg-") as folder:
-        beside = [_drawn(request, stages[0], chosen, Path(folder))]
+        beside = [] if chosen.name == GIVEN else [_drawn(request, stages[0], chosen, Path(folder))]
         kept_checkpoint = bundle.directory / CHECKPOINT_FILE
         if CHECKPOINT_FILE not in files and kept_checkpoint.is_file():
             beside.append(kept_checkpoint)

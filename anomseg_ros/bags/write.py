@@ -353,7 +353,7 @@ class BagWriter:
         if not self.output.exists():
             return
         if not self.overwrite:
-            raise BagError(f"{str(self.output)!r} exists; choose another output or ask to overwrite it")
+            raise BagError(f"{str(self.output)!r} exists; choose another output or pass --overwrite")
         if not (self.output / "metadata.yaml").is_file():
             raise BagError(f"{str(self.output)!r} is not a bag and is not overwritten; choose another output")
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from anomseg_ros.adaptation.float_bundles import require_float
 from anomseg_ros.commands import options
 from anomseg_ros.commands.calibrate_drive import add_drive_options, open_request_drive, percent
 from anomseg_ros.commands.progress_lines import ProgressLines
@@ -89,6 +90,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 def _request(args: argparse.Namespace, argv: Sequence[str] | None) -> AdaptRequest:
     bundle = load_bundle(find_bundle(args.bundle))
+    require_float(bundle.contract)
     road = road_region(args.road_region or NO_REGION, bundle.contract)
     labels = None if args.labels is None else open_named(args.labels)
     drive = open_request_drive(args)

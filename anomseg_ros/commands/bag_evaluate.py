@@ -32,7 +32,7 @@ from anomseg_ros.core.resources import find_bundle, shipped_bundles
 from anomseg_ros.core.temporal_filter import FILTERS, NO_FILTER, UNFILTERED, FilterSpec
 from anomseg_ros.datasets.bag import BagDataset
 from anomseg_ros.errors import AnomsegError, BagError, ConfigError
-from anomseg_ros.evaluation.bag_evaluate import BagOutcome, BagPart, differences, evaluate_bags
+from anomseg_ros.evaluation.bag_evaluate import BagOutcome, BagPart, differences, evaluate_bags, name_of
 from anomseg_ros.evaluation.bag_plan import BagRequest, BagSource
 from anomseg_ros.evaluation.drive import MIN_ALARM_PX
 from anomseg_ros.evaluation.evaluate import Outcome
@@ -309,7 +309,7 @@ def _settings(args: argparse.Namespace, request: BagRequest, offline: BagOutcome
             }
             for part in offline.bags
         ],
-        "bundles": {} if bundle is None else {bundle.contract.name: {"files": dict(bundle.contract.files)}},
+        "bundles": {} if bundle is None else {name_of(bundle): {"files": dict(bundle.contract.files)}},
         "scores": list(request.scores),
         "protocols": list(request.protocols),
         "exact": request.exact,

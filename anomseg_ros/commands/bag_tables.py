@@ -9,7 +9,7 @@ from rich.table import Table
 
 from anomseg_ros.evaluation.bag_evaluate import BagPart
 from anomseg_ros.evaluation.report_page import percent
-from anomseg_ros.evaluation.report_tables import alarm_words
+from anomseg_ros.evaluation.report_tables import alarm_words, is_unlabelled, live_differences
 from anomseg_ros.evaluation.results import Drive, Live, Result, Streaming
 
 
@@ -81,7 +81,8 @@ def bags_table(bags: Sequence[BagPart]) -> Table:
 
 def live_table(result: Result, live: Live) -> Table:
     """Return what the node answered, and how late."""
-    title = f"{result.dataset}: played at {live.rate:g} times its speed"
+    protocol = "" if is_unlabelled(result) else f", protocol {result.protocol}"
+    title = f"{result.dataset}: played at {live.rate:g} times its speed{protocol}"
     table = Table(title=title, title_justify="left", show_header=False)
     counts = f"{live.answered} answered, {live.dropped} dropped, {live.lost} lost, {live.bad} bad"
     table.add_row(f"{live.frames} frames", counts)
@@ -91,8 +92,6 @@ def live_table(result: Result, live: Live) -> Table:
     }
     for name, values in times.items():
         table.add_row(f"{name}, ms", ", ".join(f"{key} {value:.1f}" for key, value in values.items()) or "-")
-    for name, value in live.difference.items():
-        is_fraction = name in ("auprc", "fpr95", "auroc", "miou")
-        difference = f"{100 * value:+.2f} %" if is_fraction else f"{value:+g}"
-        table.add_row(f"{result.protocol} {name}, live - offline", difference)
+    for name, value in live_differences(live).items():
+        table.add_row(f"{name}, live - offline", value)
     return table

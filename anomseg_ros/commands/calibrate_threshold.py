@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -54,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         calibrate_drive.refuse_options(args)
         change = _on_datasets(args, bundle, scores)
-    _print_bundle(change_bundle(bundle, change, args.output, overwrite=args.overwrite), scores)
+    changed = change_bundle(bundle, change, args.output, overwrite=args.overwrite)
+    _print_bundle(changed, scores, args, sys.argv[3:] if argv is None else argv)
     return 0
 
 
@@ -104,17 +107,31 @@ def _print(changes: Sequence[ThresholdChange], bundle: Bundle) -> None:
     options.print_whole(table)
 
 
-def _print_bundle(bundle: Bundle, scores: Sequence[str]) -> None:
-    """Print where the bundle is, and which scores have inconsistent thresholds."""
-    console = Console()
-    console.print(f"written to {bundle.directory}", soft_wrap=True, highlight=False)
-    for score in scores:
-        table = bundle.contract.thresholds[score]
-        if not table.falls:
-            target_fprs = ",".join(f"{rate:g}" for rate in table.by_target_fpr)
-            console.print(
-                f"the thresholds of {score} were calibrated on different frames and do not fall as the rate rises: "
-                f"calibrate all of them on the same frames with --target-fpr {target_fprs}",
-                soft_wrap=True,
-                highlight=False,
-            )
+def _print_bundle(bundle: Bundle, scores: Sequence[str], args: argparse.Namespace, argv: Sequence[str]) -> None:
+    """Print where the bundle is, and which scores have inconsistent thresholds, with the command that mends them."""
+    Console().print(f"written to {bundle.directory}", soft_wrap=True, highlight=False)
+    tables = {score: bundle.contract.thresholds[score] for score in scores}
+    mixed = [score for score, table in tables.items() if not table.falls]
+    if not mixed:
+        return
+    rates = sorted({rate for score in mixed for rate in tables[score].by_target_fpr})
+    again = ["--overwrite"] if args.output is not None and not args.overwrite else []
+    words = [*_without_option(argv, "--target-fpr"), "--target-fpr", ",".join(f"{rate:g}" for rate in rates), *again]
+    Console(stderr=True).print(
+        f"warning: the thresholds of {' and '.join(mixed)} come from different frames and do not fall as the rate "
+        f"rises; calibrate all of them on the same frames: {shlex.join(['anomseg', 'calibrate', 'threshold', *words])}",
+        style="yellow",
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+    )
+
+
+def _without_option(argv: Sequence[str], name: str) -> list[str]:
+    """Return the words of a command line without an option that has one value."""
+    words, is_value = [], False
+    for word in argv:
+        if not is_value and word != name and not word.startswith(f"{name}="):
+            words.append(word)
+        is_value = word == name
+    return words

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from anomseg_ros.commands.demo_frames import ShownDrive, ShownFrame
 from anomseg_ros.core.labels import UNLABELLED
 from anomseg_ros.core.output_files import write_results
+from anomseg_ros.core.picture_legend import UNKNOWN
+from anomseg_ros.core.resources import DEMO_BUNDLE
 from anomseg_ros.core.score_scale import color_map
 from anomseg_ros.evaluation.drive import MIN_ALARM_PX
 from anomseg_ros.evaluation.report_page import asset, count, render
@@ -51,6 +53,7 @@ def write_page(path: Path, result: DemoResult, shown: ShownDrive, detector: Mapp
         captions=CAPTIONS,
         shown=shown,
         classes=classes,
+        unknown=UNKNOWN if len(classes) < len(shown.classes) else "",
         color_stops=[tuple(color) for color in color_map()[:: len(color_map()) // _COLOR_STOPS].tolist()],
         score=detector.get("score", "score"),
         strip_width=_STRIP_WIDTH,
@@ -60,8 +63,8 @@ def write_page(path: Path, result: DemoResult, shown: ShownDrive, detector: Mapp
         latencies={
             name: [_ms(values, key) for key in ("p50", "p95", "p99")]
             for name, values in (
-                ("frame sent to result received, both ways through ROS", result.age_ms),
-                ("in the node: arrival to output", result.processing_ms),
+                ("frame sent to last output received, both ways through ROS", result.age_ms),
+                ("in the node: arrival to last output", result.processing_ms),
             )
         },
         mask=_mask_note(result, detector, shown),
@@ -83,7 +86,8 @@ def pace(result: DemoResult) -> str:
             "The network is too slow for this drive on this machine under its current load: it took "
             f"{frame_ms:.0f} ms a frame, frames came every {result.period_ms:.0f} ms, and {result.dropped} of "
             f"{result.frames_in} were dropped for a newer one, as on a vehicle. "
-            "With a smaller bundle, int8 or a lower --rate, all frames are shown."
+            f"With {'' if result.bundle == DEMO_BUNDLE else f'a smaller bundle, such as {DEMO_BUNDLE}, or '}a lower "
+            "--rate, all frames are shown."
         )
     drops = "No frame was dropped" if not result.dropped else f"{result.dropped} frames were dropped for a newer one"
     if result.rate < 1:

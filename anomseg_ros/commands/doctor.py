@@ -12,7 +12,7 @@ from rich.text import Text
 
 from anomseg_ros.commands import options
 from anomseg_ros.core.output_files import write_file
-from anomseg_ros.doctor import examine
+from anomseg_ros.doctor import SLOW, examine
 from anomseg_ros.doctor.finding import ABSENT, OK, PROBLEM, Finding
 
 STYLES = {OK: "green", ABSENT: "yellow", PROBLEM: "bold red"}
@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = argument_parser().parse_args(argv)
     console = Console()
     findings: list[Finding] = []
-    for finding in examine():
-        _print(console, finding, is_first=not findings or findings[-1].area != finding.area)
+    for finding in examine(lambda area: _print_start(console, area)):
+        _print(console, finding)
         findings.append(finding)
     problems = sum(finding.state == PROBLEM for finding in findings)
     console.print(f"\n{_count(problems)}", style=STYLES[PROBLEM if problems else OK], highlight=False)
@@ -45,9 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if problems else 0
 
 
-def _print(console: Console, finding: Finding, is_first: bool) -> None:
-    if is_first:
-        console.print(f"\n{finding.area}", style="bold", highlight=False)
+def _print_start(console: Console, area: str) -> None:
+    console.print(f"\n{area}", style="bold", highlight=False)
+    if area in SLOW:
+        console.print(f"  {SLOW[area]} …", style="dim", highlight=False)
+
+
+def _print(console: Console, finding: Finding) -> None:
     line = Text(f"  {finding.state:8}", STYLES[finding.state])
     line.append(f"{finding.name}: {finding.text}", "default")
     console.print(line, soft_wrap=True)

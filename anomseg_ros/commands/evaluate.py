@@ -19,8 +19,9 @@ from anomseg_ros.commands import options
 from anomseg_ros.commands.progress_lines import ProgressLines
 from anomseg_ros.commands.result_files import write_each
 from anomseg_ros.commands.robustness_tables import print_robustness
+from anomseg_ros.core.bundle import CONTRACT_FILE
 from anomseg_ros.core.class_table import LABEL_SET_HELP, find_label_set
-from anomseg_ros.core.resources import find_bundle
+from anomseg_ros.core.resources import find_bundle, shipped_bundles
 from anomseg_ros.datasets import DATASETS
 from anomseg_ros.datasets.corruptions import COLLECTIONS, KINDS, SEVERITIES, Corruption, corruptions_of
 from anomseg_ros.errors import ConfigError
@@ -87,12 +88,23 @@ def print_tables(console: Console, results: Sequence[Result]) -> None:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = argument_parser().parse_args(argv)
     # argparse takes bundles after --dataset for its values.
-    args.bundles += [text for text in args.dataset if "=" not in text]
+    args.bundles += [_bundle(text) for text in args.dataset if "=" not in text]
     args.dataset = [text for text in args.dataset if "=" in text]
     args.score = options.split_names(args.score)
     args.protocol = [protocol(name).name for name in options.split_names(args.protocol or ["seeds"])]
     args.corruptions = _corruptions(args.corrupt, args.severity)
     return args
+
+
+def _bundle(text: str) -> str:
+    """Return a bundle that was given after --dataset. Raises ConfigError for what is no bundle."""
+    if text not in shipped_bundles() and not (Path(text) / CONTRACT_FILE).is_file():
+        example = text if text in DATASETS else "road_anomaly_21"
+        raise ConfigError(
+            f"--dataset {text!r} is neither NAME=PATH nor a bundle; give the dataset's name and its folder, such as "
+            f"--dataset {example}=FOLDER"
+        )
+    return text
 
 
 def argument_parser() -> argparse.ArgumentParser:

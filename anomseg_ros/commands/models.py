@@ -14,10 +14,13 @@ from anomseg_ros.commands import options
 from anomseg_ros.core.bundle import Bundle, load_bundle
 from anomseg_ros.core.resources import shipped_bundles
 from anomseg_ros.core.schema import to_plain
-from anomseg_ros.errors import BundleError, ConfigError, unknown_name
+from anomseg_ros.errors import BundleError, ConfigError, suggested
 from anomseg_ros.scores import default_scores
 
 COLUMNS = ("name", "network", "classes", "input", "default score", "mIoU", "licence", "here")
+NO_LICENCE = "not stated"
+PSEUDO_LABELLED = "pseudo_label"
+"""Beginning of the name of a dataset with pseudo-labels in a bundle's `quality`."""
 
 
 def argument_parser_list() -> argparse.ArgumentParser:
@@ -76,7 +79,8 @@ def find_model(name: str, catalog: Catalog) -> Path | CatalogEntry:
         return catalog.find(name)
     if Path(name).exists():
         return Path(name)
-    raise ConfigError(f"{unknown_name('model', name, [*shipped, *catalog.names()])}; or give the path of a bundle")
+    known = suggested(name, [*shipped, *catalog.names()], "known")
+    raise ConfigError(f"unknown model {name!r}; {known}; or give the path of a bundle")
 
 
 def checkpoint_state(entry: CatalogEntry) -> str:
@@ -88,12 +92,16 @@ def checkpoint_state(entry: CatalogEntry) -> str:
 
 
 def measured_miou(quality: Mapping[str, Any]) -> tuple[float, str] | None:
-    """Return the first mean IoU in a bundle's `quality`, as a fraction, and the keys above it."""
-    for path, value in _numbers(quality):
-        if path[-1].split("_")[0].casefold() == "miou":
-            fraction = value / 100 if value > 1 else value
-            return fraction, ".".join(path[:-1]) or "bundle.yaml"
-    return None
+    """Return a mean IoU in a bundle's `quality`, as a fraction, and the keys above it.
+
+    The first one on labels that people made comes before the first one on pseudo-labels, which do not compare with it.
+    """
+    figures = [
+        (value / 100 if value > 1 else value, ".".join(path[:-1]) or "bundle.yaml")
+        for path, value in _numbers(quality)
+        if path[-1].split("_")[0].casefold() == "miou"
+    ]
+    return min(figures, key=lambda figure: figure[1].startswith(PSEUDO_LABELLED), default=None)
 
 
 def _numbers(value: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], float]]:
@@ -120,7 +128,7 @@ def _bundle_row(name: str, path: Path) -> dict[str, str]:
         "input": f"{contract.input.width_px}x{contract.input.height_px}",
         "default score": contract.score_names[0],
         "mIoU": f"{miou[0]:.1%} ({miou[1]})" if miou else "",
-        "licence": contract.provenance.licence or "not stated",
+        "licence": contract.provenance.licence or NO_LICENCE,
         "here": str(path),
     }
 
@@ -142,7 +150,14 @@ def _class_count(count: int, extra_class: int | None, extra_name: str = "void") 
     return str(count) if extra_class is None else f"{count - 1} + {extra_name}"
 
 
+def short_licence(text: str) -> str:
+    """Return the name at the beginning of a licence text, with dots for what `anomseg models show` says beyond it."""
+    name, _, rest = text.partition(" ")
+    return f"{name.rstrip(';,')} …" if rest and text != NO_LICENCE else text
+
+
 def _table(rows: list[dict[str, str]]) -> str:
+    rows = [{**row, "licence": short_licence(row["licence"])} for row in rows]
     widths = {key: max([len(key), *(len(row[key]) for row in rows)]) for key in COLUMNS[:-1]}
     lines = [{key: key for key in COLUMNS}, *rows]
     return "\n".join(

@@ -6,10 +6,10 @@ import argparse
 import dataclasses
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from rich.console import Console
 from rich.measure import Measurement
@@ -51,14 +51,28 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 class _Parser(argparse.ArgumentParser):
     """A parser that also accepts old names of options, and says what their names are now.
 
+    Errors name the right form of a positional argument that is given as an option, such as --bundle.
+
     old_names: old name -> name. They are not in the help.
     """
 
     old_names: Mapping[str, str] = {}
+    _words: Sequence[str] = ()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        words = sys.argv[1:] if args is None else args
+        words = self._words = sys.argv[1:] if args is None else args
         return super().parse_known_args([self._with_new_name(word) for word in words], namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and message, and exit with status 2."""
+        positional = [action for action in self._actions if not action.option_strings]
+        names = {part.lower() for one in positional for part in (one.dest, *str(one.metavar or "").split())}
+        for word in self._words:
+            name = word.partition("=")[0]
+            if name.startswith("--") and {name[2:], f"{name[2:]}s"} & names:
+                form = str(self.epilog or "").partition("\n")[2].strip()
+                message += f"; {name[2:]} is given without {name}" + (f", as in: {form}" if form else "")
+        super().error(message)
 
     def _with_new_name(self, word: str) -> str:
         name, equals, value = word.partition("=")

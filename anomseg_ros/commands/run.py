@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,8 @@ from anomseg_ros.core.types import Outputs, RgbImage, ScoreMap
 from anomseg_ros.errors import AnomsegError, ConfigError
 from anomseg_ros.scores import find_score
 
+ENDINGS = ("_labels.png", "_mask.png", "_overlay.png", "_score.png", ".npy", ".npz")
+"""Endings of the files that are written."""
 SCORE_FILES = NPY, NPZ, NO_SCORES = "npy", "npz", "none"
 
 
@@ -83,6 +85,7 @@ def main(argv: list[str]) -> int:
     road = road_region(args.road_region or NO_REGION, detector.bundle.contract)
     make_output_folder(args.output)
     remove_leftovers(args.output, ".")
+    earlier = {path.name for path in args.output.iterdir() if path.name.endswith(ENDINGS)}
     written = without_road = 0
     with ProgressLines() as progress:
         task = progress.bars.add_task(detector.bundle.contract.name, total=source.count)
@@ -98,6 +101,12 @@ def main(argv: list[str]) -> int:
     warnings = list(deviations(source.differences))
     if without_road:
         warnings.append(f"no road was found in {without_road} of {written} frames; alarms in them are not limited")
+    if earlier:
+        replaced = earlier & files.names
+        warnings.append(
+            f"{args.output} had results of an earlier run: {len(replaced)} of its files were replaced, "
+            f"{len(earlier - replaced)} are still there"
+        )
     _print_messages(warnings, failures)
     summary = f"{written} frames written to {args.output}, {len(failures)} failed; backend {detector.backend.actual}"
     Console(stderr=True).print(summary, soft_wrap=True)
@@ -130,7 +139,7 @@ class FrameFiles:
     """The files that are written of each frame.
 
     score, threshold: of the mask and of the score's picture; threshold None: no mask is written, and the overlay marks
-    nothing. score_files: of SCORE_FILES. overlay: write the pictures.
+    nothing. score_files: of SCORE_FILES. overlay: write the pictures. names: of the files that are written.
     """
 
     folder: Path
@@ -139,6 +148,7 @@ class FrameFiles:
     threshold: float | None
     score_files: str
     overlay: bool
+    names: set[str] = field(default_factory=set)
 
     def write(self, name: str, frame: RgbImage, outputs: Outputs) -> None:
         """Write the files of one frame, uint8 (H, W, 3) RGB; their names begin with `name`. Raises OutputError.
@@ -162,6 +172,7 @@ class FrameFiles:
 
     def _write_image(self, file: str, pixels: npt.NDArray[np.uint8]) -> None:
         write_image(self.folder / file, pixels)
+        self.names.add(file)
 
     def _write_scores(self, name: str, score: str, values: ScoreMap) -> None:
         buffer = io.BytesIO()
@@ -170,4 +181,6 @@ class FrameFiles:
         elif self.score_files == NPZ:
             np.savez_compressed(buffer, allow_pickle=False, **{score: values})
         if buffer.tell():
-            write_file(self.folder / f"{name}_{score}.{self.score_files}", buffer.getvalue())
+            file = f"{name}_{score}.{self.score_files}"
+            write_file(self.folder / file, buffer.getvalue())
+            self.names.add(file)

@@ -88,12 +88,13 @@ def panel(
         f"anomaly score: {score}": scale.colored(resized_scores(outputs.scores[score], height, width)),
         "anomaly mask": cv2.merge([resized_labels(mask, height, width)] * 3),
     }
-    captioned = [_caption(np.asarray(tile, np.uint8), text) for text, tile in tiles.items()]
+    captioned = [with_caption(np.asarray(tile, np.uint8), text) for text, tile in tiles.items()]
     grid = np.vstack([np.hstack(captioned[:2]), np.hstack(captioned[2:])])
     return np.vstack([grid, score_bar(scale, score, 2 * width, threshold), class_legend(classes, 2 * width)])
 
 
-def _caption(tile: RgbImage, text: str) -> RgbImage:
+def with_caption(tile: RgbImage, text: str) -> RgbImage:
+    """Return a uint8 (H, W, 3) RGB picture with a text in its upper left corner."""
     tile = np.ascontiguousarray(tile)
     scale = max(tile.shape[1] / 1024, 0.4)
     (width, height), baseline = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)

@@ -18,6 +18,8 @@ GROUND: Rgb = (24, 24, 24)
 INK: Rgb = (240, 240, 240)
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _ANOMALY = "anomaly"
+UNKNOWN = "no known class"
+"""Name of the pixels that are none of the known classes and keep the frame's own colour."""
 
 
 def with_class_legend(picture: RgbImage, classes: Sequence[ClassInfo], *, anomalies: bool = True) -> RgbImage:
@@ -38,9 +40,14 @@ def with_score_bar(picture: RgbImage, scale: ScoreScale, name: str, threshold: f
 
 
 def class_legend(classes: Sequence[ClassInfo], width: int, *, anomalies: bool = True) -> RgbImage:
-    """Return uint8 (h, width, 3) RGB: a swatch and the name of each class in columns, the anomaly first."""
+    """Return uint8 (h, width, 3) RGB: a swatch and the name of each class in columns, the anomaly first.
+
+    Where pixels can be none of the known classes, because a class has the train id 255, an empty swatch comes last.
+    """
     size = _text_size(width)
     entries = [(_plain(info.name), info.color) for info in classes if info.train_id != UNLABELLED]
+    if len(entries) < len(classes):
+        entries.append((UNKNOWN, GROUND))
     names = ([_ANOMALY] if anomalies else []) + [name for name, _ in entries]
     swatch, gap, row = round(34 * size), round(14 * size), round(32 * size)
     cell = max((_text_width(name, size) for name in names), default=0) + swatch + 3 * gap

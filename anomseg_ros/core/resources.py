@@ -8,7 +8,7 @@ from pathlib import Path
 
 from anomseg_ros.core.bundle import CHECKPOINT_FILE, CONTRACT_FILE, Bundle, sha256_of
 from anomseg_ros.core.staging import cut_off
-from anomseg_ros.errors import BundleError, ConfigError, closest_first
+from anomseg_ros.errors import BundleError, ConfigError, suggested
 
 PACKAGE = "anomseg_ros"
 
@@ -49,8 +49,8 @@ def find_yaml(name_or_path: str, folder: str, what: str) -> Path:
         return path
     if name_or_path in shipped:
         return shipped[name_or_path]
-    known = ", ".join(closest_first(name_or_path, shipped))
-    raise ConfigError(f"{name_or_path!r} is neither a file nor a shipped {what}; shipped: {known}")
+    known = suggested(name_or_path, shipped, "shipped")
+    raise ConfigError(f"{name_or_path!r} is neither a file nor a shipped {what}; {known}")
 
 
 def share_file(relative: str) -> Path:
@@ -94,8 +94,8 @@ def find_bundle(name_or_path: str | Path) -> Path:
         return shipped[str(name_or_path)]
     if (left := cut_off(path)) is not None:
         raise BundleError(f"{path} does not exist: a change of it was killed; the old bundle is {left}: rename it back")
-    known = ", ".join(closest_first(str(name_or_path), shipped)) or "none"
-    raise BundleError(f"{str(name_or_path)!r} is neither a bundle directory nor a shipped bundle; shipped: {known}")
+    known = suggested(str(name_or_path), shipped, "shipped")
+    raise BundleError(f"{str(name_or_path)!r} is neither a bundle directory nor a shipped bundle; {known}")
 
 
 def own_checkpoint(bundle: Bundle) -> Path | None:

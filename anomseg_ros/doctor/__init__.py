@@ -6,7 +6,7 @@ A check is a function that yields findings; CHECKS lists them in the order in wh
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from anomseg_ros.doctor.finding import PROBLEM, Finding
 from anomseg_ros.errors import describe_os_error
@@ -21,10 +21,21 @@ CHECKS = {
 """Area -> its check."""
 
 
-def examine() -> Iterator[Finding]:
-    """Yield the findings of every area as they are made. A check that fails is a finding; the others go on."""
+SLOW = {
+    "backends": "a self-test frame is run on each backend, which takes seconds",
+    "ROS 2": "an image is sent from node to node, then image topics are awaited for seconds",
+}
+"""Area whose check may take seconds -> what it does meanwhile."""
+
+
+def examine(starting: Callable[[str], None] = lambda _: None) -> Iterator[Finding]:
+    """Yield the findings of every area as they are made. A check that fails is a finding; the others go on.
+
+    starting: called with each area before its check begins.
+    """
     for area, place in CHECKS.items():
         module, _, name = place.partition(":")
+        starting(area)
         try:
             for finding in getattr(importlib.import_module(module), name)():
                 yield finding.of(area)

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from anomseg_ros.core.bundle import Contract, InputSpec
+from anomseg_ros.core.bundle import Bundle, Contract, InputSpec
 from anomseg_ros.core.progress import Progress, no_progress
 from anomseg_ros.datasets.bag import BagDataset
 from anomseg_ros.errors import AnomsegError, BagError, MetricError
@@ -218,7 +218,14 @@ def _identity(request: BagRequest, planned: Sequence[PlannedBag], names: Sequenc
     backend = RECORDED
     if request.bundle is not None and request.recorded is None:
         backend = backend_in_use(request.bundle, request.backend, request.options)
-    return Identity(contract.name, name, contract, backend, class_names, min(request.workers.count, len(planned)))
+    return Identity(
+        name_of(request.bundle), name, contract, backend, class_names, min(request.workers.count, len(planned))
+    )
+
+
+def name_of(bundle: Bundle | None) -> str:
+    """Return the name of a bundle's directory, `recorded` for None. Contracts of a bundle's copies have one name."""
+    return RECORDED if bundle is None else bundle.directory.resolve().name
 
 
 def _contract_of_recorded() -> Contract:

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from anomseg_ros.bags.stamped_topics import seconds
 from anomseg_ros.core.bundle import Contract
 from anomseg_ros.core.detector import Detector
 from anomseg_ros.core.labels import UNLABELLED, palette
@@ -63,7 +64,8 @@ def draw_worst(
 def draw_moments(detector: Detector, dataset: BagDataset, result: Result, drive: Drive) -> dict[PictureKey, bytes]:
     """Return JPEG overlays of the worst moments of a drive, in their order: the pixels above the threshold are marked.
 
-    drive: of this dataset. A mask is that of a single frame, also where an alarm needs several.
+    Frames are named by the seconds since the first one. drive: of this dataset. A mask is that of a single frame, also
+    where an alarm needs several.
     """
     road = road_of(detector.bundle.contract, [result.protocol])
     pictures: dict[PictureKey, bytes] = {}
@@ -75,9 +77,14 @@ def draw_moments(detector: Detector, dataset: BagDataset, result: Result, drive:
         mask = resized_labels(anomaly_mask(scores, drive.threshold), height, WIDTH_PX)
         small = np.asarray(cv2.resize(frame.image, (WIDTH_PX, height), interpolation=cv2.INTER_AREA), np.uint8)
         unlabelled = np.full((height, WIDTH_PX), UNLABELLED, np.uint8)
-        key = (*result.key, frame.id)
+        key = (*result.key, _moment(dataset, moment.stamp_ns))
         pictures[key] = jpeg(overlay(small, unlabelled, mask, palette(detector.bundle.contract.classes)))
     return pictures
+
+
+def _moment(dataset: BagDataset, stamp_ns: int) -> str:
+    after_s = (stamp_ns - dataset.stamps_ns[0]) / 1e9
+    return f"{dataset.prefix}{after_s:.1f} s into the drive (stamp {seconds(stamp_ns)})"
 
 
 def _chosen(result: Result, dataset: Dataset, count: int) -> list[str]:

@@ -38,10 +38,10 @@ ALL_OPEN = 3  # up to so many results, nothing is folded away
 
 @dataclass(frozen=True)
 class _Section:
-    """The results of one dataset and protocol, with their curves over one another."""
+    """The results of one dataset and protocol, with their curves over one another. manner: see manner_of."""
 
     dataset: str
-    protocol: str
+    manner: str
     curves: Sequence[Chart]
     results: Sequence[_Details]
 
@@ -94,7 +94,8 @@ def _sections(results: Sequence[Result], overlays: Mapping[OverlayKey, bytes]) -
         groups.setdefault((result.dataset, result.protocol), []).append(result)
     return [
         _Section(
-            *key,
+            key[0],
+            manner_of(group[0]),
             curves_of(group, where_of(group[0]), [name_of(result) for result in group]),
             [_details(result, overlays, group[:place]) for place, result in enumerate(group)],
         )
@@ -129,8 +130,16 @@ def _drive_facts(result: Result) -> list[Fact]:
 
 
 def where_of(result: Result) -> str:
-    """Return what a result was measured on, with the protocol."""
-    return f"{result.dataset}, protocol {result.protocol}"
+    """Return what a result was measured on, and how."""
+    return ", ".join(filter(None, (result.dataset, manner_of(result))))
+
+
+def manner_of(result: Result) -> str:
+    """Return the protocol of a result, or, where no accuracy is measured, the region that limits alarms, if any."""
+    if not is_unlabelled(result):
+        return f"protocol {result.protocol}"
+    region = None if result.drive is None else result.drive.road_region
+    return "" if region is None else f"alarms limited to {region}"
 
 
 def name_of(result: Result) -> str:

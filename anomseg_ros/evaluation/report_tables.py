@@ -22,23 +22,21 @@ class Figure:
     name: str
     of: Callable[[Result], float | None]
     highest_is_best: bool
-    depends_on_score: bool = True
 
 
 _FIGURES = (
     Figure("AuPRC", lambda result: result.auprc, True),
     Figure("FPR95", lambda result: result.fpr95, False),
-    Figure("mIoU", lambda result: result.miou, True, depends_on_score=False),
+    Figure("mIoU", lambda result: result.miou, True),
 )
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure, whether it is the best of its column, and whether it is that of the bundle's row above."""
+    """A figure, and whether it is the best of its column."""
 
     value: float | None
     is_best: bool = False
-    is_repeated: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Summary:
 def summary(protocol: str, results: Sequence[Result]) -> Summary:
     """Return one protocol's table: rows bundle and score, columns AuPRC and FPR95 per dataset, best of a column marked.
 
-    mIoU has a column where it was measured. It is the same for all scores of a bundle, and stated once.
+    mIoU has a column where it was measured. It is the same for all scores of a bundle.
     """
     columns = {dataset: _figures_of(dataset, results) for dataset in dict.fromkeys(one.dataset for one in results)}
     cells = {(result.bundle, result.score, result.dataset): result for result in results}
@@ -61,16 +59,10 @@ def summary(protocol: str, results: Sequence[Result]) -> Summary:
     for dataset, figures in columns.items():
         for figure in figures:
             best = _best(figure, dataset, results)
-            stated: dict[str, float] = {}
             for row, values in rows.items():
                 result = cells.get((*row, dataset))
                 value = None if result is None else figure.of(result)
-                if value is None:
-                    values.append(Cell(None))
-                    continue
-                is_repeated = not figure.depends_on_score and stated.get(row[0]) == value
-                values.append(Cell(value, value == best and not is_repeated, is_repeated))
-                stated.setdefault(row[0], value)
+                values.append(Cell(value, value is not None and value == best))
     return Summary(protocol, columns, rows)
 
 
@@ -208,15 +200,33 @@ def live_facts(live: Live) -> list[Fact]:
         ("Lost on the way", count(live.lost), ""),
         ("Unusable", count(live.bad), ""),
         *(
-            (f"Latency {name}, ms", f"{value:.1f}", "frame published to score received")
+            (f"Latency {name}, ms", f"{value:.1f}", "frame sent to last output received")
             for name, value in live.age_ms.items()
         ),
         *(
-            (f"Processing {name}, ms", f"{value:.1f}", "arrival to output")
+            (f"Processing {name}, ms", f"{value:.1f}", "arrival to last output")
             for name, value in live.processing_ms.items()
         ),
-        *((name, f"{value:+.6f}", "live minus no drop, fraction") for name, value in live.difference.items()),
+        *((f"{name}, live", value, "minus the value without drops") for name, value in live_differences(live).items()),
     ]
+
+
+def live_differences(live: Live) -> dict[str, str]:
+    """Return the differences to the run without drops as texts, by figure: shares in points, others as they are.
+
+    The figures are those of bag_evaluate.differences.
+    """
+    words = {}
+    for name, value in live.difference.items():
+        if name in _SHARES:
+            words[_SHARES[name]] = f"{100 * value:+.2f} points"
+        else:
+            words[name.replace("_", " ").capitalize()] = f"{value:+g}"
+    return words
+
+
+_SHARES = {"auprc": "AuPRC", "fpr95": "FPR95", "auroc": "AUROC", "miou": "mIoU"}
+"""Figures of a difference that are fractions of 1, with their names."""
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,7 @@ class Streaming:
 class Live:
     """A bag played through the node. Frames of the bag, answered by the node, dropped by it (it took a newer one),
     lost on the way to it, unusable; figure name -> live minus no-drop. Times by percentile name: the node's stamp to
-    output, its arrival to output, and from publishing a frame to a listener's having its score."""
+    output, its arrival to last output, and from sending a frame to a listener's having its last output."""
 
     rate: float
     frames: int

@@ -26,6 +26,7 @@ from anomseg_ros.core.delivered import Delivered
 from anomseg_ros.core.progress import Progress
 from anomseg_ros.errors import BagError
 from anomseg_ros.node.detector_node import NODE_NAME
+from anomseg_ros.node.health import HISTORY_S
 from anomseg_ros.node.transport import use_large_shared_memory
 from anomseg_ros.replay.player import BagPlayer, PlayOptions
 from anomseg_ros.replay.process import NodeProcess, free_domain_id
@@ -54,11 +55,12 @@ class Recording:
 
 @dataclass(frozen=True)
 class LiveRun:
-    """The last diagnostics of the node (for the counts see node.health), and the ages of its scores on arrival.
+    """The last diagnostics of the node (for the counts see node.health), and the ages of its outputs on arrival.
 
     Percentiles are in milliseconds of wall time at any rate. latency_ms: stamp to output, a multiple of 2 ms of the
-    simulated clock. processing_ms: arrival to output. age_ms: from publishing a frame to receiving its score, including
-    both ways through ROS. detector: the node's status, with backend, score and threshold. published: scores that the
+    simulated clock. processing_ms: arrival of a frame to its last output. age_ms: from before a frame is sent until its
+    last recorded output is received, including both ways through ROS. Both are of the frames of the node's last
+    HISTORY_S seconds. detector: the node's status, with backend, score and threshold. published: scores that the
     node published; answered: scores that were received here. sent_ns, score_received_ns: stamp -> time on one monotonic
     clock. bag_differences: differences between the message counts that the bag states and the actual ones.
     """
@@ -107,7 +109,7 @@ def play_and_record(
         node_arguments: arguments of `anomseg node`, without the image topic and without --ros-args.
         rate: playback speed; 1 is the bag's own speed.
         log: file for the node's log.
-        progress: called repeatedly with the number of frames that reached the node.
+        progress: called repeatedly with the number of frames that were sent.
         recording: the outputs to record; None: scores and labels of all frames.
 
     Raises:
@@ -152,6 +154,8 @@ class _LiveRecorder:
         self._stamps_ns = stamps_ns
         self._sent_ns: dict[int, int] = {}
         self._score_received_ns: dict[int, int] = {}
+        self._last_received_ns: dict[int, int] = {}
+        self._reported_ns = 0
         self._frame_status: dict[str, str] = {}
         self._detector_status: dict[str, str] = {}
         self._every_ns = recording.every_ns
@@ -170,13 +174,18 @@ class _LiveRecorder:
         """Whether the node has processed every frame that it received, and all its scores have arrived."""
         return not self.count("in_work") and self.answered >= self.count("published")
 
+    @property
+    def sent(self) -> int:
+        """Number of frames that were sent."""
+        return len(self._sent_ns)
+
     def note_sent(self, bag_time_ns: int) -> None:
-        """Store the time at which the messages of a bag time were published; called by the playing thread."""
+        """Store the time at which the messages of a bag time are sent; called by the playing thread before it sends."""
         if bag_time_ns in self._stamps_ns:
             self._sent_ns.setdefault(self._stamps_ns[bag_time_ns], time.monotonic_ns())
 
     def result(self, rate: float) -> LiveRun:
-        """Return the node's last report and the ages of its scores."""
+        """Return the node's last report and the ages of its outputs."""
         if not self._frame_status:
             raise BagError("the node published no diagnostics while the bag was played; see its log")
         # The node measures stamp to output with the clock of the bag, which runs `rate` times as fast.
@@ -202,8 +211,13 @@ class _LiveRecorder:
         return {name: float(self._frame_status[key]) for name, key in keys.items() if key in self._frame_status}
 
     def _age_percentiles(self) -> dict[str, float]:
-        sent_ns, received_ns = self._sent_ns, self._score_received_ns
-        ages_ms = [(received_ns[stamp_ns] - sent_ns[stamp_ns]) / 1e6 for stamp_ns in received_ns if stamp_ns in sent_ns]
+        # The node's own percentiles are of as many seconds before its last report.
+        since_ns = self._reported_ns - HISTORY_S * 1e9
+        ages_ms = [
+            (received_ns - self._sent_ns[stamp_ns]) / 1e6
+            for stamp_ns, received_ns in self._last_received_ns.items()
+            if stamp_ns in self._sent_ns and received_ns >= since_ns
+        ]
         if not ages_ms:
             return {}
         values = np.percentile(ages_ms, PERCENTILES).tolist()
@@ -213,6 +227,7 @@ class _LiveRecorder:
         now_ns, stamp_ns = time.monotonic_ns(), _stamp_ns(data)
         if self._is_recorded(stamp_ns):
             self._writer.write_serialized(time.time_ns(), topic, _IMAGE, data)
+        self._last_received_ns[stamp_ns] = now_ns
         if topic == SCORE_TOPIC:
             self.answered += 1
             self._score_received_ns.setdefault(stamp_ns, now_ns)
@@ -230,6 +245,7 @@ class _LiveRecorder:
         self.report_count += 1
         for status in report.status:
             if status.name.endswith("frames"):
+                self._reported_ns = time.monotonic_ns()
                 self._frame_status = {pair.key: pair.value for pair in status.values}
             elif status.name.endswith("detector"):
                 self._detector_status = {pair.key: pair.value for pair in status.values}
@@ -247,11 +263,10 @@ def _play(
     executor = SingleThreadedExecutor(context=context)
     executor.add_node(node)
     failures: list[BaseException] = []
-    start_ns = player.bag.start_ns
 
     def play() -> None:
         try:
-            player.play(progress=lambda now: recorder.note_sent(start_ns + round(now.bag_time_s * 1e9)))
+            player.play(sending=recorder.note_sent)
         except BaseException as error:
             failures.append(error)
 
@@ -259,12 +274,12 @@ def _play(
     thread.start()
     while thread.is_alive():
         executor.spin_once(timeout_sec=0.05)
-        progress("frames through the node", recorder.count("received"), frames)
+        progress("frames sent to the node", recorder.sent, frames)
     # The counts of the next report may be older than the last frame, so wait for two reports.
     needed_reports, deadline = recorder.report_count + 2, time.monotonic() + DRAIN_S
     while (recorder.report_count < needed_reports or not recorder.is_settled) and time.monotonic() < deadline:
         executor.spin_once(timeout_sec=0.05)
-    progress("frames through the node", recorder.count("received"), frames)
+    progress("frames sent to the node", recorder.sent, frames)
     executor.shutdown()
     if failures:
         raise failures[0]

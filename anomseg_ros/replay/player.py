@@ -134,11 +134,15 @@ class BagPlayer:
             self.node.destroy_publisher(publisher)
 
     def play(
-        self, stop: threading.Event | None = None, progress: Callable[[PlayProgress], None] | None = None
+        self,
+        stop: threading.Event | None = None,
+        progress: Callable[[PlayProgress], None] | None = None,
+        sending: Callable[[int], None] | None = None,
     ) -> PlayReport:
         """Play the bag until its end or, with `loop`, until `stop` is set; a stop takes effect within milliseconds.
 
-        progress: called after each message.
+        progress: called after each message. sending: called with the bag time of each message just before it is sent,
+        nanoseconds.
 
         Raises:
             BagError: nobody subscribes, and somebody has to; or the bag is damaged. Messages before the damage have
@@ -158,6 +162,8 @@ class BagPlayer:
             passes += 1
             for record, delay_s, published in self._paced_records(stop):
                 publisher = self._publishers[record.topic]
+                if sending is not None:
+                    sending(record.time_ns)
                 publisher.publish(record.data)
                 counts[publisher.topic_name] += 1
                 max_delay_s = max(max_delay_s, delay_s)

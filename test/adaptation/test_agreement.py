@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from dataset_trees import write
 from painted_frames import street
 
 from anomseg_ros.adaptation.agreement import label_agreement, labelled_miou
-from anomseg_ros.adaptation.pictures import before_and_after
+from anomseg_ros.adaptation.pictures import MARGIN_PX, WIDTH_PX, before_and_after
 from anomseg_ros.backends.backend_options import BackendOptions
 from anomseg_ros.core.bundle import Bundle, load_bundle
 from anomseg_ros.datasets.dataset import LabelledFrame
@@ -51,4 +52,6 @@ def test_frames_of_two_sizes_are_drawn_side_by_side(painted: Bundle, tmp_path: P
     write(tmp_path / "1.png", street()[0][:, :128])
     request = DriveRequest(painted, open_drive([tmp_path]), ("void",), (0.01,))
     picture = before_and_after([(request, 0.5), (request, 2.0)], (0, 1))
-    assert picture.startswith(b"\xff\xd8")
+    shown = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)
+    for left in (0, WIDTH_PX + MARGIN_PX):  # a dark band with a bright caption is over both columns
+        assert shown[2:12, left : left + 4].max() < 60 and shown[2:14, left + 4 : left + 40].max() > 200

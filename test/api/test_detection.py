@@ -110,7 +110,7 @@ def test_frames_are_read_in_order(frame: RgbImage, tmp_path: Path) -> None:
 
 
 def test_wrong_use_says_what_to_do(detector: Detector, tiny_bundle: Path, frame: RgbImage) -> None:
-    with pytest.raises(AnomsegError, match="neither a bundle directory nor a shipped bundle; shipped: enet-syn"):
+    with pytest.raises(AnomsegError, match=r"nor a shipped bundle; did you mean 'enet-synthetic'\? shipped: enet-syn"):
         Detector.load("enet-synthetik")
     with pytest.raises(AnomsegError, match="unknown backend 'onnx'; known: onnxruntime"):
         Detector.load("enet-synthetic", backend="onnx")

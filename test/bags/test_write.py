@@ -139,7 +139,7 @@ def test_overwrite_is_required_and_refused_for_other_folders(folder: Path, tmp_p
     output = tmp_path / "bag"
     write_image_bag(folder, output, 10.0)
     before = (output / "bag.mcap").read_bytes()
-    with pytest.raises(BagError, match="exists"):
+    with pytest.raises(BagError, match="exists; choose another output or pass --overwrite"):
         write_image_bag(folder, output, 10.0)
     assert (output / "bag.mcap").read_bytes() == before
     # A failed overwrite keeps the old bag.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,14 @@ def test_wrong_options_are_one_line(words: list[str], tmp_path: Path, capsys: py
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.adapt").exists()
 
 
+def test_an_int8_bundle_is_refused_before_torch_is_asked_for(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "anomseg_ros.adaptation.request", None)  # as where torch is missing
+    assert main(["adapt", "bisenet_lite-world-int8", *words[2:]]) == 1
+    assert "'bisenet_lite-world-int8' is int8, whose weights cannot be trained" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_status_3_says_that_no_stage_helped_and_the_given_bundle_is_written(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -57,6 +66,7 @@ def test_status_3_says_that_no_stage_helped_and_the_given_bundle_is_written(
     said = capsys.readouterr()
     assert "no stage made it better" in said.out and "given" in said.out and "alarms a minute" in said.out
     assert "reading the bundle and the drive" in said.err and "bn: " in said.err and "not kept" in said.err
+    assert not (tmp_path / "out" / "adapted.jpg").exists()
     contract, given = load_bundle(tmp_path / "out").contract, load_bundle(tmp_path / "given").contract
     assert contract.files == given.files and contract.adaptation["chosen"] == "given"
     assert [stage["kept"] for stage in contract.adaptation["stages"]] == [True, False]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +47,8 @@ def test_alarms_of_an_unlabelled_bag(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert result.drive.events == (DriveAlarm(0.3, 0.2, 400), DriveAlarm(1.7, 0.1, 144))
     page = (tmp_path / "out.html").read_text()
     assert "Most pixels in alarms first" in page and "50.00 alarms per minute" in page and "AuPRC –" not in page
-    pictures = [page.index(f'data-v="{100 + number / 10:.9f}"') for number in (4, 17)]
+    assert "protocol" not in re.sub(r"<(style|script|code).*?</\1>|class=\"protocol\"", "", page, flags=re.S)
+    pictures = [page.index(f'data-v="{text}') for text in ("0.4 s into the drive (stamp 100.4", "1.7 s into the drive")]
     assert pictures == sorted(pictures) and page.count("data:image/jpeg;base64") == 2
 
 
@@ -72,7 +75,16 @@ def test_region_and_several_bags(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert everywhere.drive is not None and [alarm.largest_px for alarm in everywhere.drive.events] == [100, 144]
     assert on_road.drive is not None and (on_road.drive.alarms, on_road.drive.road_region) == (0, "road")
     page = (tmp_path / "out.html").read_text()
-    assert 'data-v="one/100.300000000"' in page and 'data-v="other/100.100000000"' in page
+    assert 'data-v="one/0.3 s into' in page and 'data-v="other/0.1 s into' in page and "alarms limited to road" in page
+
+
+def test_copies_of_a_bundle_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle, bag = painted_bundle(tmp_path / "painted").directory, write_bag(tmp_path / "drive", drive({3: 10}, 10))
+    copy = shutil.copytree(bundle, tmp_path / "calibrated")
+    for one in (bundle, copy):
+        assert evaluate(one, bag, "--html", tmp_path / f"{one.name}.html") == 0
+        assert f"{one.name} on drive: " in capsys.readouterr().out
+        assert f"<title>Evaluation: {one.name} on drive</title>" in (tmp_path / f"{one.name}.html").read_text()
 
 
 def test_bundle_without_threshold_and_bag_with_truth_beside_it(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -70,9 +71,13 @@ def test_threshold_keeps_other_thresholds_and_files(
     check_calibrated(tmp_path / "copy", dict(before))
     assert threshold(bundle, dataset) == 0
     check_calibrated(bundle, before)
-    printed = capsys.readouterr().out
-    assert "the thresholds of void were calibrated on different frames and do not fall" in printed
-    assert "calibrate all of them on the same frames with --target-fpr 0.001,0.01,0.02,0.03,0.05" in printed
+    copied, changed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert "the thresholds of void come from different frames and do not fall as the rate rises" in changed
+    command = changed[changed.index("anomseg calibrate threshold ") :]
+    assert command.startswith(f"anomseg calibrate threshold {bundle} ") and command.count("--target-fpr") == 1
+    assert command.endswith("--target-fpr 0.001,0.01,0.02,0.03,0.05") and copied.endswith(" --overwrite")
+    assert main(shlex.split(copied[copied.index("anomseg calibrate threshold ") :])[1:]) == 0
+    assert "warning: " not in capsys.readouterr().err
 
 
 def test_existing_output_needs_overwrite(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

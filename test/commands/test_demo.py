@@ -248,6 +248,8 @@ def test_pace_text_matches_result() -> None:
     hiccup = replace(RESULT, published=98, dropped=2)
     assert pace(hiccup).startswith("2 frames were dropped for a newer one. The drive") and not is_too_slow(hiccup)
     slow = replace(RESULT, published=40, dropped=60, processing_ms={"p50": 200.0})
+    assert f"smaller bundle, such as {DEMO_BUNDLE}, or a lower --rate" in pace(slow)
+    assert pace(replace(slow, bundle=DEMO_BUNDLE)).endswith("With a lower --rate, all frames are shown.")
     assert is_too_slow(slow) and "too slow for this drive" in pace(slow) and "60 of 100 were dropped" in pace(slow)
 
 
@@ -260,6 +262,9 @@ def test_page_escapes_names_and_reports_missing_frames(tmp_path: Path) -> None:
     assert "<script>x" not in page and "&lt;script&gt;x" in page
     empty = write_page(tmp_path / "empty.html", RESULT, replace(shown, frames=()), {}).read_text()
     assert "answered no frame" in empty and "<script" not in empty
+    assert "no known class" not in page
+    unknown = replace(shown, classes=(ClassInfo("void", (0, 0, 0), 255),))
+    assert "no known class" in write_page(tmp_path / "page.html", RESULT, unknown, {}).read_text()
 
 
 def test_page_has_frame_number_truth_and_the_scale_s_thresholds(tmp_path: Path) -> None:

@@ -54,6 +54,23 @@ def test_problem_sets_the_exit_status_and_says_what_to_do(
     assert printed.endswith("1 problem; what to do is below each\n")
 
 
+def test_a_slow_check_says_what_it_does_before_it_begins(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed: list[str] = []
+
+    def check() -> list[Finding]:
+        printed.append(capsys.readouterr().out)
+        return []
+
+    monkeypatch.setattr(inference, "check_backends", check)
+    monkeypatch.setattr(doctor, "CHECKS", {"backends": doctor.CHECKS["backends"]})
+    assert main(["doctor"]) == 0
+    assert printed == ["\nbackends\n  a self-test frame is run on each backend, which takes seconds …\n"]
+    monkeypatch.undo()
+    assert set(doctor.SLOW) < set(doctor.CHECKS)
+
+
 def test_installation_without_bundles_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inference, "shipped_bundles", dict)
     assert states(list(inference.check_models())) == {"bundles": PROBLEM}

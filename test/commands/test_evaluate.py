@@ -139,6 +139,10 @@ def test_wrong_arguments_give_one_line_error(
     assert "6 frames found, 10 published" in capsys.readouterr().err
     assert main(["evaluate", str(tiny_bundle)]) == 1
     assert "--dataset NAME=PATH" in capsys.readouterr().err
+    for given, form in (("/data", "road_anomaly_21"), ("camvid", "camvid")):
+        assert main(["evaluate", "enet-synthetic", "--data", given]) == 1
+        error = capsys.readouterr().err
+        assert f"--dataset '{given}' is neither NAME=PATH nor a bundle" in error and f"--dataset {form}=FOLDER" in error
     assert main(["evaluate", str(tiny_bundle), "--dataset", dataset, "--allow-partial", "--score", "vod"]) == 1
     assert "known: void" in capsys.readouterr().err
 

@@ -18,7 +18,7 @@ import yaml
 from file_server import FileServer, Handler, begin, running
 
 from anomseg_ros.cli import main
-from anomseg_ros.commands.models import measured_miou
+from anomseg_ros.commands.models import measured_miou, short_licence
 from anomseg_ros.core.resources import shipped_bundles
 
 CONTENT = b"weights" * 20_000
@@ -81,6 +81,16 @@ def test_list_shows_bundles_and_checkpoints(capsys: pytest.CaptureFixture[str], 
     assert lines["enet-camvid-davidtvs"].endswith(" begun")
 
 
+def test_list_compares_equal_figures_and_cuts_licences(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "list"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  bisenet_lite-world")]
+    assert len(rows) == 4 and all("(camvid val)" in row and "  Apache-2.0 …  " in row for row in rows)
+    assert max(row.index("Apache-2.0") for row in rows) < 120
+    assert (short_licence("MIT"), short_licence("not stated")) == ("MIT", "not stated")
+    assert main(["models", "show", "bisenet_lite-world"]) == 0
+    assert "are for research" in capsys.readouterr().out
+
+
 def test_list_json_holds_bundles_and_checkpoints(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
@@ -119,11 +129,16 @@ def test_show_checkpoint_and_unknown_name(capsys: pytest.CaptureFixture[str], fo
     assert "  name: CC-BY-NC-4.0\n" in out and "sha256: unknown\n" in out
     assert f"export command: anomseg export --network erfnet --checkpoint {folder}/erfnet-cityscapes.pth" in out
     assert main(["models", "show", "enet-synthetik"]) == 1
-    assert "unknown model 'enet-synthetik'; known: enet-synthetic, " in capsys.readouterr().err
+    assert (
+        "unknown model 'enet-synthetik'; did you mean 'enet-synthetic'? known: enet-synthetic, "
+        in capsys.readouterr().err
+    )
 
 
 def test_measured_miou_is_found_at_any_depth() -> None:
     assert measured_miou({"seconds": 3, "camvid val": {"pixel_accuracy": 0.9, "miou": 0.55}}) == (0.55, "camvid val")
+    assert measured_miou({"pseudo_label val": {"miou": 0.37}, "camvid val": {"miou": 0.55}}) == (0.55, "camvid val")
+    assert measured_miou({"pseudo_label val": {"miou": 0.37}}) == (0.37, "pseudo_label val")
     assert measured_miou({"miou_percent": 61.5}) == (0.615, "bundle.yaml")
     assert measured_miou({"note": "miou", "done": True}) is None
 

@@ -49,6 +49,15 @@ def test_old_name_means_the_new_one_and_says_so(command: str, capsys: pytest.Cap
         assert new in actions and (old not in actions or command == "calibrate threshold")
 
 
+@pytest.mark.parametrize("words", [["run", "--bundle", "X", "in.png"], ["evaluate", "--bundle=X"]])
+def test_a_bundle_given_as_an_option_gets_the_right_form(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert f"; bundle is given without --bundle, as in: anomseg {words[0]} " in error
+
+
 def test_height_and_width_are_the_sides_of_size(capsys: pytest.CaptureFixture[str]) -> None:
     parser = options.parser("export", "")
     options.add_input_size(parser, (512, 1024))

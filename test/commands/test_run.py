@@ -40,6 +40,23 @@ def test_written_files_equal_detector_outputs(tiny_bundle: Path, images: Path, t
         assert height > 90 and width == 160
 
 
+def test_files_of_an_earlier_run_are_counted(
+    tiny_bundle: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--output", str(tmp_path / "out"), "--score", "void", "--no-overlay"]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    assert main(["run", str(tiny_bundle), str(images), *words]) == 0
+    assert "earlier run" not in capsys.readouterr().err
+    assert main(["run", str(tiny_bundle), str(images / "a.png"), *words]) == 0
+    files = len(list((tmp_path / "out").iterdir())) - 1
+    error = capsys.readouterr().err
+    assert (
+        f"warning: {tmp_path / 'out'} had results of an earlier run: {files // 2} of its files were replaced" in error
+    )
+    assert f", {files // 2} are still there" in error
+
+
 def test_mask_is_where_the_first_score_is_above_its_threshold(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     scores = open_detector(tiny_bundle).detect(read_image(images / "a.png")).scores["msp"]

@@ -72,7 +72,7 @@ def test_wrong_arguments_name_the_mistake(config: Path, tmp_path: Path) -> None:
         with pytest.raises(error, match=message):
             train.main(arguments(config, *words))
     with pytest.raises(
-        ConfigError, match="'enet-camvit' is neither a file nor a shipped configuration; shipped: enet-"
+        ConfigError, match=r"'enet-camvit' is neither a file nor a shipped configuration; did you mean 'enet-camvid"
     ):
         train.main(["enet-camvit"])
     broken = write_config(tmp_path / "broken.yaml", "x", optimiser={"kind": "sgd"})

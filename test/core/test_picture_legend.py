@@ -27,6 +27,14 @@ def test_every_class_has_a_swatch(classes: tuple[ClassInfo, ...], width: int) ->
     assert count(class_legend(classes, width, anomalies=False), anomaly_color(palette(classes))) == 0
 
 
+def test_pixels_of_no_known_class_are_explained_where_there_can_be_any() -> None:
+    """They keep the frame's own colour, so the swatch is empty: an outline alone."""
+    width, outline = 2048, (120, 120, 120)
+    with_void, without = class_legend((*CAMVID, VOID), width), class_legend(CAMVID, width)
+    swatch = count(without, outline) / len(CAMVID)  # all have one size, but for the pixels of smoothed letters
+    assert count(with_void, outline) - count(without, outline) == pytest.approx(swatch, abs=2)
+
+
 def test_the_picture_is_kept_above_the_legend() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (90, 640, 3), dtype=np.uint8)
     for taller in (with_class_legend(picture, CAMVID), with_score_bar(picture, SCALE, "void", 0.4)):
