@@ -21,6 +21,8 @@ from anomseg_ros.cli import main as anomseg
 from anomseg_ros.evaluation.paper_tables import papers, tables_page
 from anomseg_ros.evaluation.results import load_evaluation
 
+FIGURES = ("frames", "auprc", "fpr95")
+"""What the result keeps of an evaluation; the rest is in figures.json of the run."""
 TABLE = Path(__file__).resolve().parent / "mask_transformers.md"
 PAPER = "eomt-lora-arcface"
 
@@ -97,7 +99,7 @@ def one_run(name: str, output: Path, changes: list[str]) -> dict[str, Any]:
         str(report),
     )
     results = json.loads(report.read_text())["results"]
-    rows = {f"{one['dataset']} {one['score']}": one for one in results}
+    rows = {f"{one['dataset']} {one['score']}": {key: one[key] for key in FIGURES} for one in results}
     return {"miou": json.loads((folder / "result.json").read_text())["miou"], "figures": rows}
 
 
