@@ -215,7 +215,7 @@ def drive_steps(place: Place) -> list[Step]:
                 "--output",
                 path("calibrated"),
             ],
-            lambda: "frames.html shows the frames, worst first",
+            lambda: usual_threshold(path("calibrated"), 0.01),
         ),
         Step(
             "adapt the bundle to the drive",
@@ -241,7 +241,7 @@ def label_steps(place: Place) -> list[Step]:
         Step(
             "check them",
             ["datasets", "check", f"folder={path('my_road')}:train", f"folder={path('my_road')}:val"],
-            lambda: "",
+            lambda: "nothing to complain of",
         ),
         Step("train on them", ["train", *trained], lambda: f"mIoU {100 * miou(own):.1f} % on frames held out"),
         Step(
@@ -258,7 +258,7 @@ def label_steps(place: Place) -> list[Step]:
                 "--output",
                 path("mine"),
             ],
-            lambda: "",
+            lambda: usual_threshold(path("mine"), float(RARE_FPR)),
         ),
     ]
 
@@ -319,6 +319,15 @@ def masked(folder: Path) -> str:
     """Return the share of marked pixels in the masks of a folder, in words."""
     masks = [cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in sorted(folder.glob("*_mask.png"))]
     return f"{100 * np.mean([(mask > 0).mean() for mask in masks]):.2f} % of the pixels are marked"
+
+
+def usual_threshold(directory: Path, rate: float) -> str:
+    """Return the calibrated threshold of the default score for a rate, in words."""
+    bundle = load_bundle(directory)
+    score = bundle.contract.score_names[0]
+    found = bundle.threshold(score, rate)
+    assert found is not None
+    return f"`{score}` above {found.value:.3g} for {100 * rate:g} % of the pixels"
 
 
 def adapted(directory: Path) -> str:
