@@ -71,6 +71,7 @@ def test_a_dry_run_refuses_frames_that_are_not_there(
     assert "/nowhere" in capsys.readouterr().err and machine.builds == []
 
 
+@pytest.mark.slow
 def test_the_faster_form_of_argmax_is_told_with_both_times(
     machine: FakeMachine, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,6 +94,7 @@ def test_a_check_writes_nothing(
     assert "labels that agree" not in told and not (tmp_path / "xdg").exists()
 
 
+@pytest.mark.slow
 def test_layers_that_a_dla_leaves_are_listed(
     machine: FakeMachine, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -145,6 +145,7 @@ def test_checkpoint_is_fine_tuned_and_quantized_for_torch(
     assert '"parameters": null' in (tmp_path / "b.json").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "words"),
     [
@@ -173,6 +174,7 @@ def test_wrong_values_with_checkpoint_are_errors(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_checkpoint_of_other_bundle_is_refused(
     place: Path, with_checkpoint: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

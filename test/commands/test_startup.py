@@ -44,6 +44,7 @@ def said_by(
     return capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("says", [None, ""])
 def test_slow_command_is_announced_until_it_shows_something(
     terminal: None, says: str | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -133,6 +133,7 @@ def test_streams_without_a_prior_start_from_the_resized_patches():
         assert torch.equal(known, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 def test_variants_train_every_parameter_and_are_saved(options, tmp_path):
     network = DualStreamAdapter(3, **options).train()

@@ -57,6 +57,7 @@ def test_sizes_of_the_authors_have_the_published_parameters(size):
     assert round(parameters(network) / 1e6, 2) == PUBLISHED[size][3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "published_g"), [("T", 944), ("B", 1185), ("L", 3234 / 2)])
 def test_multiply_adds_are_the_published_ones_at_512x2048(size, published_g):
     """The authors' figure is for 512x2048 (L: for 1024x2048) and includes normalisations and DCNv3's sums."""

@@ -118,6 +118,7 @@ BAD_FRAMES: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.slow
 def test_bad_frames_are_counted_and_node_continues(running: Running, frame: np.ndarray) -> None:
     for index, (fields, word) in enumerate(BAD_FRAMES.values(), start=1):
         running.send(frame, **fields)
@@ -219,6 +220,7 @@ def test_temporal_filter_is_live_and_resets_on_activation(running: Running) -> N
     assert (scores(4) == after).all()
 
 
+@pytest.mark.slow
 def test_road_region_limits_mask_and_warns_without_road(tmp_path: Path, painted: Bundle) -> None:
     # The stamps are of long ago and the machine may be busy: either would be told first.
     words = [*RELIABLE_INPUT, "-p", "max_image_age_s:=0.0", "-p", "max_processing_ms:=0.0"]

@@ -142,6 +142,7 @@ def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
     return {key.split(".")[0] for key, value in after.items() if not torch.equal(value, before[key])}
 
 
+@pytest.mark.slow
 def test_frozen_encoder_is_unchanged_to_the_bit_while_adapter_and_decoder_train(stages: Any) -> None:
     base, first, _ = stages
     assert changed(base, first) == {"adapter", "pixel_decoder", "query_decoder"}
