@@ -22,21 +22,23 @@ class Figure:
     name: str
     of: Callable[[Result], float | None]
     highest_is_best: bool
+    depends_on_score: bool = True
 
 
 _FIGURES = (
     Figure("AuPRC", lambda result: result.auprc, True),
     Figure("FPR95", lambda result: result.fpr95, False),
-    Figure("mIoU", lambda result: result.miou, True),
+    Figure("mIoU", lambda result: result.miou, True, depends_on_score=False),
 )
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure, and whether it is the best of its column."""
+    """A figure, whether it is the best of its column, and whether it is that of the bundle's row above."""
 
     value: float | None
     is_best: bool = False
+    is_repeated: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Summary:
 def summary(protocol: str, results: Sequence[Result]) -> Summary:
     """Return one protocol's table: rows bundle and score, columns AuPRC and FPR95 per dataset, best of a column marked.
 
-    mIoU has a column where it was measured. It is the same for all scores of a bundle.
+    mIoU has a column where it was measured. It is the same for all scores of a bundle, and stated once.
     """
     columns = {dataset: _figures_of(dataset, results) for dataset in dict.fromkeys(one.dataset for one in results)}
     cells = {(result.bundle, result.score, result.dataset): result for result in results}
@@ -59,10 +61,16 @@ def summary(protocol: str, results: Sequence[Result]) -> Summary:
     for dataset, figures in columns.items():
         for figure in figures:
             best = _best(figure, dataset, results)
+            stated: dict[str, float] = {}
             for row, values in rows.items():
                 result = cells.get((*row, dataset))
                 value = None if result is None else figure.of(result)
-                values.append(Cell(value, value is not None and value == best))
+                if value is None:
+                    values.append(Cell(None))
+                    continue
+                is_repeated = not figure.depends_on_score and stated.get(row[0]) == value
+                values.append(Cell(value, value == best and not is_repeated, is_repeated))
+                stated.setdefault(row[0], value)
     return Summary(protocol, columns, rows)
 
 
