@@ -10,9 +10,9 @@ l = -max S_c, with which both terms push max S_c to 0. `released` takes that one
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from anomseg_ros.training.outlier_margin import outlier_margin
 
 
 def mask_contrastive(
@@ -30,9 +30,4 @@ def mask_contrastive(
     """
     largest = semantic.float()[:, :known].amax(1)
     score = -largest if released else 1.0 - largest
-    size_px = score.shape[-2:]
-    is_known = F.interpolate((target < known)[:, None].float(), size_px, mode="nearest")[:, 0] > 0
-    is_outlier = F.interpolate(outliers[:, None].float(), size_px, mode="nearest")[:, 0] > 0
-    inside = (score.square() * is_known).sum() / is_known.sum().clamp_min(1)
-    outside = ((margin - score).clamp_min(0.0).square() * is_outlier).sum() / is_outlier.sum().clamp_min(1)
-    return 0.5 * torch.stack((inside, outside)).sum()
+    return outlier_margin(score, score, target, outliers, known, margin)

@@ -9,9 +9,9 @@ The published code has 5 for the margin, which s, at most 0, never reaches: outl
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from anomseg_ros.training.outlier_margin import outlier_margin
 
 
 def rba_hinge(semantic: Tensor, target: Tensor, outliers: Tensor, known: int, margin: float) -> Tensor:
@@ -25,9 +25,4 @@ def rba_hinge(semantic: Tensor, target: Tensor, outliers: Tensor, known: int, ma
         margin: of outliers.
     """
     score = -semantic.float()[:, :known].tanh().sum(1)
-    size_px = score.shape[-2:]
-    is_known = F.interpolate((target < known)[:, None].float(), size_px, mode="nearest")[:, 0] > 0
-    is_outlier = F.interpolate(outliers[:, None].float(), size_px, mode="nearest")[:, 0] > 0
-    inside = (score.clamp_min(0.0).square() * is_known).sum() / is_known.sum().clamp_min(1)
-    outside = ((margin - score).clamp_min(0.0).square() * is_outlier).sum() / is_outlier.sum().clamp_min(1)
-    return 0.5 * torch.stack((inside, outside)).sum()
+    return outlier_margin(score.clamp_min(0.0), score, target, outliers, known, margin)
