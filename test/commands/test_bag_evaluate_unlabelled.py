@@ -46,6 +46,7 @@ def test_alarms_of_an_unlabelled_bag(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert result.drive is not None and result.drive.alarms == 2
     assert result.drive.events == (DriveAlarm(0.3, 0.2, 400), DriveAlarm(1.7, 0.1, 144))
     page = (tmp_path / "out.html").read_text()
+    assert '<span class="protocol"></span>' not in page  # an empty badge
     assert "Most pixels in alarms first" in page and "50.00 alarms per minute" in page and "AuPRC –" not in page
     assert "protocol" not in re.sub(r"<(style|script|code).*?</\1>|class=\"protocol\"", "", page, flags=re.S)
     pictures = [page.index(f'data-v="{text}') for text in ("0.4 s into the drive (stamp 100.4", "1.7 s into the drive")]
