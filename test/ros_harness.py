@@ -19,6 +19,8 @@ from anomseg_ros.node.transport import use_large_shared_memory
 NODE = "/detector"
 TOPICS = {"labels": Image, "anomaly/score": Image, "anomaly/mask": Image, "overlay": Image, "camera_info": CameraInfo}
 RELIABLE = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
+# A client that publishes a burst does not read meanwhile: its queues hold the answers to all frames of a test.
+COLLECTING = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
 
 
 class Client:
@@ -50,7 +52,7 @@ class Client:
         """Collect the messages of a topic of the node."""
         self.messages[name] = []
         self.subscriptions[name] = self.node.create_subscription(
-            kind, f"{self.name}/{name}", self.messages[name].append, RELIABLE
+            kind, f"{self.name}/{name}", self.messages[name].append, COLLECTING
         )
 
     def publish(self, topic: str, message: Any) -> None:
