@@ -6,8 +6,8 @@
 
 `ablation` trains the small encoder, then each row on it: dual-stream adapters, these without the loss of streams,
 without the prior and without refinement (table 5a), and each row's stage of outliers with cut-out objects. AuPRC and
-FPR95 are measured after both stages by the protocol `seeds`. Every run resumes where it was stopped. `--set` shortens
-all runs, as in `--set run.epochs=5`. The encoder is trained from scratch, so the figures compare rows, not systems.
+FPR95 are measured after both stages by the protocol `seeds`. Every run resumes where it was stopped. `--epochs`
+shortens the runs, and `--set` changes all of them, as in `--set run.threads=1`. The encoder is trained from scratch, so the figures compare rows, not systems.
 
 `cost` measures dual-stream adapters, ViT-Adapter, full fine-tuning and LoRA on the same frozen encoder with the same
 decoder: parameters that train, by part; median time of a training step on random frames; and peak memory, each in a
@@ -56,6 +56,14 @@ def main() -> None:
     kinds = parser.add_subparsers(dest="kind", required=True)
     ablation = kinds.add_parser("ablation", help="train and measure the rows")
     ablation.add_argument("--output", type=Path, required=True, help="folder of the runs")
+    ablation.add_argument(
+        "--epochs",
+        type=int,
+        nargs=3,
+        metavar=("ENCODER", "ROW", "OUTLIERS"),
+        default=[60, 40, 10],
+        help="epochs of the encoder, of each row and of its stage of outliers (default: those of the recipes)",
+    )
     ablation.add_argument("--set", action="append", default=[], help="change of every run, key=value")
     cost = kinds.add_parser("cost", help="measure training")
     cost.add_argument("--size", default="tiny", choices=("tiny", "large"), help="size of the paper")
@@ -67,8 +75,8 @@ def main() -> None:
     cost.add_argument("--way", choices=tuple(WAYS), help=argparse.SUPPRESS)  # of the processes it starts
     args = parser.parse_args()
     if args.kind == "ablation":
-        rows = run_ablation(args.output, args.set)
-        print(write_result("dual_stream_ablation", {"changes": args.set, "rows": rows}))
+        rows = run_ablation(args.output, args.epochs, args.set)
+        print(write_result("dual_stream_ablation", {"epochs": args.epochs, "changes": args.set, "rows": rows}))
     elif args.way:
         print(json.dumps(measure_way(args)))
     else:
@@ -77,19 +85,20 @@ def main() -> None:
         print(write_result(f"dual_stream_cost_{args.size}_{args.device}", {**settings, "ways": ways}))
 
 
-def run_ablation(output: Path, changes: list[str]) -> dict[str, Any]:
+def run_ablation(output: Path, epochs: list[int], changes: list[str]) -> dict[str, Any]:
     """Return the figures of every row after both stages."""
     encoder = output / "encoder"
-    train("dual_stream_adapter-camvid-finetuned", encoder, changes)
+    of_encoder, of_row, of_outliers = ([f"run.epochs={number}", *changes] for number in epochs)
+    train("dual_stream_adapter-camvid-finetuned", encoder, of_encoder)
     rows: dict[str, Any] = {"fine-tuned": figures(encoder)}
     for row, own in ROWS.items():
         first, second = output / row, output / f"{row}-outliers"
         start = f"network.initial={{checkpoint: {encoder / 'best.safetensors'}, part: encoder}}"
-        train("dual_stream_adapter-camvid", first, [start, *own, *changes])
+        train("dual_stream_adapter-camvid", first, [start, *own, *of_row])
         options = [change for change in own if change.startswith("network.")]
         start = f"network.initial={{checkpoint: {first / 'best.safetensors'}}}"
         objects = f"data.cut_paste.objects={CUTOUTS}"
-        train("dual_stream_adapter-outliers-camvid", second, [start, objects, *options, *changes])
+        train("dual_stream_adapter-outliers-camvid", second, [start, objects, *options, *of_outliers])
         rows[row], rows[f"{row}-outliers"] = figures(first), figures(second)
     return rows
 
