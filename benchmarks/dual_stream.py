@@ -7,12 +7,13 @@
 `ablation` trains the small encoder, then each row on it: dual-stream adapters, these without the loss of streams,
 without the prior and without refinement (table 5a), and each row's stage of outliers with cut-out objects. AuPRC and
 FPR95 are measured after both stages by the protocol `seeds`. Every run resumes where it was stopped. `--epochs`
-shortens the runs, and `--set` changes all of them, as in `--set run.threads=1`. The encoder is trained from scratch, so the figures compare rows, not systems.
+shortens the runs, and `--set` changes all of them, as in `--set run.threads=1`. The encoder is trained from scratch, so
+the figures compare rows, not systems.
 
-`cost` measures dual-stream adapters, ViT-Adapter, full fine-tuning and LoRA on the same frozen encoder with the same
-decoder: parameters that train, by part; median time of a training step on random frames; and peak memory, each in a
-process of its own. On a processor, time is the process's own, whatever else runs, and memory is the growth of its peak
-since before the network was built. On a GPU, time is wall time, and memory the peak that torch allocated.
+`cost` measures dual-stream adapters, ViT-Adapter, side adapter, full fine-tuning and LoRA on the same frozen encoder
+with the same decoder: parameters that train, by part; median time of a training step on random frames; and peak memory,
+each in a process of its own. On a processor, time is the process's own, whatever else runs, and memory is the growth of
+its peak since before the network was built. On a GPU, time is wall time, and memory the peak that torch allocated.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ CLASSES, RANK = 19, 16
 WAYS: dict[str, dict[str, Any]] = {
     "dual-stream": {"streams": 2},
     "vit-adapter": {"streams": 1, "injector": True},
+    "side-adapter": {"streams": 0, "side_depth": 8},
     "fine-tuned": {"streams": 0},
     "lora": {"streams": 0},
 }

@@ -45,22 +45,19 @@ SCALES = (4.0, 2.0, 1.0, 0.5)
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """What an adapter consists of.
+    """What an adapter consists of."""
 
-    streams: 2; 1 for ViT-Adapter; 0 for the encoder's maps alone, resized. heads, ratio: of deformable attention.
-    prior_width: channels of the first convolutions. prior: whether there is an anomaly prior; without it, streams start
-    from the embedded patches, resized. refinement: whether there are extractors. injector: whether the encoder's tokens
-    are changed before each group, too, as in ViT-Adapter. merge: "sum", or "concat" and a linear layer.
-    """
-
-    streams: int = 2
-    heads: int = 2
-    ratio: float = 1.0
-    prior_width: int = 16
-    prior: bool = True
-    refinement: bool = True
-    injector: bool = False
-    merge: str = "sum"
+    streams: int = 2  # 1 for ViT-Adapter; 0 for the encoder's maps alone, resized, or a side adapter
+    heads: int = 2  # of deformable attention
+    ratio: float = 1.0  # of its values' channels to the encoder's
+    prior_width: int = 16  # channels of the first convolutions
+    prior: bool = True  # without the anomaly prior, streams start from the embedded patches, resized
+    refinement: bool = True  # whether there are extractors
+    injector: bool = False  # whether the encoder's tokens are changed before each group, as in ViT-Adapter
+    merge: str = "sum"  # or "concat" and a linear layer
+    side_depth: int = 0  # blocks of a side adapter (side_adapter.py); 0 for none
+    side_width: int = 240  # its channels
+    side_heads: int = 6  # heads of its attention
 
     def __post_init__(self) -> None:
         if self.streams not in (0, 1, 2):
@@ -71,6 +68,12 @@ class AdapterConfig:
             raise ConfigError(f"ratio is {self.ratio!r}; expected a share above 0, 1 at most")
         if self.prior_width < 1:
             raise ConfigError(f"prior_width is {self.prior_width!r}; expected 1 or more")
+        if self.side_depth < 0:
+            raise ConfigError(f"side_depth is {self.side_depth!r}; expected 0 or more")
+        if self.side_depth and self.streams:
+            raise ConfigError(f"side_depth is for streams=0, and streams is {self.streams}")
+        if self.side_heads < 1 or self.side_width < 1 or self.side_width % self.side_heads:
+            raise ConfigError(f"side_heads is {self.side_heads!r}; expected a divisor of side_width {self.side_width}")
 
 
 class SpatialPrior(nn.Module):
@@ -193,7 +196,7 @@ class Adapter(nn.Module):
                     self._refined(stream, group, tokens, sizes, features[:, 1:], grid)
                     for stream, tokens in enumerate(streams)
                 ]
-        encoded = _pyramid([maps[-(-(level + 1) * len(maps) // MAPS) - 1] for level in range(MAPS)])
+        encoded = four_levels(maps)
         if not streams:
             return [norm(one) for norm, one in zip(self.norms, encoded, strict=True)], encoded[1:]
         levels = as_maps(self._merged(streams), sizes)
@@ -207,7 +210,7 @@ class Adapter(nn.Module):
         if self.config.prior:
             prior: list[Tensor] = self.prior(images)
             return prior
-        return _pyramid(as_maps(features[:, 1:], [grid]) * MAPS)
+        return pyramid(as_maps(features[:, 1:], [grid]) * MAPS)
 
     def _tokens(self, levels: Sequence[Tensor], stream: int) -> Tensor:
         """Return the first tokens of a stream (equations 4 and 5)."""
@@ -231,7 +234,12 @@ class Adapter(nn.Module):
         return torch.stack(list(streams)).sum(0) if len(streams) > 1 else streams[0]
 
 
-def _pyramid(maps: Sequence[Tensor]) -> list[Tensor]:
+def four_levels(maps: Sequence[Tensor]) -> list[Tensor]:
+    """Return an encoder's maps after its groups, one or more, as four at 1/4 to 1/32: early groups give large maps."""
+    return pyramid([maps[-(-(level + 1) * len(maps) // MAPS) - 1] for level in range(MAPS)])
+
+
+def pyramid(maps: Sequence[Tensor]) -> list[Tensor]:
     """Return four maps at 1/16, resized to 1/4, 1/8, 1/16 and 1/32."""
     return [
         one if scale == 1 else F.interpolate(one, scale_factor=scale, mode="bilinear", align_corners=False)

@@ -10,6 +10,7 @@ options:
     streams 2, groups 1, 2, 4, 6            table 5b
     streams 2, injector true                table 6, read literally
     streams 1, injector true                ViT-Adapter; its row is that of "with injector" in table 6
+    streams 0, side_depth 8                 side adapter (side_adapter.py)
     streams 0, nothing frozen               full fine-tuning
 
 SIZES has the paper's two sizes. The large one has the parameters that the paper states: 303.3 M of the encoder (303.4 M
@@ -36,7 +37,10 @@ from anomseg_ros.networks.encoder_groups import GroupedEncoder, resampled_weight
 from anomseg_ros.networks.mask2former import PixelDecoder, QueryDecoder
 from anomseg_ros.networks.network import SegmentationNetwork, StagedMaskNetwork
 from anomseg_ros.networks.prediction import MaskPrediction
+from anomseg_ros.networks.side_adapter import SideAdapter
+from anomseg_ros.networks.vision_transformer import resampled_positions
 
+SIDE_POSITIONS = "adapter.pos_embed"
 STREAM_FEATURES = ("streams_8", "streams_16", "streams_32")
 SIZES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -110,7 +114,10 @@ class DualStreamAdapter(StagedMaskNetwork):
         self._options |= {"pixel_layers": pixel_layers, "pixel_inner": pixel_inner}
         self._options |= {"decoder_layers": decoder_layers, "decoder_inner": decoder_inner}
         self.encoder = GroupedEncoder(encoder, width, depth, grid, groups)
-        self.adapter = Adapter(width, groups, AdapterConfig(**adapter))
+        config = AdapterConfig(**adapter)
+        self.adapter: Adapter | SideAdapter = (
+            SideAdapter(width, groups, self.grid, config) if config.side_depth else Adapter(width, groups, config)
+        )
         self.pixel_decoder = PixelDecoder(width, decoder_width, decoder_heads, pixel_layers, pixel_inner)
         self.query_decoder = QueryDecoder(
             num_classes, decoder_width, decoder_heads, decoder_layers, decoder_inner, queries
@@ -141,6 +148,9 @@ class DualStreamAdapter(StagedMaskNetwork):
         weights = source.state_dict()
         if isinstance(source, DualStreamAdapter) and source.grid != self.grid:
             resampled_weights(weights, "encoder.", source.grid, self.grid)
+            if SIDE_POSITIONS in weights:
+                positions = resampled_positions(weights[SIDE_POSITIONS], source.grid, self.grid)
+                weights[SIDE_POSITIONS] = positions.flatten(2).transpose(1, 2)
         return weights
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:

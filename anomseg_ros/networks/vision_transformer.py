@@ -23,15 +23,16 @@ EPSILON = 1e-6
 class Attention(nn.Module):
     """Multi-head self-attention: (N, T, D) -> (N, T, D)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, head_width: int = HEAD_WIDTH) -> None:
+        """head_width: channels of one head, a divisor of `width`."""
         super().__init__()
-        self.heads = width // HEAD_WIDTH
+        self.heads, self.head_width = width // head_width, head_width
         self.qkv: nn.Module = nn.Linear(width, 3 * width)
         self.proj: nn.Module = nn.Linear(width, width)
 
     def forward(self, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
         """visible: bool (N, T, T), whether a token (row) sees another (column); None: every token sees all."""
-        split = self.qkv(tokens).unflatten(2, (3, self.heads, HEAD_WIDTH)).permute(2, 0, 3, 1, 4)
+        split = self.qkv(tokens).unflatten(2, (3, self.heads, self.head_width)).permute(2, 0, 3, 1, 4)
         mask = None if visible is None else visible[:, None]
         mixed = F.scaled_dot_product_attention(split[0], split[1], split[2], mask)
         projected: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
@@ -52,11 +53,17 @@ class LayerScale(nn.Module):
 class Block(nn.Module):
     """A transformer block, normalised before each part: (N, T, D) -> (N, T, D)."""
 
-    def __init__(self, width: int, layer_scale: bool = True) -> None:
-        """layer_scale: whether each part has a factor per channel, which the first vision transformers have not."""
+    def __init__(self, width: int, layer_scale: bool = True, head_width: int = HEAD_WIDTH) -> None:
+        """Build a block.
+
+        Args:
+            width: D, a multiple of `head_width`.
+            layer_scale: whether each part has a factor per channel, which the first vision transformers have not.
+            head_width: channels of one attention head.
+        """
         super().__init__()
         self.norm1 = nn.LayerNorm(width, EPSILON)
-        self.attn = Attention(width)
+        self.attn = Attention(width, head_width)
         self.ls1 = LayerScale(width) if layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(width, EPSILON)
         layers = {"fc1": nn.Linear(width, 4 * width), "gelu": nn.GELU(), "fc2": nn.Linear(4 * width, width)}

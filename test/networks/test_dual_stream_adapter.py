@@ -27,6 +27,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"injector": True},
     {"streams": 1, "injector": True},
     {"streams": 0},
+    {"streams": 0, "side_depth": 5, "side_width": 48},
     {"merge": "concat"},
     {"encoder": "beit"},
     {"groups": 1},
@@ -149,7 +150,11 @@ def test_variants_train_every_parameter_and_are_saved(options, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{"encoder": "beit"}, {"injector": True, "prior": False}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"encoder": "beit"}, {"injector": True, "prior": False}, {"streams": 0, "side_depth": 4, "side_width": 48}],
+    ids=str,
+)
 def test_exported_graph_of_a_variant_equals_the_network_at_an_odd_size(options, tmp_path):
     torch.manual_seed(0)
     network = DualStreamAdapter(19, **options)
@@ -160,6 +165,41 @@ def test_exported_graph_of_a_variant_equals_the_network_at_an_odd_size(options, 
     parity = check_parity(bundle, network, random_frames(config))
     assert parity.max_score_difference <= 1e-4
     assert open_detector(bundle).detect(np.zeros((80, 90, 3), np.uint8)).labels.shape == (61, 97)
+
+
+@torch.no_grad()
+def test_side_adapter_takes_up_the_tokens_before_each_group_of_blocks():
+    torch.manual_seed(0)
+    network = DualStreamAdapter(3, depth=8, grid=(4, 6), streams=0, side_depth=5, side_width=24, side_heads=3).eval()
+    images, encoder, adapter = random_images(64, 96), network.encoder, network.adapter
+    features, tokens = encoder.embed(images), adapter.patch_embed(images).flatten(2).mT
+    for index in range(5):
+        if index < 4:
+            tokens = tokens + adapter.fusions[index](features[:, 1:])
+            features = encoder.blocks[2 * index + 1](encoder.blocks[2 * index](features))
+        tokens = adapter.blocks[index](tokens + adapter.pos_embed)
+    found = adapter(encoder, images)[1]
+    torch.testing.assert_close(found[1], adapter.proj(tokens).mT.unflatten(2, (4, 6)))
+    assert [one.shape[2:] for one in found] == [(8, 12), (4, 6), (2, 3)]
+
+
+def test_side_adapter_has_the_parameters_of_its_paper():
+    """SAN states 8.4 M beside ViT-B, with what is not ours: queries, three perceptrons, and CLIP's positions."""
+    sizes = dict[str, Any](SIZES["tiny"])
+    with torch.device("meta"):
+        tiny = DualStreamAdapter(19, **{**sizes, "streams": 0, "side_depth": 8})
+        base = DualStreamAdapter(19, **{**sizes, "width": 768, "grid": (40, 40), "streams": 0, "side_depth": 8})
+    assert count(tiny.adapter) == 6_020_784
+    own = count(base.adapter.proj) + count(base.adapter.norms)
+    narrow, wide = (240 + 1 + 256 + 1) * 256, 257 * 256
+    perceptrons = 2 * (narrow + wide) + narrow + 257 * 256 * 12
+    assert count(base.adapter) - own + 2 * 100 * 240 + perceptrons + 197 * 768 == pytest.approx(8.4e6, rel=0.01)
+
+
+def test_side_adapter_of_another_grid_is_resampled():
+    options = {"streams": 0, "side_depth": 4, "side_width": 24}
+    learnt, other = DualStreamAdapter(3, grid=(3, 4), **options), DualStreamAdapter(3, grid=(6, 5), **options)
+    other.load_state_dict(other.weights_of(learnt))
 
 
 def test_encoder_of_another_grid_is_resampled():
@@ -179,6 +219,10 @@ def test_encoder_of_another_grid_is_resampled():
         ({"merge": "mean"}, "unknown merge 'mean'; known: "),
         ({"ratio": 1.5}, "ratio is 1.5"),
         ({"prior_width": 0}, "prior_width is 0"),
+        ({"side_depth": 8}, "side_depth is for streams=0, and streams is 2"),
+        ({"streams": 0, "side_depth": 3}, "side_depth is 3; expected 4 or more, a block for each group"),
+        ({"streams": 0, "side_depth": -1}, "side_depth is -1; expected 0 or more"),
+        ({"streams": 0, "side_depth": 8, "side_heads": 7}, "side_heads is 7; expected a divisor of side_width 240"),
         ({"heads": 3}, "3 heads of deformable attention"),
     ],
 )
