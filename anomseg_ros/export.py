@@ -6,7 +6,6 @@ temperature. Its outputs are compared with those of the torch network. So are th
 
 from __future__ import annotations
 
-import copy
 import logging
 import tempfile
 import warnings
@@ -45,6 +44,7 @@ from anomseg_ros.networks.adapters import load_with_adapter
 from anomseg_ros.networks.argmax_form import ARGMAX, COMPARE, with_comparisons
 from anomseg_ros.networks.checkpoints import load_checkpoint, save_checkpoint
 from anomseg_ros.networks.dcnv3 import DEFORM_CONV_OPSET, with_deform_conv
+from anomseg_ros.networks.leaky_relus import with_leaky_relus
 from anomseg_ros.networks.network import FittedScore, SegmentationNetwork, pixels_to_input
 from anomseg_ros.networks.prediction import Prediction
 from anomseg_ros.networks.score_head import ScoreHead
@@ -284,16 +284,6 @@ class StripGraph(DetectorGraph):
 
 GRAPH_CLASSES: Mapping[str, type[DetectorGraph]] = {"cpu": StripGraph, "gpu": DetectorGraph}
 """Target -> class of the graph."""
-
-
-def with_leaky_relus(network: SegmentationNetwork) -> SegmentationNetwork:
-    """Return a copy of the network with PReLUs of one slope replaced by leaky ReLUs of that slope."""
-    network = copy.deepcopy(network)
-    for module in list(network.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.PReLU) and child.num_parameters == 1:
-                setattr(module, name, nn.LeakyReLU(float(child.weight.detach())))
-    return network
 
 
 def contract_of(

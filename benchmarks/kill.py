@@ -93,9 +93,7 @@ def kill_command(
     command.prepare(undisturbed)
     started = time.monotonic()
     if status := in_fork(lambda: command.run(undisturbed), folder / "undisturbed.log"):
-        found.faults.append(
-            f"the undisturbed run ends with status {status}: {(folder / 'undisturbed.log').read_text()[-500:]}"
-        )
+        found.faults.append(f"the undisturbed run ends with status {status}: {_end_of(folder / 'undisturbed.log')}")
         return found
     found.seconds = time.monotonic() - started
     expected = command.figures(undisturbed)
@@ -113,13 +111,15 @@ def kill_command(
         status = in_fork(partial(command.run, place), folder / "last.log")
         found.runs += 1
         if status:
-            found.faults.append(
-                f"the resumed run ends with status {status}: {(folder / 'last.log').read_text()[-500:]}"
-            )
+            found.faults.append(f"the resumed run ends with status {status}: {_end_of(folder / 'last.log')}")
             continue
         _check(found, None, partial(_compare, command, place, expected))
         shutil.rmtree(place.folder)
     return found
+
+
+def _end_of(log: Path) -> str:
+    return log.read_text()[-500:]
 
 
 def in_fork(work: Callable[[], Any], log: Path, kill_after_s: float | None = None) -> int:

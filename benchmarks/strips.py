@@ -18,8 +18,9 @@ from common import write_result
 
 from anomseg_ros.cli import main as anomseg
 from anomseg_ros.core.bundle import Provenance
-from anomseg_ros.export import DetectorGraph, ExportConfig, StripGraph, export_network, with_leaky_relus
+from anomseg_ros.export import DetectorGraph, ExportConfig, StripGraph, export_network
 from anomseg_ros.networks import build_network
+from anomseg_ros.networks.leaky_relus import with_leaky_relus
 
 NETWORKS = ("mide_net", "enet", "erfnet", "bisenet_v2")
 FORMS = ("whole", "whole_leaky", "strips")

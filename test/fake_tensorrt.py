@@ -277,15 +277,8 @@ def fake_tensorrt(version: str = "10.3.0", faults: Faults | None = None, name: s
     module.faults = faults or Faults()
     module.builds = []
     module.registry = Registry()
-    parts = (
-        ILogger,
-        IProgressMonitor,
-        NetworkDefinitionCreationFlag,
-        BuilderFlag,
-        MemoryPoolType,
-        DeviceType,
-        DataType,
-    )
+    flags = (NetworkDefinitionCreationFlag, BuilderFlag, MemoryPoolType)
+    parts = (ILogger, IProgressMonitor, *flags, DeviceType, DataType)
     for part in (*parts, TensorIOMode, LayerType, OnnxParser):
         setattr(module, part.__name__, part)
 

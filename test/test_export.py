@@ -22,7 +22,6 @@ from anomseg_ros.export import (
     StripGraph,
     export_checkpoint,
     export_network,
-    with_leaky_relus,
 )
 from anomseg_ros.networks import NETWORKS, build_network
 from anomseg_ros.networks.network import pixels_to_input
@@ -102,15 +101,6 @@ def test_strip_graph_equals_the_whole_graph(network: str, void_class: int | None
             assert (~torch.isclose(after[0], before[0], atol=tolerance, rtol=1e-4)).float().mean() < JUMPING_SHARE
         else:
             torch.testing.assert_close(after[0, kept], before[0, kept], atol=tolerance, rtol=1e-4)
-
-
-def test_leaky_returns_an_equal_copy() -> None:
-    network = nn.Sequential(nn.PReLU(init=0.1), nn.Sequential(nn.PReLU(3, init=0.2)))
-    changed = with_leaky_relus(network)  # type: ignore[arg-type]
-    assert [type(module) for module in network.modules()][1:] == [nn.PReLU, nn.Sequential, nn.PReLU]
-    assert [type(module) for module in changed.modules()][1:] == [nn.LeakyReLU, nn.Sequential, nn.PReLU]
-    values = torch.randn(1, 3, 4, 4)
-    torch.testing.assert_close(changed(values), network(values))
 
 
 def test_graph_contains_no_paths_of_this_machine(tiny_bundle: Path) -> None:

@@ -19,7 +19,8 @@ from dataset_trees import write
 
 from anomseg_ros.networks.checkpoints import load_checkpoint
 from anomseg_ros.training.config import TrainConfig, load_config
-from anomseg_ros.training.loop import Result, Sources, TrainingStatus, train
+from anomseg_ros.training.loop import Result, Sources, train
+from anomseg_ros.training.status import TrainingStatus
 
 ROOT = Path(__file__).resolve().parents[1]
 HEIGHT_PX, WIDTH_PX = 32, 48

@@ -32,7 +32,7 @@ from anomseg_ros.export import export_network
 from anomseg_ros.networks.checkpoints import load_checkpoint, save_checkpoint
 from anomseg_ros.networks.network import SegmentationNetwork
 from anomseg_ros.training.frame_cache import Frames
-from anomseg_ros.training.loop import Report
+from anomseg_ros.training.status import Report
 
 LEAST_AGREEMENT = 0.8
 """A stage that changes more of the classes that the given bundle is confident of is not kept: it forgets them."""

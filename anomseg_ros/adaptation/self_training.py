@@ -31,8 +31,9 @@ from anomseg_ros.training.config import (
     TrainConfig,
 )
 from anomseg_ros.training.frame_cache import Frames
-from anomseg_ros.training.loop import Report, Result, Sources, train
+from anomseg_ros.training.loop import Result, Sources, train
 from anomseg_ros.training.segmentation_loss import LossConfig
+from anomseg_ros.training.status import Report
 
 NAME = "adapt"
 VALIDATION_FRAMES = 4

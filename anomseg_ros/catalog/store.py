@@ -104,17 +104,15 @@ def fetch(
         entry: the checkpoint.
         folder: place of the file.
         limit_bytes: largest size if the entry has none.
-        rules: see `download`.
-        progress: see `download`.
+        rules, progress: see `download`.
 
     Raises:
         DownloadError: the download failed, or the file is the wrong one.
         CheckpointError: a file that is there already is the wrong one.
     """
-    target = folder / entry.file
+    target, against = folder / entry.file, list[str]()
     if target.exists():
         return verify(target, entry)
-    against: list[str] = []
     before = read_record(target)
 
     def check_and_record(part: Path) -> None:

@@ -20,7 +20,7 @@ from rich.progress import Progress as Bars
 from anomseg_ros.commands.startup import announced
 
 if TYPE_CHECKING:  # torch takes seconds to import
-    from anomseg_ros.training.loop import TrainingStatus
+    from anomseg_ros.training.status import TrainingStatus
 
 SECONDS_BETWEEN_LINES = 10
 

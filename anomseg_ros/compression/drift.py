@@ -170,15 +170,9 @@ def measure_drift(
             comparison.add(before, after, frame)
             progress("drift on held-out frames", index + 1, len(frames))
     runs = ("before", parent, "onnxruntime", options), ("after", child, child_backend, child_options)
-    return Drift(
-        len(frames),
-        calibration_frames,
-        round(comparison.agreement(), 5),
-        comparison.scores(),
-        _dataset_drift(runs, guard, progress) if guard.datasets else {},
-        guard.tolerance,
-        comparison.alarms(),
-    )
+    datasets = _dataset_drift(runs, guard, progress) if guard.datasets else {}
+    agreement, scores, alarms = round(comparison.agreement(), 5), comparison.scores(), comparison.alarms()
+    return Drift(len(frames), calibration_frames, agreement, scores, datasets, guard.tolerance, alarms)
 
 
 class DriftError(CompressionError):

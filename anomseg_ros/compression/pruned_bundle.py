@@ -130,12 +130,8 @@ def write_pruned_bundle(
     with tempfile.TemporaryDirectory(prefix="anomseg-") as folder:
         checkpoint = Path(folder) / CHECKPOINT_FILE
         save_checkpoint(checkpoint, network, {**network.checkpoint_metadata, **checkpoint_metadata(config)})
-        provenance = replace(
-            parent.contract.provenance,
-            source_checkpoint=CHECKPOINT_FILE,
-            source_sha256=sha256_of(checkpoint),
-            command=request.command,
-        )
+        source = {"source_checkpoint": CHECKPOINT_FILE, "source_sha256": sha256_of(checkpoint)}
+        provenance = replace(parent.contract.provenance, **source, command=request.command)
         export = replace(export_config_of(parent.contract), name=request.output.resolve().name)
 
         def guarded(exported: Bundle) -> Contract:

@@ -76,8 +76,7 @@ class BagDataset:
         """Name of the dataset that the bag was written from, which selects the metrics' rules; else the file name."""
         self.prefix = ""
         """Prefix of the frame ids, to distinguish the frames of several bags."""
-        self._ego_mask = ego_mask
-        self._stamped = StampedTopics(path)
+        self._ego_mask, self._stamped = ego_mask, StampedTopics(path)
         try:
             bag = self._stamped.bag()
             self.image_topic = camera_topic(bag) if topic is None else topic

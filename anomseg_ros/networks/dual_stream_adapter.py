@@ -114,10 +114,7 @@ class DualStreamAdapter(StagedMaskNetwork):
         self._options |= {"pixel_layers": pixel_layers, "pixel_inner": pixel_inner}
         self._options |= {"decoder_layers": decoder_layers, "decoder_inner": decoder_inner}
         self.encoder = GroupedEncoder(encoder, width, depth, grid, groups)
-        config = AdapterConfig(**adapter)
-        self.adapter: Adapter | SideAdapter = (
-            SideAdapter(width, groups, self.grid, config) if config.side_depth else Adapter(width, groups, config)
-        )
+        self.adapter = _adapter(width, groups, self.grid, AdapterConfig(**adapter))
         self.pixel_decoder = PixelDecoder(width, decoder_width, decoder_heads, pixel_layers, pixel_inner)
         self.query_decoder = QueryDecoder(
             num_classes, decoder_width, decoder_heads, decoder_layers, decoder_inner, queries
@@ -173,3 +170,8 @@ class DualStreamAdapter(StagedMaskNetwork):
         masks, levels = self.pixel_decoder(maps)
         named = dict(zip(STREAM_FEATURES, streams, strict=True))
         return {**named, "masks": masks}, self.query_decoder(masks, levels)
+
+
+def _adapter(width: int, groups: int, grid: tuple[int, int], config: AdapterConfig) -> Adapter | SideAdapter:
+    """Return the adapter that a configuration asks for."""
+    return SideAdapter(width, groups, grid, config) if config.side_depth else Adapter(width, groups, config)

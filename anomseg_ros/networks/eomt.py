@@ -116,9 +116,8 @@ class EoMT(StagedMaskNetwork):
         super().__init__(num_classes)
         _check(width, depth, query_blocks, tiles)
         self._options = {"width": width, "depth": depth, "query_blocks": query_blocks, "queries": queries}
-        self.grid = int(grid[0]), int(grid[1])
+        self.grid, self.released_known = (int(grid[0]), int(grid[1])), released_known
         self.query_blocks, self.cosine_scale, self.tiles = query_blocks, cosine_scale, tiles
-        self.released_known = released_known
         self.patch_embed = nn.Conv2d(3, width, PATCH_PX, stride=PATCH_PX)
         self.pos_embed = nn.Parameter(torch.randn(1, self.grid[0] * self.grid[1], width))
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, width))

@@ -69,8 +69,7 @@ def paste_objects(
         image: uint8 (H, W, 3) RGB.
         labels: uint8 (H, W) train ids, 255 unlabelled.
         source: of the objects.
-        rng: random numbers.
-        config: how to paste.
+        rng, config: random numbers, and how to paste.
         other_frames: uint8 RGB, for the source's textures; without any, this frame is used.
         classes: of the labels; they tell the ground.
         horizon_px: row of the horizon, for crops; None to take it from the labels.
@@ -84,13 +83,12 @@ def paste_objects(
     _require_frame(image, labels)
     count = _draw_count(rng, config, labels.shape)
     pasted, marked = image.copy(), labels.copy()
-    ground = None
-    if config.placement == "road":
-        ground = places.draw_ground(labels, classes, config, rng, horizon_px)
+    ground = _draw_ground(labels, classes, config, rng, horizon_px)
     if config.distractor_share > 0 and rng.random() < config.distractor_share:
         others = list(zip(other_frames, other_labels, strict=False))
-        horizon_px = ground.horizon_px if ground is not None else horizon_px
-        add_distractors(Scene(pasted, labels, classes, others, horizon_px), config, rng)
+        add_distractors(
+            Scene(pasted, labels, classes, others, ground.horizon_px if ground else horizon_px), config, rng
+        )
     looks = measure(image) if _follows_frame(config) else None
     for number in range(count):
         room_px = _room_px(marked, count - number - 1, config)
@@ -98,11 +96,26 @@ def paste_objects(
         if cut is not None:
             _blend(pasted, marked, cut, _draw_place(rng, cut, marked, config), config, looks, rng)
         elif number < config.objects[0]:
-            raise ConfigError(
-                f"paste: none of {_DRAWS} objects has {config.min_area_px} to {room_px} px at a size that fits a frame "
-                f"of {image.shape[1]}x{image.shape[0]}; lower min_area_px, or give less elongated objects"
-            )
+            raise _no_object_fits(room_px, labels, config)
     return pasted, marked
+
+
+def _draw_ground(
+    labels: LabelImage,
+    classes: Sequence[ClassInfo],
+    config: PasteConfig,
+    rng: np.random.Generator,
+    horizon_px: float | None,
+) -> places.Ground | None:
+    """Return the road plane of a frame, None where objects go anywhere."""
+    return places.draw_ground(labels, classes, config, rng, horizon_px) if config.placement == "road" else None
+
+
+def _no_object_fits(room_px: int, labels: LabelImage, config: PasteConfig) -> ConfigError:
+    return ConfigError(
+        f"paste: none of {_DRAWS} objects has {config.min_area_px} to {room_px} px at a size that fits a frame of "
+        f"{labels.shape[1]}x{labels.shape[0]}; lower min_area_px, or give less elongated objects"
+    )
 
 
 def paste_at(

@@ -10,7 +10,8 @@ from anomseg_ros.core.resources import find_yaml, share_file
 from anomseg_ros.errors import ConfigError
 from anomseg_ros.outliers.mixture import PROCEDURAL
 from anomseg_ros.training.config import InitialConfig, TeacherConfig, TrainConfig, load_config
-from anomseg_ros.training.loop import Result, Sources, TrainingStatus, open_sets, train
+from anomseg_ros.training.loop import Result, Sources, open_sets, train
+from anomseg_ros.training.status import TrainingStatus
 
 CONFIG_FOLDER = "config/train"
 CARRIED_OVER = ("data.path", "data.cache", "data.workers", "run.accelerator", "run.devices", "run.nodes", "run.threads")

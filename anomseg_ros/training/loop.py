@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from anomseg_ros.core.labels import ClassInfo, same_classes
-from anomseg_ros.core.progress import Progress
 from anomseg_ros.datasets import open_dataset
 from anomseg_ros.datasets.dataset import Dataset, notes_of
 from anomseg_ros.errors import ConfigError
@@ -41,28 +40,11 @@ from anomseg_ros.training.repeats import repeated_frames
 from anomseg_ros.training.run_state import STATE_FILE, Average, Position, load_state, save_state
 from anomseg_ros.training.schedule import learning_rate, make_optimizer, set_learning_rates
 from anomseg_ros.training.start import set_training_mode, start_network
+from anomseg_ros.training.status import Report, TrainingStatus, report_to
 from anomseg_ros.training.stopwatch import Stopwatch
 from anomseg_ros.training.validation import validate
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainingStatus:
-    """Progress of a stage: "decode", "compile", "train" or "validate".
-
-    seconds_left: of the whole run, None while unknown.
-    """
-
-    stage: str
-    done: int
-    total: int | None
-    loss: float | None = None
-    miou: float | None = None
-    seconds_left: float | None = None
-
-
-Report = Callable[[TrainingStatus], None]
 
 
 @dataclass(frozen=True)
@@ -394,8 +376,3 @@ class _Run:
             is_first_process=self.fabric.is_global_zero,
             doubts=self.doubts,
         )
-
-
-def report_to(report: Report) -> Progress:
-    """Return the progress callback of stages without a loss."""
-    return lambda stage, done, total: report(TrainingStatus(stage, done, total))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from anomseg_ros.commands.progress_lines import ProgressLines, duration
-from anomseg_ros.training.loop import TrainingStatus
+from anomseg_ros.training.status import TrainingStatus
 
 
 def test_training_writes_lines_to_log(capsys: pytest.CaptureFixture[str]) -> None:

@@ -96,6 +96,7 @@ def test_refinement_is_extractors_after_each_group_of_blocks():
     network = DualStreamAdapter(3, depth=8).eval()
     images, sizes = random_images(64, 96), [(8, 12), (4, 6), (2, 3)]
     encoder, adapter = network.encoder, network.adapter
+    assert isinstance(adapter, Adapter)
     features, grid = encoder.embed(images), (4, 6)
     streams = [adapter._tokens(adapter._start(images, features, grid)[1:], stream) for stream in range(2)]
     for group in range(4):
@@ -190,14 +191,14 @@ def test_side_adapter_has_the_parameters_of_its_paper():
         tiny = DualStreamAdapter(19, **{**sizes, "streams": 0, "side_depth": 8})
         base = DualStreamAdapter(19, **{**sizes, "width": 768, "grid": (40, 40), "streams": 0, "side_depth": 8})
     assert count(tiny.adapter) == 6_020_784
-    own = count(base.adapter.proj) + count(base.adapter.norms)
+    own = count(base.adapter.get_submodule("proj")) + count(base.adapter.get_submodule("norms"))
     narrow, wide = (240 + 1 + 256 + 1) * 256, 257 * 256
     perceptrons = 2 * (narrow + wide) + narrow + 257 * 256 * 12
     assert count(base.adapter) - own + 2 * 100 * 240 + perceptrons + 197 * 768 == pytest.approx(8.4e6, rel=0.01)
 
 
 def test_side_adapter_of_another_grid_is_resampled():
-    options = {"streams": 0, "side_depth": 4, "side_width": 24}
+    options: dict[str, Any] = {"streams": 0, "side_depth": 4, "side_width": 24}
     learnt, other = DualStreamAdapter(3, grid=(3, 4), **options), DualStreamAdapter(3, grid=(6, 5), **options)
     other.load_state_dict(other.weights_of(learnt))
 

@@ -25,7 +25,7 @@ from tiny_runs import (  # noqa: E402
 from anomseg_ros.networks import build_network  # noqa: E402
 from anomseg_ros.networks.checkpoints import load_checkpoint, save_checkpoint  # noqa: E402
 from anomseg_ros.training import loop  # noqa: E402
-from anomseg_ros.training.loop import TrainingStatus  # noqa: E402
+from anomseg_ros.training.status import TrainingStatus  # noqa: E402
 from anomseg_ros.training.validation import validate  # noqa: E402
 
 PASTING = {"probability": 0.5, "paste": {"min_area_px": 20, "feather_radius_px": 1.0}}

@@ -22,9 +22,10 @@ from anomseg_ros.networks.prediction import MaskPrediction
 from anomseg_ros.scores import find_score
 from anomseg_ros.training.backbones import BACKBONES
 from anomseg_ros.training.config import TrainConfig, load_config
-from anomseg_ros.training.loop import Sources, TrainingStatus, train
+from anomseg_ros.training.loop import Sources, train
 from anomseg_ros.training.segmentation_loss import LossConfig
 from anomseg_ros.training.start import start_network
+from anomseg_ros.training.status import TrainingStatus
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = {"enet-camvid-void", "mide_net-distilled", "erfnet_encoder-camvid"}
