@@ -29,11 +29,9 @@ from pathlib import Path
 from typing import Any
 
 from common import DATA, write_result
-
-from anomseg_ros.cli import main as anomseg
+from trained_rows import SETS, cells, figures, train
 
 CAMVID, CUTOUTS = DATA / "CamVid", DATA / "cutouts"
-SETS = {"road_anomaly_21": "RoadAnomaly21", "road_obstacle_21": "RoadObstacle21", "fs_static": "fs_static"}
 SCORES = ("mask_msp", "rba")
 ROWS: dict[str, tuple[str, ...]] = {
     "dual-stream": (),
@@ -42,6 +40,14 @@ ROWS: dict[str, tuple[str, ...]] = {
     "without-refinement": ("network.options.refinement=false",),
 }
 """Row -> changes of dual_stream_adapter-camvid."""
+PAPER = {
+    "dual-stream": "59.6 / 3.0",
+    "without-stream-loss": "50.2 / 5.3",
+    "without-prior": "12.0 / 13.2",
+    "without-refinement": "18.5 / 7.7",
+}
+"""Row -> AuPRC / FPR95 on RoadObstacle21 in the paper's table 5a."""
+TABLE = Path(__file__).resolve().parent / "dual_stream.md"
 CLASSES, RANK = 19, 16
 WAYS: dict[str, dict[str, Any]] = {
     "dual-stream": {"streams": 2},
@@ -79,6 +85,7 @@ def main() -> None:
     if args.kind == "ablation":
         rows = run_ablation(args.output, args.epochs, args.set)
         print(write_result("dual_stream_ablation", {"epochs": args.epochs, "changes": args.set, "rows": rows}))
+        TABLE.write_text(page(rows, args.epochs, args.set), encoding="utf-8")
     elif args.way:
         print(json.dumps(measure_way(args)))
     else:
@@ -91,43 +98,39 @@ def run_ablation(output: Path, epochs: list[int], changes: list[str]) -> dict[st
     """Return the figures of every row after both stages."""
     encoder = output / "encoder"
     of_encoder, of_row, of_outliers = ([f"run.epochs={number}", *changes] for number in epochs)
-    train("dual_stream_adapter-camvid-finetuned", encoder, of_encoder)
-    rows: dict[str, Any] = {"fine-tuned": figures(encoder)}
+    train("dual_stream_adapter-camvid-finetuned", CAMVID, encoder, SCORES, of_encoder)
+    rows: dict[str, Any] = {"fine-tuned": figures(encoder, SCORES)}
     for row, own in ROWS.items():
         first, second = output / row, output / f"{row}-outliers"
         start = f"network.initial={{checkpoint: {encoder / 'best.safetensors'}, part: encoder}}"
-        train("dual_stream_adapter-camvid", first, [start, *own, *of_row])
+        train("dual_stream_adapter-camvid", CAMVID, first, SCORES, [start, *own, *of_row])
         options = [change for change in own if change.startswith("network.")]
         start = f"network.initial={{checkpoint: {first / 'best.safetensors'}}}"
         objects = f"data.cut_paste.objects={CUTOUTS}"
-        train("dual_stream_adapter-outliers-camvid", second, [start, objects, *options, *of_outliers])
-        rows[row], rows[f"{row}-outliers"] = figures(first), figures(second)
+        train("dual_stream_adapter-outliers-camvid", CAMVID, second, SCORES, [start, objects, *options, *of_outliers])
+        rows[row], rows[f"{row}-outliers"] = figures(first, SCORES), figures(second, SCORES)
     return rows
 
 
-def train(recipe: str, folder: Path, changes: list[str]) -> None:
-    """Train a recipe with changes, or finish it."""
-    words = [
-        f"--set={change}" for change in (f"deploy.scores=[{','.join(SCORES)}]", "deploy.calibrate=false", *changes)
+def page(rows: dict[str, Any], epochs: list[int], changes: list[str]) -> str:
+    """Return the figures of the rows in Markdown, beside those of the paper's table 5a."""
+    words = ["python dual_stream.py ablation --output DIR --epochs", *map(str, epochs)]
+    lines = [
+        "# Dual-stream adapters on CamVid",
+        "",
+        "AuPRC / FPR95 in per cent, protocol `seeds`; mIoU on CamVid's val. One run each, of a small encoder that was",
+        "trained from scratch: the figures compare rows, not systems. Rows named -outliers are those above after the",
+        "stage of outliers. The paper's figures are those of its table 5a: RoadObstacle21, DSA-Tiny, without outliers.",
+        f"Written by `{' '.join([*words, *(f'--set {change}' for change in changes)])}`.",
+        "",
+        f"| row (mIoU) | score | {' | '.join(SETS)} | the paper |",
+        "|---" * (len(SETS) + 3) + "|",
     ]
-    resume = ["--resume"] if (folder / "state.pt").is_file() else []
-    run("train", recipe, "--data", str(CAMVID), "--output", str(folder), *words, *resume)
-
-
-def figures(folder: Path) -> dict[str, Any]:
-    """Return mIoU on CamVid, and figures by set and score, of a run."""
-    sets, report = [f"{key}={DATA / path}" for key, path in SETS.items()], folder / "figures.json"
-    words = ["--dataset", *sets, "--score", *SCORES, "--allow-partial", "--json", str(report)]
-    run("evaluate", str(folder / "bundle"), *words)
-    results = json.loads(report.read_text())["results"]
-    miou = json.loads((folder / "result.json").read_text())["miou"]
-    return {"miou": miou, "figures": {f"{one['dataset']} {one['score']}": one for one in results}}
-
-
-def run(*words: str) -> None:
-    """Run a command of the package."""
-    if anomseg(list(words)):
-        raise SystemExit(f"anomseg {' '.join(words)} failed")
+    for name, row in rows.items():
+        for score in SCORES:
+            paper = PAPER.get(name, "") if score == SCORES[0] else ""
+            lines.append(f"| {name} ({100 * row['miou']:.1f}) | `{score}` | {cells(row, score)} | {paper} |")
+    return "\n".join(lines) + "\n"
 
 
 def in_a_process(way: str) -> dict[str, Any]:

@@ -11,23 +11,19 @@ scratch, so the figures compare losses, not systems.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from common import DATA, write_result
+from trained_rows import SETS, cells, figures, train
 
-from anomseg_ros.cli import main as anomseg
 from anomseg_ros.evaluation.paper_tables import papers, tables_page
 from anomseg_ros.evaluation.results import load_evaluation
 
-FIGURES = ("frames", "auprc", "fpr95")
-"""What the result keeps of an evaluation; the rest is in figures.json of the run."""
 TABLE = Path(__file__).resolve().parent / "mask_transformers.md"
 PAPER = "eomt-lora-arcface"
 
 CAMVID, CUTOUTS = DATA / "CamVid", DATA / "cutouts"
-SETS = {"road_anomaly_21": "RoadAnomaly21", "road_obstacle_21": "RoadObstacle21", "fs_static": "fs_static"}
 COSINES = ("network.options.cosine_scale=30", "loss.class_loss=arcface")
 SCORES = ("mask_msp", "mask_max_logit", "mask_max_entropy", "rba_sum", "rba")
 RUNS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
@@ -45,9 +41,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--set", action="append", default=[], help="change of every run, key=value")
     args = parser.parse_args()
-    figures = {name: one_run(name, args.output, args.set) for name in RUNS}
-    print(write_result("mask_transformers", {"changes": args.set, "runs": figures}))
-    TABLE.write_text(page(figures, args.set, args.output), encoding="utf-8")
+    runs = {name: one_run(name, args.output, args.set) for name in RUNS}
+    print(write_result("mask_transformers", {"changes": args.set, "runs": runs}))
+    TABLE.write_text(page(runs, args.set, args.output), encoding="utf-8")
 
 
 def page(runs: dict[str, Any], changes: list[str], output: Path) -> str:
@@ -65,9 +61,7 @@ def page(runs: dict[str, Any], changes: list[str], output: Path) -> str:
     ]
     for name, run_ in runs.items():
         for score in RUNS[name][2]:
-            rows = [run_["figures"][f"{key} {score}"] for key in SETS]
-            cells = [f"{100 * row['auprc']:.1f} / {100 * row['fpr95']:.1f}" for row in rows]
-            lines.append(f"| {name} ({100 * run_['miou']:.1f}) | `{score}` | {' | '.join(cells)} |")
+            lines.append(f"| {name} ({100 * run_['miou']:.1f}) | `{score}` | {cells(run_, score)} |")
     measured = {row: load_evaluation(output / name / "figures.json") for name, row in ROWS.items()}
     return "\n".join(lines) + "\n\n" + tables_page({PAPER: papers()[PAPER]}, measured).replace("# ", "## ", 1)
 
@@ -75,38 +69,12 @@ def page(runs: dict[str, Any], changes: list[str], output: Path) -> str:
 def one_run(name: str, output: Path, changes: list[str]) -> dict[str, Any]:
     """Train one network, or finish it, and return its mIoU and figures by set and score."""
     recipe, own, scores = RUNS[name]
-    words = [f"--set={change}" for change in (*own, f"deploy.scores=[{','.join(scores)}]", "deploy.calibrate=false")]
-    words += [f"--set={change}" for change in changes]
+    start = []
     if name == "lora-arcface-class":
-        words.append(f"--set=data.cut_paste.objects={CUTOUTS}")
-        words.append(
-            f"--set=network.initial={{checkpoint: {output / 'cross-entropy' / 'best.safetensors'}, part: features}}"
-        )
-    folder = output / name
-    resume = ["--resume"] if (folder / "state.pt").is_file() else []
-    run("train", recipe, "--data", str(CAMVID), "--output", str(folder), *words, *resume)
-    sets = [f"{key}={DATA / path}" for key, path in SETS.items()]
-    report = folder / "figures.json"
-    run(
-        "evaluate",
-        str(folder / "bundle"),
-        "--dataset",
-        *sets,
-        "--score",
-        *scores,
-        "--allow-partial",
-        "--json",
-        str(report),
-    )
-    results = json.loads(report.read_text())["results"]
-    rows = {f"{one['dataset']} {one['score']}": {key: one[key] for key in FIGURES} for one in results}
-    return {"miou": json.loads((folder / "result.json").read_text())["miou"], "figures": rows}
-
-
-def run(*words: str) -> None:
-    """Run a command of the package."""
-    if anomseg(list(words)):
-        raise SystemExit(f"anomseg {' '.join(words)} failed")
+        before = output / "cross-entropy" / "best.safetensors"
+        start = [f"data.cut_paste.objects={CUTOUTS}", f"network.initial={{checkpoint: {before}, part: features}}"]
+    train(recipe, CAMVID, output / name, scores, [*own, *start, *changes])
+    return figures(output / name, scores)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import mask_transformers
+import trained_rows
 
 from anomseg_ros.evaluation.results import Evaluation, Result, save_evaluation
 
@@ -15,7 +16,7 @@ def one_run(folder: Path, scores: tuple[str, ...], auprc: float) -> dict[str, An
     """Write the evaluation of a run, and return what `one_run` of the script returns for it."""
     results = [
         Result("net", dataset, score, "seeds", 10, auprc, 0.25, None, None)
-        for dataset in mask_transformers.SETS
+        for dataset in trained_rows.SETS
         for score in scores
     ]
     folder.mkdir()
