@@ -13,6 +13,7 @@ from anomseg_ros.backends.backend_options import BackendOptions
 from anomseg_ros.backends.fallback import FallbackBackend
 from anomseg_ros.core.bundle import Bundle, load_bundle
 from anomseg_ros.core.detector import Backend, Detector
+from anomseg_ros.core.processor import has_exact_int8
 from anomseg_ros.core.progress import Progress, no_progress
 from anomseg_ros.errors import BackendError, ConfigError, unknown_name
 
@@ -27,6 +28,7 @@ BACKENDS = {
 
 # Optional package of a backend -> the extra that installs it.
 EXTRAS = {"openvino": "openvino", "torch": "offline"}
+_SLOWER_WITHOUT_VNNI = ("onnxruntime:cpu", "openvino:cpu")
 
 
 def open_backend(
@@ -71,7 +73,17 @@ def check_usable(name: str) -> None:
 def _open(name: str, bundle: Bundle, options: BackendOptions, progress: Progress) -> Backend:
     kind = getattr(_module(name), BACKENDS[name].partition(":")[2])
     backend: Backend = kind(bundle, options, progress) if hasattr(kind, "BUILDS") else kind(bundle, options)
+    if bundle.contract.precision == "int8" and backend.actual in _SLOWER_WITHOUT_VNNI and not has_exact_int8():
+        _warn_of_slow_int8()
     return backend
+
+
+@functools.cache
+def _warn_of_slow_int8() -> None:
+    _log.warning(
+        "warning: this processor has no VNNI instructions, without which int8 is exact but about as slow as float; "
+        "`anomseg tune` measures both"
+    )
 
 
 def _module(name: str) -> Any:

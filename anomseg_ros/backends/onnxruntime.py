@@ -36,6 +36,9 @@ PROVIDERS = {
 }
 
 _ERRORS_ONLY = 3
+EXACT_INT8 = "session.x64quantprecision"
+"""Makes ONNX Runtime add products of bytes exactly on processors without VNNI, whose fast instruction overflows: see
+core/processor.py. It has no effect on others."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,7 @@ def session_options(options: BackendOptions) -> ort.SessionOptions:
     settings.enable_mem_pattern = False
     if PROVIDERS.get(options.provider) != CPU:
         settings.add_session_config_entry(RECORD_PLACEMENT, "1")
+    settings.add_session_config_entry(EXACT_INT8, "1")
     settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spin else "0")
     return settings
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from anomseg_ros.backends.backend_options import BackendOptions
 from anomseg_ros.backends.graph_outputs import check_graph, keep_outputs, next_outputs
 from anomseg_ros.core.bundle import GRAPH_FILE, GRAPH_INPUT, LABELS_OUTPUT, Bundle
+from anomseg_ros.core.processor import has_exact_int8
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import BackendError, unknown_name
 
@@ -46,6 +47,10 @@ PROVIDERS = {"cpu": "CPU", "gpu": "GPU"}
 VERSION = ov.__version__.split("-")[0]
 
 _FLOAT32 = "f32"
+INT8_FORM = "LP_TRANSFORMS_MODE"
+"""Whether layers of int8 bundles become int8 kernels. On processors without VNNI these overflow (core/processor.py).
+OpenVINO has no exact ones, so that the layers are computed in float, on the same rounded values.
+"""
 
 _CORE = ov.Core()
 """The process's only core. Its CPU plugin (2026.4) gives the thread that loads it a signal stack, and unmaps that when
@@ -141,6 +146,8 @@ def settings(device: str, options: BackendOptions) -> dict[str, Any]:
         "INFERENCE_PRECISION_HINT": _FLOAT32,
     }
     if device == PROVIDERS["cpu"]:
+        if not has_exact_int8():
+            properties[INT8_FORM] = "NO"
         # With pinning, the threads of every process and detector start at the first core.
         properties["ENABLE_CPU_PINNING"] = False
         if options.threads:
