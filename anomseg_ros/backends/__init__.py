@@ -28,7 +28,7 @@ BACKENDS = {
 
 # Optional package of a backend -> the extra that installs it.
 EXTRAS = {"openvino": "openvino", "torch": "offline"}
-_SLOWER_WITHOUT_VNNI = ("onnxruntime:cpu", "openvino:cpu")
+_SLOWER_WITHOUT_VNNI = ("onnxruntime:cpu", "openvino:cpu", "torch:inductor", "torch:aot")
 
 
 def open_backend(

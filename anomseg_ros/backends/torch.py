@@ -3,7 +3,8 @@
 A program of torch.export holds each int8 layer as dequantize, convolution, quantize. Run like that ("eager"), it is
 slower than float. torch's compiler (inductor, with the weights frozen into the program) makes one int8 kernel of the
 three operators. It needs a C++ compiler and Python's headers on this machine. Compiling takes half a minute to some
-minutes for each set of outputs; torch caches the result in its own folder.
+minutes for each set of outputs; torch caches the result in its own folder. On a processor whose int8 kernels overflow,
+weights are not frozen (torch_graph.freezes).
 
 Compiled ahead of time ("aot"), a program is a package in the cache of engines (torch_packages.py), which a computer
 without a compiler loads in a second. On a GPU a run is a CUDA graph (torch_device.py).
@@ -26,7 +27,7 @@ from anomseg_ros.backends.backend_options import CONFIGURE, BackendOptions
 from anomseg_ros.backends.built_engines import EngineSet
 from anomseg_ros.backends.engine_cache import EngineCache, default_root
 from anomseg_ros.backends.torch_device import Cpu, Gpu, Place, Program
-from anomseg_ros.backends.torch_graph import cut, input_shape, load_graph, one_line
+from anomseg_ros.backends.torch_graph import cut, freezes, input_shape, load_graph, one_line
 from anomseg_ros.backends.torch_packages import FOLDER, PackageMaker, Runner
 from anomseg_ros.core.bundle import LABELS_OUTPUT, TORCH_FILE, Bundle
 from anomseg_ros.core.progress import Progress, no_progress
@@ -116,7 +117,7 @@ class _Programs:
     def __init__(self, bundle: Bundle, place: Place, compiles: bool) -> None:
         self.loaded: dict[tuple[str, ...], Runner] = {}
         self._place, self._compiles = place, compiles
-        self._shape = input_shape(bundle)
+        self._shape, self._frozen = input_shape(bundle), freezes(bundle, place.device)
         self._names = [output.name for output in bundle.contract.outputs]
         self._graph = load_graph(bundle, place.device)
 
@@ -129,7 +130,7 @@ class _Programs:
                 return runner
         program: Program = cut(self._graph, [self._names.index(name) for name in names])
         if self._compiles:
-            program = _compiled(program, torch.zeros(self._shape, dtype=torch.uint8))
+            program = _compiled(program, torch.zeros(self._shape, dtype=torch.uint8), self._frozen)
         self.loaded = {names: Runner(names, self._place.prepared(program, self._shape))}
         return self.loaded[names]
 
@@ -159,10 +160,11 @@ def _open_packages(bundle: Bundle, place: Place, options: BackendOptions, progre
     return packages
 
 
-def _compiled(program: Program, example: torch.Tensor) -> Program:
+def _compiled(program: Program, example: torch.Tensor, frozen: bool) -> Program:
+    """frozen: whether the weights become constants."""
     compiled: Program = torch.compile(program, fullgraph=True, dynamic=False)
     # Set for the whole first call: the weights become constants before inductor's own options apply.
-    with torch._inductor.config.patch(freezing=True):
+    with torch._inductor.config.patch(freezing=frozen):
         compiled(example)
     return compiled
 

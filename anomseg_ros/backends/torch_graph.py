@@ -12,6 +12,7 @@ from torch.export.passes import move_to_device_pass
 
 from anomseg_ros.backends.torch_archive import EXPECTED, read_plain_program
 from anomseg_ros.core.bundle import TORCH_FILE, Bundle
+from anomseg_ros.core.processor import has_exact_int8
 from anomseg_ros.errors import BackendError
 
 _DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
@@ -48,6 +49,15 @@ def load_graph(bundle: Bundle, device: torch.device) -> torch.fx.GraphModule:
         ) from error
     _check_outputs(graph, bundle)
     return graph
+
+
+def freezes(bundle: Bundle, device: torch.device) -> bool:
+    """Return whether a compiled program of a bundle gets constant weights.
+
+    With these, layers of int8 programs become int8 kernels, which overflow on some processors (core/processor.py).
+    There, the layers are computed in float on the same rounded values.
+    """
+    return bundle.contract.precision != "int8" or device.type != "cpu" or has_exact_int8()
 
 
 def cut(graph: torch.fx.GraphModule, indices: Sequence[int]) -> torch.fx.GraphModule:

@@ -26,13 +26,13 @@ from anomseg_ros.backends.built_engines import Built
 from anomseg_ros.backends.engine_cache import EngineKey, default_root, private_folder
 from anomseg_ros.backends.noise_check import check_on_noise
 from anomseg_ros.backends.torch_device import Cpu, Place, Prepared
-from anomseg_ros.backends.torch_graph import cut, input_shape, load_graph, one_line
+from anomseg_ros.backends.torch_graph import cut, freezes, input_shape, load_graph, one_line
 from anomseg_ros.core.bundle import TORCH_FILE, Bundle
 from anomseg_ros.core.progress import Progress, no_progress
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import BackendError
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Raise it where packages are compiled or run in another way, so that older ones are compiled anew."""
 FOLDER = "torch"
 """Of the cache, beside TensorRT's."""
@@ -88,7 +88,7 @@ class PackageMaker:
         image = torch.zeros(input_shape(self._bundle), dtype=torch.uint8, device=self._place.device)
         try:
             with torch.no_grad(), self._place.entered(), _own_inductor_folder():
-                plan, constant = _compiled(graph, image)
+                plan, constant = _compiled(graph, image, freezes(self._bundle, self._place.device))
         except BackendError:  # of the cache's folder
             raise
         except Exception as error:  # the compiler raises errors of many classes
@@ -136,10 +136,13 @@ def _cut_to(bundle: Bundle, place: Place, outputs: Sequence[str]) -> torch.fx.Gr
     return cut(load_graph(bundle, place.device), [names.index(name) for name in outputs])
 
 
-def _compiled(graph: torch.fx.GraphModule, image: torch.Tensor) -> tuple[bytes, bool]:
-    """Return the package, and whether its weights are constants, which some programs do not allow."""
+def _compiled(graph: torch.fx.GraphModule, image: torch.Tensor, frozen: bool) -> tuple[bytes, bool]:
+    """Return the package, and whether its weights are constants, which some programs do not allow.
+
+    frozen: whether they may be.
+    """
     program = torch.export.export(graph, (image,))
-    for constant in (True, False):
+    for constant in (True, False) if frozen else (False,):
         # The number of threads is that of the process that runs it.
         settings = {"freezing": constant, "cpp.dynamic_threads": True}
         with tempfile.TemporaryDirectory(prefix="anomseg-") as folder:

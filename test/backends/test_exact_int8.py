@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,26 @@ def test_processors_are_told_apart(
     monkeypatch.setattr(processor, "_CPUINFO", file)
     monkeypatch.setattr("platform.machine", lambda: machine)
     assert processor.has_exact_int8.__wrapped__() is exact
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "exact", "frozen"),
+    [
+        ("int8", "cpu", True, True),
+        ("int8", "cpu", False, False),
+        ("fp32", "cpu", False, True),
+        ("int8", "cuda", False, True),
+    ],
+)
+def test_torch_has_no_int8_kernels_where_they_overflow(
+    precision: str, device: str, exact: bool, frozen: bool, sums: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch", reason="the extra `offline` is not installed")
+    from anomseg_ros.backends import torch_graph
+
+    monkeypatch.setattr(torch_graph, "has_exact_int8", lambda: exact)
+    bundle = replace(sums, contract=replace(sums.contract, precision=precision))
+    assert torch_graph.freezes(bundle, torch.device(device)) is frozen
 
 
 @pytest.mark.parametrize("exact", [True, False])
