@@ -81,8 +81,8 @@ def _open(name: str, bundle: Bundle, options: BackendOptions, progress: Progress
 @functools.cache
 def _warn_of_slow_int8() -> None:
     _log.warning(
-        "warning: this processor has no VNNI instructions, without which int8 is exact but about as slow as float; "
-        "`anomseg tune` measures both"
+        "warning: this processor has no VNNI instructions. Without them, int8 is exact but slower than float: take the "
+        "float bundle, or measure both with `anomseg bench`"
     )
 
 

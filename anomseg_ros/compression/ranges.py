@@ -24,7 +24,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.calibrate import CalibrationMethod, HistogramCollector, TensorsData
 
-from anomseg_ros.backends.onnxruntime import EXACT_INT8
+from anomseg_ros.backends.onnxruntime import compute_int8_exactly
 from anomseg_ros.compression.graph import Graph
 from anomseg_ros.core.bundle import GRAPH_INPUT
 from anomseg_ros.core.progress import Progress
@@ -120,7 +120,7 @@ def plain_session(model: onnx.ModelProto) -> ort.InferenceSession:
     """Return a session on the CPU. Raises CompressionError with the message of ONNX Runtime, which names the node."""
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
-    settings.add_session_config_entry(EXACT_INT8, "1")
+    compute_int8_exactly(settings)
     try:
         return ort.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises bare pybind exceptions of many classes

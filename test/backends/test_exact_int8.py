@@ -87,9 +87,17 @@ def test_largest_products_of_bytes_are_added_exactly(name: str, sums: Bundle) ->
     assert found[0, HEIGHT_PX // 2, WIDTH_PX // 2] == pytest.approx(LARGEST, abs=LARGEST / 255)
 
 
-def test_sessions_of_onnxruntime_ask_for_exact_sums() -> None:
+@pytest.mark.parametrize("exact", [True, False])
+def test_sessions_of_onnxruntime_have_no_int8_kernels_where_they_overflow(
+    exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "has_exact_int8", lambda: exact)
     settings = onnxruntime.session_options(BackendOptions())
-    assert settings.get_session_config_entry(onnxruntime.EXACT_INT8) == "1"
+    if exact:
+        with pytest.raises(RuntimeError):  # not set
+            settings.get_session_config_entry("session.disable_quant_qdq")
+    else:
+        assert settings.get_session_config_entry("session.disable_quant_qdq") == "1"
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ class FakeCompiler:
         self.programs: list[Callable[[torch.Tensor], tuple[torch.Tensor, ...]]] = []
         self.wrong = False
 
-    def compile(self, graph: torch.fx.GraphModule, image: torch.Tensor) -> tuple[bytes, bool]:
+    def compile(self, graph: torch.fx.GraphModule, image: torch.Tensor, frozen: bool) -> tuple[bytes, bool]:
         self.programs.append(graph)
         return str(len(self.programs) - 1).encode(), True
 

@@ -14,9 +14,16 @@ import pytest
 from onnx import TensorProto, helper
 from small_bundles import small_bundle, street_frames
 
+from anomseg_ros.compression import quantize_onnx
 from anomseg_ros.compression.equalize import channel_values, equalize
 from anomseg_ros.compression.graph import Graph, attributes, name_nodes, output_layers
-from anomseg_ros.compression.quantize_onnx import QuantizeConfig, layer_names, prepare, quantize, sum_names
+from anomseg_ros.compression.quantize_onnx import (
+    QuantizeConfig,
+    layer_names,
+    prepare,
+    quantize,
+    sum_names,
+)
 from anomseg_ros.compression.ranges import (
     RangeConfig,
     channel_magnitudes,
@@ -67,6 +74,12 @@ def agreement(one: onnx.ModelProto, two: onnx.ModelProto, tensors: list[np.ndarr
     return float(np.mean(same))
 
 
+def share_off(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> float:
+    """Return the share of the pixels whose largest logit is another one."""
+    tolerance = 1e-3 * np.ptp(one["max_logit"])
+    return float((~np.isclose(two["max_logit"], one["max_logit"], rtol=1e-3, atol=tolerance)).mean())
+
+
 def operators(model: onnx.ModelProto) -> set[str]:
     return {node.op_type for node in model.graph.node}
 
@@ -115,8 +128,10 @@ def test_equalizing_changes_ranges_but_not_the_outputs(
     spread = [np.ptp(np.log(magnitudes[magnitudes > 0])) for magnitudes in before.values() if (magnitudes > 0).any()]
     narrower = [np.ptp(np.log(magnitudes[magnitudes > 0])) for magnitudes in after.values() if (magnitudes > 0).any()]
     assert np.mean(narrower) < 0.95 * np.mean(spread)
-    one, two = outputs(models[name], tensors[3]), outputs(graph.finish(), tensors[3])
-    np.testing.assert_allclose(two["max_logit"], one["max_logit"], rtol=1e-3, atol=1e-3 * np.ptp(one["max_logit"]))
+    equalized = graph.finish()
+    shares = [share_off(outputs(models[name], one), outputs(equalized, one)) for one in tensors]
+    # Max-unpooling takes another place where values are equal up to rounding, which few frames have.
+    assert np.median(shares) == 0 if name == "enet" else max(shares) == 0, shares
 
 
 @pytest.mark.parametrize("kernel", [2, 3, 4, 5])
@@ -157,14 +172,26 @@ def test_unpooling_is_replaced_by_equal_multiplications(
     models: dict[str, onnx.ModelProto], tensors: list[np.ndarray]
 ) -> None:
     graph = Graph(models["enet"])
-    selections = sum(node.op_type == "Where" for node in graph.nodes)
+    before = sum(node.op_type == "Where" for node in graph.nodes)
     multiply_instead_of_select(graph)
     changed = graph.finish()
     # The selection of void labels remains, because it is not float32.
-    assert selections - sum(node.op_type == "Where" for node in changed.graph.node) == 8
-    before, after = outputs(models["enet"], tensors[3]), outputs(changed, tensors[3])
-    for name, values in before.items():
+    assert before - sum(node.op_type == "Where" for node in changed.graph.node) == 8
+    expected, after = outputs(models["enet"], tensors[3]), outputs(changed, tensors[3])
+    for name, values in expected.items():
         np.testing.assert_array_equal(after[name], values)
+
+
+def test_graph_that_computes_something_else_is_refused(
+    models: dict[str, onnx.ModelProto], tensors: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change_bias(graph: Graph) -> None:
+        node = next(node for node in graph.nodes if node.op_type == "Conv" and len(node.input) > 2)
+        node.input[2] = graph.add_constant(2 * graph.constant(node.input[2]) + 1, "bias")  # type: ignore[operator]
+
+    monkeypatch.setattr(quantize_onnx, "multiply_instead_of_select", change_bias)
+    with pytest.raises(CompressionError, match=r"changed in \d+\.\d% of the pixels when the graph was rewritten"):
+        quantize(models["bisenet_v1"], tensors[:3], NONE, no_progress)
 
 
 def test_grouped_convolutions_are_widened_to_depthwise(
