@@ -28,7 +28,7 @@ BACKENDS = {
 
 # Optional package of a backend -> the extra that installs it.
 EXTRAS = {"openvino": "openvino", "torch": "offline"}
-_SLOWER_WITHOUT_VNNI = ("onnxruntime:cpu", "openvino:cpu", "torch:inductor", "torch:aot")
+_SLOW_WITHOUT_VNNI = ("onnxruntime:cpu", "openvino:cpu", "torch:inductor", "torch:aot")
 
 
 def open_backend(
@@ -73,7 +73,7 @@ def check_usable(name: str) -> None:
 def _open(name: str, bundle: Bundle, options: BackendOptions, progress: Progress) -> Backend:
     kind = getattr(_module(name), BACKENDS[name].partition(":")[2])
     backend: Backend = kind(bundle, options, progress) if hasattr(kind, "BUILDS") else kind(bundle, options)
-    if bundle.contract.precision == "int8" and backend.actual in _SLOWER_WITHOUT_VNNI and not has_exact_int8():
+    if bundle.contract.precision == "int8" and backend.actual in _SLOW_WITHOUT_VNNI and not has_exact_int8():
         _warn_of_slow_int8()
     return backend
 
@@ -81,8 +81,8 @@ def _open(name: str, bundle: Bundle, options: BackendOptions, progress: Progress
 @functools.cache
 def _warn_of_slow_int8() -> None:
     _log.warning(
-        "warning: this processor has no VNNI instructions. Without them, int8 is exact but slower than float: take the "
-        "float bundle, or measure both with `anomseg bench`"
+        "warning: this processor has no VNNI instructions. Without them, int8 is exact but no faster than float: take "
+        "the float bundle, or measure both with `anomseg bench`"
     )
 
 

@@ -14,7 +14,7 @@ _VNNI = {"avx512_vnni", "avx_vnni"}
 def has_exact_int8() -> bool:
     """Return whether products of unsigned and signed bytes are added exactly.
 
-    x86 processors before VNNI (2019 and 2021 at Intel, 2022 at AMD) add pairs of them in 16 bits (VPMADDUBSW), which
+    x86 processors without VNNI (2019 to 2021 at Intel, 2022 at AMD) add pairs of them in 16 bits (VPMADDUBSW), which
     overflows: 2 x 255 x 127 = 64770 becomes 32767. Other processors have no such instruction. False where unknown.
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):

@@ -15,8 +15,8 @@ from anomseg_ros.training.config import RunConfig
 
 BFLOAT16, SINGLE = "bf16-mixed", "32-true"
 NO_BFLOAT16 = (
-    f"this processor computes in bfloat16 3 to 8 times as slowly as in float32, so the run has precision {SINGLE} in "
-    f"place of {BFLOAT16}; AVX-512, AMX or a GPU would be needed"
+    f"this processor takes 3 to 8 times as long in bfloat16 as in float32, so the run has precision {SINGLE} in place "
+    f"of {BFLOAT16}; a processor with AVX-512 or AMX, or a GPU, computes in bfloat16"
 )
 
 _log = logging.getLogger(__name__)
@@ -52,7 +52,8 @@ def start_processes(run: RunConfig) -> Fabric:
 
 def has_bfloat16() -> bool:
     """Return whether the processor computes in bfloat16: AVX-512, AMX, or Arm's BF16."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    # Builds without oneDNN, which has the kernels, lack the operator.
+    return hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _fabric(run: RunConfig, devices: int | str, nodes: int, precision: Any) -> Fabric:
