@@ -78,7 +78,7 @@ def measure(bundle: Bundle, network_only: Path, args: argparse.Namespace) -> dic
     rclpy.init(args=[], domain_id=domain)
     node = rclpy.create_node("frame_path")
     publish = FramePath(node, bundle, args.threads)
-    session = ort.InferenceSession(str(network_only), session_options(BackendOptions(threads=args.threads)))
+    session = ort.InferenceSession(str(network_only), session_options(BackendOptions(threads=args.threads), bundle))
     images = np.random.default_rng(0).random((1, 3, HEIGHT_PX, WIDTH_PX), dtype=np.float32)
     messages = {name: frame_message(*size) for name, size in FRAME_SIZES.items()}
     alone: dict[str, list[float]] = {name: [] for name in messages}

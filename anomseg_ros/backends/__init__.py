@@ -13,7 +13,7 @@ from anomseg_ros.backends.backend_options import BackendOptions
 from anomseg_ros.backends.fallback import FallbackBackend
 from anomseg_ros.core.bundle import Bundle, load_bundle
 from anomseg_ros.core.detector import Backend, Detector
-from anomseg_ros.core.processor import has_exact_int8
+from anomseg_ros.core.processor import has_exact_int8_for
 from anomseg_ros.core.progress import Progress, no_progress
 from anomseg_ros.errors import BackendError, ConfigError, unknown_name
 
@@ -73,7 +73,7 @@ def check_usable(name: str) -> None:
 def _open(name: str, bundle: Bundle, options: BackendOptions, progress: Progress) -> Backend:
     kind = getattr(_module(name), BACKENDS[name].partition(":")[2])
     backend: Backend = kind(bundle, options, progress) if hasattr(kind, "BUILDS") else kind(bundle, options)
-    if bundle.contract.precision == "int8" and backend.actual in _SLOW_WITHOUT_VNNI and not has_exact_int8():
+    if backend.actual in _SLOW_WITHOUT_VNNI and not has_exact_int8_for(bundle.contract):
         _warn_of_slow_int8()
     return backend
 
@@ -81,8 +81,9 @@ def _open(name: str, bundle: Bundle, options: BackendOptions, progress: Progress
 @functools.cache
 def _warn_of_slow_int8() -> None:
     _log.warning(
-        "warning: this processor has no VNNI instructions. Without them, int8 is exact but no faster than float: take "
-        "the float bundle, or measure both with `anomseg bench`"
+        "warning: this processor has no VNNI instructions. Without them, int8 layers with weights of 8 bits are "
+        "computed in float, no faster than a float bundle: take that one, or, for ONNX Runtime and OpenVINO, quantize "
+        "it again with --weight-bits 7"
     )
 
 

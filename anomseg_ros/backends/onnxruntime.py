@@ -25,7 +25,7 @@ from anomseg_ros.backends.onnxruntime_gpu import (
     provider_list,
 )
 from anomseg_ros.core.bundle import GRAPH_FILE, GRAPH_INPUT, LABELS_OUTPUT, Bundle
-from anomseg_ros.core.processor import has_exact_int8
+from anomseg_ros.core.processor import has_exact_int8_for
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import BackendError, unknown_name
 
@@ -39,6 +39,9 @@ PROVIDERS = {
 _ERRORS_ONLY = 3
 _FLOAT_LAYERS = "session.disable_quant_qdq"
 """Whether layers of int8 bundles stay in float, on rounded values, in place of becoming int8 kernels."""
+DISABLED_OPTIMIZERS = ("WeightBiasQuantization",)
+"""This one quantizes, per tensor, the weights of layers that `anomseg quantize` left in float. ONNX Runtime before 1.20
+does not have it and ignores the name."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ class OnnxRuntimeBackend:
         """Open a session that computes these outputs, and look where its nodes are."""
         model = keep_outputs(self._model, outputs)
         session = _open_session(self._bundle, model, self._options)
-        actual = f"onnxruntime:{_in_use(session, model, self._options)}"
+        actual = f"onnxruntime:{_in_use(session, model, self._bundle, self._options)}"
         is_on_gpu = session.get_providers()[0] in ON_GPU
         bound = BoundSession(session, "cuda", self._options.device) if is_on_gpu else None
         return _Opened(session, outputs, actual, bound)
@@ -127,7 +130,9 @@ class OnnxRuntimeBackend:
 def _open_session(bundle: Bundle, model: bytes, options: BackendOptions) -> ort.InferenceSession:
     providers = _providers_here(model, options)
     try:
-        return ort.InferenceSession(model, session_options(options), providers=providers)
+        return ort.InferenceSession(
+            model, session_options(options, bundle), providers, disabled_optimizers=DISABLED_OPTIMIZERS
+        )
     except Exception as error:
         remedy = "is it the graph that `anomseg export` wrote?"
         if bundle.contract.precision == "bf16":
@@ -148,8 +153,8 @@ def _providers_here(model: bytes, options: BackendOptions) -> list[tuple[str, di
     return [each for each in chain if each[0] in available]
 
 
-def session_options(options: BackendOptions) -> ort.SessionOptions:
-    """Return the session's settings for the user's options."""
+def session_options(options: BackendOptions, bundle: Bundle) -> ort.SessionOptions:
+    """Return the settings of a bundle's session for the user's options."""
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = options.threads
     settings.log_severity_level = _ERRORS_ONLY
@@ -158,29 +163,29 @@ def session_options(options: BackendOptions) -> ort.SessionOptions:
     settings.enable_mem_pattern = False
     if PROVIDERS.get(options.provider) != CPU:
         settings.add_session_config_entry(RECORD_PLACEMENT, "1")
-    compute_int8_exactly(settings)
+    if not has_exact_int8_for(bundle.contract):
+        compute_int8_in_float(settings)
     settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spin else "0")
     return settings
 
 
-def compute_int8_exactly(settings: ort.SessionOptions) -> None:
-    """Have a session compute int8 layers in float on processors whose int8 kernels overflow (core/processor.py).
+def compute_int8_in_float(settings: ort.SessionOptions) -> None:
+    """Have a session compute int8 layers in float, for processors whose int8 kernels overflow (core/processor.py).
 
     ONNX Runtime also has exact kernels for these (session.x64quantprecision). They are a fifth faster, still slower
     than a float bundle, and version 1.32 cannot load graphs with them in which two layers share weights.
     """
-    if not has_exact_int8():
-        settings.add_session_config_entry(_FLOAT_LAYERS, "1")
+    settings.add_session_config_entry(_FLOAT_LAYERS, "1")
 
 
-def _in_use(session: ort.InferenceSession, model: bytes, options: BackendOptions) -> str:
+def _in_use(session: ort.InferenceSession, model: bytes, bundle: Bundle, options: BackendOptions) -> str:
     """Return where the nodes of a session are. The list of providers does not tell: a node may be on any of them."""
     providers = session.get_providers()
     if providers == [CPU]:
         return "cpu"
     counts = nodes_by_provider(session)
     if counts is None:
-        counts = nodes_of_a_run(model, session_options(options), _providers_here(model, options))
+        counts = nodes_of_a_run(model, session_options(options, bundle), _providers_here(model, options))
     return placement_in_words(counts, {name: short for short, name in PROVIDERS.items()})
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from anomseg_ros.backends.backend_options import BackendOptions
 from anomseg_ros.backends.graph_outputs import check_graph, keep_outputs, next_outputs
 from anomseg_ros.core.bundle import GRAPH_FILE, GRAPH_INPUT, LABELS_OUTPUT, Bundle
-from anomseg_ros.core.processor import has_exact_int8
+from anomseg_ros.core.processor import has_exact_int8_for
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import BackendError, unknown_name
 
@@ -77,7 +77,7 @@ class OpenVinoBackend:
         self._shape = (1, bundle.contract.input.height_px, bundle.contract.input.width_px, 3)
         self._core = _CORE
         self._device = _device_here(self._core, options.provider)
-        self._settings = settings(self._device, options)
+        self._settings = settings(self._device, options, has_exact_int8_for(bundle.contract))
         # The whole graph is checked before anything is cut off.
         graph = self._read(self._model)
         check_graph(
@@ -137,8 +137,11 @@ class OpenVinoBackend:
             ) from error
 
 
-def settings(device: str, options: BackendOptions) -> dict[str, Any]:
-    """Return the properties for compiling a model."""
+def settings(device: str, options: BackendOptions, exact_int8: bool) -> dict[str, Any]:
+    """Return the properties for compiling a model.
+
+    exact_int8: whether the processor's int8 instructions compute its layers exactly.
+    """
     properties: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
         # On a CPU with bfloat16, OpenVINO uses it for float graphs by default. Its 8 bits of mantissa change scores too
@@ -146,7 +149,7 @@ def settings(device: str, options: BackendOptions) -> dict[str, Any]:
         "INFERENCE_PRECISION_HINT": _FLOAT32,
     }
     if device == PROVIDERS["cpu"]:
-        if not has_exact_int8():
+        if not exact_int8:
             properties[INT8_FORM] = "NO"
         # With pinning, the threads of every process and detector start at the first core.
         properties["ENABLE_CPU_PINNING"] = False

@@ -12,7 +12,7 @@ from torch.export.passes import move_to_device_pass
 
 from anomseg_ros.backends.torch_archive import EXPECTED, read_plain_program
 from anomseg_ros.core.bundle import TORCH_FILE, Bundle
-from anomseg_ros.core.processor import has_exact_int8
+from anomseg_ros.core.processor import has_exact_int8_for
 from anomseg_ros.errors import BackendError
 
 _DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
@@ -57,7 +57,7 @@ def freezes(bundle: Bundle, device: torch.device) -> bool:
     With these, layers of int8 programs become int8 kernels, which overflow on some processors (core/processor.py).
     There, the layers are computed in float on the same rounded values.
     """
-    return bundle.contract.precision != "int8" or device.type != "cpu" or has_exact_int8()
+    return device.type != "cpu" or has_exact_int8_for(bundle.contract)
 
 
 def cut(graph: torch.fx.GraphModule, indices: Sequence[int]) -> torch.fx.GraphModule:

@@ -13,7 +13,7 @@ from anomseg_ros.commands.drift_options import ALLOW_FEW_HELP, add_guard, guard_
 from anomseg_ros.commands.progress_lines import ProgressLines
 from anomseg_ros.compression.drift import Tolerance
 from anomseg_ros.compression.quantize import QuantizeRequest, quantize_bundle
-from anomseg_ros.compression.quantize_onnx import TARGETS, QuantizeConfig, default_ranges
+from anomseg_ros.compression.quantize_onnx import TARGETS, WEIGHT_BITS, QuantizeConfig, default_ranges
 from anomseg_ros.compression.ranges import METHODS, RangeConfig
 from anomseg_ros.compression.sensitivity import AUTO, NONE
 from anomseg_ros.core.bundle import load_bundle
@@ -66,6 +66,7 @@ def _onnx_config(args: argparse.Namespace) -> QuantizeConfig:
         keep_float=float_layers if float_layers in (AUTO, NONE) else options.names(float_layers),
         label_agreement=args.label_agreement,
         rank_correlation=args.rank_correlation,
+        weight_bits=args.weight_bits,
     )
 
 
@@ -76,6 +77,7 @@ def _torch_config(args: argparse.Namespace) -> TorchQuantizeConfig:
     calibration = args.calibration or default_ranges(defaults.target)
     is_unsupported = {
         "--target": args.target != defaults.target,
+        "--weight-bits": args.weight_bits is not None,
         "--percentile": args.percentile != defaults.ranges.percentile,
         "--no-equalize": args.no_equalize,
         "--no-compensate": args.no_compensate,
@@ -110,6 +112,8 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--calibration", choices=METHODS, help=calibration_help)
     percentile_help = "for --calibration percentile: percentage of the values in the range"
     parser.add_argument("--percentile", type=options.number, default=defaults.ranges.percentile, help=percentile_help)
+    bits_help = "of integer weights; 8 are exact and fast only on processors with VNNI (default: 7, for tensorrt 8)"
+    parser.add_argument("--weight-bits", type=int, choices=WEIGHT_BITS, help=bits_help)
     keep_help = "layers that stay in float besides the classifier: auto (selected by measurement), none, or names"
     parser.add_argument("--keep-float", default=defaults.keep_float, metavar="auto|none|NAME,…", help=keep_help)
     parser.add_argument("--no-equalize", action="store_true", help="do not scale channels to similar ranges")

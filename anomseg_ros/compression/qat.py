@@ -69,7 +69,11 @@ class FineTuned:
 
 
 def fine_tune(
-    parent: SegmentationNetwork, tensors: Sequence[RgbImage], config: FineTuneConfig, progress: Progress
+    parent: SegmentationNetwork,
+    tensors: Sequence[RgbImage],
+    config: FineTuneConfig,
+    progress: Progress,
+    weight_bits: int = 8,
 ) -> FineTuned:
     """Return a copy of a network that is fine-tuned for int8.
 
@@ -78,6 +82,7 @@ def fine_tune(
         tensors: frames, uint8 (1, H, W, 3).
         config: how to fine-tune.
         progress: called after each frame and step.
+        weight_bits: bits of the integer weights.
 
     Raises:
         CompressionError: the loss is not finite.
@@ -87,7 +92,7 @@ def fine_tune(
     student = copy.deepcopy(parent).eval().requires_grad_(True)
     student.auxiliary_heads.requires_grad_(False)
     images = [pixels_to_input(torch.from_numpy(tensor.copy())) for tensor in tensors]
-    handles = _simulate_int8(student, config.range_momentum)
+    handles = _simulate_int8(student, config.range_momentum, weight_bits)
     _find_ranges(student, images, progress)
     before = _mean_loss(student, teacher, images, config)
     _train(student, teacher, images, config, progress)
@@ -101,17 +106,17 @@ def fine_tune(
 
 
 class RoundedWeight(nn.Module):
-    """Rounds weights to symmetric int8 by output channel; gradients pass through."""
+    """Rounds weights to symmetric integers of some bits by output channel; gradients pass through."""
 
-    def __init__(self, axis: int) -> None:
+    def __init__(self, axis: int, bits: int = 8) -> None:
         super().__init__()
-        self.axis = axis
+        self.axis, self.most = axis, 2 ** (bits - 1) - 1
 
     def forward(self, weight: Tensor) -> Tensor:
         others = [axis for axis in range(weight.dim()) if axis != self.axis]
-        scale = (weight.detach().abs().amax(others) / 127).clamp_min(SMALLEST_SCALE)
+        scale = (weight.detach().abs().amax(others) / self.most).clamp_min(SMALLEST_SCALE)
         zero = torch.zeros_like(scale, dtype=torch.int32)
-        return torch.fake_quantize_per_channel_affine(weight, scale, zero, self.axis, -127, 127)
+        return torch.fake_quantize_per_channel_affine(weight, scale, zero, self.axis, -self.most, self.most)
 
 
 class RoundedInput:
@@ -146,10 +151,11 @@ def layers_in_int8(network: SegmentationNetwork) -> list[nn.Module]:
     return [layer for layer in convolutions_of(network).values() if layer is not network.classifier_layer]
 
 
-def _simulate_int8(network: SegmentationNetwork, momentum: float) -> list[Any]:
+def _simulate_int8(network: SegmentationNetwork, momentum: float, bits: int) -> list[Any]:
     handles = []
     for layer in layers_in_int8(network):
-        parametrize.register_parametrization(layer, "weight", RoundedWeight(int(isinstance(layer, nn.ConvTranspose2d))))
+        rounded = RoundedWeight(int(isinstance(layer, nn.ConvTranspose2d)), bits)
+        parametrize.register_parametrization(layer, "weight", rounded)
         handles.append(layer.register_forward_pre_hook(RoundedInput(momentum)))
     return handles
 

@@ -188,7 +188,8 @@ def _quantize_graph(
     path = folder / GRAPH_FILE
     onnx.save(made.model, path)
     layers = f"{len(made.float_layers)} of {made.layers} layers in float"
-    settings = {**asdict(config), "float_layers": list(made.float_layers), "noise_db": dict(made.noise_db)}
+    found = {"float_layers": list(made.float_layers), "noise_db": dict(made.noise_db)}
+    settings = {**asdict(config), "weight_bits": config.bits, **found}
     return path, f"int8 static, QDQ, {config.target}, {config.ranges.method}, {layers}", settings
 
 
@@ -226,7 +227,8 @@ def _load_network(
     network = load_checkpoint(request.checkpoint, contract.network, len(contract.classes))
     if request.fine_tune is None:
         return network, {}
-    tuned = fine_tune(network, tensors, request.fine_tune, progress)
+    bits = request.config.bits if isinstance(request.config, QuantizeConfig) else 8
+    tuned = fine_tune(network, tensors, request.fine_tune, progress, bits)
     losses = {"loss_before": float(f"{tuned.loss_before:.4g}"), "loss_after": float(f"{tuned.loss_after:.4g}")}
     return tuned.network, {"fine_tuning": {**asdict(request.fine_tune), **losses}}
 

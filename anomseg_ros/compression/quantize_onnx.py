@@ -33,7 +33,7 @@ from anomseg_ros.compression.sensitivity import AUTO, NONE, PROBES, Goal, checke
 from anomseg_ros.core.bundle import GRAPH_INPUT
 from anomseg_ros.core.progress import Progress
 from anomseg_ros.core.types import RgbImage
-from anomseg_ros.errors import CompressionError
+from anomseg_ros.errors import CompressionError, ConfigError
 
 
 @dataclass(frozen=True)
@@ -41,22 +41,28 @@ class _Search:
     """How a target's search for layers to leave in float goes.
 
     ranges: method for the ranges of values. max_float: share of the layers that it may leave in float. margin, probes:
-    see sensitivity.Goal.
+    see sensitivity.Goal. weight_bits: of integer weights.
     """
 
     ranges: str
     max_float: float
     margin: float
     probes: int
+    weight_bits: int
 
 
-_SEARCHES = {"onnxruntime": _Search("error", 0.25, 0.1, PROBES), "tensorrt": _Search("entropy", 0.5, 0.3, 2 * PROBES)}
-"""TensorRT's ranges are symmetric, so values after a ReLU have 7 bits: more layers have to stay in float."""
+_SEARCHES = {
+    "onnxruntime": _Search("error", 0.25, 0.1, PROBES, 7),
+    "tensorrt": _Search("entropy", 0.5, 0.3, 2 * PROBES, 8),
+}
+"""TensorRT's ranges are symmetric, so values after a ReLU have 7 bits: more layers have to stay in float. Weights
+for a CPU have 7 bits: sums with 8 overflow on processors without VNNI (core/processor.py)."""
 TARGETS = tuple(_SEARCHES)
 WIDER_SHARES = (0.5, 0.75)
 """Shares of the layers that may stay in float where fewer are not enough for the held-out frames."""
 QUANTIZED = ("Conv", "Gemm", "MatMul")
 """Operators of the layers that get integer weights."""
+WEIGHT_BITS = (7, 8)
 RELATIVE_TOLERANCE = 1e-3
 """Allowed difference of rewritten scores, as a share of their range: float32 sums in another order differ."""
 COMPARED_FRAMES = 5
@@ -81,7 +87,7 @@ class QuantizeConfig:
     keep_float: layers to leave in float: "auto", "none", or names as `layer_names` returns them. label_agreement,
     rank_correlation: what "auto" must preserve of the labels and of each score on calibration frames. max_float: share
     of the layers that it may leave in float for that; None: a quarter, for TensorRT half. margin: see sensitivity.Goal;
-    None: the target's.
+    None: the target's. weight_bits: 7 or 8; None: the target's.
     """
 
     target: str = "onnxruntime"
@@ -93,6 +99,17 @@ class QuantizeConfig:
     rank_correlation: float = 0.98
     max_float: float | None = None
     margin: float | None = None
+    weight_bits: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a number of bits that no target has."""
+        if self.weight_bits not in (*WEIGHT_BITS, None):
+            raise ConfigError(f"`weight_bits` {self.weight_bits!r}: expected 7 or 8")
+
+    @property
+    def bits(self) -> int:
+        """The number of bits of integer weights."""
+        return _SEARCHES[self.target].weight_bits if self.weight_bits is None else self.weight_bits
 
     def goal(self, layers: int) -> Goal:
         """Return what the search for layers to leave in float must reach."""
@@ -150,12 +167,13 @@ def quantize(
     rounded: dict[str, Rounded] = {}
     if config.compensate:
         convolutions = [node for node in graph.nodes if node.op_type == "Conv" and node.name in layers]
-        rounded = round_weights(graph, convolutions, input_moments(graph, convolutions, tensors, progress))
+        moments = input_moments(graph, convolutions, tensors, progress)
+        rounded = round_weights(graph, convolutions, moments, config.bits)
     head = {id(node) for node in head_nodes(graph)}
     names = [name for node in graph.nodes for name in node.output if id(node) not in head and graph.is_float(name)]
     range_config = replace(config.ranges, symmetric=config.target == "tensorrt")
     ranges = find_ranges(graph, names, tensors, range_config, progress)
-    plan = _Plan(graph.finish(), ranges, rounded, config.target)
+    plan = _Plan(graph.finish(), ranges, rounded, config.target, config.bits)
     noise: dict[str, float] = {}
     if config.keep_float == AUTO:
         goal = config.goal(len(layers))
@@ -211,6 +229,7 @@ class _Plan:
     ranges: TensorsData
     rounded: Mapping[str, Rounded]
     target: str
+    weight_bits: int
 
     def build(self, keep_float: Collection[str]) -> onnx.ModelProto:
         """Return the graph with everything quantized except these layers and the head."""
@@ -233,7 +252,7 @@ class _Plan:
         quantizer = QDQQuantizer(
             model,
             per_channel=True,
-            reduce_range=False,
+            reduce_range=self.weight_bits < 8,
             weight_qType=QuantType.QInt8,
             activation_qType=QuantType.QInt8 if tensorrt else QuantType.QUInt8,
             tensors_range=self.ranges,

@@ -24,9 +24,11 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.calibrate import CalibrationMethod, HistogramCollector, TensorsData
 
-from anomseg_ros.backends.onnxruntime import compute_int8_exactly
+from anomseg_ros.backends.onnxruntime import DISABLED_OPTIMIZERS, compute_int8_in_float
+from anomseg_ros.backends.onnxruntime_gpu import CPU
 from anomseg_ros.compression.graph import Graph
 from anomseg_ros.core.bundle import GRAPH_INPUT
+from anomseg_ros.core.processor import has_exact_int8
 from anomseg_ros.core.progress import Progress
 from anomseg_ros.core.types import RgbImage
 from anomseg_ros.errors import CompressionError, ConfigError
@@ -120,9 +122,10 @@ def plain_session(model: onnx.ModelProto) -> ort.InferenceSession:
     """Return a session on the CPU. Raises CompressionError with the message of ONNX Runtime, which names the node."""
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
-    compute_int8_exactly(settings)
+    if not has_exact_int8():
+        compute_int8_in_float(settings)
     try:
-        return ort.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(model.SerializeToString(), settings, [CPU], disabled_optimizers=DISABLED_OPTIMIZERS)
     except Exception as error:  # onnxruntime raises bare pybind exceptions of many classes
         raise CompressionError(
             f"onnxruntime {ort.__version__} cannot run this graph: {' '.join(str(error).split())}; export the network "

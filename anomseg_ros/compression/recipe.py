@@ -24,13 +24,14 @@ RECIPE_FOLDER = "config/compress"
 class QuantizeStep:
     """The options of `anomseg quantize` with the same names. keep_float: auto, none, or names of layers.
 
-    calibration: None for the method that suits the target.
+    calibration, weight_bits: None for those that suit the target.
     """
 
     target: str = QuantizeConfig().target
     calibration: str | None = None
     percentile: float = RangeConfig().percentile
     keep_float: str = "auto"
+    weight_bits: int | None = None
     calibration_frames: int = 16
 
     def __post_init__(self) -> None:
@@ -58,6 +59,7 @@ class QuantizeStep:
             ranges=self.ranges(),
             keep_float=names if names in (AUTO, NONE) else tuple(filter(None, map(str.strip, names.split(",")))),
             label_agreement=label_agreement,
+            weight_bits=self.weight_bits,
         )
 
 

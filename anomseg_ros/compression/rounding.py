@@ -1,4 +1,4 @@
-"""Round weights to eight bits so that neighbouring weights compensate each error and the bias the remaining mean.
+"""Round weights to 8 or 7 bits so that neighbouring weights compensate each error and the bias the remaining mean.
 
 Rounding each weight to the nearest level changes a convolution's output too much: neighbouring pixels are alike, and
 errors that add up over a kernel shift whole areas. So weights are rounded one input at a time. The error of each is
@@ -22,7 +22,6 @@ from anomseg_ros.core.bundle import GRAPH_INPUT
 from anomseg_ros.core.progress import Progress
 from anomseg_ros.core.types import RgbImage
 
-LEVELS = 127
 DAMPING = 0.01
 """Share of the mean variance that is added to each input's variance: keeps rarely active inputs from large errors."""
 PATCHES = 12000
@@ -101,22 +100,22 @@ def input_moments(
 
 
 def round_weights(
-    graph: Graph, convolutions: Sequence[NodeProto], moments: Mapping[str, Moments]
+    graph: Graph, convolutions: Sequence[NodeProto], moments: Mapping[str, Moments], bits: int = 8
 ) -> dict[str, Rounded]:
     """Return rounded weights and corrected biases by the convolutions' names; the graph does not change.
 
     Grouped convolutions have few weights per channel and are rounded to the nearest level.
     """
-    rounded = {}
+    rounded, most = {}, 2 ** (bits - 1) - 1
     for node in convolutions:
         weight = graph.constant(node.input[1])
         if weight is None:
             continue
         flat = weight.reshape(len(weight), -1).astype(np.float64)
         largest = np.abs(flat).max(axis=1)
-        scale = np.where(largest > 0, largest / LEVELS, 1.0).astype(np.float32).astype(np.float64)
+        scale = np.where(largest > 0, largest / most, 1.0).astype(np.float32).astype(np.float64)
         steps, inputs, bias = flat / scale[:, None], moments.get(node.output[0]), None
-        levels = _nearest(steps) if inputs is None else _compensated(steps, inputs.covariance())
+        levels = _nearest(steps, most) if inputs is None else _compensated(steps, inputs.covariance(), most)
         values = (levels * scale[:, None]).astype(np.float32)
         if inputs is not None:
             shift = (flat - values) @ inputs.mean()
@@ -126,12 +125,15 @@ def round_weights(
     return rounded
 
 
-def _nearest(steps: Floats) -> Floats:
-    return np.clip(np.round(steps), -LEVELS, LEVELS)
+def _nearest(steps: Floats, most: int) -> Floats:
+    return np.clip(np.round(steps), -most, most)
 
 
-def _compensated(steps: Floats, covariance: Floats) -> Floats:
-    """Return integer levels (O, K) for weights in units of their scale. Each column's error goes to later columns."""
+def _compensated(steps: Floats, covariance: Floats, most: int) -> Floats:
+    """Return integer levels (O, K), -most to most, for weights in units of their scale.
+
+    Each column's error goes to later columns.
+    """
     size = len(covariance)
     variance = np.diag(covariance)
     # At least what float32 can resolve: few frames, or dead channels, leave directions without any variance.
@@ -146,7 +148,7 @@ def _compensated(steps: Floats, covariance: Floats) -> Floats:
         wanted = ordered[:, block] + errors[:, :start] @ feedback[:start, block]
         for column in range(start, start + wanted.shape[1]):
             target = wanted[:, column - start] + errors[:, start:column] @ feedback[start:column, column]
-            levels[:, column] = _nearest(target)
+            levels[:, column] = _nearest(target, most)
             errors[:, column] = ordered[:, column] - levels[:, column]
     result: Floats = np.empty_like(levels)
     result[:, order] = levels

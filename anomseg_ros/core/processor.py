@@ -4,10 +4,27 @@ from __future__ import annotations
 
 import functools
 import platform
+from collections.abc import Mapping
 from pathlib import Path
+
+from anomseg_ros.core.bundle import Contract
 
 _CPUINFO = Path("/proc/cpuinfo")
 _VNNI = {"avx512_vnni", "avx_vnni"}
+_EXACT_BITS = 7
+"""Bits of weights of which two products with an unsigned byte fit into 16 bits: 2 x 255 x 64 = 32640."""
+
+
+def has_exact_int8_for(contract: Contract) -> bool:
+    """Return whether this processor's int8 instructions compute a bundle's layers exactly.
+
+    True for bundles without int8 layers, and for those with weights of 7 bits (`anomseg quantize --weight-bits`).
+    """
+    if contract.precision != "int8":
+        return True
+    settings = contract.compression.get("settings")
+    bits = settings.get("weight_bits") if isinstance(settings, Mapping) else None
+    return bits == _EXACT_BITS or has_exact_int8()
 
 
 @functools.cache

@@ -66,6 +66,7 @@ def test_bundle_is_quantized_and_source_unchanged(
         (("--frames", "synthetic=3:20", "--dataset", "synthetic=3:20"), "frames to calibrate on"),
         (("--calibration-frames", "0"), "at least 1"),
         (("--keep-float", "conv_9"), "no layer 'conv_9'"),
+        (("--weight-bits", "8", "--backend", "torch"), "--weight-bits"),
         (("--calibration-frames", "4"), "--allow-few"),
         (("--frames", "nowhere"), "nowhere"),
         (("--dataset", "nothing"), "NAME=PATH"),

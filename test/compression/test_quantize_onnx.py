@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -42,7 +43,7 @@ from anomseg_ros.core.bundle import load_bundle
 from anomseg_ros.core.preprocess import tensor_from_frame
 from anomseg_ros.core.progress import no_progress
 from anomseg_ros.core.resources import find_bundle
-from anomseg_ros.errors import CompressionError
+from anomseg_ros.errors import CompressionError, ConfigError
 
 pytestmark = pytest.mark.slow
 
@@ -205,6 +206,21 @@ def test_grouped_convolutions_are_widened_to_depthwise(
     assert all(weight is not None and (group == 1 or len(weight) == group) for group, weight in weights)
     before, after = outputs(models["bisenet_v2"], tensors[3]), outputs(changed, tensors[3])
     np.testing.assert_allclose(after["max_logit"], before["max_logit"], atol=1e-5 * np.ptp(before["max_logit"]))
+
+
+@pytest.mark.parametrize(("given", "largest"), [({}, 64), ({"weight_bits": 8}, 127), ({"compensate": False}, 64)])
+def test_weights_have_seven_bits_unless_told(
+    given: dict[str, Any], largest: int, models: dict[str, onnx.ModelProto], tensors: list[np.ndarray]
+) -> None:
+    config = QuantizeConfig(keep_float="none", **given)
+    graph = Graph(quantize(models["mide_net"], tensors[:2], config, no_progress).model)
+    kernels = [graph.producer(node.input[1]) for node in graph.nodes if node.op_type == "Conv"]
+    levels = [graph.constant(kernel.input[0]) for kernel in kernels if kernel is not None]
+    most = max(int(np.abs(level.astype(int)).max()) for level in levels if level is not None)
+    assert largest - 1 <= most <= largest
+    assert QuantizeConfig(target="tensorrt").bits == 8
+    with pytest.raises(ConfigError, match="`weight_bits` 6: expected 7 or 8"):
+        replace(config, weight_bits=6)
 
 
 def test_compensated_rounding_reduces_the_error(models: dict[str, onnx.ModelProto], tensors: list[np.ndarray]) -> None:
