@@ -69,20 +69,32 @@ def main() -> None:
 
 def run_rows(data: Path, output: Path, epochs: Sequence[int], copies: int, changes: list[str]) -> dict[str, Any]:
     """Return the figures of every row."""
+    held = make_held(data, output, copies)
+    of_row = changes_of_rows(data, output, epochs, changes)
+    rows = {}
+    for name, (own, scores) in ROWS.items():
+        folder = output / name.replace(",", "").replace(" ", "-")
+        train(RECIPE, data, folder, scores, [*of_row, *own])
+        rows[name] = figures(folder, scores, {HELD: held})
+    return rows
+
+
+def make_held(data: Path, output: Path, copies: int) -> Path:
+    """Return the folder of validation frames with objects from pictures that no row pastes; make it if needed."""
     held = output / "held"
-    objects = ["--objects", *OBJECTS, "--part", "val", "--copies", str(copies)]
     if not held.is_dir():
-        run(["datasets", "cut-paste", f"pseudo_label={data}:val", "--output", str(held), *objects, *PASTE.split()])
+        words = ["--objects", *OBJECTS, "--part", "val", "--copies", str(copies), *PASTE.split()]
+        run(["datasets", "cut-paste", f"pseudo_label={data}:val", "--output", str(held), *words])
+    return held
+
+
+def changes_of_rows(data: Path, output: Path, epochs: Sequence[int], changes: Sequence[str]) -> list[str]:
+    """Return the changes that all rows have. Train the network that they start from, unless it is there."""
     plain, scores = ROWS["no outliers"]
     of_start, of_row = ([*ALONE, f"run.epochs={number}", *changes] for number in epochs)
     train(RECIPE, data, output / "start", scores, [*of_start, *plain])
     start = f"network.initial={{checkpoint: {output / 'start' / 'best.safetensors'}, num_classes: 19}}"
-    rows = {}
-    for name, (own, scores) in ROWS.items():
-        folder = output / name.replace(",", "").replace(" ", "-")
-        train(RECIPE, data, folder, scores, [*of_row, start, *own])
-        rows[name] = figures(folder, scores, {HELD: held})
-    return rows
+    return [*of_row, start]
 
 
 def page(rows: dict[str, Any], epochs: Sequence[int]) -> str:

@@ -27,12 +27,14 @@ def train(recipe: str, data: Path, folder: Path, scores: Sequence[str], changes:
     run(["train", recipe, "--data", str(data), "--output", str(folder), *words, *resume])
 
 
-def figures(folder: Path, scores: Sequence[str], sets: Mapping[str, Path] = SETS) -> dict[str, Any]:
+def figures(
+    folder: Path, scores: Sequence[str], sets: Mapping[str, Path] = SETS, name: str = "figures.json"
+) -> dict[str, Any]:
     """Return the mIoU of a run on its validation frames, and AuPRC and FPR95 of each set and score.
 
-    An evaluation that is there already is taken, so that a comparison resumes where it was stopped.
+    An evaluation that is there already under that name is taken, so that a comparison resumes where it was stopped.
     """
-    report = folder / "figures.json"
+    report = folder / name
     if not report.is_file():
         words = ["--dataset", *(f"{name}={path}" for name, path in sets.items()), "--score", *scores]
         run(["evaluate", str(folder / "bundle"), *words, "--allow-partial", "--json", str(report)])
