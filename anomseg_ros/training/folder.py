@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,39 @@ _MAY_DIFFER = (
 )
 
 
+@contextmanager
+def held_folder(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder, which is made if needed, until the block or the process ends.
+
+    Of several processes of a run only the first does anything. Raises ConfigError if another run writes to the folder;
+    TrainingError if it cannot be made.
+    """
+    if not is_first_process():
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise TrainingError(f"cannot write to {folder}: {error}; choose another --output") from error
+    try:
+        _lock(descriptor, folder)
+        yield
+    finally:
+        os.close(descriptor)  # also releases the lock
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(
+            f"another run is writing to {folder}; wait until it ends, stop it, or choose another --output"
+        ) from None
+    except OSError:
+        pass  # a network file system without locks
+
+
 def claim_folder(folder: Path, config: TrainConfig, resume: bool) -> None:
     """Save the configuration in the folder, after checking that the folder holds no other run.
 
@@ -74,18 +109,22 @@ def keep_result(folder: Path, result: Mapping[str, Any]) -> None:
 
 
 def clear_folder(folder: Path) -> None:
-    """Remove a run from a folder; other files in it stay. Of several processes only the first does anything."""
-    if not is_first_process():
+    """Remove a run from a folder; other files in it stay. Of several processes only the first does anything.
+
+    Raises ConfigError if another run writes to the folder.
+    """
+    if not is_first_process() or not folder.is_dir():
         return
-    try:
-        for name in _RUN_FILES:
-            path = folder / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-    except OSError as error:
-        raise TrainingError(f"cannot remove the run in {folder}: {error}; choose another --output") from error
+    with held_folder(folder):
+        try:
+            for name in _RUN_FILES:
+                path = folder / name
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+        except OSError as error:
+            raise TrainingError(f"cannot remove the run in {folder}: {error}; choose another --output") from error
 
 
 def kept_frames_folder() -> Path:

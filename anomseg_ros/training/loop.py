@@ -30,7 +30,7 @@ from anomseg_ros.networks.network import SegmentationNetwork
 from anomseg_ros.training.config import DataConfig, TrainConfig
 from anomseg_ros.training.data import Batch, Plan, class_shares, training_batches
 from anomseg_ros.training.doubts import Doubts, find_doubts, require_other_frames
-from anomseg_ros.training.folder import claim_folder, keep_result, kept_frames_folder
+from anomseg_ros.training.folder import claim_folder, held_folder, keep_result, kept_frames_folder
 from anomseg_ros.training.frame_cache import Frames, cached_frames
 from anomseg_ros.training.journal import Journal
 from anomseg_ros.training.loss_watch import LossWatch
@@ -82,23 +82,24 @@ def train(config: TrainConfig, output: Path, sources: Sources, report: Report, r
         resume: whether to continue from the folder's last state.
 
     Raises:
-        ConfigError: the folder holds a run of another configuration.
+        ConfigError: the folder holds a run of another configuration, or another run writes to it.
         DatasetError: the frames cannot be trained on.
         TrainingError: the loss is not finite, or the disk is full. The last good state stays.
     """
     fabric = start_processes(config.run)
     report = report if fabric.is_global_zero else (lambda _: None)
-    claim_folder(output, config, resume)
-    run = _prepare(config, output, sources, fabric, report)
-    try:
-        run.restore()
-        run.go_on(report)
-    finally:
-        run.journal.close()
-    result = run.result()
-    if result.is_first_process and result.waited is not None:  # not a run that was finished before
-        keep_result(output, {**asdict(result), "checkpoint": result.checkpoint.name})
-    return result
+    with held_folder(output):
+        claim_folder(output, config, resume)
+        run = _prepare(config, output, sources, fabric, report)
+        try:
+            run.restore()
+            run.go_on(report)
+        finally:
+            run.journal.close()
+        result = run.result()
+        if result.is_first_process and result.waited is not None:  # not a run that was finished before
+            keep_result(output, {**asdict(result), "checkpoint": result.checkpoint.name})
+        return result
 
 
 def classes_of(dataset: Dataset) -> tuple[ClassInfo, ...]:

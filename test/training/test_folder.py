@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,13 @@ from tiny_runs import files_of_at_most, tiny_config  # noqa: E402
 
 from anomseg_ros.errors import ConfigError, TrainingError  # noqa: E402
 from anomseg_ros.training.config import TrainConfig, load_config  # noqa: E402
-from anomseg_ros.training.folder import claim_folder, clear_folder, keep_result, kept_frames_folder  # noqa: E402
+from anomseg_ros.training.folder import (  # noqa: E402
+    claim_folder,
+    clear_folder,
+    held_folder,
+    keep_result,
+    kept_frames_folder,
+)
 
 
 @pytest.fixture
@@ -41,6 +49,32 @@ def test_existing_run_is_not_replaced_without_permission(tmp_path: Path, config:
     (folder / "config.yaml").unlink()  # a state without configuration also counts as a run
     with pytest.raises(ConfigError, match="holds a run"):
         claim_folder(folder, config, resume=False)
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from anomseg_ros.training.folder import held_folder
+with held_folder(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_folder_of_a_run_that_still_goes_on_is_refused(tmp_path: Path, config: TrainConfig) -> None:
+    folder = folder_with_run(tmp_path / "a", config)
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdin=pipe, stdout=pipe, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        for writes in (lambda: held_folder(folder).__enter__(), lambda: clear_folder(folder)):
+            with pytest.raises(ConfigError, match=r"another run is writing to .*a; wait until it ends, stop it"):
+                writes()
+        assert (folder / "state.pt").is_file()
+        other.kill()
+    with held_folder(folder):  # the kernel has released the lock of the killed process
+        pass
+    clear_folder(folder)
+    assert not (folder / "state.pt").exists()
 
 
 @pytest.mark.parametrize(
