@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,15 +26,13 @@ from anomseg_ros.scores import threshold_of
 NATIVE_PROTOCOL = "fishyscapes"
 """Counts every labelled pixel at its own size, in frames without an anomaly too, as on a vehicle."""
 
-WEIGHT_STEPS = 16
-"""Weight of a pixel of the largest source; weights of smaller sources are rounded to whole numbers."""
-
 
 @dataclass(frozen=True)
 class ThresholdChange:
-    """One calibrated threshold, the bundle's previous one, and the rates of both on the frames measured, 0 to 1.
+    """One calibrated threshold, the bundle's previous one, and the rates of both on the source where each is highest.
 
-    detected: share of the anomalous pixels above the new threshold, None where the frames have none.
+    Rates are shares from 0 to 1. detected: share of the anomalous pixels above the new threshold, None where the frames
+    have none.
     """
 
     score: str
@@ -87,27 +84,25 @@ def measure_scores(
     backend: str = "onnxruntime",
     options: BackendOptions | None = None,
     progress: Progress = no_progress,
-) -> dict[str, PixelCurves]:
-    """Return the pixel counts per score over all frames of the datasets, at the labels' own size.
+) -> dict[str, list[PixelCurves]]:
+    """Return the pixel counts per score, of every dataset, at the labels' own size.
 
-    Every source of a set of pseudo-labels has the same weight, whatever its number of frames. A threshold then keeps
-    its rate on average over the sources, not on the largest one.
+    Those of a set of pseudo-labels are counted for each of its sources. Sources differ as roads do: a mean over them
+    would let the rate of the strangest one be several times that of the others.
     """
     spec = MeasureSpec(tuple(map(bundle.check_score, scores)), (NATIVE_PROTOCOL,))
     program = bundle.contract.program_sha256
     source = ModelSource(str(bundle.directory), program, backend, options or BackendOptions())
-    merged: dict[str, PixelCurves] = {}
+    counted: dict[str, list[PixelCurves]] = {score: [] for score in spec.scores}
     for given in datasets:
         dataset, done = given if given.has_anomalies else KnownFrames(given), 0
-        parts = []
         for indices in _sources(given):
             watch = partial(_tell, progress, dataset.name, done, len(dataset))
-            parts.append(measured(PassTask(dataset, indices, source, spec), watch))
+            part = measured(PassTask(dataset, indices, source, spec), watch)
             done += len(indices)
-        for key in parts[0].curves:
-            counted = _balanced([_pixel_curves(part.curves[key]) for part in parts])
-            merged[key[0]] = merged[key[0]].merge(counted) if key[0] in merged else counted
-    return merged
+            for key, curves in part.curves.items():
+                counted[key[0]].append(_pixel_curves(curves))
+    return counted
 
 
 def _sources(dataset: Dataset) -> list[tuple[int, ...]]:
@@ -119,25 +114,18 @@ def _tell(progress: Progress, name: str, before: int, total: int, now: Passed) -
     progress(name, before + now.frames, total)
 
 
-def _balanced(parts: Sequence[PixelCurves]) -> PixelCurves:
-    """Return the parts merged, each weighted to about the known pixels of the largest part, times WEIGHT_STEPS."""
-    parts = [part for part in parts if part.known_px] or parts[:1]
-    if len(parts) == 1:
-        return parts[0]
-    largest = max(part.known_px for part in parts)
-    weighted = [part.times(max(1, round(WEIGHT_STEPS * largest / part.known_px))) for part in parts]
-    return functools.reduce(PixelCurves.merge, weighted)
-
-
 def _pixel_curves(curves: object) -> PixelCurves:
     assert isinstance(curves, PixelCurves)
     return curves
 
 
 def threshold_changes(
-    bundle: Bundle, curves: Mapping[str, PixelCurves], target_fprs: Sequence[float]
+    bundle: Bundle, curves: Mapping[str, Sequence[PixelCurves]], target_fprs: Sequence[float]
 ) -> list[ThresholdChange]:
-    """Return, per score and rate, the threshold that keeps the rate and the one that the bundle has now."""
+    """Return, per score and rate, the threshold that keeps the rate on every source, and the bundle's present one.
+
+    curves: the sources' counts by score. Raises MetricError where no source has a known pixel.
+    """
     return [_change(bundle, score, counted, rate) for score, counted in curves.items() for rate in sorted(target_fprs)]
 
 
@@ -151,10 +139,11 @@ def with_thresholds(contract: Contract, changes: Sequence[ThresholdChange], cali
     return replace(contract, thresholds=tables)
 
 
-def _change(bundle: Bundle, score: str, counted: PixelCurves, rate: float) -> ThresholdChange:
-    if counted.known_px == 0:
+def _change(bundle: Bundle, score: str, parts: Sequence[PixelCurves], rate: float) -> ThresholdChange:
+    known = [part for part in parts if part.known_px]
+    if not known:
         raise MetricError(f"score {score!r}: no known pixel was measured; calibrate on frames with labelled pixels")
-    found = threshold_at_fpr(counted, rate)
+    threshold = max(threshold_at_fpr(part, rate).threshold for part in known)
     try:
         before = threshold_of(bundle, score, rate)
     except ConfigError:  # calibrated, but for higher rates only
@@ -162,13 +151,17 @@ def _change(bundle: Bundle, score: str, counted: PixelCurves, rate: float) -> Th
     return ThresholdChange(
         score=score,
         target_fpr=rate,
-        threshold=found.threshold,
-        achieved_fpr=found.achieved_fpr,
-        detected=share_above(counted, found.threshold)[1],
+        threshold=threshold,
+        achieved_fpr=_highest_rate(known, threshold),
+        detected=share_above(PixelCurves.merged(parts), threshold)[1],
         before=None if before is None else before.value,
         before_source="none" if before is None else before.source,
-        fpr_before=None if before is None else share_above(counted, before.value)[0],
+        fpr_before=None if before is None else _highest_rate(known, before.value),
     )
+
+
+def _highest_rate(parts: Sequence[PixelCurves], threshold: float) -> float:
+    return max(rate for part in parts if (rate := share_above(part, threshold)[0]) is not None)
 
 
 def share_above(counted: PixelCurves, threshold: float) -> tuple[float | None, float | None]:

@@ -151,7 +151,8 @@ def calibrate_on_drive(
     counted, checked = _Counts(request.scores), _Counts(request.scores)
     _count(request, used, counted, "calibration", progress)
     _count(request, held_back, checked, "held back", progress)
-    changes = threshold_changes(request.bundle, counted.curves, request.target_fprs)
+    drive = {score: (curves,) for score, curves in counted.curves.items()}
+    changes = threshold_changes(request.bundle, drive, request.target_fprs)
     rates = (_held_back(change, checked.curves[change.score]) for change in changes)
     roadless = counted.roadless + checked.roadless
     tails = counted.tails | checked.tails

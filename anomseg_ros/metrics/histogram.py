@@ -107,12 +107,6 @@ class ScoreHistogram:
         union._absorb(added._keys, added._counts)
         return union
 
-    def times(self, weight: int) -> ScoreHistogram:
-        """Return a copy that counts every score `weight` times; weight >= 1."""
-        copy = self.coarsened(self.shift)
-        copy._counts *= weight
-        return copy
-
     def coarsened(self, shift: int) -> ScoreHistogram:
         """Return a copy whose bins ignore `shift` bits, at least as many as now."""
         copy = ScoreHistogram.from_arrays(self.keys, self.counts, self.shift, self.max_bins)

@@ -81,10 +81,6 @@ class PixelCurves:
         count = self._count_half if scores.dtype == np.float16 else self._count_single
         count(scores.reshape(-1), labels.reshape(-1))
 
-    def times(self, weight: int) -> PixelCurves:
-        """Return the same frames with each pixel counted `weight` times, to weight them in a merge."""
-        return self._of(self.known.times(weight), self.anomaly.times(weight), self.frames)
-
     def merge(self, other: PixelCurves) -> PixelCurves:
         """Return a new accumulator of the frames of both. Raises MetricError where their modes differ."""
         return self._of(self.known.merged(other.known), self.anomaly.merged(other.anomaly), self.frames + other.frames)

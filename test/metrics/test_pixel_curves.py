@@ -155,18 +155,6 @@ def test_reading_between_frames_changes_nothing() -> None:
     assert curves == curves_of(*pairs, max_bins=64)
 
 
-def test_weighted_frames_count_like_repeated_frames() -> None:
-    scores, labels = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4), np.array([[0, 0, 1, 0]] * 3, np.uint8)
-    one, three = PixelCurves(), PixelCurves()
-    one.add(scores, labels)
-    for _ in range(3):
-        three.add(scores, labels)
-    weighted = one.times(3)
-    assert (weighted.known_px, weighted.anomaly_px, weighted.frames) == (three.known_px, three.anomaly_px, 1)
-    assert np.array_equal(weighted.known.counts, three.known.counts) and one.known_px == 9
-    assert weighted.curve().average_precision() == three.curve().average_precision()
-
-
 def test_accumulators_of_different_modes_do_not_merge() -> None:
     with pytest.raises(MetricError, match="max_bins None and 64"):
         PixelCurves(exact=True).merge(PixelCurves(max_bins=64))
