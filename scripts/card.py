@@ -184,7 +184,7 @@ def semantic_parts(titled: Titled) -> list[str]:
             continue
         mapped = f"; {found.notes[0]}" if found.notes else ""
         parts += [
-            f"## Semantic quality: {HEADINGS[dataset]}, {found.frames} frames at their own size{mapped}\n",
+            f"## Semantic quality: {HEADINGS[dataset]}, {at_own_size(found.frames)}{mapped}\n",
             iou_table(titled, dataset),
         ]
     return parts
@@ -252,3 +252,8 @@ def best_score(detector: MeasuredBundle, dataset: str) -> str:
     own = [one for one in detector.seeds if one.dataset == dataset]
     best: Any = max(own, key=lambda one: one.auprc or 0.0)
     return str(best.score)
+
+
+def at_own_size(frames: int) -> str:
+    """Return a number of frames that are measured at their own size, in words."""
+    return "1 frame at its own size" if frames == 1 else f"{frames} frames at their own size"
