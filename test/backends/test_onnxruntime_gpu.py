@@ -121,8 +121,8 @@ class GpuSession:
     placement: dict[str, int] | None = None
     opened: list[Any]
 
-    def __init__(self, model: bytes, options: Any, providers: Any) -> None:
-        self._real = REAL(model, options, providers=[CPU])
+    def __init__(self, model: bytes, options: Any, providers: Any, **others: Any) -> None:
+        self._real = REAL(model, options, providers=[CPU], **others)
         self._providers = [name for name, _ in providers]
         GpuSession.opened.append(providers)
 
