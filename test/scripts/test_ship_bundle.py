@@ -77,7 +77,7 @@ def test_float_and_int8_bundles_are_shipped_with_cards(
     assert card == capsys.readouterr().out.rstrip("\n") + "\n" and card.endswith(
         "What it is good for\n\nHand-written.\n"
     )
-    assert "19 are mapped to them" in card and "Cityscapes, Aachen, 1 frames" in card
+    assert "19 are mapped to them" in card and "Cityscapes, Aachen, 1 frame at its own size" in card
     assert "| time | 2 minutes, on " in card and "`lite` (seed 0, 3 epochs)" in card
     assert "in 8 bits" in card and "before outlier exposure" not in card
     shipped = load_bundle(models / "lite")
