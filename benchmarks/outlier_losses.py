@@ -55,16 +55,21 @@ HELD = "cut_paste"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args = parse_arguments(__doc__)
+    rows = run_rows(args.data, args.output, args.epochs, args.copies, args.set)
+    print(write_result("outlier_losses", {"epochs": args.epochs, "changes": args.set, "rows": rows}))
+    TABLE.write_text(page(rows, args.epochs), encoding="utf-8")
+
+
+def parse_arguments(description: str | None) -> argparse.Namespace:
+    """Return the options of a comparison of rows that start from the same network."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, metavar="WORLD", help="folder of pseudo-labelled frames")
     parser.add_argument("--output", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--epochs", type=int, nargs=2, default=[6, 2], metavar=("START", "ROW"))
     parser.add_argument("--copies", type=int, default=3, help="of each measured frame, with other objects")
     parser.add_argument("--set", action="append", default=[], help="change of every run, key=value")
-    args = parser.parse_args()
-    rows = run_rows(args.data, args.output, args.epochs, args.copies, args.set)
-    print(write_result("outlier_losses", {"epochs": args.epochs, "changes": args.set, "rows": rows}))
-    TABLE.write_text(page(rows, args.epochs), encoding="utf-8")
+    return parser.parse_args()
 
 
 def run_rows(data: Path, output: Path, epochs: Sequence[int], copies: int, changes: list[str]) -> dict[str, Any]:

@@ -10,13 +10,12 @@ pasted_frames.md. Every run resumes where it was stopped.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from common import run, write_result
-from outlier_losses import HELD, OBJECTS, RECIPE, changes_of_rows, make_held
+from outlier_losses import HELD, OBJECTS, RECIPE, changes_of_rows, make_held, parse_arguments
 from trained_rows import cells, figures, train
 
 SCORES = ("void", "max_entropy")
@@ -38,13 +37,7 @@ TABLE = Path(__file__).resolve().parent / "pasted_frames.md"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, metavar="WORLD", help="folder of pseudo-labelled frames")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the runs, that of outlier_losses.py")
-    parser.add_argument("--epochs", type=int, nargs=2, default=[6, 2], metavar=("START", "ROW"))
-    parser.add_argument("--copies", type=int, default=3, help="of each measured frame, with other objects")
-    parser.add_argument("--set", action="append", default=[], help="change of every run, key=value")
-    args = parser.parse_args()
+    args = parse_arguments(__doc__)
     small = make_held(args.data, args.output, args.copies)
     large = args.output / "held-large"
     if not large.is_dir():

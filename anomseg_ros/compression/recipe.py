@@ -40,7 +40,7 @@ class QuantizeStep:
             if getattr(self, name) not in (*options, None):
                 raise ConfigError(unknown_name(f"quantize.{name}", getattr(self, name), options))
         try:
-            self.ranges()
+            self.config()
         except ConfigError as error:
             raise ConfigError(f"step quantize: {error}") from None
         if self.calibration_frames < 1:

@@ -33,7 +33,7 @@ def test_step_without_settings_has_defaults(tmp_path: Path) -> None:
     assert load_recipe(tmp_path / "r.yaml").quantize == QuantizeStep()
 
 
-@pytest.mark.parametrize("text", ["[", "\xff", "- prune", "name: r\nprune: 0.3"])
+@pytest.mark.parametrize("text", ["[", "\xff", "- prune", "name: r\nprune: 0.3", "name: r\nquantize: {weight_bits: 6}"])
 def test_invalid_recipe_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError):

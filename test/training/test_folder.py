@@ -21,6 +21,7 @@ from anomseg_ros.training.folder import (  # noqa: E402
     keep_result,
     kept_frames_folder,
 )
+from anomseg_ros.training.loop import Sources, train  # noqa: E402
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_folder_of_a_run_that_still_goes_on_is_refused(tmp_path: Path, config: T
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdin=pipe, stdout=pipe, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
-        for writes in (lambda: held_folder(folder).__enter__(), lambda: clear_folder(folder)):
+        for writes in (lambda: train(config, folder, Sources(), lambda _: None), lambda: clear_folder(folder)):
             with pytest.raises(ConfigError, match=r"another run is writing to .*a; wait until it ends, stop it"):
                 writes()
         assert (folder / "state.pt").is_file()
