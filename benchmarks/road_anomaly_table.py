@@ -10,6 +10,7 @@ from typing import Any
 from anomseg_ros.bench.chart import pareto_chart
 from anomseg_ros.bench.figures import Accuracy, BenchReport, Entry
 from anomseg_ros.bench.published import PublishedRow, published_rows
+from anomseg_ros.core.processor import has_exact_int8
 
 SETS = {
     "road_anomaly_21": "RoadAnomaly21",
@@ -40,9 +41,13 @@ all sets: its default score and the threshold that it ships with. Figures are in
 - mIoU: CamVid's 101 validation frames at their own size, with the 19 classes of Cityscapes mapped to its 11. Bundles
   with camvid in their names were trained on its training frames.
 - ms, frames/s: p50 / p99 of one frame, from {size} pixels as an array to labels and score as arrays, on the faster
-  backend of this machine ({machine}, {threads}); frames/s is 1000 / p50.
+  backend of this machine ({machine}, {threads}). frames/s is 1000 / p50.
+  int8 gains more on processors with VNNI (docs/compress.md).
 - The papers' rows are as printed (corrections: `anomseg_ros/bench/published.py`). Their times are omitted because they
   come from other machines.
+"""
+
+PICTURE_LINE = """![mean AuPRC over the sets against latency; hollow marks are the papers' rows](road_anomaly.svg)
 """
 
 THRESHOLD_NOTE = """
@@ -72,8 +77,10 @@ def as_markdown(result: Mapping[str, Any], machine: Mapping[str, Any]) -> str:
     rows: Sequence[Row] = result["rows"]
     height, width = result["frames_timed"]
     threads = "a thread per core" if result["threads"] == 0 else f"threads: {result['threads']}"
-    processor = f"{machine['cpu']}, {machine['cores']} cores"
+    processor = f"{machine['cpu']}{'' if has_exact_int8() else ' without VNNI'}, {machine['cores']} cores"
     parts = [INTRODUCTION.format(size=f"{width}x{height}", machine=processor, threads=threads)]
+    if any(row["times"] for row in rows):
+        parts.append(PICTURE_LINE)
     parts += main_table(rows, result["sets"])
     parts += ["", *notes(result)]
     measured = [name for name in SETS if name in result["sets"]]

@@ -75,7 +75,7 @@ def test_bundle_is_measured_once_and_reported(
     assert {"onnxruntime"} <= set(row["times"]) and row["times"]["onnxruntime"]["rounds"] == 2
     assert "ENet (560 epochs)" in document["missing"]
     page = (tmp_path / "page.md").read_text()
-    assert "| tiny | ours |" in page and "Not on this machine: RoadObstacle21" in page
+    assert "| tiny | ours |" in page and "Not on this machine: RoadObstacle21" in page and "(road_anomaly.svg)" in page
     assert "void at" not in (tmp_path / "picture.svg").read_text()
 
     def refused(*arguments: object, **named: object) -> None:
