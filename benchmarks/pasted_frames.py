@@ -28,7 +28,6 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     "hard edges": ("data.cut_paste.paste.feather_range_px=[0,0]",),
     "crops only": ("augment.whole_frame=0",),
     "whole frames only": ("augment.whole_frame=1",),
-    "twice as many steps": (),
 }
 """Row -> changes of the recipe."""
 LARGE = "--count 1 2 --scale 0.8 1.5 --max-share 0.5 --placement anywhere --max-upscale 2.5 --cut-objects border"
@@ -43,11 +42,10 @@ def main() -> None:
     if not large.is_dir():
         words = ["--objects", *OBJECTS, "--part", "val", *LARGE.split()]
         run(["datasets", "cut-paste", f"pseudo_label={args.data}:val", "--output", str(large), *words])
+    changes = changes_of_rows(args.data, args.output, args.epochs, args.set)
     rows = {}
     for name, own in ROWS.items():
-        longer = args.epochs[1] * (2 if name == "twice as many steps" else 1)
         folder = args.output / name.replace(",", "").replace(" ", "-")
-        changes = changes_of_rows(args.data, args.output, (args.epochs[0], longer), args.set)
         train(RECIPE, args.data, folder, SCORES, [*changes, *own])
         rows[name] = figures(folder, SCORES, {HELD: small})
         rows[name]["large"] = figures(folder, SCORES, {HELD: large}, "large.json")["figures"]

@@ -18,7 +18,7 @@ def test_changes_of_a_row_give_a_recipe(name: str) -> None:
     changes = distilled_networks.changes_of(name, Path("erfnet.safetensors"))
     config = load_config(find_config(distilled_networks.RECIPE), changes)
     assert (config.network.name, config.run.epochs) == (network, epochs)
-    assert bool(config.teachers) is ("without" not in name)
+    assert config.teachers and config.loss.distillation_of_outliers
     assert (config.network.initial is None) is (network == "mide_net")
 
 
