@@ -18,7 +18,7 @@ def test_changes_of_a_row_give_a_recipe(name: str) -> None:
     changes = distilled_networks.changes_of(name, Path("erfnet.safetensors"))
     config = load_config(find_config(distilled_networks.RECIPE), changes)
     assert (config.network.name, config.run.epochs) == (network, epochs)
-    assert config.teachers and config.loss.distillation_of_outliers
+    assert len(config.teachers) == 1 and config.teachers[0].network == "bisenet_lite"
     assert (config.network.initial is None) is (network == "mide_net")
 
 
