@@ -49,7 +49,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, metavar="WORLD", help="folder of pseudo-labelled frames")
     parser.add_argument("--output", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--erfnet", type=Path, required=True, metavar="CHECKPOINT", help="weights of erfnet-camvid")
-    parser.add_argument("--only", nargs="*", default=list(ROWS), choices=list(ROWS), metavar="ROW", help="rows to run")
+    parser.add_argument(
+        "--only", nargs="*", default=list(ROWS), choices=list(ROWS), metavar="ROW", help="rows to run and to write"
+    )
     parser.add_argument("--set", action="append", default=[], help="change of every run, key=value")
     return parser.parse_args()
 

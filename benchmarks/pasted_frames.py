@@ -4,7 +4,7 @@
 
 It continues outlier_losses.py in the same DIR: MiDE-Net without outliers, then rows with a void class, each with one
 change of the recipe enet-world. Two sets are measured, both of WORLD's validation frames with objects from pictures
-that no row pasted: small things on the road, and objects up to the whole frame's height. The figures go into
+that no row pasted: mostly small things on the road, and large objects, up to half of the frame. The figures go into
 pasted_frames.md. Every run resumes where it was stopped.
 """
 
@@ -59,8 +59,8 @@ def page(rows: Mapping[str, Any], epochs: list[int]) -> str:
         "# What is pasted into training frames",
         "",
         "MiDE-Net, trained without outliers and then with a void class for as many steps in each row. AuPRC / FPR95 in",
-        "per cent on held-out frames with objects that were not in training: small things on the road, and objects of",
-        "up to the frame's height. mIoU on these frames without objects. Written by",
+        "per cent on held-out frames with objects that were not in training: mostly small things on the road, and",
+        "large objects, up to half of the frame. mIoU on these frames without objects. Written by",
         f"`python pasted_frames.py --data WORLD --output DIR --epochs {epochs[0]} {epochs[1]}`.",
         "",
         "| change of the recipe | mIoU | small, `void` | small, `max_entropy` | large, `void` | large, `max_entropy` |",
