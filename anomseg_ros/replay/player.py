@@ -26,7 +26,7 @@ RELIABILITIES = {"reliable": ReliabilityPolicy.RELIABLE, "best_effort": Reliabil
 
 QUEUE_DEPTH = 10
 
-SETTLE_S = 0.2
+SETTLE_S = 0.5
 """A publisher discovers its subscriber a little before the subscriber discovers it; messages in between are lost."""
 ACKNOWLEDGE_S = 2.0
 """Longest wait for acknowledgements of the last messages before a reliable publisher is destroyed."""

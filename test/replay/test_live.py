@@ -23,7 +23,10 @@ from anomseg_ros.core.progress import no_progress
 from anomseg_ros.node.conversions import compressed_from_array
 from anomseg_ros.replay.live import LABELS_TOPIC, SCORE_TOPIC, Recording, _LiveRecorder, play_and_record
 
-TOPIC, KIND, FRAMES = "/front/jpeg_stream", "sensor_msgs/msg/CompressedImage", 6
+TOPIC, KIND = "/front/jpeg_stream", "sensor_msgs/msg/CompressedImage"
+FRAMES, INTERVAL_S = 4, 2
+"""A frame that arrives before the node has taken the previous one replaces it. The interval is longer than pauses of
+a busy machine."""
 
 
 class Listener:
@@ -68,15 +71,15 @@ def test_compressed_topic_with_any_name_is_played_completely(tmp_path: Path, tin
     with Writer(tmp_path / "bag", version=9, storage_plugin=StoragePlugin.MCAP) as writer:
         connection = writer.add_connection(TOPIC, KIND, typestore=get_typestore(Stores.ROS2_JAZZY))
         for index, frame in enumerate(frames):
-            header = Header(stamp=Time(sec=1 + index // 2, nanosec=index % 2 * 500_000_000), frame_id="front")
+            header = Header(stamp=Time(sec=1 + index * INTERVAL_S), frame_id="front")
             message = serialize_message(compressed_from_array(frame, header, "png"))
-            writer.write(connection, 1_000_000_000 + index * 500_000_000, message)
+            writer.write(connection, (1 + index * INTERVAL_S) * 1_000_000_000, message)
     run = play_and_record(
         tmp_path / "bag",
         TOPIC,
         tmp_path / "outputs",
         ["--bundle", str(tiny_bundle)],
-        1.0,  # a frame that comes before the node took the one before it would replace that
+        1.0,
         tmp_path / "node.log",
         no_progress,
     )
