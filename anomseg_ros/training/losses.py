@@ -196,18 +196,20 @@ def distillation(
     target: Tensor | None = None,
     temperature: float = DISTILLATION_TEMPERATURE,
     class_weight: Tensor | None = None,
+    where_right: bool = False,
 ) -> Tensor:
     """Return T^2 times the mean over pixels of KL(teacher || student), the student softened by T.
 
     Sources: paper MiDE, equation 6 (which has no T); softening and T^2: Hinton et al., section 2.
 
     Args:
-        student_logits: (N, C, H, W). teacher: constant softened probabilities (N, C, H, W), or (N, C - 1, H, W) without
-        the student's void class, whose
-            probability is then 0.
+        student_logits: (N, C, H, W).
+        teacher: constant softened probabilities (N, C, H, W), or (N, C - 1, H, W) without the student's void class,
+            whose probability is then 0.
         target: see the module; if given, only pixels of the teacher's classes and of 252 count.
         temperature: T.
         class_weight: (C,) weights of pixels by target, as in `cross_entropy`; 252 weighs as much as the mean class.
+        where_right: whether pixels with a class count only where it is the teacher's most probable one.
 
     Raises:
         ConfigError: classes or sizes do not fit.
@@ -222,7 +224,10 @@ def distillation(
     divergence = (torch.xlogy(teacher, teacher) - teacher * student).sum(1)
     if target is None:
         return divergence.mean() * temperature**2
-    counted = ((target < teacher.shape[1]) | (target == KNOWN_UNCERTAIN)).to(divergence.dtype)
+    labelled = target < teacher.shape[1]
+    if where_right:
+        labelled = target == teacher.argmax(1)
+    counted = (labelled | (target == KNOWN_UNCERTAIN)).to(divergence.dtype)
     if class_weight is not None:
         by_label = F.pad(class_weight, (0, 256 - outputs), value=float(class_weight.mean()))
         counted = counted * by_label[target]

@@ -65,6 +65,10 @@ class LossConfig(Options):
     distillation_of_outliers: bool = False
     """Whether the teacher sees pasted objects and teaches the void class, too: for a teacher with an anomaly class."""
 
+    distillation_where_right: bool = False
+    """Whether the teacher teaches only where its most probable class is the label, and where there is none (252).
+    Otherwise its errors outweigh the labels of rare classes. Deviates from paper MiDE."""
+
     @property
     def needs(self) -> Needs:
         return Needs(
@@ -137,7 +141,8 @@ class SegmentationLoss(Objective):
             with torch.no_grad():
                 teacher = resized(mean_probability(teachers, config.distillation_temperature), target.shape[-2:])
             weight = self.class_weight if config.distillation_class_weights else None
-            term = distillation(main, teacher, target, config.distillation_temperature, weight)
+            where_right = config.distillation_where_right
+            term = distillation(main, teacher, target, config.distillation_temperature, weight, where_right)
             terms["distillation"] = config.distillation_weight * term
         return terms
 

@@ -57,6 +57,17 @@ def test_uncertain_known_pixels_get_the_mean_class_weight() -> None:
     assert distillation(student, teacher, one, 1.0, weight).item() == pytest.approx(expected)
 
 
+def test_a_teacher_that_counts_where_it_is_right_teaches_these_and_uncertain_pixels() -> None:
+    student, target = batch(0)
+    teacher = mean_probability([batch(1, scale=5.0)[0]])
+    target[0, 0] = KNOWN_UNCERTAIN
+    wrong = (target < CLASSES) & (teacher.argmax(1) != target)
+    assert 0 < int(wrong.sum()) < target.numel() - int((target == IGNORED).sum())
+    expected = distillation(student, teacher, target.masked_fill(wrong, IGNORED), 1.0)
+    assert distillation(student, teacher, target, 1.0, where_right=True).item() == pytest.approx(expected.item())
+    assert distillation(student, teacher, target, 1.0).item() != pytest.approx(expected.item())
+
+
 def test_teacher_without_void_class_ignores_void_pixels() -> None:
     student, target = batch(0)
     known = mean_probability([batch(1)[0][:, :VOID]])

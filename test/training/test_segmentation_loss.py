@@ -90,6 +90,20 @@ def test_total_is_the_sum_of_the_weighted_terms() -> None:
     assert teacher.grad is None
 
 
+@pytest.mark.parametrize("options", [{"distillation_class_weights": True}, {"distillation_where_right": True}])
+def test_options_of_the_distillation_are_used(options: dict[str, bool]) -> None:
+    logits, target = batch()
+    teacher = batch(1)[0]
+    config = LossConfig(class_weights_c=1.02, distillation_weight=1.0, **options)
+    term = PlainLoss(config, FREQUENCIES, VOID)((logits,), target, [teacher])["distillation"]
+    temperature = config.distillation_temperature
+    weight = enet_class_weights(FREQUENCIES, 1.02) if config.distillation_class_weights else None
+    mean = mean_probability([teacher], temperature)
+    expected = distillation(logits, mean, target, temperature, weight, config.distillation_where_right)
+    assert term.item() == pytest.approx(expected.item())
+    assert term.item() != pytest.approx(distillation(logits, mean, target, temperature).item())
+
+
 @pytest.mark.parametrize(
     ("config", "function"),
     [
