@@ -91,7 +91,7 @@ def test_total_is_the_sum_of_the_weighted_terms() -> None:
 
 
 @pytest.mark.parametrize("options", [{"distillation_class_weights": True}, {"distillation_where_right": True}])
-def test_options_of_the_distillation_are_used(options: dict[str, bool]) -> None:
+def test_options_of_the_distillation_are_used(options: dict[str, Any]) -> None:
     logits, target = batch()
     teacher = batch(1)[0]
     config = LossConfig(class_weights_c=1.02, distillation_weight=1.0, **options)
